@@ -1,0 +1,36 @@
+# make demo | test | lint: each makes the environment .venv where it is missing, and can be run
+# again. PYTHON=python3.12 chooses the interpreter of a new environment; ARGS=... goes to the demo
+# or to pytest.
+
+PYTHON ?= python3
+WORKERS ?= 2
+BIN := .venv/bin
+
+.PHONY: demo test lint clean
+.NOTPARALLEL:
+
+demo: .venv/.installed-ms
+	$(BIN)/python examples/segment_ms.py $(ARGS)
+
+# Not `python -m pytest`: that would put this folder on the path, and kernels/ with it.
+test: .venv/.installed-dev
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing tripq[$*] into .venv (the first time takes a few minutes)"
+	$(BIN)/python -m pip install -qq --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[$*]'
+	@touch $@
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+# Builds and caches; the environment stays (rm -r .venv removes it), and so do the results in runs/.
+clean:
+	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -path ./.venv -prune -o -name __pycache__ -prune -exec rm -rf {} +
