@@ -1,0 +1,56 @@
+"""The definition, edge by edge: the filter of every edge, times the features at its input node.
+
+Slow, and the measure of every other back end.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tripq.filter import PQFilter
+from tripq.graph import NodeSpace, PEdges, QSpace
+
+# Filters of so many numbers are held at a time.
+_BUDGET = 1 << 24
+
+
+def evaluate(x: Tensor, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilter) -> Tensor:
+    """The sum over all edges; shapes as in `tripq.backends`."""
+    if isinstance(q, NodeSpace):
+        return _on_nodes(x, edges, q, filter)
+    return _on_product(x, edges, q, filter)
+
+
+def _on_product(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter) -> Tensor:
+    weights = q.weights.to(x.dtype)
+    out = x.new_zeros(x.shape[0], len(q.q_out), filter.dim_out)
+    for part in _chunks(len(edges.dst), filter, weights.numel(), x):
+        kernel = filter.kernel(
+            edges.offsets[edges.type[part]][:, None, None].to(x.dtype),
+            q.q_out[None, :, None].to(x.dtype),
+            q.q_in[None, None, :].to(x.dtype),
+        )
+        messages = torch.einsum("epqoi,pq,eqi->epo", kernel, weights, x[edges.src[part]])
+        out = out.index_add(0, edges.dst[part], messages)
+    return out
+
+
+def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter) -> Tensor:
+    joined = nodes.edges
+    out = x.new_zeros(len(nodes.q_out), filter.dim_out)
+    for part in _chunks(len(joined.dst), filter, 1, x):
+        kernel = filter.kernel(
+            edges.offsets[edges.type[joined.p_edge[part]]].to(x.dtype),
+            nodes.q_out[joined.dst[part]].to(x.dtype),
+            nodes.q[joined.src[part]].to(x.dtype),
+        )
+        weights = joined.weights[part].to(x.dtype)
+        messages = torch.einsum("eoi,e,ei->eo", kernel, weights, x[joined.src[part]])
+        out = out.index_add(0, joined.dst[part], messages)
+    return out
+
+
+def _chunks(n_edges: int, filter: PQFilter, per_edge: int, x: Tensor) -> tuple[Tensor, ...]:
+    step = max(1, _BUDGET // max(1, filter.dim_out * filter.dim_in * per_edge))
+    return torch.arange(n_edges, device=x.device).split(step)

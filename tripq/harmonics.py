@@ -1,0 +1,69 @@
+"""Spherical harmonics of offsets, and what a direction means where the offset is zero."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from e3nn import o3
+from torch import Tensor
+
+#: Offsets shorter than this (mm in p-space; in q-space |q| is of order 1) have no direction.  Far
+#: below any voxel size or spacing of directions, far above the rounding of coordinates in float64
+#: and of q-vectors in float32.
+ZERO_LENGTH = 1e-6
+
+
+def directions(v: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit vectors along `v`, and where there are none.
+
+    Returns
+    -------
+    unit : Tensor of shape (..., 3)
+        ``v / |v|``; an arbitrary fixed direction, without gradient, where `v` is zero.
+    zero : Tensor of shape (...), bool
+        Where ``|v| < ZERO_LENGTH``.
+    """
+    zero = v.detach().norm(dim=-1) < ZERO_LENGTH
+    # The zero vectors are replaced before the norm is taken: a mask on the result would still let
+    # the infinite slope of the norm at zero through, as NaN.
+    pole = torch.tensor([0.0, 1.0, 0.0], dtype=v.dtype, device=v.device)
+    safe = torch.where(zero[..., None], pole, v)
+    return safe / safe.norm(dim=-1, keepdim=True), zero
+
+
+def unit_vectors(v: Tensor) -> Tensor:
+    """Unit vectors along `v`, and 0 (with zero gradient) where `v` is zero; shape (..., 3)."""
+    unit, zero = directions(v)
+    return torch.where(zero[..., None], torch.zeros_like(unit), unit)
+
+
+def spherical_harmonics(orders: Iterable[int], v: Tensor) -> dict[int, Tensor]:
+    """Real spherical harmonics of the directions of `v`, in e3nn's basis.
+
+    Parameters
+    ----------
+    orders : iterable of int
+        The orders l wanted.
+    v : Tensor of shape (..., 3)
+        Offsets of any length, in world axes.
+
+    Returns
+    -------
+    dict from l to Tensor of shape (..., 2 l + 1)
+        In "component" normalisation: the squares of the components sum to 2 l + 1.  A zero vector
+        has no direction: there order 0 is the constant 1 it is everywhere, and every higher order
+        is 0 with gradient 0, the only choice that commutes with rotations.
+
+    Examples
+    --------
+    >>> y = spherical_harmonics((0, 1), torch.tensor([[0.0, 0.0, 2.0], [0.0, 0.0, 0.0]]))
+    >>> y[0].tolist(), [[round(c, 3) for c in row] for row in y[1].tolist()]
+    ([[1.0], [1.0]], [[0.0, 0.0, 1.732], [0.0, 0.0, 0.0]])
+    """
+    unit, zero = directions(v)
+    result = {}
+    for l in sorted(set(orders)):
+        y = o3.spherical_harmonics(l, unit, normalize=False, normalization="component")
+        result[l] = y if l == 0 else torch.where(zero[..., None], torch.zeros_like(y), y)
+    return result

@@ -1,0 +1,417 @@
+"""The layer: a rotation-equivariant linear map between features on the 6D domain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, get_args
+
+import torch
+from e3nn import o3
+from torch import Tensor, nn
+
+from tripq.backends import BACKENDS, Backend
+from tripq.filter import PQFilter
+from tripq.graph import NodeSpace, PQGraph, QSpace, ScanGraph, pad_rows
+from tripq.paths import (
+    Caps,
+    Channels,
+    FilterKind,
+    Group,
+    Path,
+    Selection,
+    parse_filter,
+    select_paths,
+)
+from tripq.radial import ConstantFunction, Radial, RadialFunctions
+
+QDirections = Literal["vectors", "unit"]
+OnGraph = Literal["graph"]
+
+
+class PQTensorFieldLayer(nn.Module):
+    r"""Tensor field layer on p- and q-space, equivariant under joint rotations and translations.
+
+    The layer of Müller, Golkov, Tomassini and Cremers (arXiv:2102.06942, eq. 5): the output at
+    (p_out, q_out) sums over all joined input nodes the product of a filter and the input features,
+
+    .. math::
+        \sum W\; C(l_{out}; l_f\, l_{in})\, C(l_f; l_p\, l_q)\;
+        \varphi_1(|p_{out} - p_{in}|)\, \varphi_2(|q_{out}|)\, \varphi_3(|q_{in}|)\;
+        Y_{l_p}(p_{out} - p_{in})\, Y_{l_q}(q_{out} - q_{in})\, I(p_{in}, q_{in}),
+
+    where the sum over q_in is a quadrature (a mean, unless the graph is given other weights).
+    Gradient tables come with the graph: the weights know no geometry, and one layer serves scans
+    with any number of directions, shells and voxel sizes.
+
+    Parameters
+    ----------
+    irreps_in, irreps_out : e3nn.o3.Irreps or str
+        The channels and orders of the features, such as ``"4x0e + 2x1o + 1x2e"``.
+    p_radius : float
+        Radius of the neighbourhood in mm; 0 keeps to the voxel itself.
+    q_max : float
+        The largest |q| that the radial functions in q-space cover (2.0: b up to 4 b_ref).
+    filter : str
+        ``"tp"``, the tensor product of the harmonics of both offsets; ``"diff"``, one harmonic of
+        the difference of the two offsets, (p_out - p_in) - (q_out - q_in); ``"p"`` and ``"q"``,
+        harmonics and radial functions of one of the two spaces only; or a sum of several, such as
+        ``"tp + p"``, each with weights of its own.
+    selection : {"paper", "tp1"}
+        Which orders take part in ``"tp"``: ``|l_f - l_p| <= 1``; with ``"tp1"`` (the authors' code)
+        ``|l_f - l_q| <= 1`` too.
+    lmax_p, lmax_q, lmax_filter : int, optional
+        Largest orders of the two harmonics and of the filter.
+    p_radial, q_radial : Radial
+        Radial functions of |p_out - p_in|, and of |q_out| and |q_in|.
+    q_directions : {"vectors", "unit"}
+        Whether q_out - q_in is a difference of q-vectors or of their unit vectors.
+    group : {"SO3", "O3"}
+        ``"SO3"`` (the paper's) ignores the parity of irreps; with ``"O3"`` only paths on which the
+        parities match exist, and the layer commutes with reflections too.
+    antipodal : bool
+        Average the filter over the signs of all q-vectors: flipping the sign of any directions
+        changes nothing, as it changes nothing in the signal.
+    bias : bool
+        Add a learned constant to the scalar (even, in O(3)) output channels.
+    self_interaction : bool
+        Add a learned linear map of the features at the output node itself (zero offset in p and
+        in q).  Needs an output with the same nodes as the input.
+    q_in : "graph" or None
+        None: the input is a map without q-space, (V, dim_in), and so is the output.
+    q_out : "graph" or None
+        Where the output lives: at the output directions of the graph, or (None) at the single
+        point q = 0, which reduces q-space: (V, Q, dim_in) -> (V, dim_out).
+    backend : {"recoupled", "edges"}
+        How to evaluate; both agree to rounding.  ``"edges"`` is the slow definition.
+
+    Attributes
+    ----------
+    paths : tuple of Path
+        The paths of all filters.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tripq import PQGraph
+    >>> q = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
+    >>> graph = PQGraph.from_grid(np.ones((4, 4, 4)), np.diag([2.0, 2, 2, 1]), q, radius=3.0)
+    >>> layer = PQTensorFieldLayer("1x0e", "4x0e + 2x1o", p_radius=3.0)
+    >>> layer(torch.ones(64, 4, 1), graph).shape
+    torch.Size([64, 4, 10])
+    """
+
+    def __init__(
+        self,
+        irreps_in: o3.Irreps | str,
+        irreps_out: o3.Irreps | str,
+        p_radius: float,
+        *,
+        q_max: float = 2.0,
+        filter: str = "tp",
+        selection: Selection = "paper",
+        lmax_p: int | None = None,
+        lmax_q: int | None = None,
+        lmax_filter: int | None = None,
+        p_radial: Radial = Radial(),
+        q_radial: Radial = Radial(),
+        q_directions: QDirections = "vectors",
+        group: Group = "SO3",
+        antipodal: bool = False,
+        bias: bool = False,
+        self_interaction: bool = False,
+        q_in: OnGraph | None = "graph",
+        q_out: OnGraph | None = "graph",
+        backend: Backend = "recoupled",
+    ) -> None:
+        super().__init__()
+        _check_choice("selection", selection, Selection)
+        _check_choice("group", group, Group)
+        _check_choice("q_directions", q_directions, QDirections)
+        _check_choice("backend", backend, Backend)
+        if not 0 <= p_radius < float("inf"):
+            raise ValueError(f"p_radius must be a length in mm, not {p_radius}")
+        if not 0 < q_max < float("inf"):
+            raise ValueError(f"q_max must be positive, not {q_max}")
+        if q_in is None:
+            q_out = None
+        if self_interaction and q_in is not None and q_out is None:
+            raise ValueError(
+                "a self-interaction needs an output with the nodes of the input; this layer "
+                "reduces q-space (q_out=None)"
+            )
+        self.irreps_in = o3.Irreps(irreps_in)
+        self.irreps_out = o3.Irreps(irreps_out)
+        self.p_radius = float(p_radius)
+        self.q_max = float(q_max)
+        self.group = group
+        self.q_in = q_in
+        self.q_out = q_out
+        self.backend: Backend = backend
+        self.channels_in = _channels(self.irreps_in, group)
+        self.channels_out = _channels(self.irreps_out, group)
+
+        caps = Caps(lmax_p, lmax_q, lmax_filter)
+        kinds = parse_filter(filter)
+        if q_in is None:
+            if kinds not in (("tp",), ("p",)):
+                raise ValueError(
+                    "a map without q-space has p-offsets only, so its filter is "
+                    f'"p", not {filter!r}'
+                )
+            kinds = ("p",)
+        self.filters = nn.ModuleList(
+            self._make_filter(
+                kind,
+                select_paths(
+                    kind,
+                    self.channels_in,
+                    self.channels_out,
+                    selection=selection,
+                    caps=caps,
+                    group=group,
+                    antipodal=antipodal,
+                ),
+                p_radial,
+                q_radial,
+                unit_directions=q_directions == "unit",
+                antipodal=antipodal,
+            )
+            for kind in kinds
+        )
+        self.paths: tuple[Path, ...] = tuple(path for f in self._filters() for path in f.paths)
+        self.self_interaction = (
+            o3.Linear(_merged(self.irreps_in, group), _merged(self.irreps_out, group))
+            if self_interaction
+            else None
+        )
+        scalars = [i for c in self.channels_out if c.l == 0 and c.parity == 1 for i in c.index]
+        if bias and not scalars:
+            raise ValueError(
+                f"a bias is added to scalars, and the output {self.irreps_out} has none"
+            )
+        self.bias = nn.Parameter(torch.zeros(len(scalars))) if bias else None
+        self._scalars = tuple(scalars)
+
+    def _make_filter(
+        self,
+        kind: FilterKind,
+        paths: tuple[Path, ...],
+        p_radial: Radial,
+        q_radial: Radial,
+        *,
+        unit_directions: bool,
+        antipodal: bool,
+    ) -> PQFilter:
+        """A filter with the radial functions that its kind and its output have a use for."""
+        in_q = kind != "p"
+        return PQFilter(
+            kind,
+            paths,
+            self.channels_in,
+            self.channels_out,
+            RadialFunctions(p_radial, self.p_radius, cutoff=True)
+            if kind != "q"
+            else ConstantFunction(),
+            # A reduced output has |q_out| = 0 only.
+            RadialFunctions(q_radial, self.q_max, cutoff=False)
+            if in_q and self.q_out is not None
+            else ConstantFunction(),
+            RadialFunctions(q_radial, self.q_max, cutoff=False) if in_q else ConstantFunction(),
+            unit_directions=unit_directions,
+            antipodal=antipodal,
+        )
+
+    def forward(self, x: Tensor, graph: PQGraph) -> Tensor:
+        """Evaluate the layer.
+
+        Parameters
+        ----------
+        x : Tensor of shape (V, Q, dim_in)
+            Features at the nodes of the graph: voxels, directions, components.  (N, dim_in) on a
+            graph made by `PQGraph.from_nodes`, (V, dim_in) where ``q_in=None``.
+        graph : PQGraph
+            The domain, with a radius of at least `p_radius`, on the device of `x`.
+
+        Returns
+        -------
+        Tensor of shape (V, Q_out, dim_out)
+            Or (N_out, dim_out), or (V, dim_out), likewise.
+
+        Raises
+        ------
+        ValueError
+            If features and graph do not fit each other or the layer.
+        """
+        self._check(x, graph)
+        graph = graph.within(self.p_radius)
+        parts = graph.split(x, [self._rows(scan) for scan in graph.scans])
+        return pad_rows([self._on_scan(part, scan) for scan, part in parts])
+
+    def _on_scan(self, x: Tensor, scan: ScanGraph) -> Tensor:
+        q = self._q_space(scan)
+        features = x[:, None] if self.q_in is None else x
+        if isinstance(q, QSpace):
+            features = features[:, : len(q.q_in)]
+        evaluate = BACKENDS[self.backend]
+        out = torch.stack([evaluate(features, scan.edges, q, f) for f in self._filters()]).sum(0)
+        if self.self_interaction is not None:
+            out = out + self._self_interaction(features)
+        if self.bias is not None:
+            out = out.index_add(
+                -1, self._index(self._scalars), self.bias.expand(*out.shape[:-1], -1)
+            )
+        return out[:, 0] if isinstance(q, QSpace) and self.q_out is None else out
+
+    def _self_interaction(self, x: Tensor) -> Tensor:
+        assert self.self_interaction is not None
+        order_in = self._index([i for c in self.channels_in for i in c.index])
+        order_out = [i for c in self.channels_out for i in c.index]
+        inverse = sorted(range(len(order_out)), key=order_out.__getitem__)
+        mapped: Tensor = self.self_interaction(x[..., order_in])
+        return mapped[..., self._index(inverse)]
+
+    def _index(self, positions: list[int] | tuple[int, ...]) -> Tensor:
+        return torch.tensor(
+            positions, dtype=torch.int64, device=next(self._filters()).weight.device
+        )
+
+    def _q_space(self, scan: ScanGraph) -> QSpace | NodeSpace:
+        if self.q_in is None or scan.q is None:
+            return QSpace.none(scan.p.device)
+        return scan.q.reduced if self.q_out is None else scan.q
+
+    def _rows(self, scan: ScanGraph) -> int:
+        if self.q_in is not None and isinstance(scan.q, NodeSpace):
+            return len(scan.q.q)
+        return scan.n_voxels
+
+    def _check(self, x: Tensor, graph: PQGraph) -> None:
+        nodes = isinstance(graph.scans[0].q, NodeSpace)
+        flat = self.q_in is None or nodes
+        shape = (
+            "(N, dim_in)" if nodes and self.q_in else "(V, dim_in)" if flat else "(V, Q, dim_in)"
+        )
+        if x.ndim != (2 if flat else 3) or x.shape[-1] != self.irreps_in.dim:
+            raise ValueError(
+                f"the features have the shape {tuple(x.shape)}, but this layer takes {shape} with "
+                f"dim_in = {self.irreps_in.dim} ({self.irreps_in})"
+            )
+        if x.device != graph.device:
+            raise ValueError(
+                f"the features are on {x.device}, but the graph is on {graph.device}: "
+                f"call graph.to({str(x.device)!r})"
+            )
+        if self.q_in is None:
+            return
+        for scan in graph.scans:
+            if scan.q is None:
+                raise ValueError(
+                    "this layer needs directions, but the graph was built without q-space (q=None)"
+                )
+            if scan.q.q_max > self.q_max * (1 + 1e-6):
+                raise ValueError(
+                    f"the graph holds a q-vector of length {scan.q.q_max:.3g}, beyond the q_max = "
+                    f"{self.q_max:g} of this layer: make the layer with a larger q_max"
+                )
+            if self.self_interaction is not None and scan.q.resampled:
+                raise ValueError(
+                    "the output of this graph has nodes of its own (q_out), but a self-interaction "
+                    "needs those of the input"
+                )
+            if isinstance(scan.q, QSpace) and x.shape[1] < len(scan.q.q_in):
+                raise ValueError(
+                    f"the features have {x.shape[1]} directions, but the graph has "
+                    f"{len(scan.q.q_in)}: {graph!r}"
+                )
+        longest = (
+            max(len(s.q.q_in) for s in graph.scans if isinstance(s.q, QSpace)) if not flat else 0
+        )
+        if not flat and x.shape[1] != longest:
+            raise ValueError(
+                f"the features have {x.shape[1]} directions, but the graph has {longest}: {graph!r}"
+            )
+
+    @torch.no_grad()
+    def normalize_output(self, output: Tensor) -> Tensor:
+        """Divide the weights of each output order by the root mean square of its features.
+
+        Parameters
+        ----------
+        output : Tensor of shape (..., dim_out)
+            What the layer gave for some input.
+
+        Returns
+        -------
+        Tensor
+            What the layer gives for it now; orders that were zero are left as they are.
+        """
+        scaled = output.clone()
+        for channels in self.channels_out:
+            index = self._index(channels.index)
+            size = output[..., index].square().mean().sqrt()
+            if not 0 < float(size) < float("inf"):
+                continue
+            for f in self._filters():
+                for path, weight in f.path_weights():
+                    if (path.l_out, path.parity_out) == (channels.l, channels.parity):
+                        weight.div_(size)
+            scaled[..., index] = output[..., index] / size
+        return scaled
+
+    def kernel(self, p_offset: Tensor, q_out: Tensor, q_in: Tensor) -> Tensor:
+        """The dense filter at one triple of offsets, straight from the definition.
+
+        The layer is the sum of this filter times the input over all joined nodes, each with its
+        quadrature weight, plus the self-interaction and the bias where there are such.
+
+        Parameters
+        ----------
+        p_offset : Tensor of shape (..., 3)
+            p_out - p_in in mm, world axes.
+        q_out, q_in : Tensors of shape (..., 3)
+            q-vectors; all three are broadcast against each other.  A layer that reduces q-space
+            has q_out = 0.
+
+        Returns
+        -------
+        Tensor of shape (..., dim_out, dim_in)
+        """
+        return torch.stack([f.kernel(p_offset, q_out, q_in) for f in self._filters()]).sum(0)
+
+    def _filters(self) -> Iterator[PQFilter]:
+        for f in self.filters:
+            assert isinstance(f, PQFilter)
+            yield f
+
+    def __repr__(self) -> str:
+        filters = " + ".join(f.kind for f in self._filters())
+        weights = sum(p.numel() for p in self.parameters())
+        domain = "p" if self.q_in is None else "pq -> p" if self.q_out is None else "pq"
+        return (
+            f"{type(self).__name__}({self.irreps_in} -> {self.irreps_out} | {domain}, "
+            f"{filters}, {self.group}, {self.p_radius:g} mm | {len(self.paths)} paths | "
+            f"{weights:,} weights)"
+        )
+
+
+def _channels(irreps: o3.Irreps, group: Group) -> tuple[Channels, ...]:
+    """The channels of each order (and parity, in O(3)) with their places in the features."""
+    index: dict[tuple[int, int], list[int]] = {}
+    start = 0
+    for mul, ir in irreps:
+        stop = start + mul * ir.dim
+        key = (ir.l, 1 if group == "SO3" else ir.p)
+        index.setdefault(key, []).extend(range(start, stop))
+        start = stop
+    return tuple(Channels(l, p, tuple(index[l, p])) for l, p in sorted(index) if index[l, p])
+
+
+def _merged(irreps: o3.Irreps, group: Group) -> o3.Irreps:
+    """The irreps with the channels in the order of `_channels`."""
+    return o3.Irreps([(c.mul, (c.l, c.parity)) for c in _channels(irreps, group)])
+
+
+def _check_choice(name: str, value: str, choices: object) -> None:
+    allowed = get_args(choices)
+    if value not in allowed:
+        raise ValueError(f"{name} is one of {', '.join(map(repr, allowed))}, not {value!r}")

@@ -1,0 +1,126 @@
+"""Which voxels are closer than a radius: on a grid by index arithmetic, elsewhere by a search."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import KDTree
+
+#: Coordinates come from float32 headers, so a distance is known to about this share of itself.
+#: A neighbour at the radius, to within it, is not closer than the radius: were ties left to the
+#: rounding, a rotated copy of a scan would have other edges.
+RELATIVE_TIE = 1e-5
+
+
+def closer_than(lengths: NDArray[np.float64], radius: float) -> NDArray[np.bool_]:
+    """Whether each length is below `radius`; ties are not, a length of 0 always is.
+
+    Examples
+    --------
+    >>> closer_than(np.array([0.0, 4.9, 5.0 - 1e-7, 5.1]), 5.0).tolist()
+    [True, True, False, False]
+    """
+    return (lengths < radius * (1 - RELATIVE_TIE)) | (lengths == 0)
+
+
+def grid_offsets(linear: NDArray[np.float64], radius: float) -> NDArray[np.int64]:
+    """Index offsets whose length in world space is below `radius`.
+
+    Parameters
+    ----------
+    linear : ndarray of shape (3, 3)
+        Linear part of an affine, in mm: columns are the steps along the voxel axes.
+    radius : float
+        In mm.
+
+    Returns
+    -------
+    ndarray of shape (T, 3)
+        In lexicographic order; (0, 0, 0) is always among them.
+
+    Examples
+    --------
+    >>> len(grid_offsets(np.diag([2.0, 2.0, 2.0]), 3.5))
+    27
+    >>> len(grid_offsets(np.diag([2.0, 2.0, 2.0]), 2.0))    # ties are not closer
+    1
+    """
+    # |d_i| = |row_i(A^-1) A d| <= |row_i(A^-1)| |A d|
+    reach = np.floor(np.linalg.norm(np.linalg.inv(linear), axis=1) * radius).astype(int)
+    ranges = [np.arange(-r, r + 1) for r in reach]
+    candidates = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, 3)
+    lengths = np.linalg.norm(candidates @ linear.T, axis=1)
+    return candidates[closer_than(lengths, radius)].astype(np.int64)
+
+
+def grid_neighbours(mask: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Neighbours of every masked voxel at given index offsets.
+
+    Parameters
+    ----------
+    mask : ndarray of shape (X, Y, Z), bool
+        Voxels are numbered in the order of ``np.argwhere(mask)``.
+    offsets : ndarray of shape (T, 3)
+        Index offsets out - in.
+
+    Returns
+    -------
+    ndarray of shape (V, T)
+        Number of the voxel at ``out - offset``, or V where that lies outside the mask.
+
+    Examples
+    --------
+    >>> grid_neighbours(np.ones((3, 1, 1), bool), np.array([[0, 0, 0], [1, 0, 0]])).tolist()
+    [[0, 3], [1, 0], [2, 1]]
+    """
+    voxels = np.argwhere(mask)
+    number = len(voxels)
+    margin = np.abs(offsets).max(axis=0, initial=0)
+    padded = np.full(np.array(mask.shape) + 2 * margin, number, dtype=np.int64)
+    inner = tuple(slice(m, m + n) for m, n in zip(margin, mask.shape, strict=True))
+    padded[inner][mask] = np.arange(number)
+    flat_voxels = np.ravel_multi_index(tuple((voxels + margin).T), padded.shape)
+    strides = np.array([padded.shape[1] * padded.shape[2], padded.shape[2], 1])
+    return padded.ravel()[flat_voxels[:, None] - (offsets @ strides)[None, :]]
+
+
+def point_neighbours(
+    p: NDArray[np.float64], radius: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """All ordered pairs (out, in) of points closer than `radius`, each point with itself included.
+
+    torch-cluster searches where it is installed, SciPy's KD-tree elsewhere; both only propose
+    pairs, and the distance decides, so the edges are equal.
+
+    Returns
+    -------
+    dst, src : ndarrays of shape (E,)
+        Ordered by `dst`, then `src`.
+    """
+    if len(p) == 0:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    dst, src = _candidates(p, radius)
+    lengths = np.linalg.norm(p[dst] - p[src], axis=1)
+    keep = closer_than(lengths, radius)
+    dst, src = dst[keep], src[keep]
+    order = np.lexsort((src, dst))
+    return dst[order], src[order]
+
+
+def _candidates(
+    p: NDArray[np.float64], radius: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Ordered pairs that include every one closer than `radius`."""
+    # The search may round in float32: look a little farther than asked.
+    reach = radius * (1 + RELATIVE_TIE) + 1e-4
+    try:
+        from torch_cluster import radius as cluster_search
+    except ImportError:
+        sparse = KDTree(p).sparse_distance_matrix(KDTree(p), reach, output_type="ndarray")
+        return sparse["i"].astype(np.int64), sparse["j"].astype(np.int64)
+    import torch
+
+    points = torch.from_numpy(p)
+    # torch-cluster silently keeps only so many neighbours: allow all of them.
+    dst, src = cluster_search(points, points, reach, max_num_neighbors=len(p)).numpy()
+    return dst.astype(np.int64), src.astype(np.int64)
