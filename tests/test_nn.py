@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from e3nn import o3
+
+from tripq import PQGraph, PQTensorFieldLayer
+from tripq.nn import (
+    GatedNonlinearity,
+    NormsAsScalars,
+    QLengthWeightedMean,
+    QMean,
+    scale_initial_weights,
+)
+
+TABLE = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1.2, 0], [0, 0.6, 0.8]])
+
+
+def random_graph(seed: int = 0, q: torch.Tensor = TABLE) -> PQGraph:
+    p = torch.from_numpy(np.random.default_rng(seed).uniform(0, 6, size=(7, 3)))
+    return PQGraph.from_points(p, q, radius=4.0)
+
+
+@pytest.mark.parametrize("part", [GatedNonlinearity, NormsAsScalars])
+def test_parts_commute_with_rotations_and_reflections(part):
+    module = part("3x0e + 2x1o + 1x1e + 2x2e").double()
+    x = torch.randn(20, module.irreps_in.dim, dtype=torch.float64)
+    rotation = -o3.rand_matrix(dtype=torch.float64)
+    d_in = module.irreps_in.D_from_matrix(rotation)
+    d_out = module.irreps_out.D_from_matrix(rotation)
+    torch.testing.assert_close(module(x @ d_in.T), module(x) @ d_out.T, rtol=1e-11, atol=1e-11)
+
+
+def test_norms_of_zero_features_have_no_slope_and_are_zero():
+    module = NormsAsScalars("1x0e + 2x1o")
+    x = torch.zeros(1, 7, requires_grad=True)
+    y = module(x)
+    assert (y == 0).all()
+    y.sum().backward()
+    assert torch.equal(x.grad, torch.tensor([[1.0] * 7]))  # the features themselves pass through
+
+
+def test_norms_are_lengths():
+    module = NormsAsScalars("1x0e + 1x1o")
+    assert module(torch.tensor([[5.0, 0, 3, 4]]))[0, -1].item() == pytest.approx(5, abs=2e-4)
+
+
+def test_gate_rejects_odd_scalars():
+    with pytest.raises(ValueError, match="odd scalars"):
+        GatedNonlinearity("2x0o")
+
+
+def test_q_mean_is_the_mean():
+    graph = random_graph()
+    x = torch.randn(7, 4, 3)
+    torch.testing.assert_close(QMean()(x, graph), x.mean(dim=1))
+
+
+def test_length_weighted_mean_gives_equal_lengths_equal_weights():
+    graph = random_graph()
+    module = QLengthWeightedMean("2x0e + 1x1o")
+    x = torch.randn(7, 4, 5)
+    swapped = x[:, [0, 3, 2, 1]]  # the second and the last direction have length 1
+    torch.testing.assert_close(module(x, graph), module(swapped, graph))
+    other = x[:, [0, 2, 1, 3]]
+    assert not torch.allclose(module(x, graph), module(other, graph))
+
+
+def test_length_weighted_mean_commutes_with_rotations():
+    module = QLengthWeightedMean("2x0e + 1x1o").double()
+    rotation = o3.rand_matrix(dtype=torch.float64)
+    d = module.irreps.D_from_matrix(rotation)
+    x = torch.randn(7, 4, 5, dtype=torch.float64)
+    rotated = module(x @ d.T, random_graph(q=TABLE.double() @ rotation.T))
+    torch.testing.assert_close(rotated, module(x, random_graph()) @ d.T, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("module", [QMean(), QLengthWeightedMean("1x0e + 1x1o")])
+def test_reductions_of_nodes_and_of_a_shared_table_agree(module):
+    p = torch.rand(5, 3, dtype=torch.float64) * 5
+    shared = PQGraph.from_points(p, TABLE, radius=3.0)
+    nodes = PQGraph.from_nodes(p.repeat_interleave(4, 0), TABLE.repeat(5, 1), radius=3.0)
+    x = torch.randn(5, 4, 4)
+    torch.testing.assert_close(module(x.flatten(0, 1), nodes), module(x, shared))
+
+
+def test_reduction_needs_a_q_space():
+    graph = PQGraph.from_points(torch.rand(3, 3), None, radius=1.0)
+    with pytest.raises(ValueError, match="no q-space to reduce"):
+        QMean()(torch.randn(3, 1, 2), graph)
+
+
+def test_first_weights_are_scaled_to_unit_features_of_every_order():
+    graph = random_graph()
+    x = 40 + torch.rand(7, 4, 1)
+    layer = PQTensorFieldLayer("1x0e", "4x0e + 2x1o + 3x2e", 4.0)
+    scale_initial_weights(layer, x, graph)
+    y = layer(x, graph)
+    for s in layer.irreps_out.slices():
+        assert y[..., s].square().mean().sqrt().item() == pytest.approx(1, rel=1e-4)

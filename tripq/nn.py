@@ -1,0 +1,190 @@
+"""Parts of networks beside the layer: nonlinearity, norms, reductions of q-space, first weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from e3nn import o3
+from e3nn.nn import Gate
+from torch import Tensor, nn
+
+from tripq.graph import NodeSpace, PQGraph, QSpace
+from tripq.layer import PQTensorFieldLayer
+from tripq.radial import Radial, RadialFunctions
+
+# The norm of a zero feature has no slope; norms are sqrt(|x|^2 + eps^2) - eps.
+_NORM_EPS = 1e-4
+
+
+class GatedNonlinearity(nn.Module):
+    """Swish on scalars; every other feature multiplied by the sigmoid of a scalar of its own.
+
+    Parameters
+    ----------
+    irreps_out : Irreps or str
+        The features wanted.  `irreps_in` tells what goes in: one further scalar ("gate") for each
+        feature of order l > 0.
+
+    Examples
+    --------
+    >>> GatedNonlinearity("4x0e + 2x1o").irreps_in
+    6x0e+2x1o
+    """
+
+    def __init__(self, irreps_out: o3.Irreps | str) -> None:
+        super().__init__()
+        self.irreps_out = o3.Irreps(irreps_out).sort().irreps.simplify()
+        scalars = o3.Irreps([(mul, ir) for mul, ir in self.irreps_out if ir.l == 0])
+        gated = o3.Irreps([(mul, ir) for mul, ir in self.irreps_out if ir.l > 0])
+        if any(ir.p == -1 for _, ir in scalars):
+            raise ValueError(f"odd scalars cannot pass a swish: {self.irreps_out}")
+        gates = o3.Irreps([(mul, "0e") for mul, _ in gated])
+        self.gate = Gate(
+            scalars,
+            [torch.nn.functional.silu for _ in scalars],
+            gates,
+            [torch.sigmoid for _ in gates],
+            gated,
+        )
+        self.irreps_in = self.gate.irreps_in.simplify()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., irreps_in.dim) -> (..., irreps_out.dim)."""
+        result: Tensor = self.gate(x)
+        return result
+
+
+class NormsAsScalars(nn.Module):
+    """Hand the norm of every feature of order l > 0 on as a further scalar.
+
+    Examples
+    --------
+    >>> NormsAsScalars("2x0e + 3x2e").irreps_out
+    2x0e+3x2e+3x0e
+    """
+
+    def __init__(self, irreps_in: o3.Irreps | str) -> None:
+        super().__init__()
+        self.irreps_in = o3.Irreps(irreps_in)
+        higher = [(mul, ir) for mul, ir in self.irreps_in if ir.l > 0]
+        count = sum(mul for mul, _ in higher)
+        self.irreps_out = self.irreps_in + o3.Irreps([(count, "0e")] if count else [])
+        self.squared_norms = o3.Norm(o3.Irreps(higher), squared=True)
+        self._higher = [
+            s for s, (_, ir) in zip(self.irreps_in.slices(), self.irreps_in, strict=True) if ir.l
+        ]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., irreps_in.dim) -> (..., irreps_out.dim)."""
+        if not self._higher:
+            return x
+        squares = self.squared_norms(torch.cat([x[..., s] for s in self._higher], dim=-1))
+        # sqrt(squares + eps^2) - eps, without the cancellation
+        norms = squares / ((squares + _NORM_EPS**2).sqrt() + _NORM_EPS)
+        return torch.cat([x, norms], dim=-1)
+
+
+class QMean(nn.Module):
+    """Mean over the directions of each voxel: (V, Q, dim) -> (V, dim)."""
+
+    def forward(self, x: Tensor, graph: PQGraph) -> Tensor:
+        """Weighted by the quadrature weights of the graph."""
+        return _reduce_q(x, graph, lambda q: q.new_ones(len(q), 1))
+
+
+class QLengthWeightedMean(nn.Module):
+    """Mean over directions, each weighted by a learned function of |q| for each channel.
+
+    The reduction of the authors' network: all directions of a shell get one weight, so it commutes
+    with rotations.
+
+    Parameters
+    ----------
+    irreps : Irreps or str
+        Features in and out.
+    q_max : float
+        The largest |q| that the radial functions cover.
+    radial : Radial
+        Radial functions of |q|.
+    """
+
+    def __init__(
+        self, irreps: o3.Irreps | str, q_max: float = 2.0, radial: Radial = Radial()
+    ) -> None:
+        super().__init__()
+        self.irreps = o3.Irreps(irreps)
+        self.phi = RadialFunctions(radial, q_max, cutoff=False)
+        first = torch.randn(radial.number, self.irreps.num_irreps) / radial.number**0.5
+        self.weight = nn.Parameter(first)
+        dims = torch.tensor([ir.dim for mul, ir in self.irreps for _ in range(mul)])
+        channel = torch.repeat_interleave(torch.arange(len(dims)), dims)
+        self.channel: Tensor
+        self.register_buffer("channel", channel, persistent=False)
+
+    def forward(self, x: Tensor, graph: PQGraph) -> Tensor:
+        """(V, Q, dim) -> (V, dim)."""
+
+        def weights(q: Tensor) -> Tensor:
+            phi = self.phi(q.to(self.weight.dtype).norm(dim=-1))
+            return (phi @ self.weight)[:, self.channel]
+
+        return _reduce_q(x, graph, weights)
+
+
+def _reduce_q(x: Tensor, graph: PQGraph, weights: Callable[[Tensor], Tensor]) -> Tensor:
+    if isinstance(graph.scans[0].q, NodeSpace):
+        rows = [len(scan.q.q) for scan in graph.scans if isinstance(scan.q, NodeSpace)]
+    else:
+        rows = [scan.n_voxels for scan in graph.scans]
+    reduced = []
+    for scan, part in graph.split(x, rows):
+        q = scan.q
+        if isinstance(q, QSpace):
+            quadrature = q.reduction[0].to(x.dtype)[:, None] * weights(q.q_in).to(x.dtype)
+            reduced.append(
+                torch.einsum(
+                    "vqd,qd->vd", part[:, : len(q.q_in)], quadrature.expand(-1, x.shape[-1])
+                )
+            )
+        elif isinstance(q, NodeSpace):
+            # One edge of the reduction starts at each node and stays in its voxel.
+            own = q.reduction.dst == q.voxel[q.reduction.src]
+            nodes = q.reduction.src[own]
+            quadrature = q.reduction.weights[own].to(x.dtype)[:, None] * weights(q.q[nodes]).to(
+                x.dtype
+            )
+            out = x.new_zeros(scan.n_voxels, x.shape[-1])
+            reduced.append(out.index_add(0, q.reduction.dst[own], part[nodes] * quadrature))
+        else:
+            raise ValueError("there is no q-space to reduce: the graph was built with q=None")
+    return torch.cat(reduced)
+
+
+@torch.no_grad()
+def scale_initial_weights(network: nn.Module, *batch: Tensor | PQGraph) -> None:
+    """Scale the weights of every layer so that its outputs have a root mean square of 1.
+
+    Features of an equivariant network grow or shrink with the number of neighbours, of paths and of
+    directions, order by order.  One pass over a first batch, layer after layer, sets each order
+    right at the start of training.
+
+    Parameters
+    ----------
+    network : Module
+        Its `PQTensorFieldLayer` are scaled in place, in the order in which they are called.
+    *batch
+        Arguments of ``network(...)``.
+    """
+
+    def scale(layer: nn.Module, args: tuple[object, ...], output: Tensor) -> Tensor:
+        assert isinstance(layer, PQTensorFieldLayer)
+        return layer.normalize_output(output)
+
+    layers = [m for m in network.modules() if isinstance(m, PQTensorFieldLayer)]
+    hooks = [layer.register_forward_hook(scale) for layer in layers]
+    try:
+        network(*batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
