@@ -1,0 +1,76 @@
+"""Shells: the samples of q-space that share a b-value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+SHELL_TOLERANCE = 80.0
+"""Neighbouring b-values of one shell differ by no more than this, in s/mm2.
+
+The default of MRtrix3 (``BValueEpsilon``). Scanners that count the imaging gradients spread one
+nominal shell over some tens of s/mm2 (995, 1000 and 1005 in the Human Connectome Project), while
+shells that are meant to differ lie hundreds apart.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Shell:
+    """One shell of q-space.
+
+    Parameters
+    ----------
+    b_value : float
+        Median of the b-values on the shell, in s/mm2.
+    indices : (n,) int array
+        Its samples, ascending.
+    """
+
+    b_value: float
+    indices: NDArray[np.intp]
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.indices)
+
+    def __repr__(self) -> str:
+        return f"Shell(b={self.b_value:g}, {len(self)} samples)"
+
+
+def find_shells(b_values: ArrayLike, tolerance: float = SHELL_TOLERANCE) -> tuple[Shell, ...]:
+    """Group b-values into shells.
+
+    Sorted b-values are cut wherever two neighbours lie further apart than `tolerance`. Samples with
+    b = 0 have no direction and belong to no shell.
+
+    Parameters
+    ----------
+    b_values : (Q,) array-like
+        In s/mm2.
+    tolerance : float, optional
+        In s/mm2.
+
+    Returns
+    -------
+    tuple of Shell
+        By ascending b-value.
+
+    Examples
+    --------
+    >>> find_shells([0, 1000, 2000, 999, 1000])
+    (Shell(b=1000, 3 samples), Shell(b=2000, 1 samples))
+    >>> find_shells([0, 1000, 2000, 999, 1000])[0].indices
+    array([1, 3, 4])
+    """
+    values = np.asarray(b_values, dtype=np.float64)
+    weighted = np.flatnonzero(values > 0)
+    if len(weighted) == 0:
+        return ()
+    ascending = weighted[np.argsort(values[weighted], kind="stable")]
+    cuts = np.flatnonzero(np.diff(values[ascending]) > tolerance) + 1
+    return tuple(
+        Shell(float(np.median(values[members])), np.sort(members))
+        for members in np.split(ascending, cuts)
+    )
