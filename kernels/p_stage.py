@@ -128,8 +128,8 @@ def _gathered(z: Tensor, table: Tensor) -> Iterator[tuple[slice, Tensor]]:
         rows = slice(start, min(start + step, n_voxels))
         gathered = padded.index_select(0, table[rows].reshape(-1))
         if n > 1:
-            gathered = gathered.view(-1, n_types, n, width).transpose(1, 2)
-        yield rows, gathered.reshape(-1, n_types * width)
+            gathered = gathered.view(rows.stop - rows.start, n_types, n, width).transpose(1, 2)
+        yield rows, gathered.reshape((rows.stop - rows.start) * n, n_types * width)
 
 
 class _EdgeAggregation(torch.autograd.Function):

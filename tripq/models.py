@@ -15,6 +15,11 @@ from tripq.nn import GatedNonlinearity, NormsAsScalars, QLengthWeightedMean, QMe
 
 QReduction = Literal["length-weighted", "mean", "layer"]
 
+#: Diffusion only attenuates, so the signal divided by b0 is at most 1, and noise adds little where
+#: b0 is bright.  Where b0 is near zero (edges of a mask, fat shifts) the ratio can be 100: networks
+#: take it as this.
+LARGEST_RATIO = 2.0
+
 
 class LesionSegmenter(nn.Module):
     """Rotation-equivariant network from a diffusion scan to one logit per voxel.
@@ -100,7 +105,7 @@ class LesionSegmenter(nn.Module):
 
     def forward(self, signal: Tensor, graph: PQGraph) -> Tensor:
         """Logits of shape (V,) from the signal (V, Q), divided by b0."""
-        x = signal[..., None]
+        x = signal.clamp(max=LARGEST_RATIO)[..., None]
         for block in self.blocks:
             x = block(x, graph)
         logits: Tensor = self.head(x, graph)
@@ -164,7 +169,7 @@ class PaperSegmenter(nn.Module):
 
     def forward(self, signal: Tensor, graph: PQGraph) -> Tensor:
         """Logits of shape (V,) from the signal (V, Q), divided by b0."""
-        x = self.reduction(self.pq_block(signal[..., None], graph), graph)
+        x = self.reduction(self.pq_block(signal.clamp(max=LARGEST_RATIO)[..., None], graph), graph)
         for block in self.p_blocks:
             x = block(x, graph)
         logits: Tensor = self.head(x, graph)
@@ -262,7 +267,7 @@ class ConvSegmenter(nn.Module):
             shape = [max(sizes) for sizes in zip(*scan.grid.shapes, strict=True)]
             patch, i, j, k = scan.grid.voxels.unbind(1)
             volume = part.new_zeros(len(scan.grid.shapes), *shape, self.n_directions)
-            volume[patch, i, j, k] = part
+            volume[patch, i, j, k] = part.clamp(max=LARGEST_RATIO)
             output = self.layers(volume.permute(0, 4, 1, 2, 3).contiguous())
             logits.append(output[patch, 0, i, j, k])
         return torch.cat(logits)
