@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tripq.dwi import read_dwi
+from tripq.simulate import (
+    Anatomy,
+    GradientTable,
+    Grid,
+    Heterogeneity,
+    SimulationError,
+    random_rotation,
+    simulate_cohort,
+    simulate_subject,
+    write_subject,
+)
+
+QUANTILES = [0.05, 0.25, 0.5, 0.75, 0.95]
+UNIFORM = Heterogeneity(stick_fraction=0, axial_diffusivity=0, gm_diffusivity=0, gain_sd=0)
+
+
+def tensor_maps(signal: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """FA, MD in 1e-3 mm2/s and the residual over b0 of a weighted fit at b = 1000 s/mm2."""
+    x, y, z = q[1:].T
+    design = np.stack([x * x, y * y, z * z, 2 * x * y, 2 * x * z, 2 * y * z], axis=1)
+    measured = np.clip(signal[:, 1:], 1e-3, None).astype(float)
+    start = -np.log(measured) @ np.linalg.pinv(design).T
+    weight = np.exp(-2 * start @ design.T)  # variance of log(signal) goes as signal^-2
+    normal = np.einsum("vq,qi,qj->vij", weight, design, design)
+    right = np.einsum("vq,qi->vi", -weight * np.log(measured), design)
+    fit = np.linalg.solve(normal, right[..., None])[..., 0]
+    a, b, c, d, e, f = fit.T
+    values = np.linalg.eigvalsh(np.stack([[a, d, e], [d, b, f], [e, f, c]]).transpose(2, 0, 1))
+    mean = values.mean(axis=1)
+    deviation = ((values - mean[:, None]) ** 2).sum(axis=1)
+    anisotropy = np.sqrt(1.5 * deviation / (values**2).sum(axis=1))
+    residual = (signal[:, 1:] - np.exp(-fit @ design.T)).std(axis=1)
+    return anisotropy, mean, residual
+
+
+def average_precision(score: np.ndarray, truth: np.ndarray) -> float:
+    hits = truth[np.argsort(-score)]
+    return float((np.cumsum(hits) / np.arange(1, len(hits) + 1))[hits].mean())
+
+
+def test_a_subject_is_a_scan_and_its_lesions(anatomy: Anatomy, table: GradientTable) -> None:
+    subject = simulate_subject(anatomy, table, seed=3)
+    dwi = subject.dwi
+    assert dwi.signal.shape == (dwi.mask.sum(), 33)
+    assert dwi.signal.dtype == np.float32
+    assert (dwi.signal[:, 0] == 1).all()
+    np.testing.assert_allclose(dwi.q[1:], table.directions[1:], atol=1e-12)
+    assert subject.coverage.shape == subject.lesion.shape == dwi.b0.shape
+    assert subject.coverage.min() >= 0
+    assert subject.coverage.max() <= 1
+    np.testing.assert_array_equal(subject.lesion, subject.coverage >= 0.5)
+    assert dwi.notes == ("simulated",)
+    assert not any(face.any() for face in (dwi.mask[0], dwi.mask[:, 0], dwi.mask[:, :, -1]))
+
+
+def test_b0_volumes_are_averaged_and_b_values_kept(anatomy: Anatomy) -> None:
+    table = GradientTable.from_shells([700.0, 2800.0], [6, 9], n_b0=4)
+    dwi = simulate_subject(anatomy, table, seed=0).dwi
+    assert dwi.b_values.tolist() == [0.0] + [700.0] * 6 + [2800.0] * 9
+    np.testing.assert_allclose(np.linalg.norm(dwi.q, axis=1) ** 2 * 1000, dwi.b_values)
+
+
+def test_a_seed_gives_the_same_subject(anatomy: Anatomy, table: GradientTable) -> None:
+    first, again, other = (simulate_subject(anatomy, table, seed) for seed in (5, 5, 6))
+    np.testing.assert_array_equal(first.dwi.signal, again.dwi.signal)
+    np.testing.assert_array_equal(first.coverage, again.coverage)
+    assert first.dwi.mask.shape != other.dwi.mask.shape or (first.dwi.mask != other.dwi.mask).any()
+
+
+def test_noise_and_table_leave_the_head_alone(anatomy: Anatomy, table: GradientTable) -> None:
+    one = simulate_subject(anatomy, table, seed=5, snr=50.0)
+    two = simulate_subject(anatomy, GradientTable.from_shells([2000.0], [6]), seed=5, snr=10.0)
+    np.testing.assert_array_equal(one.dwi.mask, two.dwi.mask)
+    np.testing.assert_array_equal(one.coverage, two.coverage)
+
+
+def test_without_coverage_the_signal_is_that_of_a_healthy_head(
+    anatomy: Anatomy, table: GradientTable
+) -> None:
+    ill = simulate_subject(anatomy, table, seed=5, snr=np.inf)
+    none = np.zeros(anatomy.mask.shape, np.float32)
+    well = simulate_subject(anatomy, table, seed=5, snr=np.inf, lesion_coverage=none)
+    assert not well.coverage.any()
+    free = ill.coverage == 0
+    assert 0.5 < free.mean() < 1
+    np.testing.assert_array_equal(ill.dwi.signal[free], well.dwi.signal[free])
+    changed = np.abs(ill.dwi.signal - well.dwi.signal).max(axis=1)
+    assert (changed[ill.lesion] > 1e-4).all()
+
+
+def test_given_lesions_are_seen_where_they_were_given(block: Anatomy) -> None:
+    coverage = np.zeros(block.mask.shape, np.float32)
+    coverage[2, 3, 4] = 1.0
+    table = GradientTable.from_shells([1000.0], [6])
+    subject = simulate_subject(
+        block, table, seed=0, deformation=0.0, lesion_coverage=coverage, grid=block.grid
+    )
+    assert np.argwhere(subject.dwi.volume(subject.lesion)).tolist() == [[2, 3, 4]]
+    with pytest.raises(SimulationError, match="on the anatomy's grid"):
+        simulate_subject(block, table, seed=0, lesion_coverage=coverage[1:])
+
+
+def test_turning_head_table_and_grid_together_changes_nothing(block: Anatomy) -> None:
+    """A turned head on a turned grid with a turned table is the head as it was."""
+    table = GradientTable.from_shells([1000.0], [12])
+    rotation = random_rotation(np.random.default_rng(2))
+    turned = np.eye(4)
+    turned[:3, :3] = rotation
+    turned[:3, 3] = block.centre - rotation @ block.centre
+    grid = Grid(block.grid.shape, turned @ block.affine)
+    straight = simulate_subject(block, table, 4, snr=np.inf, grid=block.grid)
+    moved = simulate_subject(
+        block, table.rotated(rotation), 4, snr=np.inf, rotation=rotation, grid=grid
+    )
+    np.testing.assert_array_equal(moved.dwi.mask, straight.dwi.mask)
+    np.testing.assert_allclose(moved.dwi.signal, straight.dwi.signal, rtol=1e-4)
+    np.testing.assert_allclose(moved.coverage, straight.coverage, atol=1e-4)
+    still = simulate_subject(block, table, 4, snr=np.inf, rotation=rotation, grid=grid)
+    assert not np.allclose(still.dwi.signal, straight.dwi.signal, rtol=1e-2)
+
+
+def test_flipped_heads_are_mirror_images(anatomy: Anatomy) -> None:
+    """Mirroring the table as well as the head gives the mirrored scan."""
+    table = GradientTable.from_shells([1000.0], [12])
+    mirrored = table.rotated(np.diag([-1.0, 1.0, 1.0]))
+    options = {"snr": np.inf, "deformation": 0.0, "grid": anatomy.grid}
+    straight = simulate_subject(anatomy, table, 1, **options)
+    flipped = simulate_subject(anatomy, mirrored, 1, flip=True, **options)
+    np.testing.assert_array_equal(flipped.dwi.mask[::-1], straight.dwi.mask)
+    there = flipped.dwi.volume(flipped.dwi.signal)[::-1][straight.dwi.mask]
+    # where a voxel lies between two of the anatomy, either is nearest to it
+    differs = np.abs(there - straight.dwi.signal).max(axis=1) > 1e-3
+    assert differs.mean() < 1e-3
+
+
+@pytest.mark.parametrize("sizes", [(2.0, 2.0, 2.0), (3.0, 3.0, 6.0)])
+def test_scans_on_oblique_grids(block: Anatomy, sizes: tuple[float, float, float]) -> None:
+    """Uniform tissue looks alike on every grid."""
+    affine = np.eye(4)
+    affine[:3, :3] = random_rotation(np.random.default_rng(8)) @ np.diag(sizes)
+    grid = Grid((4, 4, 3), affine).covering(block.grid.points(), margin=0.0)
+    table = GradientTable.from_shells([1000.0], [12])
+    none = np.zeros(block.mask.shape, np.float32)
+    subject = simulate_subject(
+        block,
+        table,
+        0,
+        snr=np.inf,
+        deformation=0.0,
+        lesion_coverage=none,
+        grid=grid,
+        heterogeneity=UNIFORM,
+    )
+    np.testing.assert_allclose(subject.dwi.voxel_size, sizes)
+    volume = subject.dwi.mask.sum() * grid.voxel_volume
+    assert volume == pytest.approx(block.mask.sum() * block.grid.voxel_volume, rel=0.15)
+    white = subject.dwi.voxel_centres()[:, 2] < 2
+    spread = np.ptp(subject.dwi.signal[white], axis=0)
+    np.testing.assert_allclose(spread, 0, atol=1e-5)
+
+
+def test_a_grid_elsewhere_is_refused(block: Anatomy, table: GradientTable) -> None:
+    away = block.affine.copy()
+    away[:3, 3] = 1000.0
+    with pytest.raises(SimulationError, match="the head is elsewhere"):
+        simulate_subject(block, table, 0, grid=Grid((4, 4, 4), away))
+    with pytest.raises(SimulationError, match=r"snr=0\.0"):
+        simulate_subject(block, table, 0, snr=0.0)
+
+
+def test_noise_is_as_strong_as_stated(block: Anatomy) -> None:
+    # with so many b0 volumes their mean is as good as without noise
+    table = GradientTable(np.repeat([0.0, 1000.0], [60, 1]), np.eye(3)[[0] * 61])
+    none = np.zeros(block.mask.shape, np.float32)
+    quiet, noisy = (
+        simulate_subject(
+            block,
+            table,
+            0,
+            snr=snr,
+            deformation=0.0,
+            lesion_coverage=none,
+            heterogeneity=UNIFORM,
+        )
+        for snr in (np.inf, 10.0)
+    )
+    white = quiet.dwi.b0 < 1001
+    difference = noisy.dwi.signal[:, 1] * noisy.dwi.b0 - quiet.dwi.signal[:, 1] * quiet.dwi.b0
+    assert difference[white].std() == pytest.approx(1000 / 10, rel=0.12)
+
+
+def test_written_subjects_are_read_back(anatomy: Anatomy, tmp_path: Path) -> None:
+    table = GradientTable.from_shells([1000.0, 2000.0], [6, 7], n_b0=2)
+    rotation = random_rotation(np.random.default_rng(0))
+    oblique = np.eye(4)
+    oblique[:3, :3] = rotation @ np.diag([5.0, 5.0, 6.0])
+    points = anatomy.grid.points()[anatomy.mask.ravel()]
+    straight = Grid((9, 9, 9), np.diag([5.0, 5.0, 5.0, 1.0]))  # det > 0: x is negated in files
+    mirrored = Grid((9, 9, 9), np.diag([-5.0, 5.0, 5.0, 1.0]))
+    for number, lattice in enumerate((straight, mirrored, Grid((9, 9, 9), oblique))):
+        subject = simulate_subject(anatomy, table, 2, grid=lattice.covering(points, 5.0))
+        folder = tmp_path / str(number)
+        write_subject(subject, folder)
+        read = read_dwi(folder / "dwi.nii.gz", mask=folder / "mask.nii.gz")
+        np.testing.assert_allclose(read.signal, subject.dwi.signal, rtol=1e-6)
+        np.testing.assert_allclose(read.q, subject.dwi.q, atol=1e-6)
+        np.testing.assert_allclose(read.b_values, subject.dwi.b_values)
+        np.testing.assert_allclose(read.b0, subject.dwi.b0, rtol=1e-6)
+        np.testing.assert_allclose(read.affine, subject.dwi.affine, atol=1e-5)
+        np.testing.assert_array_equal(read.mask, subject.dwi.mask)
+
+
+def test_cohorts_vary_and_can_be_made_again(anatomy: Anatomy) -> None:
+    small = anatomy.within((-80, -110, 0), (80, 80, 30))
+    cohort = list(simulate_cohort(3, seed=7, anatomy=small))
+    longer = list(simulate_cohort(4, seed=7, anatomy=small))
+    for one, same in zip(cohort, longer[:3], strict=True):
+        np.testing.assert_array_equal(one.dwi.signal, same.dwi.signal)
+        np.testing.assert_array_equal(one.dwi.q, same.dwi.q)
+    assert len({subject.seed for subject in longer}) == 4
+    assert len({subject.dwi.q.tobytes() for subject in longer}) == 4
+    fixed = simulate_cohort(2, seed=7, anatomy=small, vary_table=False)
+    assert len({subject.dwi.q.tobytes() for subject in fixed}) == 1
+
+
+def test_cohorts_take_real_lesions(anatomy: Anatomy) -> None:
+    maps = [np.zeros(anatomy.mask.shape, np.float32) for _ in range(2)]
+    maps[1][anatomy.wm > 0.9] = 1.0
+    loads = [
+        subject.lesion.mean()
+        for subject in simulate_cohort(4, 0, anatomy=anatomy, lesion_coverages=maps)
+    ]
+    assert loads[0] == loads[2] == 0
+    assert min(loads[1], loads[3]) > 0.05
+
+
+def test_tissue_contrasts_are_those_of_real_scans(
+    fine_anatomy: Anatomy, table: GradientTable
+) -> None:
+    """Quantiles of FA and MD of two real whole-brain scans at b = 1000 s/mm2.
+
+    The scans are the examples of TractSeg (2.5 mm) and of NLSAM (1.8 mm); the means of their
+    quantiles are to be met within 25 % at 25, 50 and 75 %. A threshold on either map finds hardly
+    any lesion, as fluid and cortex look alike.
+    """
+    subjects = [simulate_subject(fine_anatomy, table, seed) for seed in (0, 3)]
+    rng = np.random.default_rng(0)
+    rows, precisions, prevalences = [], [], []
+    for subject in subjects:
+        some = rng.choice(len(subject.lesion), 20_000, replace=False)
+        anisotropy, mean, residual = tensor_maps(subject.dwi.signal[some], subject.dwi.q)
+        lesion = subject.lesion[some]
+        precisions.append([average_precision(s, lesion) for s in (mean, -anisotropy)])
+        prevalences.append(lesion.mean())
+        rows.append([np.quantile(v, QUANTILES) for v in (anisotropy, mean, 1 / residual)])
+    fa, md, snr = np.mean(rows, axis=0)
+    for name, values in (("FA", fa), ("MD", md), ("S0 / residual", snr)):
+        print(name, values.round(2))
+    print("average precision of MD, FA", np.mean(precisions, axis=0), "load", np.mean(prevalences))
+    np.testing.assert_allclose(fa[1:4], [0.125, 0.22, 0.39], rtol=0.25)
+    np.testing.assert_allclose(md[1:4], [0.70, 0.795, 1.01], rtol=0.25)
+    assert 20 < snr[2] < 40  # 31 and 17 in the real scans
+    assert np.max(precisions) < 0.05

@@ -1,0 +1,333 @@
+"""Anatomy that simulated subjects are made from: tissue fractions and fibre directions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, lru_cache
+from os import PathLike
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.affines import apply_affine
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from tripq.simulate.errors import SimulationError
+from tripq.simulate.fibres import estimate_fibres
+from tripq.simulate.grid import Grid, interpolate
+
+VENTRICLE_DEPTH = 25.0
+"""Fluid at least this far below the surface of the brain, in mm, lies in ventricles.
+
+In the ICBM152 template it is the lateral and third ventricles and the cisterns between them, 29 ml.
+"""
+
+PEAK_COHERENCE = 0.75
+"""Share of the white matter that runs along the peaks of a file; the rest is dispersed evenly.
+
+Chosen so that fractional anisotropies with the peaks of the HCP1065 template spread as in real
+scans.
+"""
+
+CRISPNESS = 1.5
+"""Power of the tissue probabilities of the template, which undoes the blur of averaging heads.
+
+Chosen so that mean diffusivities spread in simulated brains as they do in real ones.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """Tissue fractions and fibre directions of a head, on a grid.
+
+    Parameters
+    ----------
+    wm, gm, csf : (X, Y, Z) float32 array
+        Fractions of white matter, grey matter and cerebrospinal fluid, between 0 and 1.
+    mask : (X, Y, Z) bool array
+        Voxels to simulate: the brain, or a part of it.
+    directions : (X, Y, Z, K, 3) float32 array
+        Directions of up to K fibres per voxel, in world axes (RAS+): unit vectors, or zeros for
+        missing fibres. K is 3 at most.
+    weights : (X, Y, Z, K) float32 array
+        Share of the white matter along each direction. What is left of 1 is dispersed evenly over
+        all directions.
+    affine : (4, 4) float64 array
+        From voxel indices to world coordinates in mm.
+
+    Raises
+    ------
+    SimulationError
+        If shapes do not agree, a fraction or weight lies outside [0, 1], or the mask is empty.
+    DWIError
+        If the affine is singular or sheared.
+    """
+
+    wm: NDArray[np.float32]
+    gm: NDArray[np.float32]
+    csf: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    directions: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    affine: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        shape, fibres = self.mask.shape, self.weights.shape[-1]
+        expected = {
+            "wm": shape,
+            "gm": shape,
+            "csf": shape,
+            "directions": (*shape, fibres, 3),
+            "weights": (*shape, fibres),
+            "affine": (4, 4),
+        }
+        for name, wanted in expected.items():
+            if getattr(self, name).shape != wanted:
+                raise SimulationError(
+                    f"{name} has shape {getattr(self, name).shape}; a mask of shape {shape} and "
+                    f"{fibres} fibres per voxel need {wanted}."
+                )
+        if fibres > 3:
+            raise SimulationError(f"{fibres} fibres per voxel; 3 at most are simulated.")
+        if not self.mask.any():
+            raise SimulationError("the mask is empty: there is no voxel to simulate.")
+        fractions = {"wm": self.wm, "gm": self.gm, "csf": self.csf, "weights": self.weights}
+        for name, values in fractions.items():
+            if not (values.min() >= 0 and values.max() <= 1):
+                raise SimulationError(
+                    f"{name} must lie between 0 and 1, not between {values.min():g} and "
+                    f"{values.max():g}."
+                )
+        if self.weights.sum(axis=-1).max() > 1 + 1e-5:
+            raise SimulationError("the weights of the fibres of a voxel add up to more than 1.")
+        if not (self.wm + self.gm + self.csf)[self.mask].all():
+            raise SimulationError("the mask holds voxels without tissue or fluid.")
+
+    @cached_property
+    def grid(self) -> Grid:
+        """The grid of the maps."""
+        x, y, z = self.mask.shape
+        return Grid((x, y, z), self.affine)
+
+    @cached_property
+    def brain(self) -> NDArray[np.bool_]:
+        """Voxels of the head, (X, Y, Z), whether they are in the mask or not."""
+        return self.wm + self.gm + self.csf > 0.5
+
+    @cached_property
+    def centre(self) -> NDArray[np.float64]:
+        """Centre of the brain in world coordinates, (3,), in mm."""
+        return apply_affine(self.affine, np.argwhere(self.brain).mean(axis=0))
+
+    @cached_property
+    def ventricle_distance(self) -> NDArray[np.float32]:
+        """Distance to the nearest ventricle in mm, (X, Y, Z); infinite where there is none."""
+        size = self.grid.voxel_size
+        depth = ndimage.distance_transform_edt(np.pad(self.brain, 1), sampling=size)
+        ventricles = (self.csf > 0.5) & (depth[1:-1, 1:-1, 1:-1] > VENTRICLE_DEPTH)
+        if not ventricles.any():
+            return np.full(self.mask.shape, np.inf, dtype=np.float32)
+        return ndimage.distance_transform_edt(~ventricles, sampling=size).astype(np.float32)
+
+    def within(self, lower: Sequence[float], upper: Sequence[float]) -> Anatomy:
+        """Return the same anatomy with its mask cut to a box: a smaller, quicker simulation.
+
+        Parameters
+        ----------
+        lower, upper : (3,) sequence of float
+            Corners of the box in world coordinates, in mm.
+
+        Returns
+        -------
+        Anatomy
+            Tissue and lesions go on beyond the mask; they are just not scanned.
+        """
+        points = self.grid.points()
+        inside = ((points >= lower) & (points <= upper)).all(axis=1)
+        return replace(self, mask=self.mask & inside.reshape(self.mask.shape))
+
+    def __repr__(self) -> str:
+        size = " x ".join(f"{edge:.3g}" for edge in self.grid.voxel_size)
+        return f"Anatomy({np.count_nonzero(self.mask):,} voxels of {size} mm)"
+
+
+@lru_cache(maxsize=4)
+def default_anatomy(voxel_size: float = 2.0) -> Anatomy:
+    """Anatomy of the ICBM152 template, with fibre directions estimated from it.
+
+    White- and grey-matter maps are those of the ICBM152 2009a symmetric template (Fonov et al.,
+    NeuroImage 54:313-327, 2011) that nilearn is shipped with; nothing is downloaded. Cerebrospinal
+    fluid is the rest of the brain mask. For the fibres see `tripq.simulate.fibres`: they are a
+    surrogate.
+
+    Parameters
+    ----------
+    voxel_size : float, optional
+        Edge of the voxels in mm, from 1 to 5.
+
+    Returns
+    -------
+    Anatomy
+        On a grid with axes along x, y and z. The last four sizes asked for are kept in memory.
+
+    Raises
+    ------
+    SimulationError
+        If nilearn is missing, or the voxel size is outside its range.
+    """
+    if not 1 <= voxel_size <= 5:
+        raise SimulationError(f"voxel_size={voxel_size} mm must lie between 1 and 5 mm.")
+    try:
+        from nilearn import datasets
+    except ImportError as error:
+        raise SimulationError(
+            "the default anatomy is the template shipped with nilearn, which is not installed: "
+            "pip install 'tripq[ms]', or read another anatomy with read_anatomy."
+        ) from error
+    mask, wm, gm = (
+        load(resolution=1)
+        for load in (
+            datasets.load_mni152_brain_mask,
+            datasets.load_mni152_wm_template,
+            datasets.load_mni152_gm_template,
+        )
+    )
+    source = Grid(mask.shape, mask.affine)
+    # the mask ends where the grey matter does; a scan of a head sees a rim of fluid around it
+    brain = ndimage.binary_dilation(ndimage.binary_fill_holes(mask.get_fdata() > 0))
+    inside = apply_affine(mask.affine, np.argwhere(brain)[::97])  # a sample gives the extent
+    lattice = Grid((1, 1, 1), np.diag([voxel_size, voxel_size, voxel_size, 1.0]))
+    grid = lattice.covering(inside, margin=2 * voxel_size)
+    share, white, grey = (
+        _resample(volume, source, grid)
+        for volume in (
+            brain,
+            np.where(brain, wm.get_fdata(), 0),
+            np.where(brain, gm.get_fdata(), 0),
+        )
+    )
+    # 152 brains, averaged: powers make the average as crisp as one brain
+    fluid = np.clip(share - white - grey, 0.0, 1.0)
+    powers = np.stack([white, grey, fluid]) ** CRISPNESS
+    white, grey, fluid = powers * share / np.maximum(powers.sum(axis=0), 1e-6)
+    directions, weights = estimate_fibres(white, grey, grid)
+    anatomy = Anatomy(white, grey, fluid, share >= 0.5, directions, weights, grid.affine)
+    for field in fields(anatomy):
+        getattr(anatomy, field.name).flags.writeable = False  # it is cached, so others hold it too
+    return anatomy
+
+
+def read_anatomy(
+    wm: str | PathLike[str],
+    gm: str | PathLike[str],
+    csf: str | PathLike[str],
+    peaks: str | PathLike[str],
+    mask: str | PathLike[str],
+) -> Anatomy:
+    """Anatomy from NIfTI files, all on one grid.
+
+    Parameters
+    ----------
+    wm, gm, csf : path
+        Tissue fractions: (X, Y, Z), from 0 to 1, or uint8 with 255 for 1.
+    peaks : path
+        Fibre directions: (X, Y, Z, 3 K), x, y and z of up to three peaks in world axes (RAS+), as
+        MRtrix writes them. A longer peak is a stronger fibre. Only the ratios of lengths in a voxel
+        are used: anisotropies such as QA are no volume fractions.
+    mask : path
+        Voxels to simulate: (X, Y, Z), not 0 inside.
+
+    Returns
+    -------
+    Anatomy
+
+    Raises
+    ------
+    SimulationError
+        If a file cannot be read, or the files do not share one grid; the message names the file.
+    """
+    files = {"wm": wm, "gm": gm, "csf": csf, "peaks": peaks, "mask": mask}
+    images = {name: _load(Path(path)) for name, path in files.items()}
+    affine, shape = images["mask"].affine, images["mask"].shape
+    for name, image in images.items():
+        wanted = (*shape[:3], image.shape[-1]) if name == "peaks" else shape
+        if image.shape != wanted or not np.allclose(image.affine, affine, atol=1e-4):
+            raise SimulationError(
+                f"{files[name]}: not on the grid of {mask}: shape {image.shape} instead of "
+                f"{wanted}, or another affine."
+            )
+    if images["peaks"].ndim != 4 or images["peaks"].shape[3] not in (3, 6, 9):
+        raise SimulationError(
+            f"{peaks}: shape {images['peaks'].shape}; one to three peaks need (X, Y, Z, 3, 6 or 9)."
+        )
+    vectors = images["peaks"].get_fdata(dtype=np.float32).reshape(*shape, -1, 3)
+    vectors = np.nan_to_num(vectors, nan=0.0)  # MRtrix writes NaN for missing peaks
+    length = np.linalg.norm(vectors, axis=-1)
+    total = length.sum(axis=-1, keepdims=True)
+    return Anatomy(
+        _fraction(images["wm"]),
+        _fraction(images["gm"]),
+        _fraction(images["csf"]),
+        images["mask"].get_fdata() != 0,
+        vectors / np.where(length > 0, length, 1.0)[..., None],
+        np.float32(PEAK_COHERENCE) * length / np.where(total > 0, total, 1.0),
+        affine,
+    )
+
+
+def read_coverage(path: str | PathLike[str], anatomy: Anatomy) -> NDArray[np.float32]:
+    """Lesion coverage from a NIfTI file, on the grid of an anatomy.
+
+    Parameters
+    ----------
+    path : path
+        Share of each voxel that is lesion: from 0 to 1, or uint8 with 255 for 1; a mask of zeros
+        and ones is read as well.
+    anatomy : Anatomy
+        In the same world coordinates. Its voxels may be of another size.
+
+    Returns
+    -------
+    (X, Y, Z) float32 array
+        On the grid of the anatomy.
+
+    Raises
+    ------
+    SimulationError
+        If the file cannot be read or holds no volume.
+    """
+    image = _load(Path(path))
+    if image.ndim != 3:
+        raise SimulationError(f"{path}: shape {image.shape}; lesion coverage is (X, Y, Z).")
+    x, y, z = image.shape
+    return _resample(_fraction(image), Grid((x, y, z), image.affine), anatomy.grid)
+
+
+def _load(path: Path) -> nib.Nifti1Image:
+    try:
+        image = nib.load(path)
+    except (OSError, nib.filebasedimages.ImageFileError) as error:
+        raise SimulationError(f"{path}: cannot be read: {error}.") from error
+    if not isinstance(image, nib.Nifti1Image):
+        raise SimulationError(f"{path}: not a NIfTI image.")
+    return image
+
+
+def _fraction(image: nib.Nifti1Image) -> NDArray[np.float32]:
+    """Values from 0 to 1; the 255 steps of uint8 are scaled."""
+    values = image.get_fdata(dtype=np.float32)
+    if image.get_data_dtype() == np.uint8 and values.max() > 1:
+        values = values / 255
+    return values
+
+
+def _resample(volume: NDArray, source: Grid, target: Grid) -> NDArray[np.float32]:
+    """Read a map on another grid; larger voxels average over their extent."""
+    ratio = target.voxel_size / source.voxel_size.mean()
+    # a Gaussian as wide as the voxel, less what the source voxel has blurred already
+    blur = np.sqrt(np.clip(ratio**2 - 1, 0, None)) / np.sqrt(8 * np.log(2))
+    smooth = ndimage.gaussian_filter(volume.astype(np.float32), blur)
+    values = interpolate(smooth, source.to_voxels(target.points()))
+    return np.clip(values, 0.0, 1.0).reshape(target.shape)

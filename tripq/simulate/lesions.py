@@ -1,0 +1,203 @@
+"""Lesions of multiple sclerosis: how many, how large, where, of what shape, how damaged.
+
+The numbers are statistics of the consensus outlines of 22 patients of Lesjak et al.,
+Neuroinformatics (2017), doi:10.1007/s12021-017-9348-7 (CC-BY), scaled to the size of the ICBM152
+template, on a grid of 2 mm; a lesion is a connected component (26 neighbours) of the voxels that
+are covered by half or more. In the 22 patients: 6 to 191 lesions (median 40), 0.2 to 64 ml (median
+15 ml), 64 to 95 % of it in white matter (median 85 %). The lesions of a patient have a median of
+4 voxels and a heavy tail up to 49 ml where lesions have grown together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from tripq.simulate.anatomy import Anatomy
+from tripq.simulate.errors import SimulationError
+from tripq.simulate.fields import random_field
+from tripq.simulate.grid import Grid
+
+
+@dataclass(frozen=True)
+class LesionStatistics:
+    """How lesions are distributed.
+
+    The sizes of a subject follow a power law, ``P(size > v) = (v / smallest) ** (-1 / m)``, that
+    is, log(size / smallest) is exponential with mean m. That one number per subject gives the mean,
+    the spread and the tail of the measured sizes, and why mean and standard deviation of log(size)
+    rise together from patient to patient (correlation 0.82).
+
+    Parameters
+    ----------
+    count_log_mean, count_log_sd : float
+        Of the natural logarithm of the number of lesions of a subject.
+    tail_log_mean, tail_log_sd : float
+        Of the natural logarithm of m.
+    smallest, largest : float
+        Range of sizes in mm3: a voxel of the outlines, and their largest lesion.
+    far_density, far_size, near_range : float
+        Density in white matter of the starting points of lesions of size v, at distance d of the
+        ventricles: proportional to ``far_density / (1 + v / far_size) + exp(-d / near_range)``,
+        in mm3 and mm. Small lesions are everywhere, large ones lie along the ventricles.
+    severity : (float, float)
+        Range of the damage in the core of a lesion, uniform between lesions. A choice: outlines do
+        not tell it.
+    """
+
+    count_log_mean: float = 3.69
+    count_log_sd: float = 0.97
+    tail_log_mean: float = 0.42
+    tail_log_sd: float = 0.28
+    smallest: float = 11.0
+    largest: float = 25_000.0
+    far_density: float = 0.6
+    far_size: float = 500.0
+    near_range: float = 8.0
+    severity: tuple[float, float] = (0.2, 0.8)
+
+    def draw_sizes(self, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Sizes in mm3 of the lesions of one subject, largest first.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+            Source of the numbers.
+
+        Returns
+        -------
+        (lesions,) array
+            At least one lesion.
+        """
+        count = max(1, round(rng.lognormal(self.count_log_mean, self.count_log_sd)))
+        tail = rng.lognormal(self.tail_log_mean, self.tail_log_sd)
+        # inverse of the distribution function of an exponential variable cut at `limit`
+        limit = np.log(self.largest / self.smallest) / tail
+        exponent = -tail * np.log1p(rng.random(count) * np.expm1(-limit))
+        return np.sort(self.smallest * np.exp(exponent))[::-1]
+
+
+def draw_lesions(
+    anatomy: Anatomy, rng: np.random.Generator, statistics: LesionStatistics | None = None
+) -> NDArray[np.float32]:
+    """Draw the lesions of one subject.
+
+    A lesion starts at a point of the white matter, near the ventricles more often than far from
+    them, and fills the voxels that are nearest in a distance of its own: along the axes of a random
+    ellipsoid, roughened by a smooth random field, and longer through grey matter than through white
+    matter, so that it stops at the cortex. Fluid is never filled. Lesions may touch and merge.
+
+    Parameters
+    ----------
+    anatomy : Anatomy
+        The head.
+    rng : numpy.random.Generator
+        Source of the lesions.
+    statistics : LesionStatistics, optional
+        How they are distributed.
+
+    Returns
+    -------
+    (X, Y, Z) float32 array
+        Coverage: the share of each voxel that is lesion, with soft edges.
+
+    Raises
+    ------
+    SimulationError
+        If the anatomy has no white matter.
+    """
+    statistics = statistics or LesionStatistics()
+    white = np.where((anatomy.wm > 0.25) & (anatomy.csf <= 0.5), anatomy.wm, 0.0)
+    if not white.any():
+        raise SimulationError("the anatomy has no white matter for lesions to start in.")
+    everywhere = np.cumsum(white, dtype=np.float64)
+    near = white * np.exp(-anatomy.ventricle_distance / statistics.near_range)
+    near_ventricles = np.cumsum(near, dtype=np.float64)
+    coverage = np.zeros(anatomy.mask.shape, dtype=np.float32)
+    for size in statistics.draw_sizes(rng):
+        far = statistics.far_density / (1 + size / statistics.far_size)
+        cumulative = far * everywhere + near_ventricles
+        seed = np.searchsorted(cumulative, cumulative[-1] * rng.random(), side="right")
+        centre = np.array(np.unravel_index(seed, coverage.shape))
+        box, lesion = _grow(anatomy, centre, size, rng)
+        np.maximum(coverage[box], lesion, out=coverage[box])
+    return coverage
+
+
+def lesion_damage(
+    coverage: NDArray[np.float32], severity: tuple[float, float], rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Damage by lesions: coverage times a severity that each lesion has of its own.
+
+    Parameters
+    ----------
+    coverage : (X, Y, Z) float32 array
+        Share of each voxel that is lesion; drawn, or from real outlines.
+    severity : (float, float)
+        Range between 0 and 1 from which every connected lesion draws its severity.
+    rng : numpy.random.Generator
+        Source of the severities.
+
+    Returns
+    -------
+    (X, Y, Z) float32 array
+        0 where the coverage is 0.
+
+    Raises
+    ------
+    SimulationError
+        If the coverage lies outside [0, 1].
+
+    Examples
+    --------
+    >>> coverage = np.zeros((5, 1, 1), np.float32)
+    >>> coverage[[0, 1, 4], 0, 0] = 1.0, 0.5, 1.0
+    >>> lesion_damage(coverage, (0.5, 0.5), np.random.default_rng(0)).ravel()
+    array([0.5 , 0.25, 0.  , 0.  , 0.5 ], dtype=float32)
+    """
+    if not (coverage.min() >= 0 and coverage.max() <= 1):
+        raise SimulationError(
+            f"lesion coverage must lie between 0 and 1, not between {coverage.min():g} and "
+            f"{coverage.max():g}; a file of uint8 is scaled by read_coverage."
+        )
+    components, count = ndimage.label(coverage > 0, np.ones((3, 3, 3)))
+    drawn = rng.uniform(*severity, size=count)
+    return coverage * np.concatenate([[0.0], drawn]).astype(np.float32)[components]
+
+
+def _grow(
+    anatomy: Anatomy, centre: NDArray[np.intp], size: float, rng: np.random.Generator
+) -> tuple[tuple[slice, ...], NDArray[np.float32]]:
+    """Coverage by one lesion of a size in mm3, in a box around its seed."""
+    grid = anatomy.grid
+    radius = (3 * size / (4 * np.pi)) ** (1 / 3)
+    reach = np.ceil(3 * radius / grid.voxel_size).astype(int) + 2
+    lower = np.maximum(centre - reach, 0)
+    upper = np.minimum(centre + reach + 1, anatomy.mask.shape)
+    box = tuple(slice(*ends) for ends in zip(lower, upper, strict=True))
+    x, y, z = (upper - lower).tolist()
+
+    offsets = (np.indices((x, y, z)).reshape(3, -1).T + lower - centre) * grid.voxel_size
+    axes = Rotation.from_quat(rng.standard_normal(4)).as_matrix()
+    stretch = np.exp(rng.normal(0.0, 0.3, 3))
+    scaled = offsets @ axes / (radius * stretch / np.cbrt(stretch.prod()))
+    distance = np.linalg.norm(scaled, axis=1).reshape(x, y, z)
+    roughness = random_field(Grid((x, y, z), grid.affine), max(radius / 2, 1.0), rng)
+    # white matter is filled first, fluid never; growth along the ventricles is easier than away
+    away = np.minimum(anatomy.ventricle_distance[box], 100.0) / 15
+    barrier = (1 + 1.5 * (1 - anatomy.wm[box])) * (1 + away)
+    distance = distance * np.exp(0.3 * roughness) * barrier
+    distance[anatomy.csf[box] > 0.5] = np.inf
+
+    ordered = np.sort(distance[np.isfinite(distance)])
+    count = int(np.clip(round(size / grid.voxel_volume), 1, len(ordered)))
+    edge = ordered[count - 1 : count + 1].mean()  # half covered here, so `count` voxels above
+    # from whole to none over three voxels, as in the outlines once they are on a grid of 2 mm
+    width = 3 * grid.voxel_size.mean() / radius * barrier[distance <= edge].mean()
+    lesion = np.clip(0.5 + (edge - distance) / width, 0, 1)
+    part = min(1.0, size / grid.voxel_volume)  # lesions smaller than a voxel fill a part of it
+    return box, (part * lesion).astype(np.float32)

@@ -1,0 +1,382 @@
+"""Simulated subjects with multiple sclerosis: a diffusion scan and its true lesions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.affines import apply_affine
+from numpy.typing import NDArray
+
+from tripq.dwi import B_REFERENCE, DWI, orthogonal_part, write_map
+from tripq.simulate.anatomy import Anatomy, default_anatomy
+from tripq.simulate.errors import SimulationError
+from tripq.simulate.fields import random_field
+from tripq.simulate.grid import Grid, interpolate, nearest
+from tripq.simulate.lesions import LesionStatistics, draw_lesions, lesion_damage
+from tripq.simulate.noise import add_rician_noise
+from tripq.simulate.pose import Pose, random_pose, random_rotation
+from tripq.simulate.signal import Constants, Tissue, diffusion_signal
+from tripq.simulate.tables import GradientTable
+
+S0_SCALE = 1000.0
+"""Intensity of white matter at b = 0 in a simulated scan."""
+
+
+@dataclass(frozen=True)
+class Heterogeneity:
+    """How tissue varies: logarithmic standard deviations, from place to place and head to head.
+
+    Chosen so that simulated brains spread in FA and MD as real scans do.
+
+    Parameters
+    ----------
+    stick_fraction, axial_diffusivity, gm_diffusivity : float
+        Of the quantities of that name in `Constants`, within a head.
+    between : float
+        Of each of them between heads, as a share of that within.
+    scales : tuple of float
+        Lengths in mm over which they vary; every scale has an equal part in the variance.
+    gain_sd, gain_scale : float
+        Of the sensitivity of the receiver, and its length in mm. It changes b0 and noise.
+    """
+
+    stick_fraction: float = 0.12
+    axial_diffusivity: float = 0.06
+    gm_diffusivity: float = 0.10
+    between: float = 0.4
+    scales: tuple[float, ...] = (5.0, 20.0)
+    gain_sd: float = 0.3
+    gain_scale: float = 50.0
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """One simulated subject. V voxels are in the order of ``np.argwhere(dwi.mask)``.
+
+    Parameters
+    ----------
+    dwi : DWI
+        The simulated scan.
+    coverage : (V,) float32 array
+        Share of each voxel that is lesion.
+    seed : int
+        That it was drawn from.
+    """
+
+    dwi: DWI
+    coverage: NDArray[np.float32]
+    seed: int
+
+    @property
+    def lesion(self) -> NDArray[np.bool_]:
+        """Voxels that are covered by half or more, (V,)."""
+        return self.coverage >= 0.5
+
+    def __repr__(self) -> str:
+        return f"Subject(seed={self.seed}, {self.lesion.sum():,} lesion voxels, {self.dwi})"
+
+
+def simulate_subject(
+    anatomy: Anatomy,
+    table: GradientTable,
+    seed: int,
+    *,
+    snr: float = 20.0,
+    rotation: NDArray[np.floating] | None = None,
+    flip: bool = False,
+    deformation: float = 3.0,
+    lesion_coverage: NDArray[np.float32] | None = None,
+    grid: Grid | None = None,
+    constants: Constants | None = None,
+    heterogeneity: Heterogeneity | None = None,
+    statistics: LesionStatistics | None = None,
+) -> Subject:
+    """Simulate one subject.
+
+    Lesions and tissue are drawn in the anatomy, the head is deformed and turned, and the scanner's
+    grid sees what has come to lie there. Each of the steps has its own stream of random numbers, so
+    the same seed with another rotation, table or noise level gives the same head.
+
+    Parameters
+    ----------
+    anatomy : Anatomy
+        What all subjects have in common.
+    table : GradientTable
+        Gradient table, in world axes; it does not turn with the head.
+    seed : int
+        Everything follows from it.
+    snr : float, optional
+        Signal-to-noise ratio of white matter at b = 0; infinite for no noise. With the default the
+        residual of a tensor fit is as large as in a clinical scan of 2.5 mm (TractSeg's example).
+    rotation : (3, 3) array, optional
+        Rotation of the head about the centre of the brain, in world axes.
+    flip : bool, optional
+        Exchange left and right before that.
+    deformation : float, optional
+        Root mean square of the deformation along each axis in mm.
+    lesion_coverage : (X, Y, Z) float32 array, optional
+        Real lesions instead of drawn ones: the share of each voxel of the anatomy that is lesion.
+    grid : Grid, optional
+        Of the scan, oblique and anisotropic as it may be; what lies outside is cut off. The default
+        has the lattice of the anatomy and holds the whole mask.
+    constants : Constants, optional
+        Of the signal model.
+    heterogeneity : Heterogeneity, optional
+        How tissue varies.
+    statistics : LesionStatistics, optional
+        How drawn lesions are distributed, and how severe lesions are.
+
+    Returns
+    -------
+    Subject
+
+    Raises
+    ------
+    SimulationError
+        If an argument makes no sense, or no voxel of the mask lies on the grid.
+
+    Examples
+    --------
+    >>> from tripq.simulate import default_anatomy
+    >>> table = GradientTable.from_shells([1000.0], [12])
+    >>> subject = simulate_subject(default_anatomy(4.0), table, seed=1)
+    >>> subject.dwi
+    DWI(... voxels of 4 x 4 x 4 mm, 12 directions, shells b=1000 (12))
+    """
+    if not snr > 0:
+        raise SimulationError(f"snr={snr} must be above 0.")
+    constants = constants or Constants()
+    heterogeneity = heterogeneity or Heterogeneity()
+    statistics = statistics or LesionStatistics()
+    streams = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(5)]
+    lesion_rng, severity_rng, pose_rng, tissue_rng, noise_rng = streams
+
+    if lesion_coverage is None:
+        lesion_coverage = draw_lesions(anatomy, lesion_rng, statistics)
+    elif lesion_coverage.shape != anatomy.mask.shape:
+        raise SimulationError(
+            f"lesion coverage has shape {lesion_coverage.shape}, the anatomy "
+            f"{anatomy.mask.shape}; read_coverage reads a file on the anatomy's grid."
+        )
+    damage = lesion_damage(lesion_coverage, statistics.severity, severity_rng)
+    pose = random_pose(
+        anatomy.grid,
+        anatomy.centre,
+        pose_rng,
+        rotation=rotation,
+        flip=flip,
+        deformation=deformation,
+    )
+    grid = grid or _covering(anatomy, pose)
+    mask, points, voxels = _see(anatomy, pose, grid)
+    tissue, gain = _fill(
+        anatomy, damage, points, voxels, pose, constants, heterogeneity, tissue_rng
+    )
+    clean = diffusion_signal(tissue, table, constants) * gain[:, None]
+    noisy = add_rician_noise(clean, 1 / snr, noise_rng)
+    dwi = _scan(S0_SCALE * noisy, table, mask, grid)
+    return Subject(dwi, interpolate(lesion_coverage, voxels), seed)
+
+
+def simulate_cohort(
+    n: int,
+    seed: int,
+    *,
+    anatomy: Anatomy | None = None,
+    table: GradientTable | None = None,
+    snr: tuple[float, float] = (15.0, 25.0),
+    max_rotation: float = 10.0,
+    vary_table: bool = True,
+    statistics: LesionStatistics | None = None,
+    lesion_coverages: Sequence[NDArray[np.float32]] | None = None,
+) -> Iterator[Subject]:
+    """Simulate subjects one after the other: a half of them flipped, each of its own shape.
+
+    Parameters
+    ----------
+    n : int
+        How many.
+    seed : int
+        Everything follows from it. Subject i is the same whatever n.
+    anatomy : Anatomy, optional
+        The default is ``default_anatomy()``.
+    table : GradientTable, optional
+        The default has one b0 volume and 32 directions at b = 1000 s/mm2.
+    snr : (float, float), optional
+        Range of the signal-to-noise ratio of white matter at b = 0; uniform.
+    max_rotation : float, optional
+        Largest angle by which a head is turned, in degrees.
+    vary_table : bool, optional
+        Turn the table at random, and reverse random directions, for every subject.
+    statistics : LesionStatistics, optional
+        How drawn lesions are distributed, and how severe lesions are.
+    lesion_coverages : sequence of (X, Y, Z) arrays, optional
+        Real lesions on the grid of the anatomy instead of drawn ones, for one subject after
+        another; they start again when they are used up.
+
+    Yields
+    ------
+    Subject
+
+    Raises
+    ------
+    SimulationError
+        If an argument makes no sense.
+
+    Examples
+    --------
+    >>> from tripq.simulate import default_anatomy
+    >>> small = default_anatomy(4.0).within((-80, -110, 0), (80, 80, 40))
+    >>> [subject.dwi.q.shape for subject in simulate_cohort(2, seed=0, anatomy=small)]
+    [(33, 3), (33, 3)]
+    """
+    anatomy = anatomy or default_anatomy()
+    table = table or GradientTable.from_shells([1000.0], [32])
+    for index in range(n):
+        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,)))
+        varied = table.rotated(random_rotation(rng)).with_random_signs(rng)
+        yield simulate_subject(
+            anatomy,
+            varied if vary_table else table,
+            int(rng.integers(2**32)),
+            snr=rng.uniform(*snr),
+            rotation=random_rotation(rng, max_rotation),
+            flip=bool(rng.integers(2)),
+            statistics=statistics,
+            lesion_coverage=lesion_coverages[index % len(lesion_coverages)]
+            if lesion_coverages
+            else None,
+        )
+
+
+def write_subject(subject: Subject, folder: str | PathLike[str]) -> None:
+    """Write a subject as files that `tripq.dwi.read_dwi` and other programs read.
+
+    ``dwi.nii.gz`` with ``dwi.bval`` and ``dwi.bvec`` (frame of FSL), ``mask.nii.gz``,
+    ``lesion.nii.gz`` and ``coverage.nii.gz``. The b0 volumes are averaged to one, the first.
+
+    Parameters
+    ----------
+    subject : Subject
+        To write.
+    folder : path
+        Made where it is missing; files of these names are replaced.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    dwi = subject.dwi
+    header = nib.Nifti1Header()
+    header.set_xyzt_units("mm")
+    volumes = dwi.volume(dwi.signal * dwi.b0[:, None])
+    nib.Nifti1Image(volumes, dwi.affine, header).to_filename(folder / "dwi.nii.gz")
+    length = np.linalg.norm(dwi.q, axis=1)
+    world = dwi.q / np.where(length > 0, length, 1.0)[:, None]
+    # the frame of FSL: image axes, x negated when the image is stored from left to right
+    rotation = orthogonal_part(dwi.affine)
+    directions = world @ rotation
+    if np.linalg.det(rotation) > 0:
+        directions[:, 0] *= -1
+    np.savetxt(folder / "dwi.bval", dwi.b_values[None], fmt="%.10g")
+    np.savetxt(folder / "dwi.bvec", directions.T, fmt="%.10f")
+    write_map(np.ones(len(dwi.b0), dtype=bool), dwi, folder / "mask.nii.gz")
+    write_map(subject.lesion, dwi, folder / "lesion.nii.gz")
+    write_map(subject.coverage, dwi, folder / "coverage.nii.gz")
+
+
+def _covering(anatomy: Anatomy, pose: Pose) -> Grid:
+    """Grid on the lattice of the anatomy that holds the mask of the posed head."""
+    points = apply_affine(anatomy.affine, np.argwhere(anatomy.mask))
+    return anatomy.grid.covering(pose.to_scanner(points), margin=pose.margin())
+
+
+def _see(
+    anatomy: Anatomy, pose: Pose, grid: Grid
+) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
+    """Voxels of the scan that lie in the mask of the posed head.
+
+    Returns
+    -------
+    mask : (X, Y, Z) bool array
+        On the grid of the scan, with V voxels.
+    points : (V, 3) array
+        Their centres in the scanner, in mm.
+    voxels : (V, 3) array
+        What lies there, as fractional voxel indices of the anatomy.
+    """
+    points = grid.points()
+    voxels = anatomy.grid.to_voxels(pose.to_anatomy(points))
+    inside = interpolate(anatomy.mask.astype(np.float32), voxels) >= 0.5
+    if not inside.any():
+        raise SimulationError(
+            f"no voxel of the mask lies on the grid of shape {grid.shape}: the head is elsewhere."
+        )
+    return inside.reshape(grid.shape), points[inside], voxels[inside]
+
+
+def _fill(
+    anatomy: Anatomy,
+    damage: NDArray[np.float32],
+    points: NDArray[np.float64],
+    voxels: NDArray[np.float64],
+    pose: Pose,
+    constants: Constants,
+    heterogeneity: Heterogeneity,
+    rng: np.random.Generator,
+) -> tuple[Tissue, NDArray[np.float32]]:
+    """Tissue and receiver gain of the voxels of a scan."""
+    own, scales = rng.standard_normal(3), heterogeneity.scales  # of this head; drawn first
+
+    def vary(mean: float, sd: float, of_head: float) -> NDArray[np.float32]:
+        fields = [random_field(anatomy.grid, scale, rng) for scale in scales]
+        local = interpolate(np.sum(fields, axis=0) / np.sqrt(len(scales)), voxels)
+        return (mean * np.exp(sd * (heterogeneity.between * of_head + local))).astype(np.float32)
+
+    def read(volume: NDArray[np.float32]) -> NDArray[np.float32]:
+        return interpolate(volume, voxels)
+
+    # fibres of two voxels cannot be averaged, as nothing tells which belong together
+    at = nearest(anatomy.grid.shape, voxels)
+    stick_fraction = vary(constants.stick_fraction, heterogeneity.stick_fraction, own[0])
+    tissue = Tissue(
+        wm=read(anatomy.wm),
+        gm=read(anatomy.gm),
+        csf=read(anatomy.csf),
+        directions=pose.reorient(anatomy.directions[at], points),
+        weights=anatomy.weights[at],
+        stick_fraction=np.minimum(stick_fraction, 0.95, dtype=np.float32),
+        axial_diffusivity=vary(
+            constants.axial_diffusivity, heterogeneity.axial_diffusivity, own[1]
+        ),
+        gm_diffusivity=vary(constants.gm_diffusivity, heterogeneity.gm_diffusivity, own[2]),
+        damage=read(damage),
+    )
+    field = random_field(anatomy.grid, heterogeneity.gain_scale, rng)
+    gain = np.exp(heterogeneity.gain_sd * read(field))
+    gain /= np.average(gain, weights=tissue.wm + 1e-6)  # the stated SNR is that of white matter
+    return tissue, gain
+
+
+def _scan(
+    intensity: NDArray[np.float32], table: GradientTable, mask: NDArray[np.bool_], grid: Grid
+) -> DWI:
+    """Divide by b0 and put in order as `tripq.dwi.read_dwi` does."""
+    b0 = intensity[:, table.b0].mean(axis=1)
+    weighted = ~table.b0
+    ones = np.ones((len(b0), 1), dtype=np.float32)
+    length = np.sqrt(table.b_values[weighted] / B_REFERENCE)
+    unit = table.directions[weighted]
+    unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+    return DWI(
+        signal=np.concatenate([ones, intensity[:, weighted] / b0[:, None]], axis=1),
+        b_values=np.concatenate([[0.0], table.b_values[weighted]]),
+        q=np.concatenate([np.zeros((1, 3)), length[:, None] * unit]),
+        mask=mask,
+        affine=grid.affine,
+        b0=b0,
+        notes=("simulated",),
+    )
