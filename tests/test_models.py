@@ -130,13 +130,15 @@ def test_batch_norm_does_not_see_the_padding():
     torch.testing.assert_close(network.pq_block.norm.running_mean[0], counted.mean())
 
 
-def test_weights_hold_no_geometry():
-    names = {
-        name: tuple(value.shape)
-        for name, value in LesionSegmenter().state_dict().items()
-        if "weight" not in name and "bias" not in name
-    }
-    assert set(names) <= {n for n in names if "output_mask" in n}  # e3nn's own constants
+@pytest.mark.parametrize("name", NETWORKS)
+def test_state_holds_no_geometry(name):
+    """The same names and shapes, whatever graph the network has seen."""
+    network = NETWORKS[name]()
+    before = {key: value.shape for key, value in network.state_dict().items()}
+    for n in (3, 9):
+        graph = PQGraph.from_grid(np.ones((3, 3, 3)), AFFINE, table(n), 3.6)
+        network(torch.rand(27, n + 1), graph)
+    assert {key: value.shape for key, value in network.state_dict().items()} == before
 
 
 def test_conv_segmenter_sees_each_patch_alone_and_only_its_mask():

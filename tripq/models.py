@@ -41,6 +41,8 @@ class LesionSegmenter(nn.Module):
         Features of each of the p-layers that follow.
     n_p_layers : int
         How many, without the last, which gives the logit.
+    batch_norm : bool
+        Normalise the features of every layer but the last over the voxels of a batch.
     q_max : float
         The largest |q| = sqrt(b / b_ref) in any scan.
 
@@ -60,14 +62,21 @@ class LesionSegmenter(nn.Module):
         q_features: o3.Irreps | str = "24x0e + 8x2e + 4x4e",
         p_features: o3.Irreps | str = "24x0e + 6x1o + 8x2e",
         n_p_layers: int = 3,
+        batch_norm: bool = True,
         q_max: float = 2.0,
     ) -> None:
         super().__init__()
         self.p_radius = p_radius
+        self.q_features = str(q_features)
+        self.p_features = str(p_features)
+        self.n_p_layers = n_p_layers
+        self.batch_norm = batch_norm
+        self.q_max = q_max
         first = _Block(
             "1x0e",
             q_features,
             norms=True,
+            batch_norm=batch_norm,
             p_radius=p_radius,
             q_max=q_max,
             q_out=None,
@@ -82,6 +91,7 @@ class LesionSegmenter(nn.Module):
                     blocks[-1].irreps_out,
                     p_features,
                     norms=True,
+                    batch_norm=batch_norm,
                     p_radius=p_radius,
                     q_in=None,
                     lmax_p=2,
@@ -138,6 +148,8 @@ class PaperSegmenter(nn.Module):
     ) -> None:
         super().__init__()
         self.p_radius = p_radius
+        self.q_reduction = q_reduction
+        self.q_max = q_max
         self.pq_block = _Block(
             "1x0e",
             "7x0e + 4x1o",
@@ -240,6 +252,8 @@ class ConvSegmenter(nn.Module):
     ) -> None:
         super().__init__()
         self.n_directions = n_directions
+        self.widths = widths
+        self.kernel_size = kernel_size
         layers: list[nn.Module] = []
         channels = n_directions
         for width in widths:
