@@ -17,11 +17,11 @@ trace, says across which directions tissue changes, where no fibre runs. Fibres 
 two leading eigenvectors of :math:`(1 - S)\, T\, (1 - S)`, with weights from its eigenvalues.
 
 What comes out is smooth, symmetric and led by the anatomy: left to right through the corpus
-callosum, up and down through the brain stem and the internal capsule, into the crowns of gyri.
-It is no tractography. Where the HCP1065 template (Yeh, Nat Commun 13:4933, 2022) has one clear
-direction in white matter, the first direction found here lies a median of 31 degrees from it (37
-in deep white matter, 6 in the corpus callosum; random directions 60). Two fibres of a voxel always
-cross at right angles.
+callosum, up and down through the internal capsule, into the crowns of gyri. It is no tractography.
+In the brain stem, which the template takes for grey matter, the directions mean little. Where the
+HCP1065 template (Yeh, Nat Commun 13:4933, 2022) has one clear direction in white matter, the first
+direction found here lies a median of 31 degrees from it (37 in deep white matter, 6 in the corpus
+callosum; random directions 60). Two fibres of a voxel always cross at right angles.
 """
 
 from __future__ import annotations
