@@ -67,8 +67,9 @@ class PEdges:
         """The output voxel for each (input voxel, type), V where there is none."""
         if self.table is None:
             return None
-        transposed = torch.full_like(self.table, len(self.table))
-        transposed[self.src, self.type] = self.dst
+        with torch.inference_mode(False):  # it is kept, and may serve a backward pass later
+            transposed = torch.full_like(self.table, len(self.table))
+            transposed[self.src, self.type] = self.dst
         return transposed
 
     def within(self, radius: float) -> PEdges:
@@ -508,7 +509,8 @@ class PQGraph:
                 f"{radius:g} mm is asked of it: build the graph with radius={radius:g} or more"
             )
         if radius not in self._narrowed:
-            self._narrowed[radius] = PQGraph([scan.within(radius) for scan in self.scans])
+            with torch.inference_mode(False):  # it is kept, and may serve a backward pass later
+                self._narrowed[radius] = PQGraph([scan.within(radius) for scan in self.scans])
         return self._narrowed[radius]
 
     @cached_property
