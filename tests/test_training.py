@@ -1,0 +1,177 @@
+"""Training learns, keeps to its budget, and can be repeated."""
+
+from __future__ import annotations
+
+import math
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from tripq import PQGraph
+from tripq.dwi import DWI
+from tripq.inference import segment
+from tripq.models import ConvSegmenter, LesionSegmenter
+from tripq.training import (
+    Budget,
+    PatchDataModule,
+    Progress,
+    cut_box,
+    learning_rate_factor,
+    train,
+)
+
+AFFINE = np.array([[0, -2.0, 0, 7], [2.0, 0, 0, -3], [0, 0, 2.5, 1], [0, 0, 0, 1]])
+Q = np.concatenate([np.zeros((1, 3)), np.eye(3)])
+
+
+def labelled_scan(seed: int, shape: tuple[int, int, int] = (12, 11, 10)) -> SimpleNamespace:
+    """A ball of tissue whose signal is lower in one corner, which is the lesion."""
+    rng = np.random.default_rng(seed)
+    i, j, k = np.indices(shape)
+    mask = (i - 6) ** 2 + (j - 5) ** 2 + (k - 5) ** 2 < 30
+    lesion = ((i < 6) & (j < 5))[mask]
+    n = np.count_nonzero(mask)
+    weighted = 0.6 - 0.3 * lesion[:, None] + rng.normal(0, 0.1, (n, 3))
+    dwi = DWI(
+        signal=np.concatenate([np.ones((n, 1)), weighted], axis=1, dtype=np.float32),
+        b_values=np.array([0.0, 1000, 1000, 1000]),
+        q=Q,
+        mask=mask,
+        affine=AFFINE,
+        b0=np.ones(n, dtype=np.float32),
+    )
+    return SimpleNamespace(dwi=dwi, lesion=lesion)
+
+
+def equivariant(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return LesionSegmenter(
+        p_radius=2.6, q_features="4x0e+2x2e", p_features="4x0e+1x1o", n_p_layers=1
+    )
+
+
+def convolutional(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return ConvSegmenter(4, widths=(6,))
+
+
+def boxes(seed: int = 0, **options: float) -> PatchDataModule:
+    scans = [labelled_scan(0), labelled_scan(1)]
+    return PatchDataModule(scans, radius=2.6, seed=seed, box_size=8, n_boxes=2, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("make", [equivariant, convolutional])
+def test_training_finds_the_lesion(make) -> None:  # type: ignore[no-untyped-def]
+    network = make()
+    record = train(network, boxes(), Budget(steps=30), learning_rate=1e-2)
+    assert record.steps == 30
+    assert np.mean(record.losses[-5:]) < 0.5 * np.mean(record.losses[:5])
+
+    unseen = labelled_scan(2)
+    probability = segment(network, unseen.dwi)
+    assert probability[unseen.lesion].mean() > probability[~unseen.lesion].mean() + 0.4
+
+
+@pytest.mark.parametrize("make", [equivariant, convolutional])
+def test_the_same_seed_gives_the_same_weights(make) -> None:  # type: ignore[no-untyped-def]
+    first, second, other = make(), make(), make()
+    for network, seed in ((first, 3), (second, 3), (other, 4)):
+        train(network, boxes(seed), Budget(steps=3))
+    for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    pairs = zip(first.parameters(), other.parameters(), strict=True)
+    assert not all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_time_ends_training_with_a_low_learning_rate() -> None:
+    progress: list[Progress] = []
+    start = time.perf_counter()
+    record = train(convolutional(), boxes(), Budget(seconds=0.5), report=progress.append)
+    assert record.seconds >= 0.5
+    # One step and the start of the trainer on top.
+    assert time.perf_counter() - start < 20
+    assert len(progress) == record.steps > 1
+    assert [p.spent for p in progress] == sorted(p.spent for p in progress)
+    assert progress[-1].spent == 1.0
+
+
+def test_a_loss_that_is_no_number_is_an_error() -> None:
+    with pytest.raises(FloatingPointError, match="learning rate below 1e"):
+        train(convolutional(), boxes(), Budget(steps=20), learning_rate=1e30)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 14))
+def test_a_box_holds_the_voxels_of_the_scan(seed: int, box_size: int) -> None:
+    scan = labelled_scan(0)
+    dwi = scan.dwi
+    centre = np.random.default_rng(seed).integers(-3, 15, size=3)
+    signal, graph, lesion = cut_box(scan, centre, box_size, radius=2.6)
+
+    # World coordinates tell which voxels they are.
+    place = {tuple(p): row for row, p in enumerate(dwi.voxel_centres().round(6))}
+    rows = [place[tuple(p)] for p in graph.p.numpy().round(6)]
+    np.testing.assert_array_equal(signal.numpy(), dwi.signal[rows])
+    np.testing.assert_array_equal(lesion.numpy(), scan.lesion[rows])
+    assert len(set(rows)) == len(rows)
+    if box_size >= max(dwi.mask.shape):
+        assert len(rows) == len(dwi.b0)
+
+
+def test_boxes_of_one_scan_become_one_graph() -> None:
+    batch = next(iter(PatchDataModule([labelled_scan(0)], radius=2.6, n_boxes=3).patches))
+    assert len(batch.graph.scans) == 1
+    assert len(batch.graph.scans[0].grid.shapes) == 3  # type: ignore[union-attr]
+    assert len(batch.signal) == len(batch.lesion) == batch.graph.n_voxels
+
+
+def test_boxes_are_placed_on_lesions_as_often_as_asked() -> None:
+    scan = labelled_scan(0, shape=(12, 11, 40))
+    scan.lesion = scan.lesion & (np.arange(len(scan.lesion)) < 3)
+
+    def hits(lesion_share: float) -> float:
+        module = PatchDataModule([scan], radius=0.0, box_size=3, lesion_share=lesion_share)
+        batches = iter(module.patches)
+        return float(np.mean([bool(next(batches).lesion.any()) for _ in range(100)]))
+
+    assert hits(0.0) < 0.2
+    assert hits(1.0) > 0.3
+
+
+def test_a_cohort_without_lesions_is_refused() -> None:
+    healthy = labelled_scan(0)
+    healthy.lesion = np.zeros_like(healthy.lesion)
+    with pytest.raises(ValueError, match="none of the 1 training scans has a lesion"):
+        PatchDataModule([healthy], radius=2.6)
+    with pytest.raises(ValueError, match="box_size=0"):
+        PatchDataModule([labelled_scan(0)], radius=2.6, box_size=0)
+
+
+def test_a_budget_is_spent_by_time_or_steps() -> None:
+    assert Budget(seconds=10).spent(seconds=4, steps=1000) == 0.4
+    assert Budget(steps=10).spent(seconds=1e9, steps=2) == 0.2
+    assert Budget(10, 10).spent(seconds=20, steps=2) == 1.0
+    for arguments in ({}, {"seconds": 0.0}, {"seconds": math.nan}, {"steps": 0}):
+        with pytest.raises(ValueError, match="budget"):
+            Budget(**arguments)  # type: ignore[arg-type]
+
+
+@given(st.floats(0, 1))
+def test_the_learning_rate_rises_and_falls_to_nothing(spent: float) -> None:
+    assert 0 <= learning_rate_factor(spent) <= 1
+    assert learning_rate_factor(0.0) == 0
+    assert learning_rate_factor(1.0) < 1e-12
+
+
+def test_graphs_of_boxes_are_those_of_the_scan() -> None:
+    """The edges of a box that is the whole scan are the edges of the scan."""
+    scan = labelled_scan(0)
+    _, graph, _ = cut_box(scan, np.array([5, 5, 5]), 20, radius=2.6)
+    whole = PQGraph.from_grid(scan.dwi.mask, AFFINE, Q, 2.6)
+    assert torch.equal(graph.scans[0].edges.dst, whole.scans[0].edges.dst)
+    assert torch.equal(graph.scans[0].edges.offsets, whole.scans[0].edges.offsets)
