@@ -67,7 +67,7 @@ def dice(probability: ArrayLike, lesion: ArrayLike, threshold: float) -> float:
 
     Examples
     --------
-    >>> dice([0.9, 0.6, 0.4, 0.1], [True, False, True, False], threshold=0.5)
+    >>> float(dice([0.9, 0.6, 0.4, 0.1], [True, False, True, False], threshold=0.5))
     0.5
     """
     values, truth = _checked(probability, lesion)

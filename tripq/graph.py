@@ -36,6 +36,63 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
+class Grid:
+    """Where the voxels of a scan stand in its volume, or in those of its patches.
+
+    Attributes
+    ----------
+    shapes : tuple of (int, int, int)
+        Of each volume.
+    voxels : Tensor of shape (V, 4), int64
+        Volume and indices in it, in the order of ``np.argwhere(mask)``.
+    """
+
+    shapes: tuple[tuple[int, int, int], ...]
+    voxels: Tensor
+
+    def join(self, other: Grid) -> Grid:
+        """The volumes of both, one list after the other."""
+        shift = torch.tensor([len(self.shapes), 0, 0, 0], device=self.voxels.device)
+        return Grid(self.shapes + other.shapes, torch.cat([self.voxels, other.voxels + shift]))
+
+    def padded(self, steps: Tensor) -> PaddedBox:
+        """The volumes with margins wide enough for `steps` (T, 3), index offsets out - in."""
+        margin = steps.abs().amax(dim=0).tolist()
+        low = self.voxels.amin(dim=0)
+        n, x, y, z = (self.voxels.amax(dim=0) - low + 1).tolist()
+        # One margin between neighbours serves both; the last volume needs none behind it.
+        x, y, z = x + margin[0], y + margin[1], z + margin[2]
+        strides = torch.tensor([x * y * z, y * z, z, 1], device=self.voxels.device)
+        position = ((self.voxels - low) * strides).sum(dim=1)
+        shifts = (steps * strides[1:]).sum(dim=1).tolist()
+        return PaddedBox((n * x - margin[0]) * y * z, position, tuple(shifts))
+
+
+@dataclass(frozen=True, eq=False)
+class PaddedBox:
+    """The voxels of a grid in a flat row, with margins, so that a neighbour is a shift away.
+
+    Attributes
+    ----------
+    length : int
+        Of the row.
+    position : Tensor of shape (V,), int64
+        Of each voxel.
+    shifts : tuple of int
+        Distance out - in in the row, for each edge type.
+    """
+
+    length: int
+    position: Tensor
+    shifts: tuple[int, ...]
+
+    @property
+    def fill(self) -> float:
+        """Share of the row that is voxels."""
+        return len(self.position) / self.length
+
+
+@dataclass(frozen=True, eq=False)
 class PEdges:
     """Edges between the voxels of a scan, each with the type of its offset.
 
@@ -48,6 +105,10 @@ class PEdges:
     table : Tensor of shape (V, T), int64, or None
         On a grid a voxel has at most one neighbour of each type: its number, or V where there is
         none.  None for irregular points, where every edge is a type of its own.
+    grid : Grid or None
+        Where the voxels stand, on a grid.
+    steps : Tensor of shape (T, 3), int64, or None
+        The offsets in voxel indices, on a grid.
     """
 
     offsets: Tensor
@@ -55,12 +116,22 @@ class PEdges:
     src: Tensor
     type: Tensor
     table: Tensor | None = None
+    grid: Grid | None = None
+    steps: Tensor | None = None
 
     @classmethod
-    def from_table(cls, offsets: Tensor, table: Tensor) -> PEdges:
+    def on_grid(cls, offsets: Tensor, steps: Tensor, table: Tensor, grid: Grid) -> PEdges:
         """Edges of a grid, from its table of neighbours."""
         dst, type_ = torch.nonzero(table < len(table), as_tuple=True)
-        return cls(offsets, dst, table[dst, type_], type_, table)
+        return cls(offsets, dst, table[dst, type_], type_, table, grid, steps)
+
+    @cached_property
+    def box(self) -> PaddedBox | None:
+        """The voxels in a padded box, on a grid that has any."""
+        if self.grid is None or self.steps is None or len(self.grid.voxels) == 0:
+            return None
+        with torch.inference_mode(False):  # it is kept, and may serve a backward pass later
+            return self.grid.padded(self.steps)
 
     @cached_property
     def transposed_table(self) -> Tensor | None:
@@ -78,8 +149,10 @@ class PEdges:
         keep = torch.from_numpy(closer_than(lengths, radius)).to(self.offsets.device)
         if bool(keep.all()):
             return self
-        if self.table is not None:
-            return PEdges.from_table(self.offsets[keep], self.table[:, keep])
+        if self.table is not None and self.steps is not None and self.grid is not None:
+            return PEdges.on_grid(
+                self.offsets[keep], self.steps[keep], self.table[:, keep], self.grid
+            )
         kept = keep[self.type]
         renumbered = torch.cumsum(keep, 0) - 1
         return PEdges(
@@ -189,27 +262,6 @@ class NodeSpace:
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
-    """Where the voxels of a scan stand in its volume, or in those of its patches.
-
-    Attributes
-    ----------
-    shapes : tuple of (int, int, int)
-        Of each volume.
-    voxels : Tensor of shape (V, 4), int64
-        Volume and indices in it, in the order of ``np.argwhere(mask)``.
-    """
-
-    shapes: tuple[tuple[int, int, int], ...]
-    voxels: Tensor
-
-    def join(self, other: Grid) -> Grid:
-        """The volumes of both, one list after the other."""
-        shift = torch.tensor([len(self.shapes), 0, 0, 0], device=self.voxels.device)
-        return Grid(self.shapes + other.shapes, torch.cat([self.voxels, other.voxels + shift]))
-
-
-@dataclass(frozen=True, eq=False)
 class ScanGraph:
     """The graph of one scan or patch.
 
@@ -223,15 +275,17 @@ class ScanGraph:
         The p-edges.
     q : QSpace, NodeSpace or None
         The q-space; None for maps without one.
-    grid : Grid or None
-        The volume that the voxels come from, if they come from one.
     """
 
     p: Tensor
     radius: float
     edges: PEdges
     q: QSpace | NodeSpace | None = None
-    grid: Grid | None = None
+
+    @property
+    def grid(self) -> Grid | None:
+        """The volume that the voxels come from, if they come from one."""
+        return self.edges.grid
 
     @property
     def n_voxels(self) -> int:
@@ -355,17 +409,18 @@ class PQGraph:
             raise ValueError("the affine is singular: it has a voxel axis of no length")
         offsets = grid_offsets(linear, _checked_radius(radius))
         voxels = np.argwhere(selected)
-        edges = PEdges.from_table(
-            torch.from_numpy(offsets @ linear.T),
-            torch.from_numpy(grid_neighbours(selected, offsets)),
-        )
         x, y, z = selected.shape
+        edges = PEdges.on_grid(
+            torch.from_numpy(offsets @ linear.T),
+            torch.from_numpy(offsets),
+            torch.from_numpy(grid_neighbours(selected, offsets)),
+            Grid(((x, y, z),), torch.from_numpy(np.pad(voxels, ((0, 0), (1, 0))))),
+        )
         scan = ScanGraph(
             torch.from_numpy(voxels @ linear.T + matrix[:3, 3]),
             float(radius),
             edges,
             _q_space(q, q_edges, q_out, q_weights),
-            Grid(((x, y, z),), torch.from_numpy(np.pad(voxels, ((0, 0), (1, 0))))),
         )
         return cls((scan,))
 
@@ -466,7 +521,7 @@ class PQGraph:
         --------
         >>> patch = PQGraph.from_grid(np.ones((2, 1, 1)), np.eye(4), np.eye(3), 1.5)
         >>> PQGraph.merge([patch, patch])
-        PQGraph(4 voxels, 8 p-edges, 3 edge types, 3 directions, 9 q-edges, radius 1.5 mm)
+        PQGraph(4 voxels, 8 p-edges, 19 edge types, 3 directions, 9 q-edges, radius 1.5 mm)
         """
         scans: list[ScanGraph] = []
         for scan in (scan for graph in graphs for scan in graph.scans):
@@ -776,6 +831,7 @@ def _join(a: ScanGraph, b: ScanGraph) -> ScanGraph | None:
     if (
         a.edges.table is None
         or b.edges.table is None
+        or a.edges.steps is None
         or a.grid is None
         or b.grid is None
         or a.radius != b.radius
@@ -790,8 +846,8 @@ def _join(a: ScanGraph, b: ScanGraph) -> ScanGraph | None:
             torch.where(b.edges.table == b.n_voxels, number, b.edges.table + a.n_voxels),
         ]
     )
-    edges = PEdges.from_table(a.edges.offsets, table)
-    return ScanGraph(torch.cat([a.p, b.p]), a.radius, edges, a.q, a.grid.join(b.grid))
+    edges = PEdges.on_grid(a.edges.offsets, a.edges.steps, table, a.grid.join(b.grid))
+    return ScanGraph(torch.cat([a.p, b.p]), a.radius, edges, a.q)
 
 
 def _same_q_space(a: QSpace | NodeSpace | None, b: QSpace | NodeSpace | None) -> bool:

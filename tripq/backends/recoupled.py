@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tripq.filter import PQFilter, coupling_tensor
-from tripq.graph import NodeSpace, PEdges, QSpace
+from tripq.graph import NodeSpace, PaddedBox, PEdges, QSpace
+from tripq.kernels.box import Coupling, Layout, Operands, convolve
 from tripq.kernels.p_stage import aggregate_on_edges, aggregate_on_grid
 from tripq.recoupling import Block, Mixing
 
@@ -34,6 +35,10 @@ Result = TypeVar("Result")
 
 # Numbers that a chunk of edges may hold, where the work goes edge by edge.
 _BUDGET = 1 << 22
+
+# A box computes its margins too, and is several times faster for each voxel than going by the
+# table of neighbours: it pays down to this share of voxels.
+_SPARSE = 0.2
 
 
 def evaluate(x: Tensor, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilter) -> Tensor:
@@ -52,6 +57,9 @@ def evaluate(x: Tensor, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilter) 
 
 
 def _on_product(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter) -> Tensor:
+    box = edges.box
+    if len(q.q_out) > 1 and box is not None and box.fill > _SPARSE:
+        return _on_box(x, edges, box, q, filter)
     embedding = _q_embedding(x.new_zeros(3), q, filter)
     aggregated = {l: _aggregate_q(x, e) for l, e in embedding.items()}
     coupled = _couple(aggregated, filter)
@@ -61,6 +69,105 @@ def _on_product(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter) -> Tensor
         return _mix_and_aggregate_p(coupled, mixing, p_embedding, edges, filter)
     mixed = [a @ w for a, w in zip(coupled, mixing, strict=True)]
     return _aggregate_p(mixed, p_embedding, edges, filter)
+
+
+# -- a padded box --------------------------------------------------------------------------------
+
+
+def _on_box(x: Tensor, edges: PEdges, box: PaddedBox, q: QSpace, filter: PQFilter) -> Tensor:
+    """All steps on the box around a grid, by `tripq.kernels.box`."""
+    # Of each pair of opposite offsets the one that leads ahead, and the zero offset.
+    ahead = [t for t, shift in enumerate(box.shifts) if shift >= 0]
+    offsets = edges.offsets[ahead].to(x.dtype)
+    layout, harmonics = _box_layout(filter, x)
+    even, odd = _box_projections(_p_embedding(offsets, filter), layout, filter)
+    embedding = _q_embedding(x.new_zeros(3), q, filter)
+    operands = Operands(
+        [
+            _spread(x[..., filter.index_in(g).view(mul, dim).T.flatten()], box)
+            for g, (mul, dim) in enumerate(layout.inputs)
+        ],
+        [embedding[l].flatten(1, 2) for l in harmonics],
+        _mixing(q.q_out.to(x.dtype), filter),
+        even,
+        odd,
+    )
+    out = x.new_zeros(x.shape[0], len(q.q_out), filter.dim_out)
+    shifts = tuple(box.shifts[t] for t in ahead)
+    for g, rows in enumerate(convolve(operands, layout, shifts)):
+        features = rows.flatten(1, 2).index_select(2, box.position).permute(2, 0, 1)
+        out = out.index_copy(2, filter.index_out(g), features)
+    return out
+
+
+def _spread(x: Tensor, box: PaddedBox) -> Tensor:
+    """(V, Q_in, dim) to (Q_in, dim L), zero in the margins."""
+    n_q, dim = x.shape[1:]
+    rows = x.new_zeros(n_q, dim, box.length)
+    return rows.index_copy(2, box.position, x.permute(1, 2, 0)).flatten(1)
+
+
+def _box_layout(filter: PQFilter, like: Tensor) -> tuple[Layout, list[int]]:
+    """What meets what, and the orders of the q-harmonics."""
+    mixings = filter.recoupling.mixings
+    harmonics = sorted({block.l for mixing in mixings for block in mixing.columns})
+    couplings = []
+    for h, l in enumerate(harmonics):
+        for g, channels in enumerate(filter.channels_in):
+            targets = [
+                (i, block.start)
+                for i, mixing in enumerate(mixings)
+                for block in mixing.columns
+                if (block.channels, block.l) == (g, l)
+            ]
+            if not targets:
+                continue
+            coefficients = [
+                coupling_tensor(l, channels.l, mixings[i].l_1, like).flatten(0, 1).T
+                for i, _ in targets
+            ]
+            scalar = l == 0 or channels.l == 0
+            matrix = None if scalar else torch.cat(coefficients)
+            couplings.append(Coupling(h, g, matrix, tuple(targets)))
+    return Layout(
+        filter.radial[0],
+        filter.radial[2],
+        tuple(2 * mixing.l_1 + 1 for mixing in mixings),
+        tuple((c.mul, 2 * c.l + 1) for c in filter.channels_in),
+        tuple((c.mul, 2 * c.l + 1) for c in filter.channels_out),
+        tuple(couplings),
+        tuple(_rows_of(filter, g, 0) for g in range(len(filter.channels_out))),
+        tuple(_rows_of(filter, g, 1) for g in range(len(filter.channels_out))),
+    ), harmonics
+
+
+def _rows_of(filter: PQFilter, channels: int, parity: int) -> tuple[tuple[int, int], ...]:
+    """Rows of the mixing matrices that lead to some channels, by the parity of l_p."""
+    return tuple(
+        (i, block.start)
+        for i, mixing in enumerate(filter.recoupling.mixings)
+        for block in mixing.rows
+        if block.channels == channels and block.l % 2 == parity
+    )
+
+
+def _box_projections(
+    p_embedding: dict[int, Tensor], layout: Layout, filter: PQFilter
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Step 4 as matrices (H (2 l_out + 1), R), apart for even and odd l_p."""
+    like = next(iter(p_embedding.values()))
+    projections: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for parity, by_channels in enumerate((layout.even, layout.odd)):
+        for channels, places in zip(filter.channels_out, by_channels, strict=True):
+            blocks = [like.new_zeros(len(like), 2 * channels.l + 1, 0)]
+            for i, start in places:
+                mixing = filter.recoupling.mixings[i]
+                (l,) = (block.l for block in mixing.rows if block.start == start)
+                coefficients = coupling_tensor(l, mixing.l_1, channels.l, like)
+                matrix = torch.einsum("tkp,pno->tokn", p_embedding[l], coefficients)
+                blocks.append(matrix.flatten(2))
+            projections[parity].append(torch.cat(blocks, dim=2).flatten(0, 1))
+    return projections
 
 
 def _q_embedding(p_offset: Tensor, q: QSpace, filter: PQFilter) -> dict[int, Tensor]:
