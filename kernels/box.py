@@ -194,8 +194,10 @@ class _Convolution(torch.autograd.Function):
                     g_even, g_odd = _shift_gather(grad, ctx.shifts)
                     torch.matmul(part.even[g].T, g_even, out=d_even[i])
                     torch.matmul(part.odd[g].T, g_odd, out=d_odd[i])
+                    # Either may be empty, and then has no gradient.
                     if needed.even[g]:
                         total.even[g].add_(torch.einsum("cml,crl->mr", g_even, even[i]))
+                    if needed.odd[g]:
                         total.odd[g].add_(torch.einsum("cml,crl->mr", g_odd, odd[i]))
                 grad_gathered.append((d_even, d_odd))
             _mix_backward(grad_gathered, coupled, part, layout, part_total, any(needed.embeddings))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 
 import numpy as np
 import pytest
@@ -335,8 +335,18 @@ def test_a_graph_on_a_device_is_the_same_graph(form):
     x = features(layer, domain, torch.float32)
     assert layer(x, moved).equal(layer(x, graph))
     assert graph.to("meta").device == torch.device("meta")
-    tensors = [t for t in vars(scan_of(graph.to("meta")).edges).values() if t is not None]
-    assert {t.device.type for t in tensors} == {"meta"}
+    assert {t.device.type for t in tensors_of(scan_of(graph.to("meta")))} == {"meta"}
+
+
+def tensors_of(value):
+    """All tensors in a (nested) dataclass."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return (
+        [t for part in vars(value).values() for t in tensors_of(part)]
+        if is_dataclass(value)
+        else []
+    )
 
 
 def test_repr_counts():

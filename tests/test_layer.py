@@ -628,7 +628,8 @@ def test_a_graph_first_used_in_inference_mode_can_be_trained_on(filter, reduce):
         with torch.inference_mode():
             out = layer(x, graph)
         trained = outputs_and_gradients(layer, x, graph)
-        assert relative_error(trained["output"], out) == 0.0
+        # matmul may multiply in another order where a gradient is asked for
+        assert relative_error(trained["output"], out) < LIMIT
         assert all(bool(gradient.isfinite().all()) for gradient in trained.values())
 
 
