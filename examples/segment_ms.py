@@ -32,7 +32,7 @@ from rich.table import Table
 from torch import nn
 
 from tripq.brain import find_brain
-from tripq.checkpoint import load_network, save_network
+from tripq.checkpoint import CheckpointError, load_network, read_notes, save_network
 from tripq.dwi import DWI, read_dwi, write_map
 from tripq.evaluation import Evaluation, best_threshold, evaluate, write_metrics
 from tripq.figures import comparison_figure, map_figure
@@ -74,6 +74,7 @@ class Plan:
     voxel_size: float
     box_size: int
     budget: Budget
+    whole_head: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,11 +105,12 @@ class Contender:
 def main(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/segment_ms"),
     seed: Annotated[int, typer.Option(min=0, help="Of cohort, weights and boxes.")] = 0,
-    minutes: Annotated[float, typer.Option(min=0.01, help="To train each network.")] = 1.3,
-    subjects: Annotated[int, typer.Option(min=1, help="Simulated subjects to train on.")] = 12,
+    minutes: Annotated[float, typer.Option(min=0.01, help="To train each network.")] = 1.2,
+    subjects: Annotated[int, typer.Option(min=1, help="Simulated subjects to train on.")] = 8,
     voxel_size: Annotated[
-        float, typer.Option(min=1.0, max=5.0, help="Of the simulated scans, in mm.")
-    ] = 2.5,
+        float | None,
+        typer.Option(min=1.0, max=5.0, help="Of the cohort, mm.  [default: that of the real scan]"),
+    ] = None,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.cpu,
     scan: Annotated[
         Path | None, typer.Option(help="Real scan (4D NIfTI).  [default: a crop from dipy]")
@@ -148,13 +150,20 @@ def main(
     real = read_real_scan(scan, bval, bvec, mask, frame)
     out.mkdir(parents=True, exist_ok=True)
     if network is not None:
-        segmenter = load_network(network).to(device.value)
+        segmenter = load_for_voxels(network, mean_voxel_size(real)).to(device.value)
     else:
+        size = voxel_size or mean_voxel_size(real)
         if quick:
-            plan = Plan(2, 1, 1, voxel_size=5.0, box_size=8, budget=Budget(steps=5))
+            plan = Plan(2, 1, 1, size, 8, Budget(steps=10), whole_head=False)
         else:
-            plan = Plan(subjects, 3, 4, voxel_size, 16, Budget(seconds=60 * minutes))
+            plan = Plan(subjects, 2, 3, size, 16, Budget(seconds=60 * minutes))
         segmenter = compare(make_cohort(plan, seed), plan, seed, out, device)
+        if not fits(size, mean_voxel_size(real)):
+            console.print(
+                f"the real scan is left out: its voxels have {mean_voxel_size(real):g} mm, and the "
+                f"network was trained on {size:g} mm"
+            )
+            return
     segment_real_scan(segmenter, real, out, device)
 
 
@@ -168,12 +177,39 @@ def read_real_scan(
     return dwi if mask is not None else find_brain(dwi)
 
 
+def mean_voxel_size(dwi: DWI) -> float:
+    """Edge in mm of a cube as large as a voxel; rounded, as headers are."""
+    return round(float(np.prod(dwi.voxel_size)) ** (1 / 3), 2)
+
+
+def fits(trained: float, voxel_size: float) -> bool:
+    """Whether a network can segment voxels of a size (mm), being trained on those of another.
+
+    The sum over neighbours grows with their number: smaller voxels give other features.
+    """
+    return abs(trained - voxel_size) <= 0.05 * voxel_size
+
+
+def load_for_voxels(path: Path, voxel_size: float) -> nn.Module:
+    """A trained network, if it fits the voxels."""
+    network = load_network(path)
+    trained = float(read_notes(path).get("voxel_size_mm", "nan"))
+    if not fits(trained, voxel_size):
+        raise CheckpointError(
+            f"{path}: trained on voxels of {trained:g} mm, but those of the scan have "
+            f"{voxel_size:g} mm: train again without --network."
+        )
+    return network
+
+
 def make_cohort(plan: Plan, seed: int) -> Cohort:
     """Simulate all subjects with one gradient table, as the 3D CNN needs it."""
     total = plan.training + plan.validation + plan.test
     with progress_bar("simulating the cohort") as update:
         table = GradientTable.from_shells([B_VALUE], [N_DIRECTIONS])
         anatomy = default_anatomy(plan.voxel_size)
+        if not plan.whole_head:
+            anatomy = anatomy.within((-40, -50, 0), (40, 30, 40))
         subjects = []
         for subject in simulate_cohort(total, seed, anatomy=anatomy, table=table, vary_table=False):
             subjects.append(subject)
@@ -205,7 +241,11 @@ def compare(cohort: Cohort, plan: Plan, seed: int, out: Path, device: Device) ->
         save_network(
             contender.network,
             out / f"{contender.file}.safetensors",
-            {"caution": CAUTION, "threshold": f"{threshold:.4f}"},
+            {
+                "caution": CAUTION,
+                "threshold": f"{threshold:.4f}",
+                "voxel_size_mm": f"{plan.voxel_size:g}",
+            },
         )
     show_table(contenders, records, evaluations, cohort)
     about = {
@@ -286,8 +326,8 @@ def show_table(
 ) -> None:
     """Print the scores of the held-out subjects."""
     table = Table(
-        title=f"{len(cohort.test)} held-out subjects, simulated signal",
-        caption=f"Dice: threshold from {len(cohort.validation)} other subjects",
+        title=f"held-out subjects: {len(cohort.test)}, simulated diffusion signal",
+        caption=f"Dice: threshold from other subjects ({len(cohort.validation)})",
     )
     table.add_column("network")
     for name in ("weights", "steps", "seconds", "ROC AUC", "average precision", "Dice"):

@@ -13,6 +13,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from tripq.checkpoint import load_network, save_network
+
 EXAMPLE = Path(__file__).parents[1] / "examples" / "segment_ms.py"
 
 
@@ -50,7 +52,7 @@ def test_it_writes_what_it_promises(results: tuple[Path, str]) -> None:
 
 def test_it_says_that_the_data_is_simulated(results: tuple[Path, str]) -> None:
     _, output = results
-    assert "held-out subjects, simulated signal" in " ".join(output.split())
+    assert "held-out subjects: 1, simulated diffusion signal" in " ".join(output.split())
     assert "trained on simulated diffusion signal; for research only" in " ".join(output.split())
 
 
@@ -95,6 +97,20 @@ def test_a_checkpoint_is_applied_without_training(
     )
     np.testing.assert_allclose(first, second, atol=1e-6)
     assert not (tmp_path / "metrics.json").exists()
+
+
+def test_a_checkpoint_for_other_voxels_is_refused(
+    results: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, _ = results
+    network = load_network(out / "equivariant.safetensors")
+    save_network(network, tmp_path / "other.safetensors", {"voxel_size_mm": "2.5"})
+    with pytest.raises(SystemExit) as exit_:
+        call(
+            *("--network", tmp_path / "other.safetensors", "--out", tmp_path),
+            monkeypatch=monkeypatch,
+        )
+    assert "other.safetensors: trained on voxels of 2.5 mm, but" in str(exit_.value.code)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, ListedColormap, Normalize, to_rgba
 from matplotlib.figure import Figure, FigureBase, SubFigure
+from matplotlib.patheffects import withStroke
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
@@ -30,7 +31,7 @@ TRUTH_COLOUR = "#56B4E9"
 PROBABILITY_COLOURS = "inferno"
 
 _MARGIN = 2  # voxels around the head
-_CURVE_POINTS = 2000  # of a curve are drawn: steps are then finer than the picture
+_CURVE_STEPS = 2000  # along an axis: finer than the picture
 _SLICE_DISTANCE = 10.0  # mm, at least, between two slices
 _SLICE_INCHES = 2.5
 
@@ -237,7 +238,8 @@ def _see_through(name: str) -> Colormap:
 
 def _name_sides(axes: Axes) -> None:
     for place, side, align in ((0.03, "R", "left"), (0.97, "L", "right")):
-        axes.text(place, 0.03, side, transform=axes.transAxes, ha=align, color="white", fontsize=10)
+        label = axes.text(place, 0.03, side, transform=axes.transAxes, ha=align, color="white")
+        label.set_path_effects([withStroke(linewidth=2, foreground="black")])
 
 
 def _add_colour_bar(figure: FigureBase, grid: NDArray[Any]) -> None:
@@ -279,6 +281,8 @@ def _draw_curves(
 
 
 def _plot(axes: Axes, x: NDArray[Any], y: NDArray[Any], colour: str, label: str) -> None:
-    """A curve, with no more points than can be seen."""
-    keep = np.unique(np.linspace(0, len(x) - 1, _CURVE_POINTS).round().astype(int))
+    """A curve, without points that cannot be told from the one before."""
+    places = np.round(np.stack([x, y]) * _CURVE_STEPS)
+    keep = np.append(True, (np.diff(places) != 0).any(axis=0))
+    keep[-1] = True
     axes.plot(x[keep], y[keep], color=colour, label=label)

@@ -250,7 +250,7 @@ class SegmentationModule(L.LightningModule):
         network: nn.Module,
         *,
         learning_rate: float = 1e-2,
-        weight_decay: float = 1e-3,
+        weight_decay: float = 1e-2,
         positive_weight: float = 1.0,
     ) -> None:
         super().__init__()
@@ -445,7 +445,7 @@ def train(
     budget: Budget,
     *,
     learning_rate: float = 1e-2,
-    weight_decay: float = 1e-3,
+    weight_decay: float = 1e-2,
     positive_weight: float = 1.0,
     device: str = "cpu",
     report: Callable[[Progress], None] | None = None,
