@@ -61,7 +61,7 @@ class LesionSegmenter(nn.Module):
         p_radius: float = 3.6,
         q_features: o3.Irreps | str = "24x0e + 8x2e + 4x4e",
         p_features: o3.Irreps | str = "24x0e + 6x1o + 8x2e",
-        n_p_layers: int = 3,
+        n_p_layers: int = 2,
         batch_norm: bool = True,
         q_max: float = 2.0,
     ) -> None:

@@ -20,14 +20,16 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import lightning as L
 import numpy as np
 import torch
+from e3nn.nn import BatchNorm
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -39,6 +41,9 @@ from tripq.nn import scale_initial_weights
 
 #: Share of the budget in which the learning rate rises; it falls like a cosine in the rest.
 WARM_UP = 0.1
+
+#: Batches over which the statistics of batch norms are taken at the end.
+N_SETTLING = 32
 
 #: Gradients are clipped to this norm: a few boxes are dominated by a single large lesion.
 CLIP_NORM = 1.0
@@ -203,7 +208,7 @@ class PatchDataModule(L.LightningDataModule):
         radius: float,
         box_size: int = 24,
         n_boxes: int = 1,
-        lesion_share: float = 0.75,
+        lesion_share: float = 0.5,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -215,6 +220,11 @@ class PatchDataModule(L.LightningDataModule):
                 f"box_size={box_size}, n_boxes={n_boxes}, lesion_share={lesion_share}"
             )
         self.patches = PatchDataset(scans, radius, box_size, n_boxes, lesion_share, seed)
+
+    def anywhere(self) -> Iterator[Batch]:
+        """Batches without end, from anywhere in the masks, as a whole scan is seen."""
+        p = self.patches
+        return iter(PatchDataset(p.scans, p.radius, p.box_size, p.n_boxes, 0.0, p.seed + 1))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches without end; cutting one takes milliseconds, so no workers are started."""
@@ -302,6 +312,36 @@ def initialise(network: nn.Module, batch: Batch) -> None:
         # Half a voxel more of each kind: the log-odds stay finite.
         share = (batch.lesion.sum() + 0.5) / (len(batch.lesion) + 1)
         biases[-1].fill_(float(torch.logit(share)))
+
+
+@torch.no_grad()
+def settle_batch_norm(network: nn.Module, batches: Iterable[Batch]) -> None:
+    """Set the statistics of batch norms to their mean over some batches.
+
+    While training they follow the last few boxes, which may all have been ventricle; a whole scan
+    is then normalised wrongly.  The mean over many boxes from anywhere is what a scan looks like
+    (Wu and Johnson, arXiv:2105.07576, "precise" batch norm).
+
+    Parameters
+    ----------
+    network : Module
+        Changed in place, and left in training mode.
+    batches : iterable of Batch
+        To take the mean over.
+    """
+    norms = [m for m in network.modules() if isinstance(m, (BatchNorm, nn.BatchNorm3d))]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    network.train()
+    device = next(network.parameters()).device
+    for i, batch in enumerate(batches):
+        for norm in norms:
+            norm.momentum = 1 / (i + 1)  # a running mean of all so far
+        placed = batch.to(device)
+        network(placed.signal, placed.graph)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 # -- the budget ----------------------------------------------------------------------------------
@@ -447,6 +487,7 @@ def train(
     learning_rate: float = 1e-2,
     weight_decay: float = 1e-2,
     positive_weight: float = 1.0,
+    settle: bool = True,
     device: str = "cpu",
     report: Callable[[Progress], None] | None = None,
 ) -> TrainingRecord:
@@ -462,6 +503,8 @@ def train(
         For how long.
     learning_rate, weight_decay, positive_weight : float
         See `SegmentationModule`.
+    settle : bool
+        Whether to end with `settle_batch_norm`.
     device : str
         ``"cpu"``, ``"cuda"`` or another accelerator of Lightning.
     report : callable, optional
@@ -496,6 +539,8 @@ def train(
             enable_progress_bar=False,
         )
         trainer.fit(module, patches)
+        if settle:
+            settle_batch_norm(network, islice(patches.anywhere(), N_SETTLING))
     network.eval()
     if not math.isfinite(keeper.losses[-1]):
         raise FloatingPointError(
