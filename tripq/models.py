@@ -25,7 +25,9 @@ class LesionSegmenter(nn.Module):
     """Rotation-equivariant network from a diffusion scan to one logit per voxel.
 
     The logits commute with joint rotations of voxels and directions and do not depend on the
-    signs of the gradient directions; the weights serve any gradient table and voxel size.
+    signs of the gradient directions; the weights serve any gradient table.  The layers sum over
+    the voxels within a radius, as the paper's equation does, so a trained network is for scans of
+    about the voxel size that it was trained on.
 
     The first layer reduces q-space at once, to features of order 0, 2 and 4, the orders in which
     the anisotropy of diffusion lives (its signal is even).  Their norms become scalars, and layers
