@@ -95,7 +95,7 @@ class PQFilter(nn.Module):
 
     def _neighbours(self, *, zero_offset: bool) -> float:
         """Sum of the squared radial functions over the neighbours on a typical grid."""
-        offsets = grid_offsets(TYPICAL_VOXEL_MM * np.eye(3), getattr(self.phi_p, "end", 0.0))
+        offsets = grid_offsets(TYPICAL_VOXEL_MM * np.eye(3), self.phi_p.end)
         lengths = torch.from_numpy(TYPICAL_VOXEL_MM * np.linalg.norm(offsets, axis=1))
         with torch.no_grad():
             squares = self.phi_p(lengths.to(self.weight.dtype)).square().sum(dim=-1)

@@ -126,6 +126,7 @@ class ConstantFunction(nn.Module):
     """The one radial function of a filter that does not depend on a length: 1 everywhere."""
 
     number = 1
+    end = 0.0
 
     def forward(self, length: Tensor) -> Tensor:
         """Ones of shape (..., 1) for `length` of shape (...)."""
