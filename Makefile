@@ -15,6 +15,7 @@ demo: .venv/.installed-ms
 # Not `python -m pytest`: that would put this folder on the path, and kernels/ with it.
 test: .venv/.installed-dev
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
+	TRITON_INTERPRET=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal -m interpreter tests/kernels
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
