@@ -13,7 +13,6 @@ one coupling, its polynomials and Clebsch-Gordan coefficients written out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 

@@ -33,66 +33,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tripq.adjacency import Adjacency, Csr
 from tripq.kernels.launch import accumulation_dtype, runs_in_triton
 from tripq.recoupling import clebsch_gordan
-
-
-@dataclass(frozen=True, eq=False)
-class Csr:
-    """Edges listed by one of their ends.
-
-    Attributes
-    ----------
-    starts : Tensor of shape (N + 1,), int64
-        Where the edges of each node begin; those of the last one end at ``starts[N]``.
-    other : Tensor of shape (E,), int64
-        The node at the other end.
-    type : Tensor of shape (E,), int64
-        Row of the tables of harmonics and of radial functions.
-    """
-
-    starts: Tensor
-    other: Tensor
-    type: Tensor
-
-    @classmethod
-    def build(cls, end: Tensor, other: Tensor, type: Tensor, n_nodes: int) -> Csr:
-        """List edges by `end`; edges of one node keep their order."""
-        order = torch.argsort(end, stable=True)
-        return cls(_starts(end[order], n_nodes), other[order], type[order])
-
-
-@dataclass(frozen=True, eq=False)
-class Edges:
-    """Edges listed by either end and by type.
-
-    Attributes
-    ----------
-    by_output, by_input : Csr
-        The edges of each output node and, with outputs as the other ends, of each input node.
-    by_type : (Tensor of shape (T + 1,), Tensor of shape (E,), Tensor of shape (E,)), int64
-        Where each type begins; input and output node of every edge, sorted by type.
-    """
-
-    by_output: Csr
-    by_input: Csr
-    by_type: tuple[Tensor, Tensor, Tensor]
-
-    @classmethod
-    def build(
-        cls, dst: Tensor, src: Tensor, type: Tensor, n_out: int, n_in: int, n_types: int
-    ) -> Edges:
-        """List the edges from `src` to `dst`, all of shape (E,) and int64, on any device."""
-        order = torch.argsort(type, stable=True)
-        return cls(
-            Csr.build(dst, src, type, n_out),
-            Csr.build(src, dst, type, n_in),
-            (_starts(type[order], n_types), src[order], dst[order]),
-        )
-
-
-def _starts(sorted_: Tensor, n: int) -> Tensor:
-    return torch.searchsorted(sorted_, torch.arange(n + 1, device=sorted_.device))
 
 
 @dataclass(frozen=True)
@@ -119,7 +62,7 @@ def expand(
     small: Sequence[Tensor],
     phi: Tensor,
     harmonics: Tensor,
-    edges: Edges,
+    edges: Adjacency,
     couplings: Sequence[Coupling],
     orders: tuple[int, ...],
 ) -> list[Tensor]:
@@ -137,7 +80,7 @@ def expand(
         Radial functions of each edge type.
     harmonics : Tensor of shape (T, S)
         Spherical harmonics of each edge type, order l in columns l^2 to (l + 1)^2 - 1.
-    edges : Edges
+    edges : Adjacency
     couplings : sequence of Coupling
         Their blocks are all the rows there are, each in one block.
     orders : tuple of int
@@ -165,7 +108,7 @@ def contract(
     big: Sequence[Tensor],
     phi: Tensor,
     harmonics: Tensor,
-    edges: Edges,
+    edges: Adjacency,
     couplings: Sequence[Coupling],
     outputs: tuple[tuple[int, int], ...],
 ) -> list[Tensor]:
@@ -485,7 +428,7 @@ def _typed(
 def _check(
     phi: Tensor,
     harmonics: Tensor,
-    edges: Edges,
+    edges: Adjacency,
     couplings: Sequence[Coupling],
     groups: Sequence[tuple[int, int]],
     orders: Sequence[int],

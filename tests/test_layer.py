@@ -484,8 +484,13 @@ def check_runs(layer, x, graph, shape):
     able = [
         backend
         for backend in BACKENDS[1:]
-        if all(backend not in p.impossible for p in with_backend(layer, "auto").explain(graph).plans)
+        if all(
+            backend not in plan.impossible
+            for plan in with_backend(layer, "auto").explain(graph).plans
+        )
     ]
+    if all(f.kind != "diff" for f in layer.filters):
+        able.append("triton")
     errors = disagreement(layer, x, graph, able)
     assert max(errors.values()) < AGREEMENT[x.dtype], errors
     out = with_backend(layer, "auto")(x, graph)

@@ -121,17 +121,30 @@ class PQFilter(nn.Module):
         if self.kind == "p":
             shape = torch.broadcast_shapes(q_out.shape, q_in.shape)[:-1]
             return {0: q_in.new_ones(*shape, 1)}
-        if self.unit_directions:
-            q_out, q_in = unit_vectors(q_out), unit_vectors(q_in)
+        q_out, q_in = self.q_ends(q_out), self.q_ends(q_in)
         joint = self.kind == "diff"
         total: dict[int, Tensor] = {}
-        signs = _signs(self.antipodal, joint)
-        for sign_out, sign_in in signs:
+        for sign_out, sign_in in self.signs:
             offset = sign_out * q_out - sign_in * q_in
             harmonics = spherical_harmonics(orders, p_offset - offset if joint else offset)
             for l, y in harmonics.items():
                 total[l] = total[l] + y if l in total else y
-        return {l: y / len(signs) for l, y in total.items()}
+        return {l: y / len(self.signs) for l, y in total.items()}
+
+    def q_ends(self, q: Tensor) -> Tensor:
+        """The vectors whose differences are the q-offsets: q-vectors, or their directions."""
+        return unit_vectors(q) if self.unit_directions else q
+
+    @property
+    def signs(self) -> list[tuple[int, int]]:
+        """Signs of (q_out, q_in) that the inner harmonics are averaged over.
+
+        Flipping both turns a q-offset round, which even harmonics do not see: for them two of the
+        four suffice.  In a joint offset p stays, so all four count.
+        """
+        if not self.antipodal:
+            return [(1, 1)]
+        return list(itertools.product((1, -1) if self.kind == "diff" else (1,), (1, -1)))
 
     def outer_harmonics(self, p_offset: Tensor) -> dict[int, Tensor]:
         """Harmonics that the fast evaluation couples last: those of the p-offset, if separate."""
@@ -242,14 +255,3 @@ class PQFilter(nn.Module):
 def coupling_tensor(l_a: int, l_b: int, l_c: int, like: Tensor) -> Tensor:
     """Clebsch-Gordan coefficients (2 l_a + 1, 2 l_b + 1, 2 l_c + 1), dtype and device as `like`."""
     return torch.tensor(clebsch_gordan(l_a, l_b, l_c), dtype=like.dtype, device=like.device)
-
-
-def _signs(antipodal: bool, joint: bool) -> list[tuple[int, int]]:
-    """Signs of (q_out, q_in) to average over.
-
-    Flipping both turns a q-offset round, which even harmonics do not see: for them two of the four
-    suffice.  In a joint offset p stays, so all four count.
-    """
-    if not antipodal:
-        return [(1, 1)]
-    return list(itertools.product((1, -1) if joint else (1,), (1, -1)))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from tripq.backends import dense, edges, recoupled
+from tripq.backends import dense, edges, recoupled, triton
 from tripq.filter import PQFilter
 from tripq.graph import NodeSpace, PEdges, QSpace
 
@@ -22,4 +22,5 @@ BACKENDS: Mapping[str, Callable[[Tensor, PEdges, QSpace | NodeSpace, PQFilter, i
     "edges": edges.evaluate,
     "dense": dense.evaluate,
     "recoupled": recoupled.evaluate,
+    "triton": triton.evaluate,
 }

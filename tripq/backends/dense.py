@@ -41,7 +41,7 @@ def evaluate(
     n_voxels, n_out = x.shape[0], len(q.q_out)
     if not filter.paths or n_voxels == 0:
         return x.new_zeros(n_voxels, n_out, filter.dim_out)
-    shape, position = edges.grid.cropped()
+    shape, position = edges.grid.cropped
     volume = _to_volume(x[..., _grouped(filter.channels_in, x)], shape, position)
     builder = DenseFilter(filter, edges.offsets.to(x.dtype), edges.steps, q)
     coefficients = builder.coefficients()
