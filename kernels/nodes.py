@@ -386,6 +386,19 @@ def _inner_harmonic(geometry: Geometry, edges: _Edges, coupling: Coupling) -> Te
 # -- the operators -------------------------------------------------------------------------------
 
 
+def _constants(
+    geometry: Sequence[Tensor],
+    edges: Sequence[Tensor],
+    orders: Sequence[int],
+    signs: Sequence[int],
+    joint: bool,
+) -> tuple[Geometry, NodeCsr, Coupling]:
+    """The arguments of an operator, which are lists, by their names."""
+    l_p, l_q, l_in, l_1, l_out = orders
+    coupling = Coupling(l_p, l_q, l_in, l_1, l_out, tuple(signs), joint)
+    return Geometry(*geometry), NodeCsr(*edges), coupling
+
+
 @torch.library.custom_op("tripq::node_sum", mutates_args=())
 def _node_sum(
     x: Tensor,
@@ -397,7 +410,7 @@ def _node_sum(
     signs: Sequence[int],
     joint: bool,
 ) -> Tensor:
-    constants = Geometry(*geometry), NodeCsr(*edges), Coupling(*orders, tuple(signs), joint)
+    constants = _constants(geometry, edges, orders, signs, joint)
     if runs_in_triton(x):
         from tripq.kernels import nodes_triton
 
@@ -431,7 +444,7 @@ def _gradient_for_features(
     signs: Sequence[int],
     joint: bool,
 ) -> Tensor:
-    constants = Geometry(*geometry), NodeCsr(*edges), Coupling(*orders, tuple(signs), joint)
+    constants = _constants(geometry, edges, orders, signs, joint)
     if runs_in_triton(grad):
         from tripq.kernels import nodes_triton
 
@@ -465,7 +478,7 @@ def _gradient_for_radial(
     joint: bool,
     of_p: bool,
 ) -> Tensor:
-    constants = Geometry(*geometry), NodeCsr(*edges), Coupling(*orders, tuple(signs), joint)
+    constants = _constants(geometry, edges, orders, signs, joint)
     if runs_in_triton(grad):
         from tripq.kernels import nodes_triton
 
