@@ -74,6 +74,13 @@ def test_a_joint_filter_has_no_triton_kernel_where_directions_are_shared():
         layer(torch.ones(int(BALL.sum()), 4, 15), grid(BALL, 4))
 
 
+def test_gradients_of_coordinates_are_not_for_triton():
+    p = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
+    graph = PQGraph.from_points(p, table_of(0, 3), RADIUS)
+    with pytest.raises(ValueError, match="it takes coordinates as constants"):
+        layer_of(backend="triton")(torch.ones(2, 3, 15), graph)
+
+
 class Largest(TorchDispatchMode):
     """Records the bytes of the largest tensor that any operation makes."""
 

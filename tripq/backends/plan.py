@@ -188,8 +188,12 @@ def _obstacle(backend: str, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilt
             return "every voxel has directions of its own, so no filter serves them all"
         if edges.grid is None:
             return "the voxels are not on a grid"
-    if backend == "triton" and filter.kind == "diff" and isinstance(q, QSpace):
-        return 'it has no kernel for a "diff" filter between voxels that share directions'
+    if backend == "triton":
+        if filter.kind == "diff" and isinstance(q, QSpace):
+            return 'it has no kernel for a "diff" filter between voxels that share directions'
+        q_in = q.q if isinstance(q, NodeSpace) else q.q_in
+        if any(t.requires_grad for t in (edges.offsets, q_in, q.q_out)):
+            return "it takes coordinates as constants, and these require gradients"
     return None
 
 

@@ -27,6 +27,7 @@ from tripq.adjacency import Adjacency
 from tripq.backends.tables import mixing_matrices
 from tripq.filter import PQFilter
 from tripq.graph import NodeSpace, PEdges, QSpace
+from tripq.kernels.embeddings import edge_harmonics
 from tripq.kernels.mixing import mix
 from tripq.kernels.nodes import NodeCsr, Term, aggregate_nodes
 from tripq.kernels.tensor_product import Coupling, contract, expand
@@ -69,18 +70,19 @@ def _on_product(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: i
     outputs = tuple((c.l, c.mul) for c in filter.channels_out)
     offsets = edges.offsets.to(x.dtype)
     phi_p = filter.phi_p(offsets.norm(dim=-1))
-    harmonics_p = _packed(filter.outer_harmonics(offsets))
+    harmonics_p = edge_harmonics(offsets, _highest(filter, outer=True))
     q_in, q_out, weights = (t.to(x.dtype) for t in (q.q_in, q.q_out, q.weights))
     phi_q = filter.phi_q_in(q_in.norm(dim=-1))
+    from_q, to_q = filter.q_ends(q_in), filter.q_ends(q_out)
 
     def part(directions: Tensor, *small: Tensor) -> Tensor:
         dst, src = torch.nonzero(weights[directions], as_tuple=True)
         to = directions[dst]
         every = torch.arange(len(dst), device=dst.device)
         q_edges = Adjacency.build(dst, src, every, len(directions), len(q_in), len(dst))
-        inner = filter.inner_harmonics(offsets.new_zeros(3), q_out[to], q_in[src])
         phi = phi_q[src] * weights[to, src][:, None]
-        coupled = expand(small, phi, _packed(inner), q_edges, to_coupled, orders)
+        inner = _inner_harmonics(filter, to_q[to], from_q[src])
+        coupled = expand(small, phi, inner, q_edges, to_coupled, orders)
         matrices = mixing_matrices(q_out[directions], filter)
         mixed = [mix(a, w) for a, w in zip(coupled, matrices, strict=True)]
         summed = contract(mixed, phi_p, harmonics_p, edges.adjacency, from_mixed, outputs)
@@ -105,14 +107,18 @@ def _coupling(mixing: int, block: Block) -> Coupling:
     return Coupling(block.channels, mixing, block.start, block.l)
 
 
-def _packed(harmonics: dict[int, Tensor]) -> Tensor:
-    """Harmonics of some orders as rows that hold all orders, (E, (lmax + 1)^2)."""
-    like = next(iter(harmonics.values()))
-    row = [
-        harmonics[l] if l in harmonics else like.new_zeros(len(like), 2 * l + 1)
-        for l in range(max(harmonics) + 1)
-    ]
-    return torch.cat(row, dim=1)
+def _inner_harmonics(filter: PQFilter, q_out: Tensor, q_in: Tensor) -> Tensor:
+    """Harmonics of the q-offsets (E, 3), averaged over signs if the filter is antipodal."""
+    if filter.kind == "p":
+        return torch.ones_like(q_out[:, :1])
+    lmax = _highest(filter, outer=False)
+    terms = [edge_harmonics(a * q_out - b * q_in, lmax) for a, b in filter.signs]
+    return torch.stack(terms).mean(dim=0)
+
+
+def _highest(filter: PQFilter, *, outer: bool) -> int:
+    """The highest order of a filter's harmonics of p-offsets or of q-offsets."""
+    return max(path.l_p if outer else path.l_q for path in filter.paths)
 
 
 def _ungrouped(channels: Sequence[Channels], like: Tensor) -> Tensor:
@@ -136,7 +142,8 @@ def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter, budg
     phi_p = filter.phi_p(offsets.norm(dim=-1))
     phi_q = filter.phi_q_in(q_in.norm(dim=-1))
     phi_out = filter.phi_q_out(q_out.norm(dim=-1))
-    harmonics_p = _packed(filter.outer_harmonics(offsets))
+    joint = filter.kind == "diff"
+    harmonics_p = edge_harmonics(offsets, 0 if joint else _highest(filter, outer=True))
     from_q, to_q = filter.q_ends(q_in), filter.q_ends(q_out)
     joined = nodes.edges
     dst, order = torch.sort(joined.dst, stable=True)
@@ -166,7 +173,7 @@ def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter, budg
             walk,
             terms,
             filter.signs,
-            filter.kind == "diff",
+            joint,
         )
         out = x.new_zeros(stop - start, filter.dim_out)
         for total, (m, column, row) in zip(sums, keys, strict=True):
