@@ -11,6 +11,9 @@ Steps 1 to 3 know nothing of neighbours and step 4 nothing of directions, so the
 p-edges plus that of the q-edges, not of their product.  Where the output has a single direction,
 steps 3 and 4 are joined: one matrix for each edge type does both.
 
+On a grid the sum over neighbours is a convolution.  Where the output has several directions, it is
+done in Fourier space, frequency by frequency, by `tripq.kernels.box`: there is no recoupling there.
+
 A ``"diff"`` filter has one harmonic of both offsets, which does not come apart: there steps 1 to 3
 run for every p-edge.  Where every voxel has directions of its own, steps 1, 2 and 4 run for every
 edge, and the mixing comes last.
@@ -18,156 +21,287 @@ edge, and the mixing comes last.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from tripq.filter import PQFilter, coupling_tensor
-from tripq.graph import NodeSpace, PaddedBox, PEdges, QSpace
-from tripq.kernels.box import Coupling, Layout, Operands, convolve
+from tripq.filter import PQFilter, coupling_tensor, path_coupling
+from tripq.graph import Grid, NodeSpace, PEdges, QSpace
+from tripq.kernels.box import DEFAULT_BUDGET, Layout, Operands, Tiles, bytes_per_place, convolve
 from tripq.kernels.p_stage import aggregate_on_edges, aggregate_on_grid
+from tripq.radial import ConstantFunction, RadialFunctions
 from tripq.recoupling import Block, Mixing
 
 Result = TypeVar("Result")
 
-# Numbers that a chunk of edges may hold, where the work goes edge by edge.
-_BUDGET = 1 << 22
+# Tiles of a grid compute their margins too, and are many times faster for each voxel than going by
+# the table of neighbours: they pay down to this share of voxels.
+_SPARSE = 0.05
 
-# A box computes its margins too, and is several times faster for each voxel than going by the
-# table of neighbours: it pays down to this share of voxels.
-_SPARSE = 0.2
+# Lengths of q-vectors that differ by less than this, relatively, are the same but for rounding.
+_SAME_LENGTH = 1e-12
 
 
-def evaluate(x: Tensor, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilter) -> Tensor:
+def evaluate(
+    x: Tensor,
+    edges: PEdges,
+    q: QSpace | NodeSpace,
+    filter: PQFilter,
+    budget: int = DEFAULT_BUDGET,
+) -> Tensor:
     """The sum over all edges; shapes as in `tripq.backends`."""
     if not filter.paths:
         n_out = (len(q.q_out),) if isinstance(q, NodeSpace) else (x.shape[0], len(q.q_out))
         return x.new_zeros(*n_out, filter.dim_out)
     if isinstance(q, NodeSpace):
-        return _on_nodes(x, edges, q, filter)
+        return _on_nodes(x, edges, q, filter, budget)
     if filter.kind == "diff":
-        return _on_joint_offsets(x, edges, q, filter)
-    return _on_product(x, edges, q, filter)
+        return _on_joint_offsets(x, edges, q, filter, budget)
+    if len(q.q_out) == 1:
+        return _to_one_direction(x, edges, q, filter, budget)
+    if len(x) and edges.grid is not None and edges.steps is not None:
+        out = _on_grid(x, edges, edges.grid, edges.steps, q, filter, budget)
+        if out is not None:
+            return out
+    return _on_edges(x, edges, q, filter, budget)
 
 
 # -- a shared q-space ----------------------------------------------------------------------------
 
 
-def _on_product(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter) -> Tensor:
-    box = edges.box
-    if len(q.q_out) > 1 and box is not None and box.fill > _SPARSE:
-        return _on_box(x, edges, box, q, filter)
+def _on_edges(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: int) -> Tensor:
+    """Steps 1 to 4 as they are, for a few output directions at a time."""
+
+    def some(x: Tensor, part: Tensor) -> Tensor:
+        outputs = replace(q, q_out=q.q_out[part], weights=q.weights[part])
+        embedding = _q_embedding(x.new_zeros(3), outputs, filter)
+        aggregated = {l: _aggregate_q(x, e) for l, e in embedding.items()}
+        coupled = _couple(aggregated, filter)
+        mixing = _mixing(outputs.q_out.to(x.dtype), filter)
+        mixed = [a @ w for a, w in zip(coupled, mixing, strict=True)]
+        p_embedding = _p_embedding(edges.offsets.to(x.dtype), filter)
+        return _aggregate_p(mixed, p_embedding, edges, filter, budget)
+
+    # Coupled, mixed and gathered features, and the copies that lay them out.
+    numbers = sum(
+        (2 * m.l_1 + 1) * (2 * m.n_columns + 3 * m.n_rows) for m in filter.recoupling.mixings
+    )
+    parts = _chunks(len(q.q_out), len(x) * numbers, x, budget)
+    if len(parts) == 1:
+        return some(x, parts[0])
+    return torch.cat([_recomputed(some, x, part) for part in parts], dim=1)
+
+
+def _to_one_direction(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: int) -> Tensor:
     embedding = _q_embedding(x.new_zeros(3), q, filter)
-    aggregated = {l: _aggregate_q(x, e) for l, e in embedding.items()}
-    coupled = _couple(aggregated, filter)
+    coupled = _couple({l: _aggregate_q(x, e) for l, e in embedding.items()}, filter)
     mixing = _mixing(q.q_out.to(x.dtype), filter)
     p_embedding = _p_embedding(edges.offsets.to(x.dtype), filter)
-    if len(q.q_out) == 1:
-        return _mix_and_aggregate_p(coupled, mixing, p_embedding, edges, filter)
-    mixed = [a @ w for a, w in zip(coupled, mixing, strict=True)]
-    return _aggregate_p(mixed, p_embedding, edges, filter)
+    return _mix_and_aggregate_p(coupled, mixing, p_embedding, edges, filter, budget)
 
 
-# -- a padded box --------------------------------------------------------------------------------
+# -- a grid --------------------------------------------------------------------------------------
 
 
-def _on_box(x: Tensor, edges: PEdges, box: PaddedBox, q: QSpace, filter: PQFilter) -> Tensor:
-    """All steps on the box around a grid, by `tripq.kernels.box`."""
-    # Of each pair of opposite offsets the one that leads ahead, and the zero offset.
-    ahead = [t for t, shift in enumerate(box.shifts) if shift >= 0]
-    offsets = edges.offsets[ahead].to(x.dtype)
-    layout, harmonics = _box_layout(filter, x)
-    even, odd = _box_projections(_p_embedding(offsets, filter), layout, filter)
-    embedding = _q_embedding(x.new_zeros(3), q, filter)
-    operands = Operands(
-        [
-            _spread(x[..., filter.index_in(g).view(mul, dim).T.flatten()], box)
-            for g, (mul, dim) in enumerate(layout.inputs)
-        ],
-        [embedding[l].flatten(1, 2) for l in harmonics],
-        _mixing(q.q_out.to(x.dtype), filter),
-        even,
-        odd,
+def _on_grid(
+    x: Tensor, edges: PEdges, grid: Grid, steps: Tensor, q: QSpace, filter: PQFilter, budget: int
+) -> Tensor | None:
+    """All steps in Fourier space, by `tripq.kernels.box`; None where that does not pay."""
+    largest = budget // bytes_per_place(x, len(q.q_out), filter.dim_out)
+    margin = steps.abs().amax(dim=0).tolist()
+    tiles = Tiles.cut(grid.voxels, margin, largest)
+    if len(x) < _SPARSE * tiles.source.numel():
+        return None
+    out = _Shells.of(q.q_out, filter.phi_q_out, 2 * filter.radial[1], x)
+    into = _Shells.of(q.q_in, filter.phi_q_in, filter.radial[2], x)
+    order = torch.cat(out.directions)
+    ends = [0, *accumulate(len(shell) for shell in out.directions)]
+    groups = _groups(filter)
+    even = [l for l in _outer_orders(filter) if l % 2 == 0]
+    layout = Layout(
+        tuple(group.index for group in groups for _ in into.directions),
+        tuple(shell for _ in groups for shell in into.directions),
+        tuple(slice(*run) for run in pairwise(ends)),
+        order,
+        filter.radial[0] * sum(2 * l + 1 for l in even),
     )
-    out = x.new_zeros(x.shape[0], len(q.q_out), filter.dim_out)
-    shifts = tuple(box.shifts[t] for t in ahead)
-    for g, rows in enumerate(convolve(operands, layout, shifts)):
-        features = rows.flatten(1, 2).index_select(2, box.position).permute(2, 0, 1)
-        out = out.index_copy(2, filter.index_out(g), features)
-    return out
-
-
-def _spread(x: Tensor, box: PaddedBox) -> Tensor:
-    """(V, Q_in, dim) to (Q_in, dim L), zero in the margins."""
-    n_q, dim = x.shape[1:]
-    rows = x.new_zeros(n_q, dim, box.length)
-    return rows.index_copy(2, box.position, x.permute(1, 2, 0)).flatten(1)
-
-
-def _box_layout(filter: PQFilter, like: Tensor) -> tuple[Layout, list[int]]:
-    """What meets what, and the orders of the q-harmonics."""
-    mixings = filter.recoupling.mixings
-    harmonics = sorted({block.l for mixing in mixings for block in mixing.columns})
-    couplings = []
-    for h, l in enumerate(harmonics):
-        for g, channels in enumerate(filter.channels_in):
-            targets = [
-                (i, block.start)
-                for i, mixing in enumerate(mixings)
-                for block in mixing.columns
-                if (block.channels, block.l) == (g, l)
-            ]
-            if not targets:
-                continue
-            coefficients = [
-                coupling_tensor(l, channels.l, mixings[i].l_1, like).flatten(0, 1).T
-                for i, _ in targets
-            ]
-            scalar = l == 0 or channels.l == 0
-            matrix = None if scalar else torch.cat(coefficients)
-            couplings.append(Coupling(h, g, matrix, tuple(targets)))
-    return Layout(
-        filter.radial[0],
-        filter.radial[2],
-        tuple(2 * mixing.l_1 + 1 for mixing in mixings),
-        tuple((c.mul, 2 * c.l + 1) for c in filter.channels_in),
-        tuple((c.mul, 2 * c.l + 1) for c in filter.channels_out),
-        tuple(couplings),
-        tuple(_rows_of(filter, g, 0) for g in range(len(filter.channels_out))),
-        tuple(_rows_of(filter, g, 1) for g in range(len(filter.channels_out))),
-    ), harmonics
-
-
-def _rows_of(filter: PQFilter, channels: int, parity: int) -> tuple[tuple[int, int], ...]:
-    """Rows of the mixing matrices that lead to some channels, by the parity of l_p."""
-    return tuple(
-        (i, block.start)
-        for i, mixing in enumerate(filter.recoupling.mixings)
-        for block in mixing.rows
-        if block.channels == channels and block.l % 2 == parity
+    harmonics = filter.inner_harmonics(
+        x.new_zeros(3), q.q_out[order].to(x.dtype), q.q_in[:, None].to(x.dtype)
     )
+    weights = q.weights[order].to(x.dtype)
+    embeddings = []
+    for group in groups:
+        y = torch.cat([harmonics[l] for l in group.orders], dim=-1)
+        whole = torch.einsum("oi,oj,ik,iob->ijkbo", weights, out.factors[order], into.factors, y)
+        embeddings += [whole[shell].flatten(1, 3) for shell in into.directions]
+    p_embedding = _p_embedding(edges.offsets.to(x.dtype), filter)
+    functions = torch.cat([p_embedding[l].flatten(1) for l in _outer_orders(filter)], dim=1)
+    transfer = tiles.transfer(steps, functions, layout.n_even)
+    operands = Operands(transfer, _coefficients(filter, groups, out, into), embeddings)
+    return convolve(x, operands, layout, tiles, budget)
 
 
-def _box_projections(
-    p_embedding: dict[int, Tensor], layout: Layout, filter: PQFilter
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Step 4 as matrices (H (2 l_out + 1), R), apart for even and odd l_p."""
-    like = next(iter(p_embedding.values()))
-    projections: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for parity, by_channels in enumerate((layout.even, layout.odd)):
-        for channels, places in zip(filter.channels_out, by_channels, strict=True):
-            blocks = [like.new_zeros(len(like), 2 * channels.l + 1, 0)]
-            for i, start in places:
-                mixing = filter.recoupling.mixings[i]
-                (l,) = (block.l for block in mixing.rows if block.start == start)
-                coefficients = coupling_tensor(l, mixing.l_1, channels.l, like)
-                matrix = torch.einsum("tkp,pno->tokn", p_embedding[l], coefficients)
-                blocks.append(matrix.flatten(2))
-            projections[parity].append(torch.cat(blocks, dim=2).flatten(0, 1))
-    return projections
+@dataclass(frozen=True, eq=False)
+class _Shells:
+    """Radial functions of |q|, in the basis that is cheapest for a gradient table.
+
+    On a few shells that is the functions' values on each of them, and all else is done for a shell
+    at a time; else it is the functions themselves.
+
+    Attributes
+    ----------
+    directions : tuple of Tensors, int64
+        The directions of each of S shells, or all of them as one.
+    values : Tensor of shape (S, J, K)
+        The K functions in terms of J on each shell.
+    factors : Tensor of shape (Q, J)
+        These J functions at each direction.
+    """
+
+    directions: tuple[Tensor, ...]
+    values: Tensor
+    factors: Tensor
+
+    @classmethod
+    def of(
+        cls, q: Tensor, phi: RadialFunctions | ConstantFunction, most: int, like: Tensor
+    ) -> _Shells:
+        """On shells if there are no more than `most`; dtype as `like`."""
+        # In the precision of the graph, or rounding would part a shell.
+        lengths, order = q.norm(dim=-1).sort(stable=True)
+        first = lengths.diff(prepend=lengths[:1] - 1) > _SAME_LENGTH * lengths[-1:]
+        counts = first.cumsum(0).sub(1).bincount().tolist()
+        if len(counts) > most or phi.number == 1:
+            identity = torch.eye(phi.number, dtype=like.dtype, device=q.device)
+            values = phi(q.norm(dim=-1).to(like.dtype))
+            return cls((torch.arange(len(q), device=q.device),), identity[None], values)
+        values = phi(lengths[first].to(like.dtype))
+        return cls(
+            order.split(counts), values[:, None], torch.ones_like(values[:1, :1]).expand(len(q), 1)
+        )
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Groups of input channels that meet the same orders of q-harmonics, as one.
+
+    Attributes
+    ----------
+    starts : dict from int to int
+        Where the components of each of the groups begin.
+    index : Tensor of shape (C,), int64
+        Where the components stand in the features.
+    orders : tuple of int
+        Of the q-harmonics.
+    """
+
+    starts: dict[int, int]
+    index: Tensor
+    orders: tuple[int, ...]
+
+
+def _groups(filter: PQFilter) -> list[_Group]:
+    members: dict[tuple[int, ...], list[int]] = {}
+    for g in range(len(filter.channels_in)):
+        met = {path.l_q for path in filter.paths if filter.channels_of(path)[0] == g}
+        if met:
+            members.setdefault(tuple(sorted(met)), []).append(g)
+    groups = []
+    for orders, some in members.items():
+        index = [filter.index_in(g) for g in some]
+        starts = accumulate((len(i) for i in index), initial=0)
+        groups.append(_Group(dict(zip(some, starts, strict=False)), torch.cat(index), orders))
+    return groups
+
+
+def _coefficients(
+    filter: PQFilter, groups: list[_Group], out: _Shells, into: _Shells
+) -> list[Tensor]:
+    """What joins the p- and q-embeddings and the channels, as `tripq.kernels.box` wants it."""
+    tensors: tuple[Tensor, ...] = _Coefficients.apply(filter, groups, filter.weight)
+    outputs = torch.cat([filter.index_out(g) for g in range(len(filter.channels_out))])
+    back = outputs.argsort()
+    coefficients = []
+    for tensor in tensors:
+        joined = torch.einsum("sjk,rlm,akmcbn->rsancjlb", out.values, into.values, tensor)
+        coefficients += list(joined.flatten(4).index_select(3, back))
+    return coefficients
+
+
+class _Coefficients(torch.autograd.Function):
+    """Weights times coupling coefficients, a linear map.
+
+    For each group of input channels that takes part a tensor (B_p, K_q_out, K_q_in, channels,
+    components of the inner harmonics, dim_out).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, filter: PQFilter, groups: list[_Group], weight: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.filter, ctx.groups = filter, groups
+        k_p, k_out, k_in = filter.radial
+        n_p = k_p * sum(2 * l + 1 for l in _outer_orders(filter))
+        tensors = [
+            weight.new_zeros(
+                n_p,
+                k_out,
+                k_in,
+                len(group.index),
+                sum(2 * l + 1 for l in group.orders),
+                filter.dim_out,
+            )
+            for group in groups
+        ]
+        for part, block, coupling in _path_blocks(filter, groups, tensors):
+            block += torch.einsum("vuabc,pqio->apbcuiqvo", part, coupling)
+        return tuple(tensors)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, Tensor]:
+        parts = [
+            torch.einsum("apbcuiqvo,pqio->vuabc", block, coupling).flatten()
+            for _, block, coupling in _path_blocks(ctx.filter, ctx.groups, grads)
+        ]
+        return None, None, torch.cat(parts)
+
+
+def _path_blocks(
+    filter: PQFilter, groups: list[_Group], tensors: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """For each path its weights, its block of the coefficients and its coupling.
+
+    The block is a view (K_p, 2 l_p + 1, K_q_out, K_q_in, mul_in, 2 l_in + 1, 2 l_q + 1, mul_out,
+    2 l_out + 1).
+    """
+    rows = _starts(_outer_orders(filter))
+    ends = list(accumulate((len(c.index) for c in filter.channels_out), initial=0))
+    for path, weight in filter.path_weights():
+        i, o = filter.channels_of(path)
+        ((group, tensor),) = ((g, t) for g, t in zip(groups, tensors, strict=True) if i in g.starts)
+        k_p, n_p, n_q = filter.radial[0], 2 * path.l_p + 1, 2 * path.l_q + 1
+        row, column, first = k_p * rows[path.l_p], _starts(group.orders)[path.l_q], group.starts[i]
+        block = tensor[row : row + k_p * n_p].narrow(3, first, len(filter.channels_in[i].index))
+        block = block[..., column : column + n_q, ends[o] : ends[o + 1]]
+        block = block.unflatten(5, (-1, 2 * path.l_out + 1)).unflatten(3, (-1, 2 * path.l_in + 1))
+        yield weight, block.unflatten(0, (k_p, n_p)), path_coupling(path, weight)
+
+
+def _starts(orders: Sequence[int]) -> dict[int, int]:
+    """Where the components of each harmonic begin."""
+    return dict(zip(orders, accumulate((2 * l + 1 for l in orders), initial=0), strict=False))
+
+
+def _outer_orders(filter: PQFilter) -> list[int]:
+    """Orders of the p-harmonics, first the even ones."""
+    return sorted({path.l_p for path in filter.paths}, key=lambda l: (l % 2, l))
 
 
 def _q_embedding(p_offset: Tensor, q: QSpace, filter: PQFilter) -> dict[int, Tensor]:
@@ -215,7 +349,11 @@ def _p_embedding(offsets: Tensor, filter: PQFilter) -> dict[int, Tensor]:
 
 
 def _aggregate_p(
-    mixed: list[Tensor], p_embedding: dict[int, Tensor], edges: PEdges, filter: PQFilter
+    mixed: list[Tensor],
+    p_embedding: dict[int, Tensor],
+    edges: PEdges,
+    filter: PQFilter,
+    budget: int,
 ) -> Tensor:
     """Step 4: for each l_1 (Q_out, V (2 l_1 + 1), rows) to (V, Q_out, dim_out)."""
     n_q = mixed[0].shape[0]
@@ -234,7 +372,7 @@ def _aggregate_p(
         if not features:
             continue
         gathered = torch.cat(features, dim=3).flatten(1, 2)
-        summed = _over_edges(gathered, torch.cat(matrices, dim=1), edges)
+        summed = _over_edges(gathered, torch.cat(matrices, dim=1), edges, budget)
         summed = summed.view(n_voxels, n_q, len(channels.index))
         out = out.index_copy(2, filter.index_out(index), summed)
     return out
@@ -246,6 +384,7 @@ def _mix_and_aggregate_p(
     p_embedding: dict[int, Tensor],
     edges: PEdges,
     filter: PQFilter,
+    budget: int,
 ) -> Tensor:
     """Steps 3 and 4 at once, where there is one output direction: (V, 1, dim_out)."""
     k_1 = filter.radial[0]
@@ -263,13 +402,14 @@ def _mix_and_aggregate_p(
             part = torch.einsum("tnok,xkc->tnxco", angular, rows).flatten(3)
             matrix = matrix.index_add(3, filter.index_out(block.channels), part)
         matrices.append(matrix.flatten(1, 2))
-    return _over_edges(torch.cat(features, dim=1)[:, None], torch.cat(matrices, dim=1), edges)
+    z = torch.cat(features, dim=1)[:, None]
+    return _over_edges(z, torch.cat(matrices, dim=1), edges, budget)
 
 
-def _over_edges(z: Tensor, matrices: Tensor, edges: PEdges) -> Tensor:
+def _over_edges(z: Tensor, matrices: Tensor, edges: PEdges, budget: int) -> Tensor:
     if edges.table is not None and edges.transposed_table is not None:
-        return aggregate_on_grid(z, matrices, edges.table, edges.transposed_table)
-    return aggregate_on_edges(z, matrices, edges.dst, edges.src, edges.type)
+        return aggregate_on_grid(z, matrices, edges.table, edges.transposed_table, budget)
+    return aggregate_on_edges(z, matrices, edges.dst, edges.src, edges.type, budget)
 
 
 def _row_blocks(
@@ -286,7 +426,7 @@ def _row_blocks(
 # -- harmonics of both offsets at once -----------------------------------------------------------
 
 
-def _on_joint_offsets(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter) -> Tensor:
+def _on_joint_offsets(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: int) -> Tensor:
     mixing = _mixing(q.q_out.to(x.dtype), filter)
     largest = sum(2 * l + 1 for l in {path.l_filter for path in filter.paths})
     per_edge = len(q.q_out) * (largest * len(q.q_in) * filter.radial[2] + filter.dim_out)
@@ -302,11 +442,12 @@ def _on_joint_offsets(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter) -> 
         # Each edge is an output voxel with itself as its only neighbour, at its own offset.
         every = torch.arange(len(dst), device=x.device)
         alone = PEdges(offsets, every, every, every)
-        messages = _aggregate_p(mixed, _p_embedding(offsets, filter), alone, filter)
+        messages = _aggregate_p(mixed, _p_embedding(offsets, filter), alone, filter, budget)
         return x.new_zeros(x.shape[0], *messages.shape[1:]).index_add(0, dst, messages)
 
     out = x.new_zeros(x.shape[0], len(q.q_out), filter.dim_out)
-    for part in _chunks(len(edges.dst), per_edge, x):
+    # Several arrays of that size exist at a time.
+    for part in _chunks(len(edges.dst), 4 * per_edge, x, budget):
         offsets = edges.offsets[edges.type[part]].to(x.dtype)
         out = out + _recomputed(contribution, x, offsets, edges.dst[part], edges.src[part], *mixing)
     return out
@@ -315,7 +456,7 @@ def _on_joint_offsets(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter) -> 
 # -- directions of its own at every voxel --------------------------------------------------------
 
 
-def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter) -> Tensor:
+def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter, budget: int) -> Tensor:
     joined = nodes.edges
     n_out = len(nodes.q_out)
     keys = _node_keys(filter)
@@ -354,7 +495,7 @@ def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter) -> T
         return tuple(sums)
 
     totals: list[Tensor] | None = None
-    for part in _chunks(len(joined.dst), per_edge, x):
+    for part in _chunks(len(joined.dst), 4 * per_edge, x, budget):
         sums = _recomputed(contribution, x, part)
         totals = (
             list(sums) if totals is None else [a + b for a, b in zip(totals, sums, strict=True)]
@@ -388,10 +529,12 @@ def _node_keys(filter: PQFilter) -> list[tuple[Mixing, int, int]]:
 # -- chunks --------------------------------------------------------------------------------------
 
 
-def _chunks(n_edges: int, per_edge: int, x: Tensor) -> tuple[Tensor, ...]:
-    if n_edges == 0:
+def _chunks(number: int, size: int, x: Tensor, budget: int) -> tuple[Tensor, ...]:
+    """Indices below `number`, as many at a time as the budget allows; each makes `size` numbers."""
+    if number == 0:
         return ()
-    return torch.arange(n_edges, device=x.device).split(max(1, _BUDGET // max(1, per_edge)))
+    step = max(1, budget // max(1, x.element_size() * size))
+    return torch.arange(number, device=x.device).split(step)
 
 
 def _recomputed(function: Callable[..., Result], *args: Tensor) -> Result:
