@@ -32,7 +32,7 @@ _COS = tl.constexpr(tuple((-1) ** j * pi ** (2 * j) / factorial(2 * j) for j in 
 
 @triton.jit
 def _add_to(total, value, O: tl.constexpr):
-    return total[:O] + (total[O] + value,) + total[O + 1 :]  # noqa: RUF005 (Triton cannot unpack)
+    return total[:O] + (total[O] + value,) + total[O + 1 :]
 
 
 @triton.jit
@@ -95,7 +95,7 @@ def _load_order(row, inside, L: tl.constexpr, ACC: tl.constexpr):
     values = ()
     for m in tl.static_range(2 * L + 1):
         value = tl.load(row + (L * L + m), mask=inside, other=0.0).to(ACC)
-        values = values + (value,)  # noqa: RUF005
+        values = values + (value,)
     return values
 
 

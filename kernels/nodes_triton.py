@@ -12,7 +12,7 @@ Clebsch-Gordan coefficients written out.
   adds.
 """
 
-# ruff: noqa: RUF005 - Triton joins tuples, and does not unpack them into one.
+
 from __future__ import annotations
 
 from functools import cache

@@ -29,7 +29,7 @@ Form = Literal["grid", "points", "nodes"]
 FORMS: tuple[Form, ...] = ("grid", "points", "nodes")
 FILTERS = ("tp", "diff", "p", "q", "tp + diff + p + q")
 GROUPS: tuple[Group, ...] = ("SO3", "O3")
-BACKENDS: tuple[Backend, ...] = ("edges", "recoupled", "dense", "triton")
+BACKENDS: tuple[Backend, ...] = ("edges", "recoupled", "fourier", "dense", "triton")
 RADIUS = 3.0  # mm; of the neighbourhoods of all random layers
 Q_MAX = 2.0
 
@@ -57,6 +57,8 @@ def backends_for(form: Form, filter: str = "tp") -> list[Backend]:
     able = {"edges", "recoupled"}
     if form == "grid":
         able.add("dense")
+    if form == "grid" and "diff" not in filter:
+        able.add("fourier")
     if form == "nodes" or "diff" not in filter:
         able.add("triton")
     return [backend for backend in BACKENDS if backend in able]

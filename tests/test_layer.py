@@ -760,7 +760,7 @@ def test_nothing_of_the_size_of_the_product_of_the_edges_is_made():
         ({"selection": "all"}, "selection is one of 'paper', 'tp1', not 'all'"),
         ({"group": "SO2"}, "group is one of 'SO3', 'O3', not 'SO2'"),
         ({"q_directions": "none"}, "q_directions is one of 'vectors', 'unit'"),
-        ({"backend": "fast"}, "backend is one of 'auto', 'edges', 'dense', 'recoupled', 'triton'"),
+        ({"backend": "fast"}, "backend is one of 'auto', 'edges', 'dense', 'fourier', 'rec"),
         ({"memory_budget": 0}, "memory_budget is a number of bytes, not 0"),
         ({"p_radius": -1.0}, "p_radius must be a length in mm, not -1.0"),
         ({"q_max": 0.0}, "q_max must be positive, not 0.0"),

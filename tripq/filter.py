@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 import torch
@@ -203,7 +204,7 @@ class PQFilter(nn.Module):
             tensor = torch.einsum("...f,fio->...oi", angular, to_out)
             scale = torch.einsum("uvabc,...a,...b,...c->...uv", weight, phi_p, phi_q_out, phi_q_in)
             block = torch.einsum("...uv,...oi->...uovi", scale, tensor).flatten(-4, -3).flatten(-2)
-            i, o = self._channels(path)
+            i, o = self.channels_of(path)
             rows, columns = self.index_out(o)[:, None], self.index_in(i)
             result[..., rows, columns] = result[..., rows, columns] + block
         return result
@@ -231,7 +232,7 @@ class PQFilter(nn.Module):
     def _coupling(self, l_a: int, l_b: int, l_c: int) -> Tensor:
         return coupling_tensor(l_a, l_b, l_c, self.weight)
 
-    def _channels(self, path: Path) -> tuple[int, int]:
+    def channels_of(self, path: Path) -> tuple[int, int]:
         """Which input and which output channels a path joins."""
         orders_in = [(c.l, c.parity) for c in self.channels_in]
         orders_out = [(c.l, c.parity) for c in self.channels_out]
@@ -241,7 +242,7 @@ class PQFilter(nn.Module):
         )
 
     def _shape(self, path: Path) -> tuple[int, ...]:
-        i, o = self._channels(path)
+        i, o = self.channels_of(path)
         return (self.channels_out[o].mul, self.channels_in[i].mul, *self.radial)
 
     def _numel(self, path: Path) -> int:
@@ -253,5 +254,35 @@ class PQFilter(nn.Module):
 
 
 def coupling_tensor(l_a: int, l_b: int, l_c: int, like: Tensor) -> Tensor:
-    """Clebsch-Gordan coefficients (2 l_a + 1, 2 l_b + 1, 2 l_c + 1), dtype and device as `like`."""
-    return torch.tensor(clebsch_gordan(l_a, l_b, l_c), dtype=like.dtype, device=like.device)
+    """Clebsch-Gordan coefficients (2 l_a + 1, 2 l_b + 1, 2 l_c + 1), dtype and device as `like`.
+
+    It is shared: not to be written to.
+    """
+    return _coupling(l_a, l_b, l_c, like.dtype, like.device)
+
+
+def path_coupling(path: Path, like: Tensor) -> Tensor:
+    """How a path joins (m_p, m_q, m_in, m_out); shared, as `coupling_tensor`."""
+    orders = path.l_p, path.l_q, path.l_filter, path.l_in, path.l_out
+    return _path_coupling(*orders, like.dtype, like.device)
+
+
+@cache
+def _coupling(l_a: int, l_b: int, l_c: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # it is kept, and may serve a backward pass later
+        return torch.tensor(clebsch_gordan(l_a, l_b, l_c), dtype=dtype, device=device)
+
+
+@cache
+def _path_coupling(
+    l_p: int,
+    l_q: int,
+    l_filter: int,
+    l_in: int,
+    l_out: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    inner, outer = clebsch_gordan(l_p, l_q, l_filter), clebsch_gordan(l_filter, l_in, l_out)
+    with torch.inference_mode(False):
+        return torch.tensor(np.einsum("pqf,fio->pqio", inner, outer), dtype=dtype, device=device)

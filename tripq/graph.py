@@ -68,42 +68,6 @@ class Grid:
         strides = torch.tensor([x * y * z, y * z, z, 1], device=self.voxels.device)
         return (n, x, y, z), ((self.voxels - low) * strides).sum(dim=1)
 
-    def padded(self, steps: Tensor) -> PaddedBox:
-        """The volumes with margins wide enough for `steps` (T, 3), index offsets out - in."""
-        margin = steps.abs().amax(dim=0).tolist()
-        low = self.voxels.amin(dim=0)
-        n, x, y, z = (self.voxels.amax(dim=0) - low + 1).tolist()
-        # One margin between neighbours serves both; the last volume needs none behind it.
-        x, y, z = x + margin[0], y + margin[1], z + margin[2]
-        strides = torch.tensor([x * y * z, y * z, z, 1], device=self.voxels.device)
-        position = ((self.voxels - low) * strides).sum(dim=1)
-        shifts = (steps * strides[1:]).sum(dim=1).tolist()
-        return PaddedBox((n * x - margin[0]) * y * z, position, tuple(shifts))
-
-
-@dataclass(frozen=True, eq=False)
-class PaddedBox:
-    """The voxels of a grid in a flat row, with margins, so that a neighbour is a shift away.
-
-    Attributes
-    ----------
-    length : int
-        Of the row.
-    position : Tensor of shape (V,), int64
-        Of each voxel.
-    shifts : tuple of int
-        Distance out - in in the row, for each edge type.
-    """
-
-    length: int
-    position: Tensor
-    shifts: tuple[int, ...]
-
-    @property
-    def fill(self) -> float:
-        """Share of the row that is voxels."""
-        return len(self.position) / self.length
-
 
 @dataclass(frozen=True, eq=False)
 class PEdges:
@@ -185,14 +149,6 @@ class PEdges:
             return Adjacency.build(
                 self.dst, self.src, self.type, self.n_voxels, self.n_voxels, len(self.offsets)
             )
-
-    @cached_property
-    def box(self) -> PaddedBox | None:
-        """The voxels in a padded box, on a grid that has any."""
-        if self.grid is None or self.steps is None or len(self.grid.voxels) == 0:
-            return None
-        with torch.inference_mode(False):  # it is kept, and may serve a backward pass later
-            return self.grid.padded(self.steps)
 
     @cached_property
     def transposed_table(self) -> Tensor | None:

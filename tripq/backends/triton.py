@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tripq.adjacency import Adjacency
-from tripq.backends.tables import mixing_matrices
+from tripq.backends.tables import mixing_at
 from tripq.filter import PQFilter
 from tripq.graph import NodeSpace, PEdges, QSpace
 from tripq.kernels.embeddings import edge_harmonics
@@ -83,7 +83,7 @@ def _on_product(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: i
         phi = phi_q[src] * weights[to, src][:, None]
         inner = _inner_harmonics(filter, to_q[to], from_q[src])
         coupled = expand(small, phi, inner, q_edges, to_coupled, orders)
-        matrices = mixing_matrices(q_out[directions], filter)
+        matrices = mixing_at(q_out[directions], filter)
         mixed = [mix(a, w) for a, w in zip(coupled, matrices, strict=True)]
         summed = contract(mixed, phi_p, harmonics_p, edges.adjacency, from_mixed, outputs)
         # (V, 2 l + 1, mul, Q) each to (V, Q, dim_out)
