@@ -327,7 +327,7 @@ def gradient_for_radial(
     of_p: bool,
 ) -> Tensor:
     """From the gradient for the sum that for phi_p, (T, K_1), or else for phi_q, (N_in, K_3)."""
-    total = torch.zeros_like(phi_p if of_p else phi_q, dtype=edges.weight.dtype)
+    total = edges.weight.new_zeros((phi_p if of_p else phi_q).shape)
     for part in _chunks(edges, grad):
         message = _messages(x, geometry, part, coupling)
         g = grad[part.dst].to(total)

@@ -392,10 +392,13 @@ def test_kernels_of_harmonics_compile_without_spilling(lmax, element, accumulato
 
 @targets
 @pytest.mark.parametrize(
-    ("element", "accumulator"),
-    [("fp32", tl.float32), ("fp64", tl.float64), ("bf16", tl.float32)],
+    ("kind", "element", "accumulator"),
+    [
+        *((kind, "fp32", tl.float32) for kind in KINDS),
+        ("bessel", "fp64", tl.float64),
+        ("bessel", "bf16", tl.float32),
+    ],
 )
-@kinds
 def test_kernels_of_radial_functions_compile_without_spilling(kind, element, accumulator, target):
     from tripq.kernels import embeddings_triton
 

@@ -254,3 +254,17 @@ def test_correlations_compile_without_spilling(element, accumulator, rows, targe
     resources = compile_kernel(correlation_kernel, types, constants, target)
     print("correlation_kernel", element, rows, target, resources)
     assert resources.spilled == 0
+
+
+@pytest.mark.parametrize("name", ["product_kernel", "correlation_kernel"])
+def test_kernels_compile_where_every_size_is_one(name):
+    from tripq.kernels import mixing_triton
+
+    # Triton makes constants of the sizes and strides that are 1.
+    kernel = getattr(mixing_triton, name)
+    constants = {"ACC": tl.float32, "PRECISION": "ieee", "ROWS": 16}
+    constants |= {"STEP": 32, "COLUMNS": 16} if "COLUMNS" in kernel.arg_names else {}
+    constants |= {"STEP": 16, "VOXELS": 64} if "VOXELS" in kernel.arg_names else {}
+    types = {tensor: "*fp32" for tensor in TENSORS if tensor in kernel.arg_names}
+    sizes = set(kernel.arg_names) - set(types) - set(constants)
+    compile_kernel(kernel, types, constants | dict.fromkeys(sizes, 1), "sm_90")
