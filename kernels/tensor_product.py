@@ -228,7 +228,8 @@ def _expand(
         from tripq.kernels import tensor_product_triton
 
         return tensor_product_triton.expand(*args)
-    return expand_twin(*args)
+    with torch.autocast(phi.device.type, enabled=False):
+        return expand_twin(*args)
 
 
 @torch.library.custom_op("tripq::contract", mutates_args=())
@@ -246,7 +247,8 @@ def _contract(
         from tripq.kernels import tensor_product_triton
 
         return tensor_product_triton.contract(*args)
-    return contract_twin(*args)
+    with torch.autocast(phi.device.type, enabled=False):
+        return contract_twin(*args)
 
 
 @torch.library.custom_op("tripq::correlate", mutates_args=())
@@ -264,7 +266,8 @@ def _correlate(
         from tripq.kernels import tensor_product_triton
 
         return tensor_product_triton.correlate(*args)
-    return correlate_twin(*args)
+    with torch.autocast(harmonics.device.type, enabled=False):
+        return correlate_twin(*args)
 
 
 # -- what they compute ---------------------------------------------------------------------------

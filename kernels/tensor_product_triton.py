@@ -383,9 +383,12 @@ def _pieces(
 
 def tile(n_lanes: int, kept: int) -> dict[str, int]:
     """Lanes and warps of a program, where a thread keeps `kept` bytes for each of its lanes."""
-    lanes_of_thread = 4 if 4 * kept <= _REGISTERS else 2 if 2 * kept <= _REGISTERS else 1
-    block = min(max(triton.next_power_of_2(n_lanes), 32), 128 * lanes_of_thread)
-    return {"BLOCK": block, "num_warps": max(1, block // (32 * lanes_of_thread))}
+    per_thread = 4 if 4 * kept <= _REGISTERS else 2 if 2 * kept <= _REGISTERS else 1
+    # The size that pads the lanes least, the largest of these.
+    sizes = (128 * per_thread, 64 * per_thread, 32 * per_thread)
+    block = min(sizes, key=lambda size: triton.cdiv(n_lanes, size) * size)
+    block = min(block, max(triton.next_power_of_2(n_lanes), 32))
+    return {"BLOCK": block, "num_warps": max(1, block // (32 * per_thread))}
 
 
 @cache
