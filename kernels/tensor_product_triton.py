@@ -366,7 +366,8 @@ def _pieces(
             raise ValueError(f"{mul} channels times {inner} are 2^31 lanes or more")
         if mul * inner == 0:
             continue
-        step = max(1, (_REGISTERS // size - n_small) // n_big - 1)
+        # A lane has components of both ends and, for each radial function, a row and a sum.
+        step = max(1, (_REGISTERS // size - n_small - n_big) // (n_big + 1))
         for k in range(0, n_radial, step):
             n_k = min(step, n_radial - k)
             sizes = {
@@ -376,7 +377,7 @@ def _pieces(
                 "first": c.first + k * mul,
                 "n_harmonics": harmonics.shape[1],
                 **constants(c.l, n_small, n_big, n_k, to_small),
-                **tile(mul * inner, (n_small + (n_k + 1) * n_big) * size),
+                **tile(mul * inner, (n_small + n_big + n_k * (n_big + 1)) * size),
             }
             yield c, slice(k, k + n_k), sizes
 

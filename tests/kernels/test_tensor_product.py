@@ -449,7 +449,7 @@ def compile_for(target, name, coupling, table="fp32", features="fp32"):
     l, n_small, n_big = coupling[0], 2 * coupling[1] + 1, 2 * coupling[2] + 1
     constants = tensor_product_triton.constants(l, n_small, n_big, 3, False)
     size = torch.float64.itemsize if table == "fp64" else torch.float32.itemsize
-    tile = tensor_product_triton.tile(4096, (n_small + 4 * n_big) * size)
+    tile = tensor_product_triton.tile(4096, (n_small + n_big + 3 * (n_big + 1)) * size)
     constants = constants | {"BLOCK": tile["BLOCK"], "ADD": True}
     types = {x: f"*{table}" for x in ("phi", "harmonics", "partial")}
     types |= {x: f"*{features}" for x in ("small", "big")}
