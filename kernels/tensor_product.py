@@ -171,7 +171,8 @@ def _expand(
         from tripq.kernels import tensor_product_triton
 
         return tensor_product_triton.expand(*args)
-    return expand_twin(*args)
+    with torch.autocast(phi.device.type, enabled=False):
+        return expand_twin(*args)
 
 
 @torch.library.custom_op("tripq::contract", mutates_args=())
@@ -189,7 +190,8 @@ def _contract(
         from tripq.kernels import tensor_product_triton
 
         return tensor_product_triton.contract(*args)
-    return contract_twin(*args)
+    with torch.autocast(phi.device.type, enabled=False):
+        return contract_twin(*args)
 
 
 @torch.library.custom_op("tripq::correlate", mutates_args=())
@@ -207,7 +209,8 @@ def _correlate(
         from tripq.kernels import tensor_product_triton
 
         return tensor_product_triton.correlate(*args)
-    return correlate_twin(*args)
+    with torch.autocast(harmonics.device.type, enabled=False):
+        return correlate_twin(*args)
 
 
 # -- what they compute ---------------------------------------------------------------------------
@@ -226,7 +229,7 @@ def expand_twin(
     starts, s, t = edges[:3]
     d = _ends(starts)
     big = empty_big(small, phi, edges, couplings, orders)
-    total = [x.new_zeros(x.shape, dtype=phi.dtype) for x in big]
+    total = [torch.zeros_like(x, dtype=phi.dtype) for x in big]
     for c in couplings:
         x = small[c.small][s].to(phi.dtype)
         angular = _angular(harmonics, c.l, (x.shape[1] - 1) // 2, orders[c.big], to_small)
@@ -248,7 +251,7 @@ def contract_twin(
     starts, d, t = edges[3:6]
     s = _ends(starts)
     small = empty_small(big, edges, groups)
-    total = [x.new_zeros(x.shape, dtype=phi.dtype) for x in small]
+    total = [torch.zeros_like(x, dtype=phi.dtype) for x in small]
     for c in couplings:
         l_small, mul = groups[c.small]
         l_big = (big[c.big].shape[2] - 1) // 2
@@ -326,17 +329,41 @@ def empty_small(
 
 
 @_expand.register_fake
-def _(small, phi, harmonics, edges, couplings, orders, to_small):
+def _(
+    small: Sequence[Tensor],
+    phi: Tensor,
+    harmonics: Tensor,
+    edges: Sequence[Tensor],
+    couplings: Sequence[int],
+    orders: Sequence[int],
+    to_small: bool,
+) -> list[Tensor]:
     return empty_big(small, phi, edges, _unflat(couplings), orders)
 
 
 @_contract.register_fake
-def _(big, phi, harmonics, edges, couplings, groups, to_small):
+def _(
+    big: Sequence[Tensor],
+    phi: Tensor,
+    harmonics: Tensor,
+    edges: Sequence[Tensor],
+    couplings: Sequence[int],
+    groups: Sequence[int],
+    to_small: bool,
+) -> list[Tensor]:
     return empty_small(big, edges, _pairs(groups))
 
 
 @_correlate.register_fake
-def _(small, big, harmonics, edges, couplings, n_radial, to_small):
+def _(
+    small: Sequence[Tensor],
+    big: Sequence[Tensor],
+    harmonics: Tensor,
+    edges: Sequence[Tensor],
+    couplings: Sequence[int],
+    n_radial: int,
+    to_small: bool,
+) -> Tensor:
     return harmonics.new_empty(len(harmonics), n_radial)
 
 
