@@ -12,7 +12,6 @@ Clebsch-Gordan coefficients written out.
   adds.
 """
 
-
 from __future__ import annotations
 
 from functools import cache

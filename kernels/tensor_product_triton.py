@@ -7,7 +7,6 @@ nodes: neighbours share what they gather while it is in the cache.
 Per edge, the numbers ``sum over m of C[m, m_g, m_j] Y[m]`` are the same for all lanes, so a thread
 has several lanes where its registers suffice.
 """
-# ruff: noqa: RUF005 - Triton adds tuples, but does not unpack them.
 
 from __future__ import annotations
 

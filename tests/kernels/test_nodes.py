@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.kernels.ahead_of_time import compile_kernel
 from tests.strategies import RADIUS, Nodes, layers, relative_error, seeds, table_of
 from tripq.backends.edges import evaluate
-from tripq.filter import PQFilter, _signs
+from tripq.filter import PQFilter
 from tripq.harmonics import spherical_harmonics, unit_vectors
 from tripq.kernels import nodes, nodes_triton
 from tripq.kernels.nodes import (
@@ -272,7 +272,7 @@ def by_nodes(x, scan, filter: PQFilter):
             Term(column.channels, row.l, column.l, mixing.l_1, filter.channels_out[row.channels].l)
             for mixing, row, column in keys
         ],
-        _signs(filter.antipodal, filter.kind == "diff"),
+        filter.signs,
         filter.kind == "diff",
     )
     phi_out = filter.phi_q_out(space.q_out.norm(dim=-1))

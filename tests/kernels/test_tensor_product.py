@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.kernels.ahead_of_time import TARGETS, compile_kernel
+from tripq.adjacency import Adjacency
 from tripq.harmonics import spherical_harmonics
 from tripq.kernels import tensor_product
-from tripq.kernels.tensor_product import Coupling, Edges, contract, expand
+from tripq.kernels.tensor_product import Coupling, contract, expand
 
 L = 2  # highest order of a harmonic here
 GROUPS = ((0, 2), (1, 1), (2, 3))  # (l_g, mul_g)
@@ -62,7 +63,7 @@ class Problem:
         self.dst, self.src = integers(min(1, n_out - 1), n_out), integers(0, n_in - 1)
         self.type = integers(0, n_types - 1)
         self.n_out, self.n_in, self.n_types = n_out, n_in, n_types
-        self.edges = Edges.build(self.dst, self.src, self.type, n_out, n_in, n_types)
+        self.edges = Adjacency.build(self.dst, self.src, self.type, n_out, n_in, n_types)
         self.phi = normal(n_types, n_radial)
         harmonics = spherical_harmonics(range(L + 1), normal(n_types, 3))
         self.harmonics = torch.cat([harmonics[l] for l in range(L + 1)], dim=1)
