@@ -20,6 +20,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from tripq import PQGraph, PQTensorFieldLayer, Radial
+from tripq.backends.plan import Backend
 from tripq.paths import Group
 
 Array: TypeAlias = NDArray[np.float64]
@@ -28,7 +29,7 @@ Form = Literal["grid", "points", "nodes"]
 FORMS: tuple[Form, ...] = ("grid", "points", "nodes")
 FILTERS = ("tp", "diff", "p", "q", "tp + diff + p + q")
 GROUPS: tuple[Group, ...] = ("SO3", "O3")
-BACKENDS = ("edges", "recoupled")
+BACKENDS: tuple[Backend, ...] = ("edges", "recoupled", "dense")
 RADIUS = 3.0  # mm; of the neighbourhoods of all random layers
 Q_MAX = 2.0
 
@@ -49,6 +50,16 @@ CUBE = {
     ]
 }
 CUBE["SO3"] = [matrix for matrix in CUBE["O3"] if np.linalg.det(matrix) > 0]
+
+
+def backends_for(form: Form, filter: str = "tp") -> list[Backend]:
+    """The back ends that can evaluate a filter on a form of domain."""
+    return [b for b in BACKENDS if b != "dense" or form == "grid"]
+
+
+def combinations(filter: str) -> list[tuple[str, Form, Backend]]:
+    """A filter on every form of domain by every back end that can evaluate it."""
+    return [(filter, form, b) for form in FORMS for b in backends_for(form, filter)]
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:

@@ -55,6 +55,13 @@ class Grid:
         shift = torch.tensor([len(self.shapes), 0, 0, 0], device=self.voxels.device)
         return Grid(self.shapes + other.shapes, torch.cat([self.voxels, other.voxels + shift]))
 
+    def cropped(self) -> tuple[tuple[int, int, int, int], Tensor]:
+        """Shape (volumes, x, y, z) of the smallest boxes around the voxels, flat places in them."""
+        low = self.voxels.amin(dim=0)
+        n, x, y, z = (self.voxels.amax(dim=0) - low + 1).tolist()
+        strides = torch.tensor([x * y * z, y * z, z, 1], device=self.voxels.device)
+        return (n, x, y, z), ((self.voxels - low) * strides).sum(dim=1)
+
     def padded(self, steps: Tensor) -> PaddedBox:
         """The volumes with margins wide enough for `steps` (T, 3), index offsets out - in."""
         margin = steps.abs().amax(dim=0).tolist()
@@ -100,8 +107,9 @@ class PEdges:
     ----------
     offsets : Tensor of shape (T, 3), float64
         Offsets p_out - p_in in mm, one for each edge type.
-    dst, src, type : Tensors of shape (E,), int64
-        Output voxel, input voxel and edge type, ordered by output voxel.
+    pairs : Tensor of shape (3, E), int64, or None
+        Output voxel, input voxel and edge type of each edge, ordered by output voxel; None on a
+        grid, whose edges follow from the table.
     table : Tensor of shape (V, T), int64, or None
         On a grid a voxel has at most one neighbour of each type: its number, or V where there is
         none.  None for irregular points, where every edge is a type of its own.
@@ -112,9 +120,7 @@ class PEdges:
     """
 
     offsets: Tensor
-    dst: Tensor
-    src: Tensor
-    type: Tensor
+    pairs: Tensor | None = None
     table: Tensor | None = None
     grid: Grid | None = None
     steps: Tensor | None = None
@@ -122,8 +128,44 @@ class PEdges:
     @classmethod
     def on_grid(cls, offsets: Tensor, steps: Tensor, table: Tensor, grid: Grid) -> PEdges:
         """Edges of a grid, from its table of neighbours."""
-        dst, type_ = torch.nonzero(table < len(table), as_tuple=True)
-        return cls(offsets, dst, table[dst, type_], type_, table, grid, steps)
+        return cls(offsets, None, table, grid, steps)
+
+    @classmethod
+    def listed(cls, offsets: Tensor, dst: Tensor, src: Tensor, type_: Tensor) -> PEdges:
+        """Edges one by one, ordered by output voxel."""
+        return cls(offsets, torch.stack([dst, src, type_]))
+
+    @cached_property
+    def edge_list(self) -> Tensor:
+        """All edges as `pairs`, on a grid too."""
+        if self.pairs is not None:
+            return self.pairs
+        assert self.table is not None
+        with torch.inference_mode(False):  # it is kept, and may serve a backward pass later
+            dst, type_ = torch.nonzero(self.table < len(self.table), as_tuple=True)
+            return torch.stack([dst, self.table[dst, type_], type_])
+
+    @property
+    def dst(self) -> Tensor:
+        """Output voxel of each edge, shape (E,)."""
+        return self.edge_list[0]
+
+    @property
+    def src(self) -> Tensor:
+        """Input voxel of each edge, shape (E,)."""
+        return self.edge_list[1]
+
+    @property
+    def type(self) -> Tensor:
+        """Edge type of each edge, shape (E,)."""
+        return self.edge_list[2]
+
+    @cached_property
+    def n_edges(self) -> int:
+        """Number of edges; on a grid they need not be listed for it."""
+        if self.table is None:
+            return self.edge_list.shape[1]
+        return int((self.table < len(self.table)).sum())
 
     @cached_property
     def box(self) -> PaddedBox | None:
@@ -155,7 +197,7 @@ class PEdges:
             )
         kept = keep[self.type]
         renumbered = torch.cumsum(keep, 0) - 1
-        return PEdges(
+        return PEdges.listed(
             self.offsets[keep], self.dst[kept], self.src[kept], renumbered[self.type[kept]]
         )
 
@@ -312,7 +354,7 @@ class ScanGraph:
         return replace(self, radius=radius, edges=edges, q=q)
 
     def __repr__(self) -> str:
-        parts = [f"{self.n_voxels:,} voxels", f"{len(self.edges.dst):,} p-edges"]
+        parts = [f"{self.n_voxels:,} voxels", f"{self.edges.n_edges:,} p-edges"]
         if self.edges.table is not None:
             parts.append(f"{len(self.edges.offsets)} edge types")
         if isinstance(self.q, QSpace):
@@ -738,7 +780,7 @@ def _point_edges(points: Tensor, radius: float) -> PEdges:
         torch.from_numpy(index)
         for index in point_neighbours(points.detach().numpy(), _checked_radius(radius))
     )
-    return PEdges(points[dst] - points[src], dst, src, torch.arange(len(dst)))
+    return PEdges.listed(points[dst] - points[src], dst, src, torch.arange(len(dst)))
 
 
 def _unique_rows(points: Tensor) -> tuple[Tensor, Tensor]:

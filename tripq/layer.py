@@ -9,7 +9,8 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from tripq.backends import BACKENDS, Backend
+from tripq.backends import BACKENDS
+from tripq.backends.plan import Backend, Explanation, Plan, make_plan
 from tripq.filter import PQFilter
 from tripq.graph import NodeSpace, PQGraph, QSpace, ScanGraph, pad_rows
 from tripq.paths import (
@@ -26,6 +27,9 @@ from tripq.radial import ConstantFunction, Radial, RadialFunctions
 
 QDirections = Literal["vectors", "unit"]
 OnGraph = Literal["graph"]
+
+#: Bytes that the working arrays of a layer may take on a CPU, unless it is told otherwise.
+DEFAULT_BUDGET = 1 << 28
 
 
 class PQTensorFieldLayer(nn.Module):
@@ -81,8 +85,15 @@ class PQTensorFieldLayer(nn.Module):
     q_out : "graph" or None
         Where the output lives: at the output directions of the graph, or (None) at the single
         point q = 0, which reduces q-space: (V, Q, dim_in) -> (V, dim_out).
-    backend : {"recoupled", "edges"}
-        How to evaluate; both agree to rounding.  ``"edges"`` is the slow definition.
+    backend : {"auto", "recoupled", "dense", "triton", "edges"}
+        How to evaluate; all agree to rounding.  ``"auto"`` takes the fastest by a cost model for
+        each scan; `explain` says which, and why.  ``"recoupled"``: matrix products in an order that
+        separates p- and q-space.  ``"dense"``: the filter on the voxel grid, and a convolution.
+        ``"triton"``: kernels for CUDA devices.  ``"edges"``: the slow definition.  One that is
+        asked for and cannot run is an error.
+    memory_budget : int, optional
+        Bytes that working arrays may take, besides features and their gradients; larger work is
+        split.  Default: 256 MB, on a CUDA device an eighth of its memory.
 
     Attributes
     ----------
@@ -121,7 +132,8 @@ class PQTensorFieldLayer(nn.Module):
         self_interaction: bool = False,
         q_in: OnGraph | None = "graph",
         q_out: OnGraph | None = "graph",
-        backend: Backend = "recoupled",
+        backend: Backend = "auto",
+        memory_budget: int | None = None,
     ) -> None:
         super().__init__()
         _check_choice("selection", selection, Selection)
@@ -132,6 +144,8 @@ class PQTensorFieldLayer(nn.Module):
             raise ValueError(f"p_radius must be a length in mm, not {p_radius}")
         if not 0 < q_max < float("inf"):
             raise ValueError(f"q_max must be positive, not {q_max}")
+        if memory_budget is not None and memory_budget <= 0:
+            raise ValueError(f"memory_budget is a number of bytes, not {memory_budget}")
         if q_in is None:
             q_out = None
         if self_interaction and q_in is not None and q_out is None:
@@ -147,6 +161,7 @@ class PQTensorFieldLayer(nn.Module):
         self.q_in = q_in
         self.q_out = q_out
         self.backend: Backend = backend
+        self.memory_budget = memory_budget
         self.channels_in = _channels(self.irreps_in, group)
         self.channels_out = _channels(self.irreps_out, group)
 
@@ -252,8 +267,12 @@ class PQTensorFieldLayer(nn.Module):
         features = x[:, None] if self.q_in is None else x
         if isinstance(q, QSpace):
             features = features[:, : len(q.q_in)]
-        evaluate = BACKENDS[self.backend]
-        out = torch.stack([evaluate(features, scan.edges, q, f) for f in self._filters()]).sum(0)
+        budget = self._budget(x.device)
+        terms = [
+            BACKENDS[self._plan(scan, q, f).backend](features, scan.edges, q, f, budget)
+            for f in self._filters()
+        ]
+        out = terms[0] if len(terms) == 1 else torch.stack(terms).sum(0)
         if self.self_interaction is not None:
             out = out + self._self_interaction(features)
         if self.bias is not None:
@@ -261,6 +280,48 @@ class PQTensorFieldLayer(nn.Module):
                 -1, self._index(self._scalars), self.bias.expand(*out.shape[:-1], -1)
             )
         return out[:, 0] if isinstance(q, QSpace) and self.q_out is None else out
+
+    def explain(self, graph: PQGraph) -> Explanation:
+        """Say what will evaluate the layer on a graph, and what it will take.
+
+        Parameters
+        ----------
+        graph : PQGraph
+            What `forward` would be given.
+
+        Returns
+        -------
+        Explanation
+            For each scan and each filter the back end, the reason for it, and estimates of
+            multiply-adds, bytes and peak memory, of the other back ends too.  Print it.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from tripq import PQGraph
+        >>> q = np.random.default_rng(0).normal(size=(64, 3)) / 2
+        >>> graph = PQGraph.from_grid(np.ones((8, 8, 8)), np.diag([2.0, 2, 2, 1]), q, radius=5.0)
+        >>> layer = PQTensorFieldLayer("4x0e + 2x1o", "4x0e + 2x1o", p_radius=5.0, lmax_q=2)
+        >>> (plan,) = layer.explain(graph).plans
+        >>> plan.backend
+        'recoupled'
+        """
+        plans = [
+            self._plan(scan, self._q_space(scan), f)
+            for scan in graph.within(self.p_radius).scans
+            for f in self._filters()
+        ]
+        return Explanation(tuple(plans))
+
+    def _plan(self, scan: ScanGraph, q: QSpace | NodeSpace, f: PQFilter) -> Plan:
+        return make_plan(self.backend, scan, q, f, self._budget(scan.p.device))
+
+    def _budget(self, device: torch.device) -> int:
+        if self.memory_budget is not None:
+            return self.memory_budget
+        if device.type == "cuda":
+            return torch.cuda.get_device_properties(device).total_memory // 8
+        return DEFAULT_BUDGET
 
     def _self_interaction(self, x: Tensor) -> Tensor:
         assert self.self_interaction is not None

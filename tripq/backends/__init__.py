@@ -1,26 +1,25 @@
 """Back ends: ways to evaluate the sum of a filter over the edges of a graph.
 
-A back end is a function ``evaluate(x, edges, q, filter)`` of features, p-edges, a q-space and a
-filter.  It owns nothing: the layer owns the weights, the graph the geometry, the mathematics the
-coefficients.  On a `QSpace` it maps (V, Q_in, dim_in) to (V, Q_out, dim_out), on a `NodeSpace`
-(N, dim_in) to (N_out, dim_out).  `edges` defines the meaning; every other one is held to it.
+A back end is a function ``evaluate(x, edges, q, filter, budget)`` of features, p-edges, a q-space,
+a filter and the bytes that its working arrays may take.  It owns nothing: the layer owns the
+weights, the graph the geometry, the mathematics the coefficients.  On a `QSpace` it maps
+(V, Q_in, dim_in) to (V, Q_out, dim_out), on a `NodeSpace` (N, dim_in) to (N_out, dim_out).  `edges`
+defines the meaning; every other one is held to it.  `plan` chooses one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 from torch import Tensor
 
-from tripq.backends import edges, recoupled
+from tripq.backends import dense, edges, recoupled
 from tripq.filter import PQFilter
 from tripq.graph import NodeSpace, PEdges, QSpace
 
-Backend = Literal["edges", "recoupled"]
-
 #: The back ends by name.
-BACKENDS: Mapping[Backend, Callable[[Tensor, PEdges, QSpace | NodeSpace, PQFilter], Tensor]] = {
+BACKENDS: Mapping[str, Callable[[Tensor, PEdges, QSpace | NodeSpace, PQFilter, int], Tensor]] = {
     "edges": edges.evaluate,
+    "dense": dense.evaluate,
     "recoupled": recoupled.evaluate,
 }

@@ -11,21 +11,23 @@ from torch import Tensor
 from tripq.filter import PQFilter
 from tripq.graph import NodeSpace, PEdges, QSpace
 
-# Filters of so many numbers are held at a time.
-_BUDGET = 1 << 24
+# A filter is made by steps that hold a few of its size at a time.
+_INTERMEDIATES = 4
 
 
-def evaluate(x: Tensor, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilter) -> Tensor:
+def evaluate(
+    x: Tensor, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilter, budget: int
+) -> Tensor:
     """The sum over all edges; shapes as in `tripq.backends`."""
     if isinstance(q, NodeSpace):
-        return _on_nodes(x, edges, q, filter)
-    return _on_product(x, edges, q, filter)
+        return _on_nodes(x, edges, q, filter, budget)
+    return _on_product(x, edges, q, filter, budget)
 
 
-def _on_product(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter) -> Tensor:
+def _on_product(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: int) -> Tensor:
     weights = q.weights.to(x.dtype)
     out = x.new_zeros(x.shape[0], len(q.q_out), filter.dim_out)
-    for part in _chunks(len(edges.dst), filter, weights.numel(), x):
+    for part in _chunks(len(edges.dst), filter, weights.numel(), x, budget):
         kernel = filter.kernel(
             edges.offsets[edges.type[part]][:, None, None].to(x.dtype),
             q.q_out[None, :, None].to(x.dtype),
@@ -36,10 +38,10 @@ def _on_product(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter) -> Tensor
     return out
 
 
-def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter) -> Tensor:
+def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter, budget: int) -> Tensor:
     joined = nodes.edges
     out = x.new_zeros(len(nodes.q_out), filter.dim_out)
-    for part in _chunks(len(joined.dst), filter, 1, x):
+    for part in _chunks(len(joined.dst), filter, 1, x, budget):
         kernel = filter.kernel(
             edges.offsets[edges.type[joined.p_edge[part]]].to(x.dtype),
             nodes.q_out[joined.dst[part]].to(x.dtype),
@@ -51,6 +53,9 @@ def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter) -> T
     return out
 
 
-def _chunks(n_edges: int, filter: PQFilter, per_edge: int, x: Tensor) -> tuple[Tensor, ...]:
-    step = max(1, _BUDGET // max(1, filter.dim_out * filter.dim_in * per_edge))
+def _chunks(
+    n_edges: int, filter: PQFilter, per_edge: int, x: Tensor, budget: int
+) -> tuple[Tensor, ...]:
+    size = _INTERMEDIATES * filter.dim_out * filter.dim_in * per_edge * x.element_size()
+    step = max(1, budget // max(1, size))
     return torch.arange(n_edges, device=x.device).split(step)

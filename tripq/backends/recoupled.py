@@ -41,7 +41,9 @@ _BUDGET = 1 << 22
 _SPARSE = 0.2
 
 
-def evaluate(x: Tensor, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilter) -> Tensor:
+def evaluate(
+    x: Tensor, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilter, budget: int
+) -> Tensor:
     """The sum over all edges; shapes as in `tripq.backends`."""
     if not filter.paths:
         n_out = (len(q.q_out),) if isinstance(q, NodeSpace) else (x.shape[0], len(q.q_out))
@@ -301,7 +303,7 @@ def _on_joint_offsets(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter) -> 
         mixed = [a @ m for a, m in zip(coupled, w, strict=True)]
         # Each edge is an output voxel with itself as its only neighbour, at its own offset.
         every = torch.arange(len(dst), device=x.device)
-        alone = PEdges(offsets, every, every, every)
+        alone = PEdges.listed(offsets, every, every, every)
         messages = _aggregate_p(mixed, _p_embedding(offsets, filter), alone, filter)
         return x.new_zeros(x.shape[0], *messages.shape[1:]).index_add(0, dst, messages)
 

@@ -1,0 +1,586 @@
+"""The sums of `tripq.kernels.nodes` as Triton kernels.
+
+One warp walks the edges of one node for one channel, an edge in each lane, and keeps its share of
+every result in registers; the shares are added at the end of the walk.  Each kernel is compiled for
+one coupling, its polynomials and Clebsch-Gordan coefficients written out.
+
+* `_sum`: the edges of an output node; a slice of the radial functions of p at a time, as many as
+  the registers hold.
+* `_to_features`: the edges of an input node, backwards through both couplings.
+* `_to_radial`: the edges of an edge type, or of an input node, in splits whose partial sums torch
+  adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tripq.harmonics import ZERO_LENGTH
+from tripq.kernels.nodes import Coupling, Geometry, NodeCsr, harmonic_polynomial
+from tripq.recoupling import clebsch_gordan
+
+# Edges that a program holds at a time: the lanes of its only warp.
+BLOCK = 32
+
+# 32-bit registers of a thread for results, leaving the others for what an edge takes.
+_ACCUMULATORS = 96
+
+# Edges of an edge type or an input node that one program correlates.
+_SPLIT = 4096
+
+_NEAR = tl.constexpr(ZERO_LENGTH**2)
+
+
+# -- parts of kernels ----------------------------------------------------------------------------
+
+
+@triton.jit
+def _added(values, value, I: tl.constexpr):
+    return values[:I] + (values[I] + value,) + values[I + 1 :]
+
+
+@triton.jit
+def _row(pointer, mask, N: tl.constexpr, DTYPE: tl.constexpr):
+    """`N` adjacent numbers."""
+    values = ()
+    for i in tl.static_range(N):
+        values = values + (tl.load(pointer + i, mask=mask, other=0.0).to(DTYPE),)
+    return values
+
+
+@triton.jit
+def _powers(v, one, L: tl.constexpr):
+    values = (one,)
+    for i in tl.static_range(L):
+        values = values + (values[i] * v,)
+    return values
+
+
+@triton.jit
+def _add_harmonics(
+    values,
+    p,
+    q_out,
+    q_in,
+    zero,
+    SIGN_OUT: tl.constexpr,
+    SIGN_IN: tl.constexpr,
+    JOINT: tl.constexpr,
+    L: tl.constexpr,
+    MONOMIALS: tl.constexpr,
+    FACTORS: tl.constexpr,
+):
+    offset = ()
+    for i in tl.static_range(3):
+        component = SIGN_OUT * q_out[i] - SIGN_IN * q_in[i]
+        if JOINT:
+            component = p[i] - component
+        offset = offset + (component + zero,)
+    square = offset[0] * offset[0] + offset[1] * offset[1] + offset[2] * offset[2]
+    # A zero vector becomes the unit vector 0, whose powers are 0 but for the 1 of order 0.
+    near = square < _NEAR
+    scale = tl.where(near, zero, 1.0 / tl.sqrt(tl.where(near, zero + 1.0, square)))
+    x = _powers(offset[0] * scale, zero + 1.0, L)
+    y = _powers(offset[1] * scale, zero + 1.0, L)
+    z = _powers(offset[2] * scale, zero + 1.0, L)
+    for j in tl.static_range(len(FACTORS)):
+        monomial = x[MONOMIALS[4 * j + 1]] * y[MONOMIALS[4 * j + 2]] * z[MONOMIALS[4 * j + 3]]
+        values = _added(values, FACTORS[j] * monomial, MONOMIALS[4 * j])
+    return values
+
+
+@triton.jit
+def _harmonics(
+    p,
+    q_out,
+    q_in,
+    zero,
+    SIGNS: tl.constexpr,
+    JOINT: tl.constexpr,
+    L: tl.constexpr,
+    MONOMIALS: tl.constexpr,
+    FACTORS: tl.constexpr,
+):
+    """The inner harmonic: the mean over the signs is in the factors."""
+    values = (zero,) * (2 * L + 1)
+    for i in tl.static_range(len(SIGNS) // 2):
+        values = _add_harmonics(
+            values,
+            p,
+            q_out,
+            q_in,
+            zero,
+            SIGNS[2 * i],
+            SIGNS[2 * i + 1],
+            JOINT,
+            L,
+            MONOMIALS,
+            FACTORS,
+        )
+    return values
+
+
+@triton.jit
+def _coupled(
+    a,
+    b,
+    zero,
+    TERMS: tl.constexpr,
+    FACTORS: tl.constexpr,
+    A: tl.constexpr,
+    B: tl.constexpr,
+    C: tl.constexpr,
+    N: tl.constexpr,
+):
+    """Contract axes `A` and `B` of the coefficients with `a` and `b`; axis `C` of length N stays."""
+    values = (zero,) * N
+    for j in tl.static_range(len(FACTORS)):
+        product = a[TERMS[3 * j + A]] * b[TERMS[3 * j + B]]
+        values = _added(values, FACTORS[j] * product, TERMS[3 * j + C])
+    return values
+
+
+@triton.jit
+def _message(
+    x,
+    y_p,
+    y_q,
+    zero,
+    INNER: tl.constexpr,
+    INNER_FACTORS: tl.constexpr,
+    OUTER: tl.constexpr,
+    OUTER_FACTORS: tl.constexpr,
+    N_1: tl.constexpr,
+    N_OUT: tl.constexpr,
+):
+    """Both couplings, forwards."""
+    to_1 = _coupled(y_q, x, zero, INNER, INNER_FACTORS, 0, 1, 2, N_1)
+    return _coupled(y_p, to_1, zero, OUTER, OUTER_FACTORS, 0, 1, 2, N_OUT)
+
+
+@triton.jit
+def _add_product(total, factor, values, FIRST: tl.constexpr, N: tl.constexpr):
+    for i in tl.static_range(N):
+        total = _added(total, factor * values[i], FIRST + i)
+    return total
+
+
+@triton.jit
+def _scalar_product(a, b, zero, N: tl.constexpr):
+    total = zero
+    for i in tl.static_range(N):
+        total += a[i] * b[i]
+    return total
+
+
+# -- kernels -------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _sum(
+    x,  # (N_in, mul, 2 l_in + 1)
+    phi_p,  # (T, K_P)
+    phi_q,  # (N_in, K_Q)
+    harmonics_p,  # (T, 2 l_p + 1)
+    p_offsets,  # (T, 3)
+    q_out,  # (N_out, 3)
+    q_in,  # (N_in, 3)
+    src,  # (E,)
+    type_,  # (E,)
+    weight,  # (E,)
+    starts,  # (N_out + 1,)
+    out,  # (N_out, mul, K_P, K_Q, 2 l_out + 1)
+    mul,
+    L_P: tl.constexpr,
+    L_Q: tl.constexpr,
+    L_IN: tl.constexpr,
+    L_1: tl.constexpr,
+    L_OUT: tl.constexpr,
+    SIGNS: tl.constexpr,
+    JOINT: tl.constexpr,
+    MONOMIALS: tl.constexpr,
+    MONOMIAL_FACTORS: tl.constexpr,
+    INNER: tl.constexpr,
+    INNER_FACTORS: tl.constexpr,
+    OUTER: tl.constexpr,
+    OUTER_FACTORS: tl.constexpr,
+    K_P: tl.constexpr,
+    K_Q: tl.constexpr,
+    SLICE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    DTYPE: tl.constexpr = weight.dtype.element_ty
+    N_OUT: tl.constexpr = 2 * L_OUT + 1
+    program = tl.program_id(0).to(tl.int64)
+    first_p = program % (K_P // SLICE) * SLICE
+    row = program // (K_P // SLICE)  # of (N_out, mul)
+    node, channel = row // mul, row % mul
+    begin, end = tl.load(starts + node), tl.load(starts + node + 1)
+    to = _row(q_out + 3 * node, begin < end, 3, DTYPE)
+    zero = tl.zeros((BLOCK,), DTYPE)
+    total = (zero,) * (SLICE * K_Q * N_OUT)
+    for first in range(begin, end, BLOCK):
+        e = first + tl.arange(0, BLOCK)
+        inside = e < end
+        s = tl.load(src + e, mask=inside, other=0)
+        t = tl.load(type_ + e, mask=inside, other=0)
+        y_q = _harmonics(
+            _row(p_offsets + 3 * t, inside, 3, DTYPE),
+            to,
+            _row(q_in + 3 * s, inside, 3, DTYPE),
+            zero,
+            SIGNS,
+            JOINT,
+            L_Q,
+            MONOMIALS,
+            MONOMIAL_FACTORS,
+        )
+        message = _message(
+            _row(x + (s * mul + channel) * (2 * L_IN + 1), inside, 2 * L_IN + 1, DTYPE),
+            _row(harmonics_p + t * (2 * L_P + 1), inside, 2 * L_P + 1, DTYPE),
+            y_q,
+            zero,
+            INNER,
+            INNER_FACTORS,
+            OUTER,
+            OUTER_FACTORS,
+            2 * L_1 + 1,
+            N_OUT,
+        )
+        w = tl.load(weight + e, mask=inside, other=0.0)
+        a = _row(phi_p + t * K_P + first_p, inside, SLICE, DTYPE)
+        b = _row(phi_q + s * K_Q, inside, K_Q, DTYPE)
+        for i in tl.static_range(SLICE):
+            for j in tl.static_range(K_Q):
+                total = _add_product(total, w * a[i] * b[j], message, (i * K_Q + j) * N_OUT, N_OUT)
+    out_row = out + (row * K_P + first_p) * (K_Q * N_OUT)
+    for i in tl.static_range(SLICE * K_Q * N_OUT):
+        tl.store(out_row + i, tl.sum(total[i], axis=0))
+
+
+@triton.jit
+def _to_features(
+    grad,  # (N_out, mul, K_P, K_Q, 2 l_out + 1)
+    phi_p,  # (T, K_P)
+    phi_q,  # (N_in, K_Q)
+    harmonics_p,  # (T, 2 l_p + 1)
+    p_offsets,  # (T, 3)
+    q_out,  # (N_out, 3)
+    q_in,  # (N_in, 3)
+    dst,  # (E,)
+    type_,  # (E,)
+    weight,  # (E,)
+    starts,  # (N_in + 1,)
+    order,  # (E,)
+    out,  # (N_in, mul, 2 l_in + 1)
+    mul,
+    L_P: tl.constexpr,
+    L_Q: tl.constexpr,
+    L_IN: tl.constexpr,
+    L_1: tl.constexpr,
+    L_OUT: tl.constexpr,
+    SIGNS: tl.constexpr,
+    JOINT: tl.constexpr,
+    MONOMIALS: tl.constexpr,
+    MONOMIAL_FACTORS: tl.constexpr,
+    INNER: tl.constexpr,
+    INNER_FACTORS: tl.constexpr,
+    OUTER: tl.constexpr,
+    OUTER_FACTORS: tl.constexpr,
+    K_P: tl.constexpr,
+    K_Q: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    DTYPE: tl.constexpr = weight.dtype.element_ty
+    N_IN: tl.constexpr = 2 * L_IN + 1
+    N_OUT: tl.constexpr = 2 * L_OUT + 1
+    row = tl.program_id(0).to(tl.int64)  # of (N_in, mul)
+    node, channel = row // mul, row % mul
+    begin, end = tl.load(starts + node), tl.load(starts + node + 1)
+    origin = _row(q_in + 3 * node, begin < end, 3, DTYPE)
+    b = _row(phi_q + node * K_Q, begin < end, K_Q, DTYPE)
+    zero = tl.zeros((BLOCK,), DTYPE)
+    total = (zero,) * N_IN
+    for first in range(begin, end, BLOCK):
+        position = first + tl.arange(0, BLOCK)
+        inside = position < end
+        e = tl.load(order + position, mask=inside, other=0)
+        n = tl.load(dst + e, mask=inside, other=0)
+        t = tl.load(type_ + e, mask=inside, other=0)
+        a = _row(phi_p + t * K_P, inside, K_P, DTYPE)
+        to_out = (zero,) * N_OUT
+        for i in tl.static_range(K_P):
+            for j in tl.static_range(K_Q):
+                pointer = grad + (((n * mul + channel) * K_P + i) * K_Q + j) * N_OUT
+                to_out = _add_product(
+                    to_out, a[i] * b[j], _row(pointer, inside, N_OUT, DTYPE), 0, N_OUT
+                )
+        y_p = _row(harmonics_p + t * (2 * L_P + 1), inside, 2 * L_P + 1, DTYPE)
+        y_q = _harmonics(
+            _row(p_offsets + 3 * t, inside, 3, DTYPE),
+            _row(q_out + 3 * n, inside, 3, DTYPE),
+            origin,
+            zero,
+            SIGNS,
+            JOINT,
+            L_Q,
+            MONOMIALS,
+            MONOMIAL_FACTORS,
+        )
+        to_1 = _coupled(y_p, to_out, zero, OUTER, OUTER_FACTORS, 0, 2, 1, 2 * L_1 + 1)
+        to_in = _coupled(y_q, to_1, zero, INNER, INNER_FACTORS, 0, 2, 1, N_IN)
+        w = tl.load(weight + e, mask=inside, other=0.0)
+        total = _add_product(total, w, to_in, 0, N_IN)
+    for i in tl.static_range(N_IN):
+        tl.store(out + row * N_IN + i, tl.sum(total[i], axis=0))
+
+
+@triton.jit
+def _to_radial(
+    grad,  # (N_out, mul, K_P, K_Q, 2 l_out + 1)
+    x,  # (N_in, mul, 2 l_in + 1)
+    other,  # (N_in, K_Q) if the gradient is that of phi_p, else (T, K_P)
+    harmonics_p,  # (T, 2 l_p + 1)
+    p_offsets,  # (T, 3)
+    q_out,  # (N_out, 3)
+    q_in,  # (N_in, 3)
+    dst,  # (E,)
+    src,  # (E,)
+    type_,  # (E,)
+    weight,  # (E,)
+    starts,  # (R + 1,) for R edge types or input nodes
+    order,  # (E,)
+    out,  # (R, splits, mul, K)
+    mul,
+    splits,
+    L_P: tl.constexpr,
+    L_Q: tl.constexpr,
+    L_IN: tl.constexpr,
+    L_1: tl.constexpr,
+    L_OUT: tl.constexpr,
+    SIGNS: tl.constexpr,
+    JOINT: tl.constexpr,
+    MONOMIALS: tl.constexpr,
+    MONOMIAL_FACTORS: tl.constexpr,
+    INNER: tl.constexpr,
+    INNER_FACTORS: tl.constexpr,
+    OUTER: tl.constexpr,
+    OUTER_FACTORS: tl.constexpr,
+    K_P: tl.constexpr,
+    K_Q: tl.constexpr,
+    OF_P: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    DTYPE: tl.constexpr = weight.dtype.element_ty
+    N_OUT: tl.constexpr = 2 * L_OUT + 1
+    K: tl.constexpr = K_P if OF_P else K_Q
+    K_OTHER: tl.constexpr = K_Q if OF_P else K_P
+    # Steps in (K_P, K_Q) along either.
+    STEP: tl.constexpr = K_Q if OF_P else 1
+    STEP_OTHER: tl.constexpr = 1 if OF_P else K_Q
+    program = tl.program_id(0).to(tl.int64)
+    channel, split, row = program % mul, program // mul % splits, program // mul // splits
+    begin, end = tl.load(starts + row), tl.load(starts + row + 1)
+    share = tl.cdiv(end - begin, splits)
+    begin += split * share
+    end = tl.minimum(begin + share, end)
+    zero = tl.zeros((BLOCK,), DTYPE)
+    total = (zero,) * K
+    for first in range(begin, end, BLOCK):
+        position = first + tl.arange(0, BLOCK)
+        inside = position < end
+        e = tl.load(order + position, mask=inside, other=0)
+        n = tl.load(dst + e, mask=inside, other=0)
+        s = tl.load(src + e, mask=inside, other=0)
+        t = tl.load(type_ + e, mask=inside, other=0)
+        y_q = _harmonics(
+            _row(p_offsets + 3 * t, inside, 3, DTYPE),
+            _row(q_out + 3 * n, inside, 3, DTYPE),
+            _row(q_in + 3 * s, inside, 3, DTYPE),
+            zero,
+            SIGNS,
+            JOINT,
+            L_Q,
+            MONOMIALS,
+            MONOMIAL_FACTORS,
+        )
+        message = _message(
+            _row(x + (s * mul + channel) * (2 * L_IN + 1), inside, 2 * L_IN + 1, DTYPE),
+            _row(harmonics_p + t * (2 * L_P + 1), inside, 2 * L_P + 1, DTYPE),
+            y_q,
+            zero,
+            INNER,
+            INNER_FACTORS,
+            OUTER,
+            OUTER_FACTORS,
+            2 * L_1 + 1,
+            N_OUT,
+        )
+        w = tl.load(weight + e, mask=inside, other=0.0)
+        c = _row(other + (s if OF_P else t) * K_OTHER, inside, K_OTHER, DTYPE)
+        for i in tl.static_range(K):
+            for j in tl.static_range(K_OTHER):
+                k = i * STEP + j * STEP_OTHER
+                pointer = grad + ((n * mul + channel) * (K_P * K_Q) + k) * N_OUT
+                product = _scalar_product(message, _row(pointer, inside, N_OUT, DTYPE), zero, N_OUT)
+                total = _added(total, w * c[j] * product, i)
+    for i in tl.static_range(K):
+        tl.store(out + program * K + i, tl.sum(total[i], axis=0))
+
+
+# -- launches ------------------------------------------------------------------------------------
+
+
+def sum_over_edges(
+    x: Tensor, phi_p: Tensor, phi_q: Tensor, geometry: Geometry, edges: NodeCsr, coupling: Coupling
+) -> Tensor:
+    """As `tripq.kernels.nodes.sum_over_edges`."""
+    n_nodes, mul = len(geometry.q_out), x.shape[1]
+    k_p, k_q, n_out = phi_p.shape[1], phi_q.shape[1], 2 * coupling.l_out + 1
+    out = torch.empty(n_nodes, mul, k_p, k_q, n_out, dtype=x.dtype, device=x.device)
+    held = slice_of(k_p, k_q * n_out * edges.weight.element_size() // 4)
+    _launch(
+        _sum,
+        n_nodes * mul * (k_p // held),
+        (x, phi_p, phi_q, *geometry),
+        (edges.src, edges.type, edges.weight, edges.output_starts, out),
+        mul,
+        **constants(coupling),
+        K_P=k_p,
+        K_Q=k_q,
+        SLICE=held,
+    )
+    return out
+
+
+def gradient_for_features(
+    grad: Tensor,
+    phi_p: Tensor,
+    phi_q: Tensor,
+    geometry: Geometry,
+    edges: NodeCsr,
+    coupling: Coupling,
+) -> Tensor:
+    """As `tripq.kernels.nodes.gradient_for_features`."""
+    n_nodes, mul = len(phi_q), grad.shape[1]
+    shape = n_nodes, mul, 2 * coupling.l_in + 1
+    out = torch.empty(shape, dtype=grad.dtype, device=grad.device)
+    _launch(
+        _to_features,
+        n_nodes * mul,
+        (grad, phi_p, phi_q, *geometry),
+        (edges.dst, edges.type, edges.weight, edges.input_starts, edges.input_order, out),
+        mul,
+        **constants(coupling),
+        K_P=phi_p.shape[1],
+        K_Q=phi_q.shape[1],
+    )
+    return out
+
+
+def gradient_for_radial(
+    grad: Tensor,
+    x: Tensor,
+    phi_p: Tensor,
+    phi_q: Tensor,
+    geometry: Geometry,
+    edges: NodeCsr,
+    coupling: Coupling,
+    of_p: bool,
+) -> Tensor:
+    """As `tripq.kernels.nodes.gradient_for_radial`."""
+    wanted, other = (phi_p, phi_q) if of_p else (phi_q, phi_p)
+    starts, order = (
+        (edges.type_starts, edges.type_order) if of_p else (edges.input_starts, edges.input_order)
+    )
+    (n_rows, k), mul = wanted.shape, x.shape[1]
+    splits = triton.cdiv(max(len(edges.dst), 1), _SPLIT * max(n_rows, 1))
+    partial = torch.empty(
+        n_rows, splits, mul, k, dtype=edges.weight.dtype, device=edges.weight.device
+    )
+    _launch(
+        _to_radial,
+        n_rows * splits * mul,
+        (grad, x, other, *geometry),
+        (edges.dst, edges.src, edges.type, edges.weight, starts, order, partial),
+        mul,
+        splits,
+        **constants(coupling),
+        K_P=phi_p.shape[1],
+        K_Q=phi_q.shape[1],
+        OF_P=of_p,
+    )
+    return partial.sum(dim=(1, 2)).to(grad.dtype)
+
+
+def _launch(
+    kernel: Any,
+    programs: int,
+    inputs: tuple[Tensor, ...],
+    edges: tuple[Tensor, ...],
+    *sizes: int,
+    **constants: Any,
+) -> None:
+    """One program a warp; `inputs` may have strides."""
+    if programs == 0:
+        return
+    with torch.cuda.device_of(inputs[0]):
+        kernel[(programs,)](
+            *(t.contiguous() for t in inputs),
+            *edges,
+            *sizes,
+            **constants,
+            BLOCK=BLOCK,
+            num_warps=1,
+            enable_fp_fusion=True,
+        )
+
+
+def slice_of(k_p: int, registers: int) -> int:
+    """How many radial functions of p to hold at a time, where one takes so many registers."""
+    divisors = (n for n in range(k_p, 1, -1) if k_p % n == 0)
+    return next((n for n in divisors if n * registers <= _ACCUMULATORS), 1)
+
+
+@cache
+def constants(coupling: Coupling) -> dict[str, Any]:
+    """What the kernels are compiled for: the orders, polynomials and coefficients."""
+    l_p, l_q, l_in, l_1, l_out, signs, joint = coupling
+    monomials, factors = harmonic_polynomial(l_q)
+    inner, inner_factors = _nonzero(l_q, l_in, l_1)
+    outer, outer_factors = _nonzero(l_p, l_1, l_out)
+    return {
+        "L_P": l_p,
+        "L_Q": l_q,
+        "L_IN": l_in,
+        "L_1": l_1,
+        "L_OUT": l_out,
+        "SIGNS": signs,
+        "JOINT": joint,
+        "MONOMIALS": monomials,
+        "MONOMIAL_FACTORS": tuple(2 * c / len(signs) for c in factors),
+        "INNER": inner,
+        "INNER_FACTORS": inner_factors,
+        "OUTER": outer,
+        "OUTER_FACTORS": outer_factors,
+    }
+
+
+def _nonzero(l_a: int, l_b: int, l_c: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Three indices of each Clebsch-Gordan coefficient, and its value."""
+    coefficients = clebsch_gordan(l_a, l_b, l_c)
+    where = [
+        tuple(int(i) for i in index)
+        for index in zip(*coefficients.nonzero(), strict=True)
+        if abs(coefficients[index]) > 1e-12
+    ]
+    return tuple(i for index in where for i in index), tuple(
+        float(coefficients[index]) for index in where
+    )

@@ -1,0 +1,225 @@
+r"""The same sum as a dense convolution: the filter on the voxel grid, then ``conv3d``.
+
+The authors' way.  Between directions, a filter on a grid of voxels is a matrix of shape
+:math:`(Q_{out} d_{out}) \times (Q_{in} d_{in})` for each offset.  It is built by two matrix
+products from small tables: the weights as coefficients of each product of two harmonics, times the
+q-embeddings, times the p-embeddings.  The products and the convolution run near the peak rate of a
+machine; but their cost grows with the square of the number of directions and with the box around
+the voxels, and the filter must be held in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from tripq.backends.tables import p_embedding, q_embedding
+from tripq.filter import PQFilter, coupling_tensor
+from tripq.graph import NodeSpace, PEdges, QSpace
+from tripq.paths import Channels, Path
+
+
+def evaluate(
+    x: Tensor, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilter, budget: int
+) -> Tensor:
+    """The sum over all edges; shapes as in `tripq.backends`.
+
+    Raises
+    ------
+    ValueError
+        Where the voxels are on no grid, or have directions of their own.
+    """
+    if isinstance(q, NodeSpace) or edges.grid is None or edges.steps is None:
+        raise ValueError("the dense back end needs voxels on a grid that share their directions")
+    n_voxels, n_out = x.shape[0], len(q.q_out)
+    if not filter.paths or n_voxels == 0:
+        return x.new_zeros(n_voxels, n_out, filter.dim_out)
+    shape, position = edges.grid.cropped()
+    volume = _to_volume(x[..., _grouped(filter.channels_in, x)], shape, position)
+    builder = DenseFilter(filter, edges.offsets.to(x.dtype), edges.steps, q)
+    coefficients = builder.coefficients()
+
+    def convolved(volume: Tensor, coefficients: Tensor, directions: Tensor) -> Tensor:
+        weight = builder.weight(coefficients, directions)
+        result = functional.conv3d(volume, weight, padding=[n // 2 for n in builder.cells])
+        return _from_volume(result, position).unflatten(1, (len(directions), -1))
+
+    at_a_time = max(1, budget // (x.element_size() * builder.numbers_per_direction))
+    parts = torch.arange(n_out, device=x.device).split(at_a_time)
+    if len(parts) == 1:
+        out = convolved(volume, coefficients, parts[0])
+    else:
+        # Built again in the backward pass: all filters together are what does not fit.
+        out = torch.cat(
+            [
+                checkpoint(convolved, volume, coefficients, part, use_reentrant=False)
+                for part in parts
+            ],
+            dim=1,
+        )
+    return out[..., torch.argsort(_grouped(filter.channels_out, x))]
+
+
+@dataclass(frozen=True, eq=False)
+class DenseFilter:
+    """A filter on a grid of offsets and between directions.
+
+    Attributes
+    ----------
+    filter : PQFilter
+        Its weights and functions.
+    offsets, steps : Tensors of shape (T, 3)
+        The offsets p_out - p_in in mm and in voxels.
+    q : QSpace
+        The directions.
+    """
+
+    filter: PQFilter
+    offsets: Tensor
+    steps: Tensor
+    q: QSpace
+
+    @cached_property
+    def cells(self) -> tuple[int, int, int]:
+        """Shape of the smallest box around the offsets, in voxels."""
+        x, y, z = (2 * self.steps.abs().amax(dim=0) + 1).tolist()
+        return x, y, z
+
+    @property
+    def numbers_per_direction(self) -> int:
+        """How many numbers the filter for one output direction and its intermediates have."""
+        x, y, z = self.cells
+        size = self.filter.dim_out * self.filter.dim_in * len(self.q.q_in)
+        # As coefficients of the p-embeddings, and twice on the grid: conv3d makes a copy.
+        return size * (sum(self._widths(outer=True).values()) + 2 * x * y * z)
+
+    def coefficients(self) -> Tensor:
+        """Of the products of two harmonics, (K_q_out, dim_out, B_q, dim_in, B_p).
+
+        B_q counts (order, radial function of q_in, component), B_p the same in p; the channels are
+        grouped by order.
+        """
+        filter = self.filter
+        blocks: dict[tuple[int, int, int, int], Tensor] = {}
+        for path, weight in filter.path_weights():
+            key = (
+                _place(filter.channels_out, path.l_out, path.parity_out),
+                self._inner(path),
+                _place(filter.channels_in, path.l_in, path.parity_in),
+                self._outer(path),
+            )
+            block = torch.einsum("uvabc,pqio->buocqviap", weight, _angular(path, weight))
+            block = block.flatten(7, 8).flatten(5, 6).flatten(3, 4).flatten(1, 2)
+            blocks[key] = blocks[key] + block if key in blocks else block
+
+        inner, outer = self._widths(outer=False), self._widths(outer=True)
+
+        def block_at(o: int, l_inner: int, i: int, l_outer: int) -> Tensor:
+            if (o, l_inner, i, l_outer) in blocks:
+                return blocks[o, l_inner, i, l_outer]
+            n_out, n_in = len(filter.channels_out[o].index), len(filter.channels_in[i].index)
+            return filter.weight.new_zeros(
+                filter.radial[1], n_out, inner[l_inner], n_in, outer[l_outer]
+            )
+
+        inputs, outputs = range(len(filter.channels_in)), range(len(filter.channels_out))
+        return _joined(block_at, (outputs, inner, inputs, outer), dim=1)
+
+    def weight(self, coefficients: Tensor, directions: Tensor) -> Tensor:
+        """The filter for some output directions, (Q dim_out, Q_in dim_in, *cells), for conv3d."""
+        filter = self.filter
+        q = replace(self.q, q_out=self.q.q_out[directions], weights=self.q.weights[directions])
+        phi = filter.phi_q_out(q.q_out.to(coefficients.dtype).norm(dim=-1))
+        mixed = torch.einsum("ck,kubvp->cubvp", phi, coefficients)
+        if filter.kind == "diff":
+            filled = self._on_joint_offsets(mixed, q)
+        else:
+            filled = self._on_separate_offsets(mixed, q)
+        n_out, n_in = len(directions) * filter.dim_out, len(q.q_in) * filter.dim_in
+        return filled.reshape(n_out, n_in, *self.cells)
+
+    def _on_separate_offsets(self, mixed: Tensor, q: QSpace) -> Tensor:
+        """(Q, dim_out, B_q, dim_in, B_p) to (Q, dim_out, Q_in, dim_in, cells)."""
+        embedding = q_embedding(self.offsets.new_zeros(3), q, self.filter)
+        inner = torch.cat([e.flatten(1, 2) for e in embedding.values()], dim=1)
+        embedding = p_embedding(self.offsets, self.filter)
+        outer = torch.cat([e.flatten(1) for e in embedding.values()], dim=1)
+        by_direction = inner.transpose(1, 2)[:, None] @ mixed.flatten(3)
+        return by_direction.unflatten(3, mixed.shape[3:]) @ self._on_cells(outer.T)
+
+    def _on_joint_offsets(self, mixed: Tensor, q: QSpace) -> Tensor:
+        """The same for a ``"diff"`` filter, whose inner harmonics are those of both offsets."""
+        inner = torch.cat(
+            [e.flatten(2, 3) for e in q_embedding(self.offsets, q, self.filter).values()], dim=2
+        )
+        phi = self.filter.phi_p(self.offsets.norm(dim=-1))
+        return self._on_cells(
+            torch.einsum("tcbi,cubvt->cuivt", inner, torch.einsum("cubvk,tk->cubvt", mixed, phi))
+        )
+
+    def _on_cells(self, values: Tensor) -> Tensor:
+        """Values (..., T) at the offsets to (..., cells), zero at others."""
+        x, y, z = self.cells
+        strides = torch.tensor([y * z, z, 1], device=self.steps.device)
+        # conv3d takes the filter at in - out, from the corner of the box.
+        place = (x * y * z) // 2 - (self.steps * strides).sum(dim=1)
+        filled = values.new_zeros(*values.shape[:-1], x * y * z)
+        return filled.index_copy(-1, place, values)
+
+    def _widths(self, *, outer: bool) -> dict[int, int]:
+        """Orders of the outer or inner harmonics, and how many functions each stands for."""
+        number = self.filter.radial[0 if outer else 2]
+        orders = {self._outer(p) if outer else self._inner(p) for p in self.filter.paths}
+        return {l: number * (2 * l + 1) for l in sorted(orders)}
+
+    def _inner(self, path: Path) -> int:
+        return path.l_filter if self.filter.kind == "diff" else path.l_q
+
+    def _outer(self, path: Path) -> int:
+        return 0 if self.filter.kind == "diff" else path.l_p
+
+
+def _angular(path: Path, like: Tensor) -> Tensor:
+    """The couplings of the definition, [outer harmonic, inner harmonic, in, out]."""
+    to_out = coupling_tensor(path.l_filter, path.l_in, path.l_out, like)
+    if path.filter == "diff":
+        return to_out[None]
+    harmonics = coupling_tensor(path.l_p, path.l_q, path.l_filter, like)
+    return torch.einsum("pqf,fio->pqio", harmonics, to_out)
+
+
+def _joined(block: Callable[..., Tensor], keys: tuple[Iterable[int], ...], dim: int) -> Tensor:
+    """The blocks of all combinations of keys, those of the first key along `dim` and so on."""
+    if not keys:
+        return block()
+    parts = [_joined(partial(block, key), keys[1:], dim + 1) for key in keys[0]]
+    return torch.cat(parts, dim=dim)
+
+
+def _place(channels: tuple[Channels, ...], l: int, parity: int) -> int:
+    return [(c.l, c.parity) for c in channels].index((l, parity))
+
+
+def _grouped(channels: tuple[Channels, ...], like: Tensor) -> Tensor:
+    """Where the components stand, group after group."""
+    return torch.tensor([i for c in channels for i in c.index], device=like.device)
+
+
+def _to_volume(x: Tensor, shape: tuple[int, ...], position: Tensor) -> Tensor:
+    """(V, Q, dim) to (volumes, Q dim, x, y, z), zero outside the mask."""
+    n, *box = shape
+    features = x.flatten(1)
+    rows = features.new_zeros(math.prod(shape), features.shape[1]).index_copy(0, position, features)
+    return rows.view(n, -1, features.shape[1]).transpose(1, 2).reshape(n, -1, *box)
+
+
+def _from_volume(volume: Tensor, position: Tensor) -> Tensor:
+    """(volumes, channels, x, y, z) to (V, channels)."""
+    return volume.movedim(1, -1).flatten(0, 3).index_select(0, position)
