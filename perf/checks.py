@@ -9,11 +9,8 @@ in float64 on what it sees around some voxels, its layers evaluated edge by edge
 
 from __future__ import annotations
 
-from copy import deepcopy
-
 import numpy as np
 import torch
-from domains import with_backend
 from measure import NotMeasured
 from torch import Tensor, nn
 
@@ -92,10 +89,12 @@ def gradient_error(layer: PQTensorFieldLayer, x: Tensor, loss: float) -> float:
 # -- networks ------------------------------------------------------------------------------------
 
 
-def network_error(network: nn.Module, scan: DWI, logits: Tensor) -> float:
-    """Largest error of the logits (V,) at some voxels, relative to the spread of all."""
-    reference = deepcopy(network).cpu().double().eval()
-    with_backend(reference, "edges")
+def network_error(network: nn.Module, reference: nn.Module, scan: DWI, logits: Tensor) -> float:
+    """Largest error of the logits (V,) at some voxels, relative to the spread of all.
+
+    `reference` is the same network, with layers evaluated edge by edge; it gets the weights.
+    """
+    reference.double().eval().load_state_dict(network.state_dict())
     logits = logits.detach().cpu().double()
     voxels = (0, len(logits) // 2)
     expected = torch.tensor([_logit_of_cut_out(reference, scan, v) for v in voxels])

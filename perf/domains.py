@@ -105,11 +105,11 @@ def features(graph: PQGraph, dim: int) -> torch.Tensor:
 def sizes_of(graph: PQGraph, layer: PQTensorFieldLayer) -> dict[str, float]:
     """How large a problem it is."""
     (scan,) = graph.scans
-    sizes = {"voxels": graph.n_voxels, "neighbours": len(scan.edges.dst) / graph.n_voxels}
+    sizes = {"voxels": graph.n_voxels, "neighbours": scan.edges.n_edges / graph.n_voxels}
     if isinstance(scan.q, QSpace):
         sizes["directions"] = len(scan.q.q_in)
         sizes["neighbours"] = len(scan.edges.offsets)
-        sizes["edges"] = len(scan.edges.dst) * scan.q.weights.numel()
+        sizes["edges"] = scan.edges.n_edges * scan.q.weights.numel()
     else:
         sizes["directions"] = len(scan.q.q) / graph.n_voxels
         sizes["edges"] = len(scan.q.edges.dst)

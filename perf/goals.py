@@ -69,7 +69,7 @@ class Goal:
         if isinstance(value, str):
             return value
         ratio = self.bound / value if self.at_least else value / self.bound
-        return "met" if ratio <= 1 else f"missed by {max(ratio, 1.01):.2f} times"
+        return "met" if ratio <= 1 else f"missed by a factor of {ratio:.3f}"
 
     def show(self, value: float) -> str:
         """A value or the bound, with its unit."""
@@ -87,13 +87,9 @@ _UNITS = {"ms": 1e-3, "MB": 1e6, "GB": 1e9}
 def _value(run: Run, figure: Figure) -> float | str:
     row = run.row(figure.method) or Row(run.workload, figure.method)
     value = getattr(row, figure.column)
-    if value is None:
-        return (
-            f"not measured ({figure.method}: {row.note.removeprefix('not measured: ')})"
-            if (row.note)
-            else "not measured"
-        )
-    return float(value)
+    if value is None and row.note:
+        return f"not measured ({figure.method}: {row.note.removeprefix('not measured: ')})"
+    return "not measured" if value is None else float(value)
 
 
 def _digits(value: float) -> str:
@@ -183,11 +179,11 @@ GOALS = (
 )
 
 
-def judged(device: str, runs: Sequence[Run]) -> list[tuple[Goal, str, str]]:
-    """The goals for a device, what was measured and the verdict."""
+def judged(slug: str, runs: Sequence[Run]) -> list[tuple[Goal, str, str]]:
+    """The goals for a device of that name, what was measured, and the verdict."""
     rows = []
     for goal in GOALS:
-        if goal.device == device:
+        if goal.device in slug:
             value = goal.value(runs)
             shown = value if isinstance(value, str) else goal.show(value)
             rows.append((goal, "—" if isinstance(value, str) else shown, goal.verdict(runs)))

@@ -97,6 +97,10 @@ class Memory:
 
     def __init__(self, device: str) -> None:
         self._cuda = device == "cuda"
+        if self._cuda:
+            import torch
+
+            torch.zeros(1, device=device)  # the start of CUDA is no part of any set-up
         self._start = self._peak(now=True)
 
     def peak(self) -> float:

@@ -31,11 +31,10 @@ def measure_step(workload: Step, method: str, device: str, dtype: str, repeats: 
     widths = conv_widths() if plain else ()
     memory = Memory(device)
 
-    def made() -> nn.Module:
-        network = conv_network(len(scan.q), widths) if plain else segmenter(method)
-        return network.to(device, number)
+    def made(backend: str) -> nn.Module:
+        return conv_network(len(scan.q), widths) if plain else segmenter(backend)
 
-    layer_seconds, network = timed(made, device)
+    layer_seconds, network = timed(lambda: made(method).to(device, number), device)
     # The radius of the convolutions is theirs; the graph tells them where the voxels stand.
     radius = 0.0 if plain else graph_radius(network)
 
@@ -63,7 +62,7 @@ def measure_step(workload: Step, method: str, device: str, dtype: str, repeats: 
     network.eval()
     forward_seconds, logits = repeated(forward, device, repeats)
     peak = memory.peak()
-    error = network_error(network, scan, logits[: len(scan.signal)])
+    error = network_error(network, made("edges"), scan, logits[: len(scan.signal)])
     refuse_if_wrong(error, tolerance)
     layers = [m for m in network.modules() if isinstance(m, PQTensorFieldLayer)]
     operations, moved = _work(network, layers, graph, forward)
@@ -89,7 +88,7 @@ def measure_step(workload: Step, method: str, device: str, dtype: str, repeats: 
 
 def _work(
     network: nn.Module, layers: list[PQTensorFieldLayer], graph: PQGraph, forward: object
-) -> tuple[float | None, float | None]:
+) -> tuple[float, float | None]:
     """Multiply-adds and bytes of the layers, or the multiply-adds of convolutions."""
     if layers:
         return work(layers, graph)
@@ -112,7 +111,8 @@ def measure_brain(workload: WholeBrain, method: str, device: str, dtype: str, re
     first_call = timed(segmented, device)[0]
     forward_seconds, probabilities = repeated(segmented, device, repeats)
     peak = memory.peak()
-    error = network_error(network, scan, torch.logit(torch.from_numpy(probabilities).double()))
+    logits = torch.logit(torch.from_numpy(probabilities).double())
+    error = network_error(network, segmenter("edges"), scan, logits)
     refuse_if_wrong(error, tolerance)
     layers = [m for m in network.modules() if isinstance(m, PQTensorFieldLayer)]
     graph = PQGraph.from_grid(scan.mask, scan.affine, scan.q, graph_radius(network)).to(device)

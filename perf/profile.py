@@ -1,7 +1,7 @@
 """Time and memory of layers and networks, each result compared with the definition.
 
     python perf/profile.py                            # all workloads, on the CPU
-    python perf/profile.py --save                     # and keep the figures in perf/results/
+    python perf/profile.py --save                     # and keep the figures, and write the report
     python perf/profile.py --device cuda --workload brain-inner --backend triton
     python perf/profile.py --report                   # write docs/performance.md from what is kept
 
@@ -109,7 +109,8 @@ def main(
         Path | None, typer.Option(help="Put the results into this file, by workload and dtype.")
     ] = None,
     keep: Annotated[
-        bool, typer.Option("--save", help="Put them into perf/results/, named by device.")
+        bool,
+        typer.Option("--save", help="Put them into perf/results/ by device, and write the report."),
     ] = False,
     report: Annotated[
         bool, typer.Option("--report", help="Measure nothing; write docs/performance.md.")
@@ -139,12 +140,15 @@ def main(
         here = in_own_process(machine, device, dtype, threads, limit=time_limit)
     except NotMeasured as why:
         raise typer.BadParameter(f"--device {device}: {why}") from None
-    files = [*([json] if json else []), *([RESULTS / f"{here.slug}.json"] if keep else [])]
-    measure_all(
-        names, tasks, here, time_limit, console, lambda done: [save(f, [done]) for f in files]
-    )
-    for file in files:
-        console.print(f"kept in {file}")
+
+    def keep_run(done: Run) -> None:
+        if json is not None:
+            save(json, [done])
+        if keep:
+            save(RESULTS / f"{here.slug}.json", [done])
+            write_report()
+
+    measure_all(names, tasks, here, time_limit, console, keep_run)
 
 
 if __name__ == "__main__":

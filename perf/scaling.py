@@ -6,8 +6,8 @@ from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from report import axes
 from rows import Run
+from tables import axes
 
 COLORS = {"recoupled": "#0072b2", "dense": "#d55e00", "triton": "#009e73"}
 

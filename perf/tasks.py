@@ -25,7 +25,10 @@ class Task:
     @property
     def row(self) -> Row:
         """The row without figures."""
-        return Row(self.workload.name, self.method, getattr(self.workload, "axis", ""))
+        name, box = self.workload.name, self.workload
+        if isinstance(box, Box):
+            return Row(name, self.method, box.axis, sizes=box.sizes)
+        return Row(name, self.method)
 
     @property
     def obstacle(self) -> str | None:

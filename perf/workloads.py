@@ -6,6 +6,8 @@ process which only starts others stays small.
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass, replace
 
 IRREPS = "4x0e + 2x1o + 1x2e"
@@ -76,6 +78,18 @@ class Box(Workload):
     lmax: int | None = 2
     radius: float = 2.5
     axis: str = ""
+
+    @property
+    def sizes(self) -> dict[str, float]:
+        """What is known before a graph is made of it."""
+        reach = range(-math.floor(self.radius), math.floor(self.radius) + 1)
+        lengths = [math.hypot(*offset) for offset in itertools.product(reach, repeat=3)]
+        known = {
+            "voxels": round(self.fill * self.side**3),
+            "neighbours": sum(length < self.radius for length in lengths),
+            "directions": sum(self.shells),
+        }
+        return known if self.lmax is None else {**known, "lmax": self.lmax}
 
 
 @dataclass(frozen=True)
