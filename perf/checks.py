@@ -97,7 +97,8 @@ def network_error(network: nn.Module, reference: nn.Module, scan: DWI, logits: T
     reference.double().eval().load_state_dict(network.state_dict())
     logits = logits.detach().cpu().double()
     voxels = (0, len(logits) // 2)
-    expected = torch.tensor([_logit_of_cut_out(reference, scan, v) for v in voxels])
+    values = [_logit_of_cut_out(reference, scan, voxel) for voxel in voxels]
+    expected = torch.tensor(values, dtype=torch.float64)
     return float((logits[list(voxels)] - expected).abs().max() / logits.std())
 
 

@@ -34,7 +34,7 @@ def _matrix_product_rate(device: str, dtype: torch.dtype) -> float:
     n = 8192 if device == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     torch.mm(a, b)
-    return n**3 / min(timed(lambda: torch.mm(a, b), device)[0] for _ in range(5))
+    return n**3 / min(timed(lambda: torch.mm(a, b), device)[0] for _ in range(3))
 
 
 def _copy_rate(device: str) -> float:
@@ -43,7 +43,7 @@ def _copy_rate(device: str) -> float:
     source = torch.ones(n, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     target.copy_(source)
-    return 2 * n / min(timed(lambda: target.copy_(source), device)[0] for _ in range(5))
+    return 2 * n / min(timed(lambda: target.copy_(source), device)[0] for _ in range(3))
 
 
 def _versions(device: str) -> dict[str, str]:

@@ -42,7 +42,7 @@ def in_own_process(function: Callable[..., T], *args: object, limit: float) -> T
     sender.close()
     try:
         if not receiver.poll(limit):
-            raise NotMeasured(f"not finished after {limit:.0f} s")
+            raise NotMeasured(f"not finished after {limit:g} s")
         value: T | NotMeasured = receiver.recv()
         process.join(FAREWELL)
     except EOFError:

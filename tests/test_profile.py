@@ -86,7 +86,8 @@ def test_the_command_measures_shows_and_keeps(perf: SimpleNamespace, tmp_path: P
     ("function", "argument", "limit", "why"),
     [
         (int, "x", 60, "ValueError: invalid literal"),
-        (time.sleep, 60, 1, "not finished after 1 s"),
+        (bytes, 10**15, 60, "out of memory"),
+        (time.sleep, 60, 0.2, "not finished after 0.2 s"),
         (os._exit, 3, 60, "the process ended with 3"),
         (signal.raise_signal, signal.SIGKILL, 60, "killed by the system"),
     ],
@@ -128,11 +129,6 @@ def test_a_wrong_gradient_gets_no_figures(
         measure(perf, "recoupled")
 
 
-def test_auto_says_what_it_chose(perf: SimpleNamespace) -> None:
-    row = measure(perf, "auto")
-    assert row.choice in ("recoupled", "dense", "edges")
-
-
 def test_a_cloud_is_compared_node_by_node(perf: SimpleNamespace) -> None:
     cloud = replace(perf.workloads.WORKLOADS["cloud"], voxels=6, directions=2)
     row = perf.layers.measure_layer(cloud, "recoupled", "cpu", "float64", 1)
@@ -153,17 +149,17 @@ def test_the_peers_compute_what_they_claim(
 
 @pytest.mark.parametrize("method", ["recoupled", "conv-network"])
 def test_a_training_step_is_compared(perf: SimpleNamespace, method: str) -> None:
-    step = replace(perf.workloads.WORKLOADS["segmenter-step"], boxes=2, side=3, shells=(1, 3))
+    step = replace(perf.workloads.WORKLOADS["segmenter-step"], boxes=2, side=2, shells=(1, 3))
     row = perf.networks.measure_step(step, method, "cpu", "float64", 1)
     assert row.error < 1e-10
     assert row.operations > 0
 
 
 def test_a_segmented_brain_is_compared(perf: SimpleNamespace) -> None:
-    brain = replace(perf.workloads.WORKLOADS["segmenter-brain"], voxels=30, shells=(1, 3))
+    brain = replace(perf.workloads.WORKLOADS["segmenter-brain"], voxels=12, shells=(1, 3))
     row = perf.networks.measure_brain(brain, "auto", "cpu", "float32", 1)
     assert row.error < 1e-5
-    assert row.choice
+    assert set(row.choice.split(" + ")) <= {"recoupled", "dense", "edges"}
 
 
 def test_own_times_add_up_by_label_and_by_operator(perf: SimpleNamespace) -> None:
