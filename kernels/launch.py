@@ -12,6 +12,9 @@ import os
 import torch
 from torch import Tensor
 
+#: Bytes that working arrays may take on a CPU, unless it is said otherwise.
+DEFAULT_BUDGET = 1 << 28
+
 
 def runs_in_triton(x: Tensor) -> bool:
     """Whether operators on `x` run as Triton kernels."""

@@ -327,7 +327,7 @@ def gradient_for_radial(
     of_p: bool,
 ) -> Tensor:
     """From the gradient for the sum that for phi_p, (T, K_1), or else for phi_q, (N_in, K_3)."""
-    total = torch.zeros_like(phi_p if of_p else phi_q, dtype=edges.weight.dtype)
+    total = edges.weight.new_zeros((phi_p if of_p else phi_q).shape)
     for part in _chunks(edges, grad):
         message = _messages(x, geometry, part, coupling)
         g = grad[part.dst].to(total)
@@ -386,6 +386,19 @@ def _inner_harmonic(geometry: Geometry, edges: _Edges, coupling: Coupling) -> Te
 # -- the operators -------------------------------------------------------------------------------
 
 
+def _constants(
+    geometry: Sequence[Tensor],
+    edges: Sequence[Tensor],
+    orders: Sequence[int],
+    signs: Sequence[int],
+    joint: bool,
+) -> tuple[Geometry, NodeCsr, Coupling]:
+    """The arguments of an operator, which are lists, by their names."""
+    l_p, l_q, l_in, l_1, l_out = orders
+    coupling = Coupling(l_p, l_q, l_in, l_1, l_out, tuple(signs), joint)
+    return Geometry(*geometry), NodeCsr(*edges), coupling
+
+
 @torch.library.custom_op("tripq::node_sum", mutates_args=())
 def _node_sum(
     x: Tensor,
@@ -397,7 +410,7 @@ def _node_sum(
     signs: Sequence[int],
     joint: bool,
 ) -> Tensor:
-    constants = Geometry(*geometry), NodeCsr(*edges), Coupling(*orders, tuple(signs), joint)
+    constants = _constants(geometry, edges, orders, signs, joint)
     if runs_in_triton(x):
         from tripq.kernels import nodes_triton
 
@@ -431,7 +444,7 @@ def _gradient_for_features(
     signs: Sequence[int],
     joint: bool,
 ) -> Tensor:
-    constants = Geometry(*geometry), NodeCsr(*edges), Coupling(*orders, tuple(signs), joint)
+    constants = _constants(geometry, edges, orders, signs, joint)
     if runs_in_triton(grad):
         from tripq.kernels import nodes_triton
 
@@ -465,7 +478,7 @@ def _gradient_for_radial(
     joint: bool,
     of_p: bool,
 ) -> Tensor:
-    constants = Geometry(*geometry), NodeCsr(*edges), Coupling(*orders, tuple(signs), joint)
+    constants = _constants(geometry, edges, orders, signs, joint)
     if runs_in_triton(grad):
         from tripq.kernels import nodes_triton
 

@@ -1,8 +1,9 @@
 """The sums of `tripq.kernels.nodes` as Triton kernels.
 
 One warp walks the edges of one node for one channel, an edge in each lane, and keeps its share of
-every result in registers; the shares are added at the end of the walk.  Each kernel is compiled for
-one coupling, its polynomials and Clebsch-Gordan coefficients written out.
+every result in registers; the shares are added at the end of the walk.  Lanes behind the last edge
+repeat it with weight 0.  Each kernel is compiled for one coupling, its polynomials and
+Clebsch-Gordan coefficients written out.
 
 * `_sum`: the edges of an output node; a slice of the radial functions of p at a time, as many as
   the registers hold.
@@ -11,9 +12,9 @@ one coupling, its polynomials and Clebsch-Gordan coefficients written out.
   adds.
 """
 
+
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -47,12 +48,19 @@ def _added(values, value, I: tl.constexpr):
 
 
 @triton.jit
-def _row(pointer, mask, N: tl.constexpr, DTYPE: tl.constexpr):
+def _row(pointer, N: tl.constexpr, DTYPE: tl.constexpr):
     """`N` adjacent numbers."""
     values = ()
     for i in tl.static_range(N):
-        values = values + (tl.load(pointer + i, mask=mask, other=0.0).to(DTYPE),)
+        values = values + (tl.load(pointer + i).to(DTYPE),)
     return values
+
+
+@triton.jit
+def _lanes(first, end, BLOCK: tl.constexpr):
+    """The edge in each lane, and whether there is one: behind the last it is the last again."""
+    lanes = first + tl.arange(0, BLOCK)
+    return tl.minimum(lanes, end - 1), lanes < end
 
 
 @triton.jit
@@ -139,7 +147,7 @@ def _coupled(
     C: tl.constexpr,
     N: tl.constexpr,
 ):
-    """Contract axes `A` and `B` of the coefficients with `a` and `b`; axis `C` of length N stays."""
+    """Contract axes A and B of the coefficients with `a` and `b`; axis C, of length N, stays."""
     values = (zero,) * N
     for j in tl.static_range(len(FACTORS)):
         product = a[TERMS[3 * j + A]] * b[TERMS[3 * j + B]]
@@ -223,18 +231,17 @@ def _sum(
     row = program // (K_P // SLICE)  # of (N_out, mul)
     node, channel = row // mul, row % mul
     begin, end = tl.load(starts + node), tl.load(starts + node + 1)
-    to = _row(q_out + 3 * node, begin < end, 3, DTYPE)
+    to = _row(q_out + 3 * node, 3, DTYPE)
     zero = tl.zeros((BLOCK,), DTYPE)
     total = (zero,) * (SLICE * K_Q * N_OUT)
     for first in range(begin, end, BLOCK):
-        e = first + tl.arange(0, BLOCK)
-        inside = e < end
-        s = tl.load(src + e, mask=inside, other=0)
-        t = tl.load(type_ + e, mask=inside, other=0)
+        e, inside = _lanes(first, end, BLOCK)
+        s = tl.load(src + e)
+        t = tl.load(type_ + e)
         y_q = _harmonics(
-            _row(p_offsets + 3 * t, inside, 3, DTYPE),
+            _row(p_offsets + 3 * t, 3, DTYPE),
             to,
-            _row(q_in + 3 * s, inside, 3, DTYPE),
+            _row(q_in + 3 * s, 3, DTYPE),
             zero,
             SIGNS,
             JOINT,
@@ -243,8 +250,8 @@ def _sum(
             MONOMIAL_FACTORS,
         )
         message = _message(
-            _row(x + (s * mul + channel) * (2 * L_IN + 1), inside, 2 * L_IN + 1, DTYPE),
-            _row(harmonics_p + t * (2 * L_P + 1), inside, 2 * L_P + 1, DTYPE),
+            _row(x + (s * mul + channel) * (2 * L_IN + 1), 2 * L_IN + 1, DTYPE),
+            _row(harmonics_p + t * (2 * L_P + 1), 2 * L_P + 1, DTYPE),
             y_q,
             zero,
             INNER,
@@ -254,9 +261,9 @@ def _sum(
             2 * L_1 + 1,
             N_OUT,
         )
-        w = tl.load(weight + e, mask=inside, other=0.0)
-        a = _row(phi_p + t * K_P + first_p, inside, SLICE, DTYPE)
-        b = _row(phi_q + s * K_Q, inside, K_Q, DTYPE)
+        w = tl.where(inside, tl.load(weight + e), zero)
+        a = _row(phi_p + t * K_P + first_p, SLICE, DTYPE)
+        b = _row(phi_q + s * K_Q, K_Q, DTYPE)
         for i in tl.static_range(SLICE):
             for j in tl.static_range(K_Q):
                 total = _add_product(total, w * a[i] * b[j], message, (i * K_Q + j) * N_OUT, N_OUT)
@@ -304,28 +311,25 @@ def _to_features(
     row = tl.program_id(0).to(tl.int64)  # of (N_in, mul)
     node, channel = row // mul, row % mul
     begin, end = tl.load(starts + node), tl.load(starts + node + 1)
-    origin = _row(q_in + 3 * node, begin < end, 3, DTYPE)
-    b = _row(phi_q + node * K_Q, begin < end, K_Q, DTYPE)
+    origin = _row(q_in + 3 * node, 3, DTYPE)
     zero = tl.zeros((BLOCK,), DTYPE)
     total = (zero,) * N_IN
     for first in range(begin, end, BLOCK):
-        position = first + tl.arange(0, BLOCK)
-        inside = position < end
-        e = tl.load(order + position, mask=inside, other=0)
-        n = tl.load(dst + e, mask=inside, other=0)
-        t = tl.load(type_ + e, mask=inside, other=0)
-        a = _row(phi_p + t * K_P, inside, K_P, DTYPE)
+        position, inside = _lanes(first, end, BLOCK)
+        e = tl.load(order + position)
+        n = tl.load(dst + e)
+        t = tl.load(type_ + e)
         to_out = (zero,) * N_OUT
-        for i in tl.static_range(K_P):
-            for j in tl.static_range(K_Q):
-                pointer = grad + (((n * mul + channel) * K_P + i) * K_Q + j) * N_OUT
-                to_out = _add_product(
-                    to_out, a[i] * b[j], _row(pointer, inside, N_OUT, DTYPE), 0, N_OUT
-                )
-        y_p = _row(harmonics_p + t * (2 * L_P + 1), inside, 2 * L_P + 1, DTYPE)
+        # Not unrolled: Triton's compile time grows with the square of the number of loads.
+        for k in range(K_P * K_Q):
+            a = tl.load(phi_p + t * K_P + k // K_Q).to(DTYPE)
+            b = tl.load(phi_q + node * K_Q + k % K_Q).to(DTYPE)
+            g = _row(grad + ((n * mul + channel) * (K_P * K_Q) + k) * N_OUT, N_OUT, DTYPE)
+            to_out = _add_product(to_out, a * b, g, 0, N_OUT)
+        y_p = _row(harmonics_p + t * (2 * L_P + 1), 2 * L_P + 1, DTYPE)
         y_q = _harmonics(
-            _row(p_offsets + 3 * t, inside, 3, DTYPE),
-            _row(q_out + 3 * n, inside, 3, DTYPE),
+            _row(p_offsets + 3 * t, 3, DTYPE),
+            _row(q_out + 3 * n, 3, DTYPE),
             origin,
             zero,
             SIGNS,
@@ -336,7 +340,7 @@ def _to_features(
         )
         to_1 = _coupled(y_p, to_out, zero, OUTER, OUTER_FACTORS, 0, 2, 1, 2 * L_1 + 1)
         to_in = _coupled(y_q, to_1, zero, INNER, INNER_FACTORS, 0, 2, 1, N_IN)
-        w = tl.load(weight + e, mask=inside, other=0.0)
+        w = tl.where(inside, tl.load(weight + e), zero)
         total = _add_product(total, w, to_in, 0, N_IN)
     for i in tl.static_range(N_IN):
         tl.store(out + row * N_IN + i, tl.sum(total[i], axis=0))
@@ -394,16 +398,15 @@ def _to_radial(
     zero = tl.zeros((BLOCK,), DTYPE)
     total = (zero,) * K
     for first in range(begin, end, BLOCK):
-        position = first + tl.arange(0, BLOCK)
-        inside = position < end
-        e = tl.load(order + position, mask=inside, other=0)
-        n = tl.load(dst + e, mask=inside, other=0)
-        s = tl.load(src + e, mask=inside, other=0)
-        t = tl.load(type_ + e, mask=inside, other=0)
+        position, inside = _lanes(first, end, BLOCK)
+        e = tl.load(order + position)
+        n = tl.load(dst + e)
+        s = tl.load(src + e)
+        t = tl.load(type_ + e)
         y_q = _harmonics(
-            _row(p_offsets + 3 * t, inside, 3, DTYPE),
-            _row(q_out + 3 * n, inside, 3, DTYPE),
-            _row(q_in + 3 * s, inside, 3, DTYPE),
+            _row(p_offsets + 3 * t, 3, DTYPE),
+            _row(q_out + 3 * n, 3, DTYPE),
+            _row(q_in + 3 * s, 3, DTYPE),
             zero,
             SIGNS,
             JOINT,
@@ -412,8 +415,8 @@ def _to_radial(
             MONOMIAL_FACTORS,
         )
         message = _message(
-            _row(x + (s * mul + channel) * (2 * L_IN + 1), inside, 2 * L_IN + 1, DTYPE),
-            _row(harmonics_p + t * (2 * L_P + 1), inside, 2 * L_P + 1, DTYPE),
+            _row(x + (s * mul + channel) * (2 * L_IN + 1), 2 * L_IN + 1, DTYPE),
+            _row(harmonics_p + t * (2 * L_P + 1), 2 * L_P + 1, DTYPE),
             y_q,
             zero,
             INNER,
@@ -423,14 +426,14 @@ def _to_radial(
             2 * L_1 + 1,
             N_OUT,
         )
-        w = tl.load(weight + e, mask=inside, other=0.0)
-        c = _row(other + (s if OF_P else t) * K_OTHER, inside, K_OTHER, DTYPE)
+        w = tl.where(inside, tl.load(weight + e), zero)
+        other_row = other + (s if OF_P else t) * K_OTHER
         for i in tl.static_range(K):
-            for j in tl.static_range(K_OTHER):
+            for j in range(K_OTHER):
                 k = i * STEP + j * STEP_OTHER
-                pointer = grad + ((n * mul + channel) * (K_P * K_Q) + k) * N_OUT
-                product = _scalar_product(message, _row(pointer, inside, N_OUT, DTYPE), zero, N_OUT)
-                total = _added(total, w * c[j] * product, i)
+                g = _row(grad + ((n * mul + channel) * (K_P * K_Q) + k) * N_OUT, N_OUT, DTYPE)
+                c = w * tl.load(other_row + j).to(DTYPE)
+                total = _added(total, c * _scalar_product(message, g, zero, N_OUT), i)
     for i in tl.static_range(K):
         tl.store(out + program * K + i, tl.sum(total[i], axis=0))
 

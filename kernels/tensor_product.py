@@ -33,66 +33,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tripq.adjacency import Adjacency, Csr
 from tripq.kernels.launch import accumulation_dtype, runs_in_triton
 from tripq.recoupling import clebsch_gordan
-
-
-@dataclass(frozen=True, eq=False)
-class Csr:
-    """Edges listed by one of their ends.
-
-    Attributes
-    ----------
-    starts : Tensor of shape (N + 1,), int64
-        Where the edges of each node begin; those of the last one end at ``starts[N]``.
-    other : Tensor of shape (E,), int64
-        The node at the other end.
-    type : Tensor of shape (E,), int64
-        Row of the tables of harmonics and of radial functions.
-    """
-
-    starts: Tensor
-    other: Tensor
-    type: Tensor
-
-    @classmethod
-    def build(cls, end: Tensor, other: Tensor, type: Tensor, n_nodes: int) -> Csr:
-        """List edges by `end`; edges of one node keep their order."""
-        order = torch.argsort(end, stable=True)
-        return cls(_starts(end[order], n_nodes), other[order], type[order])
-
-
-@dataclass(frozen=True, eq=False)
-class Edges:
-    """Edges listed by either end and by type.
-
-    Attributes
-    ----------
-    by_output, by_input : Csr
-        The edges of each output node and, with outputs as the other ends, of each input node.
-    by_type : (Tensor of shape (T + 1,), Tensor of shape (E,), Tensor of shape (E,)), int64
-        Where each type begins; input and output node of every edge, sorted by type.
-    """
-
-    by_output: Csr
-    by_input: Csr
-    by_type: tuple[Tensor, Tensor, Tensor]
-
-    @classmethod
-    def build(
-        cls, dst: Tensor, src: Tensor, type: Tensor, n_out: int, n_in: int, n_types: int
-    ) -> Edges:
-        """List the edges from `src` to `dst`, all of shape (E,) and int64, on any device."""
-        order = torch.argsort(type, stable=True)
-        return cls(
-            Csr.build(dst, src, type, n_out),
-            Csr.build(src, dst, type, n_in),
-            (_starts(type[order], n_types), src[order], dst[order]),
-        )
-
-
-def _starts(sorted_: Tensor, n: int) -> Tensor:
-    return torch.searchsorted(sorted_, torch.arange(n + 1, device=sorted_.device))
 
 
 @dataclass(frozen=True)
@@ -119,7 +62,7 @@ def expand(
     small: Sequence[Tensor],
     phi: Tensor,
     harmonics: Tensor,
-    edges: Edges,
+    edges: Adjacency,
     couplings: Sequence[Coupling],
     orders: tuple[int, ...],
 ) -> list[Tensor]:
@@ -137,7 +80,7 @@ def expand(
         Radial functions of each edge type.
     harmonics : Tensor of shape (T, S)
         Spherical harmonics of each edge type, order l in columns l^2 to (l + 1)^2 - 1.
-    edges : Edges
+    edges : Adjacency
     couplings : sequence of Coupling
         Their blocks are all the rows there are, each in one block.
     orders : tuple of int
@@ -165,7 +108,7 @@ def contract(
     big: Sequence[Tensor],
     phi: Tensor,
     harmonics: Tensor,
-    edges: Edges,
+    edges: Adjacency,
     couplings: Sequence[Coupling],
     outputs: tuple[tuple[int, int], ...],
 ) -> list[Tensor]:
@@ -228,7 +171,8 @@ def _expand(
         from tripq.kernels import tensor_product_triton
 
         return tensor_product_triton.expand(*args)
-    return expand_twin(*args)
+    with torch.autocast(phi.device.type, enabled=False):
+        return expand_twin(*args)
 
 
 @torch.library.custom_op("tripq::contract", mutates_args=())
@@ -246,7 +190,8 @@ def _contract(
         from tripq.kernels import tensor_product_triton
 
         return tensor_product_triton.contract(*args)
-    return contract_twin(*args)
+    with torch.autocast(phi.device.type, enabled=False):
+        return contract_twin(*args)
 
 
 @torch.library.custom_op("tripq::correlate", mutates_args=())
@@ -264,7 +209,8 @@ def _correlate(
         from tripq.kernels import tensor_product_triton
 
         return tensor_product_triton.correlate(*args)
-    return correlate_twin(*args)
+    with torch.autocast(harmonics.device.type, enabled=False):
+        return correlate_twin(*args)
 
 
 # -- what they compute ---------------------------------------------------------------------------
@@ -283,7 +229,7 @@ def expand_twin(
     starts, s, t = edges[:3]
     d = _ends(starts)
     big = empty_big(small, phi, edges, couplings, orders)
-    total = [x.new_zeros(x.shape, dtype=phi.dtype) for x in big]
+    total = [torch.zeros_like(x, dtype=phi.dtype) for x in big]
     for c in couplings:
         x = small[c.small][s].to(phi.dtype)
         angular = _angular(harmonics, c.l, (x.shape[1] - 1) // 2, orders[c.big], to_small)
@@ -305,7 +251,7 @@ def contract_twin(
     starts, d, t = edges[3:6]
     s = _ends(starts)
     small = empty_small(big, edges, groups)
-    total = [x.new_zeros(x.shape, dtype=phi.dtype) for x in small]
+    total = [torch.zeros_like(x, dtype=phi.dtype) for x in small]
     for c in couplings:
         l_small, mul = groups[c.small]
         l_big = (big[c.big].shape[2] - 1) // 2
@@ -383,17 +329,41 @@ def empty_small(
 
 
 @_expand.register_fake
-def _(small, phi, harmonics, edges, couplings, orders, to_small):
+def _(
+    small: Sequence[Tensor],
+    phi: Tensor,
+    harmonics: Tensor,
+    edges: Sequence[Tensor],
+    couplings: Sequence[int],
+    orders: Sequence[int],
+    to_small: bool,
+) -> list[Tensor]:
     return empty_big(small, phi, edges, _unflat(couplings), orders)
 
 
 @_contract.register_fake
-def _(big, phi, harmonics, edges, couplings, groups, to_small):
+def _(
+    big: Sequence[Tensor],
+    phi: Tensor,
+    harmonics: Tensor,
+    edges: Sequence[Tensor],
+    couplings: Sequence[int],
+    groups: Sequence[int],
+    to_small: bool,
+) -> list[Tensor]:
     return empty_small(big, edges, _pairs(groups))
 
 
 @_correlate.register_fake
-def _(small, big, harmonics, edges, couplings, n_radial, to_small):
+def _(
+    small: Sequence[Tensor],
+    big: Sequence[Tensor],
+    harmonics: Tensor,
+    edges: Sequence[Tensor],
+    couplings: Sequence[int],
+    n_radial: int,
+    to_small: bool,
+) -> Tensor:
     return harmonics.new_empty(len(harmonics), n_radial)
 
 
@@ -485,7 +455,7 @@ def _typed(
 def _check(
     phi: Tensor,
     harmonics: Tensor,
-    edges: Edges,
+    edges: Adjacency,
     couplings: Sequence[Coupling],
     groups: Sequence[tuple[int, int]],
     orders: Sequence[int],

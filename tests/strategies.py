@@ -29,7 +29,7 @@ Form = Literal["grid", "points", "nodes"]
 FORMS: tuple[Form, ...] = ("grid", "points", "nodes")
 FILTERS = ("tp", "diff", "p", "q", "tp + diff + p + q")
 GROUPS: tuple[Group, ...] = ("SO3", "O3")
-BACKENDS: tuple[Backend, ...] = ("edges", "recoupled", "dense")
+BACKENDS: tuple[Backend, ...] = ("edges", "recoupled", "fourier", "dense", "triton")
 RADIUS = 3.0  # mm; of the neighbourhoods of all random layers
 Q_MAX = 2.0
 
@@ -54,7 +54,14 @@ CUBE["SO3"] = [matrix for matrix in CUBE["O3"] if np.linalg.det(matrix) > 0]
 
 def backends_for(form: Form, filter: str = "tp") -> list[Backend]:
     """The back ends that can evaluate a filter on a form of domain."""
-    return [b for b in BACKENDS if b != "dense" or form == "grid"]
+    able = {"edges", "recoupled"}
+    if form == "grid":
+        able.add("dense")
+    if form == "grid" and "diff" not in filter:
+        able.add("fourier")
+    if form == "nodes" or "diff" not in filter:
+        able.add("triton")
+    return [backend for backend in BACKENDS if backend in able]
 
 
 def combinations(filter: str) -> list[tuple[str, Form, Backend]]:

@@ -21,6 +21,7 @@ from tests.strategies import (
     table_of,
 )
 from tripq import PQTensorFieldLayer, Radial
+from tripq import filter as filter_module
 from tripq.harmonics import spherical_harmonics, unit_vectors
 
 
@@ -132,6 +133,22 @@ def test_slopes_of_a_kernel_where_offsets_vanish_are_numbers(kind):
     )
     assert all(bool(grad.isfinite().all()) for grad in gradients)
     assert gradients[0][0].tolist() == [0.0, 0.0, 0.0], "a zero offset has no slope"
+
+
+def test_a_layer_may_be_trained_after_it_served_inference():
+    """Shared constants are not made for inference only."""
+    for constants in (filter_module._coupling, filter_module._path_coupling):
+        constants.cache_clear()
+    grid = Grid(np.ones((3, 3, 3), bool), affine_of(2 * np.eye(3)), table_of(0, 4))
+    for q_out in ("graph", None):
+        layer = PQTensorFieldLayer("1x0e + 1x1o", "1x0e + 1x1o", 3.0, q_out=q_out)
+        x = features(layer, grid, torch.float32)
+        with torch.inference_mode():
+            expected = layer(x, grid.graph(3.0))
+        out = layer(x, grid.graph(3.0))
+        out.square().sum().backward()
+        assert out.equal(expected)
+        assert all(p.grad is not None for p in layer.parameters())
 
 
 def test_repr_counts_paths_and_weights():

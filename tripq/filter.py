@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 import torch
@@ -121,17 +122,30 @@ class PQFilter(nn.Module):
         if self.kind == "p":
             shape = torch.broadcast_shapes(q_out.shape, q_in.shape)[:-1]
             return {0: q_in.new_ones(*shape, 1)}
-        if self.unit_directions:
-            q_out, q_in = unit_vectors(q_out), unit_vectors(q_in)
+        q_out, q_in = self.q_ends(q_out), self.q_ends(q_in)
         joint = self.kind == "diff"
         total: dict[int, Tensor] = {}
-        signs = _signs(self.antipodal, joint)
-        for sign_out, sign_in in signs:
+        for sign_out, sign_in in self.signs:
             offset = sign_out * q_out - sign_in * q_in
             harmonics = spherical_harmonics(orders, p_offset - offset if joint else offset)
             for l, y in harmonics.items():
                 total[l] = total[l] + y if l in total else y
-        return {l: y / len(signs) for l, y in total.items()}
+        return {l: y / len(self.signs) for l, y in total.items()}
+
+    def q_ends(self, q: Tensor) -> Tensor:
+        """The vectors whose differences are the q-offsets: q-vectors, or their directions."""
+        return unit_vectors(q) if self.unit_directions else q
+
+    @property
+    def signs(self) -> list[tuple[int, int]]:
+        """Signs of (q_out, q_in) that the inner harmonics are averaged over.
+
+        Flipping both turns a q-offset round, which even harmonics do not see: for them two of the
+        four suffice.  In a joint offset p stays, so all four count.
+        """
+        if not self.antipodal:
+            return [(1, 1)]
+        return list(itertools.product((1, -1) if self.kind == "diff" else (1,), (1, -1)))
 
     def outer_harmonics(self, p_offset: Tensor) -> dict[int, Tensor]:
         """Harmonics that the fast evaluation couples last: those of the p-offset, if separate."""
@@ -190,7 +204,7 @@ class PQFilter(nn.Module):
             tensor = torch.einsum("...f,fio->...oi", angular, to_out)
             scale = torch.einsum("uvabc,...a,...b,...c->...uv", weight, phi_p, phi_q_out, phi_q_in)
             block = torch.einsum("...uv,...oi->...uovi", scale, tensor).flatten(-4, -3).flatten(-2)
-            i, o = self._channels(path)
+            i, o = self.channels_of(path)
             rows, columns = self.index_out(o)[:, None], self.index_in(i)
             result[..., rows, columns] = result[..., rows, columns] + block
         return result
@@ -218,7 +232,7 @@ class PQFilter(nn.Module):
     def _coupling(self, l_a: int, l_b: int, l_c: int) -> Tensor:
         return coupling_tensor(l_a, l_b, l_c, self.weight)
 
-    def _channels(self, path: Path) -> tuple[int, int]:
+    def channels_of(self, path: Path) -> tuple[int, int]:
         """Which input and which output channels a path joins."""
         orders_in = [(c.l, c.parity) for c in self.channels_in]
         orders_out = [(c.l, c.parity) for c in self.channels_out]
@@ -228,7 +242,7 @@ class PQFilter(nn.Module):
         )
 
     def _shape(self, path: Path) -> tuple[int, ...]:
-        i, o = self._channels(path)
+        i, o = self.channels_of(path)
         return (self.channels_out[o].mul, self.channels_in[i].mul, *self.radial)
 
     def _numel(self, path: Path) -> int:
@@ -240,16 +254,35 @@ class PQFilter(nn.Module):
 
 
 def coupling_tensor(l_a: int, l_b: int, l_c: int, like: Tensor) -> Tensor:
-    """Clebsch-Gordan coefficients (2 l_a + 1, 2 l_b + 1, 2 l_c + 1), dtype and device as `like`."""
-    return torch.tensor(clebsch_gordan(l_a, l_b, l_c), dtype=like.dtype, device=like.device)
+    """Clebsch-Gordan coefficients (2 l_a + 1, 2 l_b + 1, 2 l_c + 1), dtype and device as `like`.
 
-
-def _signs(antipodal: bool, joint: bool) -> list[tuple[int, int]]:
-    """Signs of (q_out, q_in) to average over.
-
-    Flipping both turns a q-offset round, which even harmonics do not see: for them two of the four
-    suffice.  In a joint offset p stays, so all four count.
+    It is shared: not to be written to.
     """
-    if not antipodal:
-        return [(1, 1)]
-    return list(itertools.product((1, -1) if joint else (1,), (1, -1)))
+    return _coupling(l_a, l_b, l_c, like.dtype, like.device)
+
+
+def path_coupling(path: Path, like: Tensor) -> Tensor:
+    """How a path joins (m_p, m_q, m_in, m_out); shared, as `coupling_tensor`."""
+    orders = path.l_p, path.l_q, path.l_filter, path.l_in, path.l_out
+    return _path_coupling(*orders, like.dtype, like.device)
+
+
+@cache
+def _coupling(l_a: int, l_b: int, l_c: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # it is kept, and may serve a backward pass later
+        return torch.tensor(clebsch_gordan(l_a, l_b, l_c), dtype=dtype, device=device)
+
+
+@cache
+def _path_coupling(
+    l_p: int,
+    l_q: int,
+    l_filter: int,
+    l_in: int,
+    l_out: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    inner, outer = clebsch_gordan(l_p, l_q, l_filter), clebsch_gordan(l_filter, l_in, l_out)
+    with torch.inference_mode(False):
+        return torch.tensor(np.einsum("pqf,fio->pqio", inner, outer), dtype=dtype, device=device)

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from tripq.adjacency import Adjacency
 from tripq.neighbours import closer_than, grid_neighbours, grid_offsets, point_neighbours
 
 QEdges = Literal["full", "shell"]
@@ -55,48 +56,17 @@ class Grid:
         shift = torch.tensor([len(self.shapes), 0, 0, 0], device=self.voxels.device)
         return Grid(self.shapes + other.shapes, torch.cat([self.voxels, other.voxels + shift]))
 
+    @cached_property
     def cropped(self) -> tuple[tuple[int, int, int, int], Tensor]:
         """Shape (volumes, x, y, z) of the smallest boxes around the voxels, flat places in them."""
+        with torch.inference_mode(False):  # it is kept, and may serve a backward pass later
+            return self._crop()
+
+    def _crop(self) -> tuple[tuple[int, int, int, int], Tensor]:
         low = self.voxels.amin(dim=0)
         n, x, y, z = (self.voxels.amax(dim=0) - low + 1).tolist()
         strides = torch.tensor([x * y * z, y * z, z, 1], device=self.voxels.device)
         return (n, x, y, z), ((self.voxels - low) * strides).sum(dim=1)
-
-    def padded(self, steps: Tensor) -> PaddedBox:
-        """The volumes with margins wide enough for `steps` (T, 3), index offsets out - in."""
-        margin = steps.abs().amax(dim=0).tolist()
-        low = self.voxels.amin(dim=0)
-        n, x, y, z = (self.voxels.amax(dim=0) - low + 1).tolist()
-        # One margin between neighbours serves both; the last volume needs none behind it.
-        x, y, z = x + margin[0], y + margin[1], z + margin[2]
-        strides = torch.tensor([x * y * z, y * z, z, 1], device=self.voxels.device)
-        position = ((self.voxels - low) * strides).sum(dim=1)
-        shifts = (steps * strides[1:]).sum(dim=1).tolist()
-        return PaddedBox((n * x - margin[0]) * y * z, position, tuple(shifts))
-
-
-@dataclass(frozen=True, eq=False)
-class PaddedBox:
-    """The voxels of a grid in a flat row, with margins, so that a neighbour is a shift away.
-
-    Attributes
-    ----------
-    length : int
-        Of the row.
-    position : Tensor of shape (V,), int64
-        Of each voxel.
-    shifts : tuple of int
-        Distance out - in in the row, for each edge type.
-    """
-
-    length: int
-    position: Tensor
-    shifts: tuple[int, ...]
-
-    @property
-    def fill(self) -> float:
-        """Share of the row that is voxels."""
-        return len(self.position) / self.length
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +75,8 @@ class PEdges:
 
     Attributes
     ----------
+    n_voxels : int
+        How many voxels they join.
     offsets : Tensor of shape (T, 3), float64
         Offsets p_out - p_in in mm, one for each edge type.
     pairs : Tensor of shape (3, E), int64, or None
@@ -119,6 +91,7 @@ class PEdges:
         The offsets in voxel indices, on a grid.
     """
 
+    n_voxels: int
     offsets: Tensor
     pairs: Tensor | None = None
     table: Tensor | None = None
@@ -128,12 +101,14 @@ class PEdges:
     @classmethod
     def on_grid(cls, offsets: Tensor, steps: Tensor, table: Tensor, grid: Grid) -> PEdges:
         """Edges of a grid, from its table of neighbours."""
-        return cls(offsets, None, table, grid, steps)
+        return cls(len(table), offsets, None, table, grid, steps)
 
     @classmethod
-    def listed(cls, offsets: Tensor, dst: Tensor, src: Tensor, type_: Tensor) -> PEdges:
+    def listed(
+        cls, n_voxels: int, offsets: Tensor, dst: Tensor, src: Tensor, type_: Tensor
+    ) -> PEdges:
         """Edges one by one, ordered by output voxel."""
-        return cls(offsets, torch.stack([dst, src, type_]))
+        return cls(n_voxels, offsets, torch.stack([dst, src, type_]))
 
     @cached_property
     def edge_list(self) -> Tensor:
@@ -168,12 +143,12 @@ class PEdges:
         return int((self.table < len(self.table)).sum())
 
     @cached_property
-    def box(self) -> PaddedBox | None:
-        """The voxels in a padded box, on a grid that has any."""
-        if self.grid is None or self.steps is None or len(self.grid.voxels) == 0:
-            return None
+    def adjacency(self) -> Adjacency:
+        """The edges listed by each end and by type."""
         with torch.inference_mode(False):  # it is kept, and may serve a backward pass later
-            return self.grid.padded(self.steps)
+            return Adjacency.build(
+                self.dst, self.src, self.type, self.n_voxels, self.n_voxels, len(self.offsets)
+            )
 
     @cached_property
     def transposed_table(self) -> Tensor | None:
@@ -198,7 +173,11 @@ class PEdges:
         kept = keep[self.type]
         renumbered = torch.cumsum(keep, 0) - 1
         return PEdges.listed(
-            self.offsets[keep], self.dst[kept], self.src[kept], renumbered[self.type[kept]]
+            self.n_voxels,
+            self.offsets[keep],
+            self.dst[kept],
+            self.src[kept],
+            renumbered[self.type[kept]],
         )
 
 
@@ -780,7 +759,8 @@ def _point_edges(points: Tensor, radius: float) -> PEdges:
         torch.from_numpy(index)
         for index in point_neighbours(points.detach().numpy(), _checked_radius(radius))
     )
-    return PEdges.listed(points[dst] - points[src], dst, src, torch.arange(len(dst)))
+    offsets = points[dst] - points[src]
+    return PEdges.listed(len(points), offsets, dst, src, torch.arange(len(dst)))
 
 
 def _unique_rows(points: Tensor) -> tuple[Tensor, Tensor]:

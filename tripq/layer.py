@@ -13,6 +13,7 @@ from tripq.backends import BACKENDS
 from tripq.backends.plan import Backend, Explanation, Plan, make_plan
 from tripq.filter import PQFilter
 from tripq.graph import NodeSpace, PQGraph, QSpace, ScanGraph, pad_rows
+from tripq.kernels.launch import DEFAULT_BUDGET
 from tripq.paths import (
     Caps,
     Channels,
@@ -27,9 +28,6 @@ from tripq.radial import ConstantFunction, Radial, RadialFunctions
 
 QDirections = Literal["vectors", "unit"]
 OnGraph = Literal["graph"]
-
-#: Bytes that the working arrays of a layer may take on a CPU, unless it is told otherwise.
-DEFAULT_BUDGET = 1 << 28
 
 
 class PQTensorFieldLayer(nn.Module):
@@ -85,12 +83,13 @@ class PQTensorFieldLayer(nn.Module):
     q_out : "graph" or None
         Where the output lives: at the output directions of the graph, or (None) at the single
         point q = 0, which reduces q-space: (V, Q, dim_in) -> (V, dim_out).
-    backend : {"auto", "recoupled", "dense", "triton", "edges"}
+    backend : {"auto", "recoupled", "fourier", "dense", "triton", "edges"}
         How to evaluate; all agree to rounding.  ``"auto"`` takes the fastest by a cost model for
         each scan; `explain` says which, and why.  ``"recoupled"``: matrix products in an order that
-        separates p- and q-space.  ``"dense"``: the filter on the voxel grid, and a convolution.
-        ``"triton"``: kernels for CUDA devices.  ``"edges"``: the slow definition.  One that is
-        asked for and cannot run is an error.
+        separates p- and q-space.  ``"fourier"``: the same for grids, frequency by frequency.
+        ``"dense"``: the filter on the voxel grid, and a convolution.  ``"triton"``: kernels for
+        CUDA devices.  ``"edges"``: the slow definition.  One that is asked for and cannot run is an
+        error.
     memory_budget : int, optional
         Bytes that working arrays may take, besides features and their gradients; larger work is
         split.  Default: 256 MB, on a CUDA device an eighth of its memory.
@@ -304,7 +303,7 @@ class PQTensorFieldLayer(nn.Module):
         >>> layer = PQTensorFieldLayer("4x0e + 2x1o", "4x0e + 2x1o", p_radius=5.0, lmax_q=2)
         >>> (plan,) = layer.explain(graph).plans
         >>> plan.backend
-        'recoupled'
+        'fourier'
         """
         plans = [
             self._plan(scan, self._q_space(scan), f)

@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from e3nn.math import soft_one_hot_linspace
 from e3nn.nn import FullyConnectedNet
 from torch import Tensor, nn
 
-RadialKind = Literal["gaussian", "cosine", "bessel", "smooth_finite"]
+from tripq.kernels.embeddings import edge_radial, radial_twin
+from tripq.kernels.launch import runs_in_triton
 
-# Bessel functions are sin(k x) / x; nearer to zero than this share of their range they are
-# evaluated at it, where they differ from their limit by the square of it.
-_BESSEL_NEAR_ZERO = 1e-7
+RadialKind = Literal["gaussian", "cosine", "bessel", "smooth_finite"]
 
 
 @dataclass(frozen=True)
@@ -94,28 +92,19 @@ class RadialFunctions(nn.Module):
 
     def forward(self, length: Tensor) -> Tensor:
         """Values at `length`, shape (...) -> (..., number)."""
-        if self.radial.learnable:
-            warped = length[..., None] * self.scale
-            if self.radial.kind != "bessel":
-                warped = warped + self.shift
-            values = self._basis(warped).diagonal(dim1=-2, dim2=-1)
-        else:
-            values = self._basis(length)
+        evaluate = edge_radial if runs_in_triton(length) else radial_twin
+        values = evaluate(
+            length.flatten(),
+            self.radial.kind,
+            self.number,
+            self._start,
+            self._stop,
+            getattr(self, "scale", None),
+            getattr(self, "shift", None),
+        ).view(*length.shape, self.number)
         if self.radial.hidden:
             values = self.mlp(values.reshape(-1, self.number)).reshape(values.shape)
         return values
-
-    def _basis(self, length: Tensor) -> Tensor:
-        if self.radial.kind == "bessel":
-            length = length.clamp(min=_BESSEL_NEAR_ZERO * self._stop)
-        return soft_one_hot_linspace(
-            length,
-            self._start,
-            self._stop,
-            self.number,
-            basis=self.radial.kind,
-            cutoff=True,
-        )
 
     def extra_repr(self) -> str:
         """Kind, number and range."""

@@ -9,7 +9,9 @@ from e3nn import o3
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.kernels.ahead_of_time import TARGETS, compile_kernel
 from tripq.harmonics import spherical_harmonics
+from tripq.kernels import tensor_product
 from tripq.kernels.tensor_product import Coupling, Edges, contract, expand
 
 L = 2  # highest order of a harmonic here
@@ -47,6 +49,7 @@ class Problem:
         device="cpu",
     ):
         rng = np.random.default_rng(seed)
+        self.device = torch.device(device)
         self.groups, self.orders = groups, orders
         self.couplings = all_couplings(groups, orders, n_radial)
 
@@ -205,3 +208,282 @@ def test_compiled_is_eager():
         torch.testing.assert_close(
             torch.autograd.grad(found, inputs), torch.autograd.grad(expected, inputs)
         )
+
+
+def test_features_are_kept_for_the_gradient_of_phi_only():
+    problem = Problem(**SMALLER)
+    for needs_phi in (False, True):
+        for function, (*features, phi) in gradients_of(problem):
+            kept = []
+            with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, id):  # noqa: B023
+                function(*features, phi.detach().requires_grad_(needs_phi))
+            pointers = {x.data_ptr() for x in kept}
+            assert all((x.data_ptr() in pointers) == needs_phi for x in features)
+
+
+def test_sums_of_half_precision_features_are_kept_in_single_precision():
+    problem = Problem(dtype=torch.float32)
+    exact = problem.expand([x.bfloat16().float() for x in problem.small], problem.phi)
+    found = problem.expand([x.bfloat16() for x in problem.small], problem.phi)
+    assert_all_close(found, [x.bfloat16() for x in exact], 1e-3)
+    exact = problem.contract([x.bfloat16().float() for x in problem.big], problem.phi)
+    found = problem.contract([x.bfloat16() for x in problem.big], problem.phi)
+    assert_all_close(found, [x.bfloat16() for x in exact], 1e-3)
+
+
+def test_features_decide_the_type_also_under_autocast():
+    problem = Problem(**SMALLER)
+    phi = problem.phi.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        for features, function in (
+            (problem.small, problem.expand),
+            (problem.big, problem.contract),
+        ):
+            expected = function(features, phi)
+            for dtype, tolerance in ((torch.float64, 0), (torch.float32, 1e-6)):
+                found = function([x.to(dtype) for x in features], phi)
+                assert all(x.dtype == dtype for x in found)
+                assert_all_close([x.double() for x in found], expected, tolerance)
+            mixed = function([features[0].float(), *features[1:]], phi)
+            assert all(x.dtype == torch.float64 for x in mixed)
+            (gradient,) = torch.autograd.grad(sum(x.sum() for x in found), phi)
+            assert gradient.dtype == torch.float64
+
+
+def test_no_coupling_gives_no_rows_and_zeros():
+    problem = Problem(groups=((1, 2),), orders=(0, 2))
+    problem.couplings = []
+    big = problem.expand(problem.small, problem.phi)
+    assert [x.shape for x in big] == [(4, 0, 1, 3), (4, 0, 5, 3)]
+    small = problem.contract([x[:, :0] for x in problem.big], problem.phi)
+    assert [x.equal(torch.zeros(4, 3, 2, 3, dtype=x.dtype)) for x in small] == [True]
+
+
+def test_what_does_not_fit_together_is_refused():
+    problem = Problem()
+    first = problem.couplings[0]
+    for couplings, message in (
+        (problem.couplings[1:], "should begin at row 0"),
+        ([*problem.couplings, first], "should begin at row"),
+        ([Coupling(1, 0, 0, 2)], "cannot couple orders 1 and 0"),
+    ):
+        problem.couplings = couplings
+        with pytest.raises(ValueError, match=message):
+            problem.expand(problem.small, problem.phi)
+        with pytest.raises(ValueError, match=message):
+            problem.contract(problem.big, problem.phi)
+    problem = Problem()
+    with pytest.raises(ValueError, match="should be of shape"):
+        problem.expand([x[:-1] for x in problem.small], problem.phi)
+    with pytest.raises(ValueError, match="should be of shape"):
+        problem.contract([x[:, :-1] for x in problem.big], problem.phi)
+    with pytest.raises(ValueError, match="5 edge types, but 4 rows of phi"):
+        problem.expand(problem.small, problem.phi[:-1])
+    problem.harmonics = problem.harmonics[:, :4]
+    with pytest.raises(ValueError, match="more than 4 components"):
+        problem.expand(problem.small, problem.phi)
+    problem.harmonics.requires_grad_()
+    with pytest.raises(ValueError, match="constants of the geometry"):
+        problem.contract(problem.big, problem.phi)
+
+
+# -- the Triton kernels --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """New tensors hold NaN until they are written."""
+
+    def poison(create):
+        def poisoned(*args, **kwargs):
+            x = create(*args, **kwargs)
+            return x.fill_(torch.nan) if x.is_floating_point() else x
+
+        return poisoned
+
+    for owner, name in (
+        (torch, "empty"),
+        (torch, "empty_like"),
+        (torch.Tensor, "new_empty"),
+    ):
+        monkeypatch.setattr(owner, name, poison(getattr(owner, name)))
+
+
+def by_block(problem, big):
+    """Rows of big tensors, coupling by coupling."""
+    n_radial = problem.phi.shape[1]
+    return [
+        big[c.big][:, c.first : c.first + n_radial * problem.groups[c.small][1]].contiguous()
+        for c in problem.couplings
+    ]
+
+
+def lists(problem, small_to_big):
+    ends = [problem.edges.by_output, problem.edges.by_input]
+    by_type, src, dst = problem.edges.by_type
+    if not small_to_big:
+        ends, src, dst = ends[::-1], dst, src
+    return [x for csr in ends for x in (csr.starts, csr.other, csr.type)] + [by_type, src, dst]
+
+
+def assert_is_twin(problem, tolerance):
+    """Both operators and their gradients, block by block, against the twins in float64."""
+    phi = problem.phi.clone().requires_grad_()
+    small = [x.clone().requires_grad_() for x in problem.small]
+    big = [x.clone().requires_grad_() for x in problem.big]
+    small_64, big_64, small_out, big_out = (
+        [x.double() for x in features]
+        for features in (problem.small, problem.big, problem.small_out, problem.big_out)
+    )
+    tables = problem.phi.double(), problem.harmonics.double()
+
+    def assert_close(found, expected):
+        assert all(x.dtype == problem.small[0].dtype for x in found)
+        assert_all_close([x.double().contiguous() for x in found], expected, tolerance)
+
+    found = problem.expand(small, phi)
+    shared = lists(problem, True), problem.couplings
+    expected = tensor_product.expand_twin(small_64, *tables, *shared, problem.orders, False)
+    assert_close(by_block(problem, found), by_block(problem, expected))
+    *gradients, gradient_phi = torch.autograd.grad(found, (*small, phi), problem.big_out)
+    expected = tensor_product.contract_twin(big_out, *tables, *shared, problem.groups, False)
+    assert_close(gradients, expected)
+    expected = tensor_product.correlate_twin(
+        small_64, big_out, tables[1], *shared, phi.shape[1], False
+    )
+    assert_all_close([gradient_phi.double()], [expected], tolerance)
+
+    found = problem.contract(big, phi)
+    shared = lists(problem, False), problem.couplings
+    expected = tensor_product.contract_twin(big_64, *tables, *shared, problem.groups, True)
+    assert_close(found, expected)
+    *gradients, gradient_phi = torch.autograd.grad(found, (*big, phi), problem.small_out)
+    expected = tensor_product.expand_twin(small_out, *tables, *shared, problem.orders, True)
+    assert_close(by_block(problem, gradients), by_block(problem, expected))
+    expected = tensor_product.correlate_twin(
+        small_out, big_64, tables[1], *shared, phi.shape[1], True
+    )
+    assert_all_close([gradient_phi.double()], [expected], tolerance)
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_triton_computes_what_its_twin_computes(triton_device):
+    problem = Problem(n_out=3, n_in=2, n_edges=4, n_types=3, device=triton_device)
+    assert_is_twin(problem, 1e-12)
+
+
+ONE = {"groups": ((1, 2),), "orders": (1,)}  # a single group, coupled by three harmonics
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.usefixtures("poisoned")
+def test_triton_in_lower_precision(triton_device, dtype, tolerance):
+    problem = Problem(**ONE, n_edges=5, dtype=dtype, device=triton_device)
+    assert_is_twin(problem, tolerance)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"n_edges": 0},
+        {"n_out": 1, "n_in": 1, "n_edges": 2, "n_types": 1, "lanes": 1, "n_radial": 1},
+        {"n_out": 1, "groups": ((0, 1),), "orders": (0,), "lanes": 1},
+        {"n_edges": 0, "n_out": 0},
+        {"n_edges": 0, "n_in": 0},
+        {"n_edges": 0, "n_types": 0},
+        {"lanes": 0},
+        {"n_radial": 0},
+        {"groups": ((1, 0), (1, 1)), "orders": (0,)},
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("poisoned")
+def test_triton_with_little_or_nothing_to_sum(triton_device, sizes):
+    assert_is_twin(Problem(**ONE | sizes, device=triton_device), 1e-12)
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_triton_splits_lanes_radial_functions_and_sums(triton_device, monkeypatch):
+    from tripq.kernels import tensor_product_triton
+
+    # One radial function at a time, 128 lanes at a time, 7 programs for a sum over all edges.
+    monkeypatch.setattr(tensor_product_triton, "_REGISTERS", 1)
+    monkeypatch.setattr(tensor_product_triton, "_PROGRAMS", 7)
+    sizes = {"n_out": 2, "n_in": 2, "n_types": 2, "n_edges": 5, "lanes": 131}
+    problem = Problem(**sizes, groups=((1, 1),), orders=(0,), device=triton_device)
+    assert_is_twin(problem, 1e-12)
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_triton_with_strided_features_and_tables(triton_device):
+    problem = Problem(n_edges=3, groups=((1, 2),), orders=(0,), device=triton_device)
+    for name in ("small", "big", "small_out", "big_out"):
+        strided = [x.transpose(0, 3).contiguous().transpose(0, 3) for x in getattr(problem, name)]
+        setattr(problem, name, strided)
+    problem.phi, problem.harmonics = (
+        x.t().contiguous().t() for x in (problem.phi, problem.harmonics)
+    )
+    assert_is_twin(problem, 1e-12)
+
+
+def test_triton_repeats_itself_bit_for_bit(triton_device):
+    problem = Problem(
+        n_edges=20, groups=((1, 2),), orders=(0,), dtype=torch.float32, device=triton_device
+    )
+
+    def outcome():
+        results = []
+        for function, inputs in gradients_of(problem):
+            out = function(*inputs)
+            results += [*out, *torch.autograd.grad(sum(x.square().sum() for x in out), inputs)]
+        return results
+
+    assert all(a.equal(b) for a, b in zip(outcome(), outcome(), strict=True))
+
+
+def compile_for(target, name, coupling, table="fp32", features="fp32"):
+    """Compile a kernel for three radial functions, as it is launched where lanes are many."""
+    from tripq.kernels import tensor_product_triton
+
+    kernel = getattr(tensor_product_triton, f"{name}_kernel")
+    l, n_small, n_big = coupling[0], 2 * coupling[1] + 1, 2 * coupling[2] + 1
+    constants = tensor_product_triton.constants(l, n_small, n_big, 3, False)
+    size = torch.float64.itemsize if table == "fp64" else torch.float32.itemsize
+    tile = tensor_product_triton.tile(4096, (n_small + n_big + 3 * (n_big + 1)) * size)
+    constants = constants | {"BLOCK": tile["BLOCK"], "ADD": True}
+    types = {x: f"*{table}" for x in ("phi", "harmonics", "partial")}
+    types |= {x: f"*{features}" for x in ("small", "big")}
+    types |= {x: "*i64" for x in ("starts", "other", "types", "small_ends", "big_ends")}
+    if name == "contract":  # adds to sums
+        types["small"] = f"*{table}"
+    names = set(kernel.arg_names)
+    types = {x: types.get(x, "i64") for x in names - set(constants)}
+    constants = {x: value for x, value in constants.items() if x in names}
+    return compile_kernel(kernel, types, constants, target, tile["num_warps"])
+
+
+kernels = pytest.mark.parametrize("name", ["expand", "contract", "correlate"])
+
+
+@kernels
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("coupling", [(2, 2, 2), (4, 4, 4)], ids=str)  # l, l_g, l_j
+def test_kernels_fit_the_registers(target, name, coupling):
+    resources = compile_for(target, name, coupling)
+    print(resources)
+    assert resources.spilled == 0
+
+
+@kernels
+@pytest.mark.parametrize(("table", "features"), [("fp64", "fp64"), ("fp32", "bf16")])
+def test_kernels_of_other_types_fit_the_registers(name, table, features):
+    resources = compile_for("sm_90", name, (3, 2, 3), table, features)
+    print(resources)
+    assert resources.spilled == 0
+
+
+@kernels
+def test_the_highest_order_that_orders_up_to_4_lead_to(name):
+    resources = compile_for("sm_80", name, (4, 4, 8))
+    print(resources)
+    assert resources.spilled == 0

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from tripq.backends import dense, edges, recoupled
+from tripq.backends import dense, edges, fourier, recoupled, triton
 from tripq.filter import PQFilter
 from tripq.graph import NodeSpace, PEdges, QSpace
 
@@ -21,5 +21,7 @@ from tripq.graph import NodeSpace, PEdges, QSpace
 BACKENDS: Mapping[str, Callable[[Tensor, PEdges, QSpace | NodeSpace, PQFilter, int], Tensor]] = {
     "edges": edges.evaluate,
     "dense": dense.evaluate,
+    "fourier": fourier.evaluate,
     "recoupled": recoupled.evaluate,
+    "triton": triton.evaluate,
 }

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from tripq.backends.tables import p_embedding, q_embedding
-from tripq.filter import PQFilter, coupling_tensor
+from tripq.backends.tables import embed_p, embed_q
+from tripq.filter import PQFilter, coupling_tensor, path_coupling
 from tripq.graph import NodeSpace, PEdges, QSpace
 from tripq.paths import Channels, Path
 
@@ -41,7 +41,7 @@ def evaluate(
     n_voxels, n_out = x.shape[0], len(q.q_out)
     if not filter.paths or n_voxels == 0:
         return x.new_zeros(n_voxels, n_out, filter.dim_out)
-    shape, position = edges.grid.cropped()
+    shape, position = edges.grid.cropped
     volume = _to_volume(x[..., _grouped(filter.channels_in, x)], shape, position)
     builder = DenseFilter(filter, edges.offsets.to(x.dtype), edges.steps, q)
     coefficients = builder.coefficients()
@@ -109,12 +109,8 @@ class DenseFilter:
         filter = self.filter
         blocks: dict[tuple[int, int, int, int], Tensor] = {}
         for path, weight in filter.path_weights():
-            key = (
-                _place(filter.channels_out, path.l_out, path.parity_out),
-                self._inner(path),
-                _place(filter.channels_in, path.l_in, path.parity_in),
-                self._outer(path),
-            )
+            i, o = filter.channels_of(path)
+            key = (o, self._inner(path), i, self._outer(path))
             block = torch.einsum("uvabc,pqio->buocqviap", weight, _angular(path, weight))
             block = block.flatten(7, 8).flatten(5, 6).flatten(3, 4).flatten(1, 2)
             blocks[key] = blocks[key] + block if key in blocks else block
@@ -147,9 +143,9 @@ class DenseFilter:
 
     def _on_separate_offsets(self, mixed: Tensor, q: QSpace) -> Tensor:
         """(Q, dim_out, B_q, dim_in, B_p) to (Q, dim_out, Q_in, dim_in, cells)."""
-        embedding = q_embedding(self.offsets.new_zeros(3), q, self.filter)
+        embedding = embed_q(self.offsets.new_zeros(3), q, self.filter)
         inner = torch.cat([e.flatten(1, 2) for e in embedding.values()], dim=1)
-        embedding = p_embedding(self.offsets, self.filter)
+        embedding = embed_p(self.offsets, self.filter)
         outer = torch.cat([e.flatten(1) for e in embedding.values()], dim=1)
         by_direction = inner.transpose(1, 2)[:, None] @ mixed.flatten(3)
         return by_direction.unflatten(3, mixed.shape[3:]) @ self._on_cells(outer.T)
@@ -157,7 +153,7 @@ class DenseFilter:
     def _on_joint_offsets(self, mixed: Tensor, q: QSpace) -> Tensor:
         """The same for a ``"diff"`` filter, whose inner harmonics are those of both offsets."""
         inner = torch.cat(
-            [e.flatten(2, 3) for e in q_embedding(self.offsets, q, self.filter).values()], dim=2
+            [e.flatten(2, 3) for e in embed_q(self.offsets, q, self.filter).values()], dim=2
         )
         phi = self.filter.phi_p(self.offsets.norm(dim=-1))
         return self._on_cells(
@@ -188,11 +184,9 @@ class DenseFilter:
 
 def _angular(path: Path, like: Tensor) -> Tensor:
     """The couplings of the definition, [outer harmonic, inner harmonic, in, out]."""
-    to_out = coupling_tensor(path.l_filter, path.l_in, path.l_out, like)
     if path.filter == "diff":
-        return to_out[None]
-    harmonics = coupling_tensor(path.l_p, path.l_q, path.l_filter, like)
-    return torch.einsum("pqf,fio->pqio", harmonics, to_out)
+        return coupling_tensor(path.l_filter, path.l_in, path.l_out, like)[None]
+    return path_coupling(path, like)
 
 
 def _joined(block: Callable[..., Tensor], keys: tuple[Iterable[int], ...], dim: int) -> Tensor:
@@ -201,10 +195,6 @@ def _joined(block: Callable[..., Tensor], keys: tuple[Iterable[int], ...], dim: 
         return block()
     parts = [_joined(partial(block, key), keys[1:], dim + 1) for key in keys[0]]
     return torch.cat(parts, dim=dim)
-
-
-def _place(channels: tuple[Channels, ...], l: int, parity: int) -> int:
-    return [(c.l, c.parity) for c in channels].index((l, parity))
 
 
 def _grouped(channels: tuple[Channels, ...], like: Tensor) -> Tensor:

@@ -9,23 +9,29 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
 
 from tripq.filter import PQFilter
 from tripq.graph import NodeSpace, PEdges, QSpace, ScanGraph
-from tripq.kernels.launch import runs_in_triton
 from tripq.recoupling import clebsch_gordan
 
-Backend = Literal["auto", "edges", "dense", "recoupled", "triton"]
+Backend = Literal["auto", "edges", "dense", "fourier", "recoupled", "triton"]
 
 #: Multiply-adds in a nanosecond, by kind of device: what each back end reached on the workloads of
 #: ``perf/profile.py``.  Machines differ, but only the ratios matter.  Those of a GPU are the order
 #: of its arithmetic units' peaks (convolutions in float32 without tensor cores): not measured.
 RATES = {
-    "cpu": {"edges": 1.0, "dense": 100.0, "recoupled": 45.0},
-    "cuda": {"edges": 100.0, "dense": 15_000.0, "recoupled": 4_000.0, "triton": 10_000.0},
+    "cpu": {"edges": 1.0, "dense": 100.0, "fourier": 30.0, "recoupled": 30.0, "triton": 5.0},
+    "cuda": {
+        "edges": 100.0,
+        "dense": 15_000.0,
+        "fourier": 5_000.0,
+        "recoupled": 4_000.0,
+        "triton": 10_000.0,
+    },
 }
 
 #: Bytes in a nanosecond, likewise.
@@ -145,18 +151,21 @@ def make_plan(
     device, dtype = filter.weight.device.type, filter.weight.dtype
     impossible = {
         name: why
-        for name in ("dense", "triton")
-        if (why := _obstacle(name, scan.edges, q, filter, device)) is not None
+        for name in ("dense", "fourier", "triton")
+        if (why := _obstacle(name, scan.edges, q, filter)) is not None
     }
     if backend in impossible:
         raise ValueError(
             f'the {backend!r} back end cannot run here: {impossible[backend]}. backend="auto" '
             "takes one that can"
         )
+    on_cpu = device == "cpu"
+    if on_cpu and backend != "triton":
+        impossible["triton"] = "its kernels need a CUDA device"
     sizes = _Sizes.of(scan, q, filter, dtype.itemsize, budget)
     estimates = [
         _estimate(name, sizes, device)
-        for name in ("edges", "dense", "recoupled", "triton")
+        for name in ("edges", "dense", "fourier", "recoupled", "triton")
         if name not in impossible
     ]
     estimates.sort(key=lambda e: e.seconds)
@@ -166,6 +175,8 @@ def make_plan(
             reason += f" ({estimates[1].seconds / chosen.seconds:.1f} times {estimates[1].backend})"
     else:
         chosen, reason = next(e for e in estimates if e.backend == backend), "as asked for"
+        if backend == "triton" and on_cpu:
+            reason += " (on a CPU its operators run in plain torch)"
     return Plan(
         filter=f'"{filter.kind}"',
         scan=sizes.describe(),
@@ -176,20 +187,21 @@ def make_plan(
     )
 
 
-def _obstacle(
-    backend: str, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilter, device: str
-) -> str | None:
+def _obstacle(backend: str, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilter) -> str | None:
     """Why a back end cannot evaluate this, if it cannot."""
-    if backend == "dense":
+    if backend in ("dense", "fourier"):
         if isinstance(q, NodeSpace):
-            return "every voxel has directions of its own, so no filter serves them all"
+            return "every voxel has directions of its own"
         if edges.grid is None:
             return "the voxels are not on a grid"
+        if backend == "fourier" and filter.kind == "diff":
+            return 'a "diff" filter does not come apart into p- and q-space'
     if backend == "triton":
-        if device != "cuda" and not runs_in_triton(filter.weight):
-            return f"its kernels need a CUDA device, and the layer is on {device!r}"
         if filter.kind == "diff" and isinstance(q, QSpace):
             return 'it has no kernel for a "diff" filter between voxels that share directions'
+        q_in = q.q if isinstance(q, NodeSpace) else q.q_in
+        if any(t.requires_grad for t in (edges.offsets, q_in, q.q_out)):
+            return "it takes coordinates as constants, and these require gradients"
     return None
 
 
@@ -208,6 +220,8 @@ class _Sizes:
     n_types: int
     n_edges: int  # p-edges, or edges between nodes
     n_box: int  # voxels of the smallest box around the mask
+    n_places: int  # and of that with margins for the neighbours
+    n_cells: int  # and of that around the offsets
     itemsize: int
     budget: int
 
@@ -223,10 +237,14 @@ class _Sizes:
         n_types = len(scan.edges.offsets)
         if isinstance(q, NodeSpace):
             n_edges, n_nodes = len(q.edges.dst), len(q.q_out)
-            return cls(filter, True, n_nodes, 1, 1, n_types, n_edges, 0, itemsize, budget)
-        n_box = 0
-        if scan.grid is not None and scan.n_voxels:
-            n_box = math.prod(scan.grid.cropped()[0])
+            return cls(filter, True, n_nodes, 1, 1, n_types, n_edges, 0, 0, 0, itemsize, budget)
+        n_box = n_places = n_cells = 0
+        if scan.grid is not None and scan.edges.steps is not None and scan.n_voxels:
+            number, *box = scan.grid.cropped[0]
+            margin = scan.edges.steps.abs().amax(dim=0).tolist()
+            n_box = number * math.prod(box)
+            n_places = number * math.prod(n + m for n, m in zip(box, margin, strict=True))
+            n_cells = math.prod(2 * m + 1 for m in margin)
         return cls(
             filter,
             False,
@@ -236,6 +254,8 @@ class _Sizes:
             n_types,
             scan.edges.n_edges,
             n_box,
+            n_places,
+            n_cells,
             itemsize,
             budget,
         )
@@ -306,6 +326,7 @@ def _estimate(backend: str, sizes: _Sizes, device: str) -> Estimate:
     count = {
         "edges": _edges,
         "dense": _dense,
+        "fourier": _fourier,
         "recoupled": _recoupled,
         "triton": _triton,
     }[backend]
@@ -343,16 +364,16 @@ def _dense(s: _Sizes) -> tuple[float, float, float]:
         building = mixing + matrix * s.n_types * stages.embedding
     else:
         building = mixing + matrix * (stages.embedding * outer + outer * s.n_types)
-    # A box around a ball of offsets holds about twice as many.
-    cells = 2 * s.n_types
     features = s.n_box * (s.n_in * f.dim_in + s.n_out * f.dim_out)
-    held = matrix * (outer + 2 * cells) + features
-    return building + s.n_box * cells * matrix, 2 * held, held
+    held = matrix * (outer + 2 * s.n_cells) + features
+    return building + s.n_box * s.n_cells * matrix, 2 * held, held
 
 
 def _recoupled(s: _Sizes) -> tuple[float, float, float]:
     f = s.filter
     stages = _Stages.of(f)
+    operations: float
+    moved: float
     if s.nodes:
         operations = s.n_edges * (stages.embedding * f.dim_in + stages.coupling + stages.p_dense)
         return operations, s.n_edges * (stages.coupled + stages.mixed), s.n_edges * stages.mixed
@@ -363,18 +384,30 @@ def _recoupled(s: _Sizes) -> tuple[float, float, float]:
         operations = places * aggregated + s.n_edges * stages.p_joined
         moved = places * stages.coupled + s.n_edges * stages.coupled
         return operations, 2 * moved, places * stages.coupled
-    # By a padded box, each pair of opposite neighbours at once.
-    box = max(s.n_box, s.n_voxels)
-    by_neighbours = (s.n_types + 1) / 2 * box
-    operations = s.n_out * (places * (aggregated + stages.mixing) + by_neighbours * stages.p_dense)
+    operations = s.n_out * (places * (aggregated + stages.mixing) + s.n_edges * stages.p_dense)
     numbers = stages.embedding * f.dim_in + 2 * stages.coupled + 2 * stages.mixed
-    moved = s.n_out * (places * numbers + 4 * by_neighbours * f.dim_out)
+    moved = s.n_out * (places * numbers + s.n_edges * stages.mixed)
     return operations, moved, s.n_out * places * (stages.coupled + 2 * stages.mixed)
+
+
+def _fourier(s: _Sizes) -> tuple[float, float, float]:
+    f = s.filter
+    stages = _Stages.of(f)
+    joined = stages.embedding * f.dim_in
+    outer = f.radial[0] * sum(2 * l + 1 for l in {p.l_p for p in f.paths})
+    # At half as many frequencies as places, but real and imaginary parts; J serves a whole shell.
+    products = joined * (s.n_in + 2 * f.dim_out) * s.n_out
+    joining = f.radial[1] * outer * joined * f.dim_out / 2
+    features = s.n_in * f.dim_in + s.n_out * f.dim_out
+    operations = s.n_places * (products + joining)
+    moved = s.n_places * (4 * features + 2 * s.n_out * joined + f.radial[1] * joined * f.dim_out)
+    return operations, moved, 2 * s.n_places * features
 
 
 def _triton(s: _Sizes) -> tuple[float, float, float]:
     f = s.filter
     stages = _Stages.of(f)
+    operations: float
     coupled, mixed = stages.coupled, stages.mixed
     if s.nodes:
         operations = s.n_edges * (stages.coupling + stages.coupled + stages.p_sparse)
@@ -386,6 +419,7 @@ def _triton(s: _Sizes) -> tuple[float, float, float]:
     return operations, moved, s.n_out * s.n_voxels * (coupled + mixed)
 
 
+@cache
 def _nonzeros(l_a: int, l_b: int, l_c: int) -> int:
     return int(np.count_nonzero(np.abs(clebsch_gordan(l_a, l_b, l_c)) > 1e-12))
 

@@ -19,26 +19,20 @@ edge, and the mixing comes last.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from tripq.backends.tables import embed_p, embed_q, mixing_at
 from tripq.filter import PQFilter, coupling_tensor
-from tripq.graph import NodeSpace, PaddedBox, PEdges, QSpace
-from tripq.kernels.box import Coupling, Layout, Operands, convolve
+from tripq.graph import NodeSpace, PEdges, QSpace
 from tripq.kernels.p_stage import aggregate_on_edges, aggregate_on_grid
 from tripq.recoupling import Block, Mixing
 
 Result = TypeVar("Result")
-
-# Numbers that a chunk of edges may hold, where the work goes edge by edge.
-_BUDGET = 1 << 22
-
-# A box computes its margins too, and is several times faster for each voxel than going by the
-# table of neighbours: it pays down to this share of voxels.
-_SPARSE = 0.2
 
 
 def evaluate(
@@ -49,136 +43,46 @@ def evaluate(
         n_out = (len(q.q_out),) if isinstance(q, NodeSpace) else (x.shape[0], len(q.q_out))
         return x.new_zeros(*n_out, filter.dim_out)
     if isinstance(q, NodeSpace):
-        return _on_nodes(x, edges, q, filter)
+        return _on_nodes(x, edges, q, filter, budget)
     if filter.kind == "diff":
-        return _on_joint_offsets(x, edges, q, filter)
-    return _on_product(x, edges, q, filter)
+        return _on_joint_offsets(x, edges, q, filter, budget)
+    if len(q.q_out) == 1:
+        return _to_one_direction(x, edges, q, filter, budget)
+    return _on_edges(x, edges, q, filter, budget)
 
 
 # -- a shared q-space ----------------------------------------------------------------------------
 
 
-def _on_product(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter) -> Tensor:
-    box = edges.box
-    if len(q.q_out) > 1 and box is not None and box.fill > _SPARSE:
-        return _on_box(x, edges, box, q, filter)
-    embedding = _q_embedding(x.new_zeros(3), q, filter)
-    aggregated = {l: _aggregate_q(x, e) for l, e in embedding.items()}
-    coupled = _couple(aggregated, filter)
-    mixing = _mixing(q.q_out.to(x.dtype), filter)
-    p_embedding = _p_embedding(edges.offsets.to(x.dtype), filter)
-    if len(q.q_out) == 1:
-        return _mix_and_aggregate_p(coupled, mixing, p_embedding, edges, filter)
-    mixed = [a @ w for a, w in zip(coupled, mixing, strict=True)]
-    return _aggregate_p(mixed, p_embedding, edges, filter)
+def _on_edges(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: int) -> Tensor:
+    """Steps 1 to 4 as they are, for a few output directions at a time."""
 
+    def some(x: Tensor, part: Tensor) -> Tensor:
+        outputs = replace(q, q_out=q.q_out[part], weights=q.weights[part])
+        embedding = embed_q(x.new_zeros(3), outputs, filter)
+        aggregated = {l: _aggregate_q(x, e) for l, e in embedding.items()}
+        coupled = _couple(aggregated, filter)
+        mixing = mixing_at(outputs.q_out.to(x.dtype), filter)
+        mixed = [a @ w for a, w in zip(coupled, mixing, strict=True)]
+        p_embedding = embed_p(edges.offsets.to(x.dtype), filter)
+        return _aggregate_p(mixed, p_embedding, edges, filter, budget)
 
-# -- a padded box --------------------------------------------------------------------------------
-
-
-def _on_box(x: Tensor, edges: PEdges, box: PaddedBox, q: QSpace, filter: PQFilter) -> Tensor:
-    """All steps on the box around a grid, by `tripq.kernels.box`."""
-    # Of each pair of opposite offsets the one that leads ahead, and the zero offset.
-    ahead = [t for t, shift in enumerate(box.shifts) if shift >= 0]
-    offsets = edges.offsets[ahead].to(x.dtype)
-    layout, harmonics = _box_layout(filter, x)
-    even, odd = _box_projections(_p_embedding(offsets, filter), layout, filter)
-    embedding = _q_embedding(x.new_zeros(3), q, filter)
-    operands = Operands(
-        [
-            _spread(x[..., filter.index_in(g).view(mul, dim).T.flatten()], box)
-            for g, (mul, dim) in enumerate(layout.inputs)
-        ],
-        [embedding[l].flatten(1, 2) for l in harmonics],
-        _mixing(q.q_out.to(x.dtype), filter),
-        even,
-        odd,
+    # Coupled, mixed and gathered features, and the copies that lay them out.
+    numbers = sum(
+        (2 * m.l_1 + 1) * (2 * m.n_columns + 3 * m.n_rows) for m in filter.recoupling.mixings
     )
-    out = x.new_zeros(x.shape[0], len(q.q_out), filter.dim_out)
-    shifts = tuple(box.shifts[t] for t in ahead)
-    for g, rows in enumerate(convolve(operands, layout, shifts)):
-        features = rows.flatten(1, 2).index_select(2, box.position).permute(2, 0, 1)
-        out = out.index_copy(2, filter.index_out(g), features)
-    return out
+    parts = _chunks(len(q.q_out), len(x) * numbers, x, budget)
+    if len(parts) == 1:
+        return some(x, parts[0])
+    return torch.cat([_recomputed(some, x, part) for part in parts], dim=1)
 
 
-def _spread(x: Tensor, box: PaddedBox) -> Tensor:
-    """(V, Q_in, dim) to (Q_in, dim L), zero in the margins."""
-    n_q, dim = x.shape[1:]
-    rows = x.new_zeros(n_q, dim, box.length)
-    return rows.index_copy(2, box.position, x.permute(1, 2, 0)).flatten(1)
-
-
-def _box_layout(filter: PQFilter, like: Tensor) -> tuple[Layout, list[int]]:
-    """What meets what, and the orders of the q-harmonics."""
-    mixings = filter.recoupling.mixings
-    harmonics = sorted({block.l for mixing in mixings for block in mixing.columns})
-    couplings = []
-    for h, l in enumerate(harmonics):
-        for g, channels in enumerate(filter.channels_in):
-            targets = [
-                (i, block.start)
-                for i, mixing in enumerate(mixings)
-                for block in mixing.columns
-                if (block.channels, block.l) == (g, l)
-            ]
-            if not targets:
-                continue
-            coefficients = [
-                coupling_tensor(l, channels.l, mixings[i].l_1, like).flatten(0, 1).T
-                for i, _ in targets
-            ]
-            scalar = l == 0 or channels.l == 0
-            matrix = None if scalar else torch.cat(coefficients)
-            couplings.append(Coupling(h, g, matrix, tuple(targets)))
-    return Layout(
-        filter.radial[0],
-        filter.radial[2],
-        tuple(2 * mixing.l_1 + 1 for mixing in mixings),
-        tuple((c.mul, 2 * c.l + 1) for c in filter.channels_in),
-        tuple((c.mul, 2 * c.l + 1) for c in filter.channels_out),
-        tuple(couplings),
-        tuple(_rows_of(filter, g, 0) for g in range(len(filter.channels_out))),
-        tuple(_rows_of(filter, g, 1) for g in range(len(filter.channels_out))),
-    ), harmonics
-
-
-def _rows_of(filter: PQFilter, channels: int, parity: int) -> tuple[tuple[int, int], ...]:
-    """Rows of the mixing matrices that lead to some channels, by the parity of l_p."""
-    return tuple(
-        (i, block.start)
-        for i, mixing in enumerate(filter.recoupling.mixings)
-        for block in mixing.rows
-        if block.channels == channels and block.l % 2 == parity
-    )
-
-
-def _box_projections(
-    p_embedding: dict[int, Tensor], layout: Layout, filter: PQFilter
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Step 4 as matrices (H (2 l_out + 1), R), apart for even and odd l_p."""
-    like = next(iter(p_embedding.values()))
-    projections: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for parity, by_channels in enumerate((layout.even, layout.odd)):
-        for channels, places in zip(filter.channels_out, by_channels, strict=True):
-            blocks = [like.new_zeros(len(like), 2 * channels.l + 1, 0)]
-            for i, start in places:
-                mixing = filter.recoupling.mixings[i]
-                (l,) = (block.l for block in mixing.rows if block.start == start)
-                coefficients = coupling_tensor(l, mixing.l_1, channels.l, like)
-                matrix = torch.einsum("tkp,pno->tokn", p_embedding[l], coefficients)
-                blocks.append(matrix.flatten(2))
-            projections[parity].append(torch.cat(blocks, dim=2).flatten(0, 1))
-    return projections
-
-
-def _q_embedding(p_offset: Tensor, q: QSpace, filter: PQFilter) -> dict[int, Tensor]:
-    """Quadrature weight x phi_3 x inner harmonics: l -> (..., Q_out, K_3, 2 l + 1, Q_in)."""
-    q_in, q_out = q.q_in.to(p_offset.dtype), q.q_out.to(p_offset.dtype)
-    harmonics = filter.inner_harmonics(p_offset[..., None, None, :], q_out[:, None], q_in)
-    phi = filter.phi_q_in(q_in.norm(dim=-1))
-    weights = q.weights.to(p_offset.dtype)
-    return {l: torch.einsum("oi,ik,...oim->...okmi", weights, phi, y) for l, y in harmonics.items()}
+def _to_one_direction(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: int) -> Tensor:
+    embedding = embed_q(x.new_zeros(3), q, filter)
+    coupled = _couple({l: _aggregate_q(x, e) for l, e in embedding.items()}, filter)
+    mixing = mixing_at(q.q_out.to(x.dtype), filter)
+    p_embedding = embed_p(edges.offsets.to(x.dtype), filter)
+    return _mix_and_aggregate_p(coupled, mixing, p_embedding, edges, filter, budget)
 
 
 def _aggregate_q(x: Tensor, embedding: Tensor) -> Tensor:
@@ -203,21 +107,12 @@ def _couple(aggregated: dict[int, Tensor], filter: PQFilter) -> list[Tensor]:
     return coupled
 
 
-def _mixing(q_out: Tensor, filter: PQFilter) -> list[Tensor]:
-    """For each l_1 the mixing matrices at the lengths of `q_out`: (Q_out, columns, rows)."""
-    phi = filter.phi_q_out(q_out.norm(dim=-1))
-    return [torch.einsum("ok,kcr->ocr", phi, matrix) for matrix in filter.mixing_matrices()]
-
-
-def _p_embedding(offsets: Tensor, filter: PQFilter) -> dict[int, Tensor]:
-    """phi_1 x outer harmonics of the p-offsets: l -> (T, K_1, 2 l + 1)."""
-    phi = filter.phi_p(offsets.norm(dim=-1))
-    harmonics = filter.outer_harmonics(offsets)
-    return {l: torch.einsum("tk,tm->tkm", phi, y) for l, y in harmonics.items()}
-
-
 def _aggregate_p(
-    mixed: list[Tensor], p_embedding: dict[int, Tensor], edges: PEdges, filter: PQFilter
+    mixed: list[Tensor],
+    p_embedding: dict[int, Tensor],
+    edges: PEdges,
+    filter: PQFilter,
+    budget: int,
 ) -> Tensor:
     """Step 4: for each l_1 (Q_out, V (2 l_1 + 1), rows) to (V, Q_out, dim_out)."""
     n_q = mixed[0].shape[0]
@@ -236,7 +131,7 @@ def _aggregate_p(
         if not features:
             continue
         gathered = torch.cat(features, dim=3).flatten(1, 2)
-        summed = _over_edges(gathered, torch.cat(matrices, dim=1), edges)
+        summed = _over_edges(gathered, torch.cat(matrices, dim=1), edges, budget)
         summed = summed.view(n_voxels, n_q, len(channels.index))
         out = out.index_copy(2, filter.index_out(index), summed)
     return out
@@ -248,6 +143,7 @@ def _mix_and_aggregate_p(
     p_embedding: dict[int, Tensor],
     edges: PEdges,
     filter: PQFilter,
+    budget: int,
 ) -> Tensor:
     """Steps 3 and 4 at once, where there is one output direction: (V, 1, dim_out)."""
     k_1 = filter.radial[0]
@@ -265,13 +161,14 @@ def _mix_and_aggregate_p(
             part = torch.einsum("tnok,xkc->tnxco", angular, rows).flatten(3)
             matrix = matrix.index_add(3, filter.index_out(block.channels), part)
         matrices.append(matrix.flatten(1, 2))
-    return _over_edges(torch.cat(features, dim=1)[:, None], torch.cat(matrices, dim=1), edges)
+    z = torch.cat(features, dim=1)[:, None]
+    return _over_edges(z, torch.cat(matrices, dim=1), edges, budget)
 
 
-def _over_edges(z: Tensor, matrices: Tensor, edges: PEdges) -> Tensor:
+def _over_edges(z: Tensor, matrices: Tensor, edges: PEdges, budget: int) -> Tensor:
     if edges.table is not None and edges.transposed_table is not None:
-        return aggregate_on_grid(z, matrices, edges.table, edges.transposed_table)
-    return aggregate_on_edges(z, matrices, edges.dst, edges.src, edges.type)
+        return aggregate_on_grid(z, matrices, edges.table, edges.transposed_table, budget)
+    return aggregate_on_edges(z, matrices, edges.dst, edges.src, edges.type, budget)
 
 
 def _row_blocks(
@@ -288,13 +185,13 @@ def _row_blocks(
 # -- harmonics of both offsets at once -----------------------------------------------------------
 
 
-def _on_joint_offsets(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter) -> Tensor:
-    mixing = _mixing(q.q_out.to(x.dtype), filter)
+def _on_joint_offsets(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: int) -> Tensor:
+    mixing = mixing_at(q.q_out.to(x.dtype), filter)
     largest = sum(2 * l + 1 for l in {path.l_filter for path in filter.paths})
     per_edge = len(q.q_out) * (largest * len(q.q_in) * filter.radial[2] + filter.dim_out)
 
     def contribution(x: Tensor, offsets: Tensor, dst: Tensor, src: Tensor, *w: Tensor) -> Tensor:
-        embedding = _q_embedding(offsets, q, filter)
+        embedding = embed_q(offsets, q, filter)
         features = x[src]
         aggregated = {
             l: torch.einsum("eokmi,eid->okmed", e, features) for l, e in embedding.items()
@@ -303,12 +200,13 @@ def _on_joint_offsets(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter) -> 
         mixed = [a @ m for a, m in zip(coupled, w, strict=True)]
         # Each edge is an output voxel with itself as its only neighbour, at its own offset.
         every = torch.arange(len(dst), device=x.device)
-        alone = PEdges.listed(offsets, every, every, every)
-        messages = _aggregate_p(mixed, _p_embedding(offsets, filter), alone, filter)
+        alone = PEdges.listed(len(dst), offsets, every, every, every)
+        messages = _aggregate_p(mixed, embed_p(offsets, filter), alone, filter, budget)
         return x.new_zeros(x.shape[0], *messages.shape[1:]).index_add(0, dst, messages)
 
     out = x.new_zeros(x.shape[0], len(q.q_out), filter.dim_out)
-    for part in _chunks(len(edges.dst), per_edge, x):
+    # Several arrays of that size exist at a time.
+    for part in _chunks(len(edges.dst), 4 * per_edge, x, budget):
         offsets = edges.offsets[edges.type[part]].to(x.dtype)
         out = out + _recomputed(contribution, x, offsets, edges.dst[part], edges.src[part], *mixing)
     return out
@@ -317,7 +215,7 @@ def _on_joint_offsets(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter) -> 
 # -- directions of its own at every voxel --------------------------------------------------------
 
 
-def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter) -> Tensor:
+def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter, budget: int) -> Tensor:
     joined = nodes.edges
     n_out = len(nodes.q_out)
     keys = _node_keys(filter)
@@ -344,7 +242,7 @@ def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter) -> T
                 strict=True,
             )
         )
-        p_embedding = _p_embedding(offsets, filter)
+        p_embedding = embed_p(offsets, filter)
         sums = []
         for mixing, channels, l in keys:
             l_out = filter.channels_out[channels].l
@@ -356,7 +254,7 @@ def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter) -> T
         return tuple(sums)
 
     totals: list[Tensor] | None = None
-    for part in _chunks(len(joined.dst), per_edge, x):
+    for part in _chunks(len(joined.dst), 4 * per_edge, x, budget):
         sums = _recomputed(contribution, x, part)
         totals = (
             list(sums) if totals is None else [a + b for a, b in zip(totals, sums, strict=True)]
@@ -390,10 +288,12 @@ def _node_keys(filter: PQFilter) -> list[tuple[Mixing, int, int]]:
 # -- chunks --------------------------------------------------------------------------------------
 
 
-def _chunks(n_edges: int, per_edge: int, x: Tensor) -> tuple[Tensor, ...]:
-    if n_edges == 0:
+def _chunks(number: int, size: int, x: Tensor, budget: int) -> tuple[Tensor, ...]:
+    """Indices below `number`, as many at a time as the budget allows; each makes `size` numbers."""
+    if number == 0:
         return ()
-    return torch.arange(n_edges, device=x.device).split(max(1, _BUDGET // max(1, per_edge)))
+    step = max(1, budget // max(1, x.element_size() * size))
+    return torch.arange(number, device=x.device).split(step)
 
 
 def _recomputed(function: Callable[..., Result], *args: Tensor) -> Result:

@@ -9,7 +9,7 @@ from tripq.filter import PQFilter
 from tripq.graph import QSpace
 
 
-def q_embedding(p_offset: Tensor, q: QSpace, filter: PQFilter) -> dict[int, Tensor]:
+def embed_q(p_offset: Tensor, q: QSpace, filter: PQFilter) -> dict[int, Tensor]:
     """Quadrature weight x phi_3 x inner harmonics: l -> (..., Q_out, K_3, 2 l + 1, Q_in)."""
     q_in, q_out = q.q_in.to(p_offset.dtype), q.q_out.to(p_offset.dtype)
     harmonics = filter.inner_harmonics(p_offset[..., None, None, :], q_out[:, None], q_in)
@@ -18,14 +18,14 @@ def q_embedding(p_offset: Tensor, q: QSpace, filter: PQFilter) -> dict[int, Tens
     return {l: torch.einsum("oi,ik,...oim->...okmi", weights, phi, y) for l, y in harmonics.items()}
 
 
-def p_embedding(offsets: Tensor, filter: PQFilter) -> dict[int, Tensor]:
+def embed_p(offsets: Tensor, filter: PQFilter) -> dict[int, Tensor]:
     """phi_1 x outer harmonics of the p-offsets: l -> (T, K_1, 2 l + 1)."""
     phi = filter.phi_p(offsets.norm(dim=-1))
     harmonics = filter.outer_harmonics(offsets)
     return {l: torch.einsum("tk,tm->tkm", phi, y) for l, y in harmonics.items()}
 
 
-def mixing_matrices(q_out: Tensor, filter: PQFilter) -> list[Tensor]:
+def mixing_at(q_out: Tensor, filter: PQFilter) -> list[Tensor]:
     """For each l_1 the mixing matrices at the lengths of `q_out`: (Q_out, columns, rows)."""
     phi = filter.phi_q_out(q_out.norm(dim=-1))
     return [torch.einsum("ok,kcr->ocr", phi, matrix) for matrix in filter.mixing_matrices()]

@@ -1,0 +1,341 @@
+r"""Embeddings of edges: spherical harmonics of their offsets, radial functions of their lengths.
+
+Harmonics in "component" normalisation follow from those of the order before, with the unit vector
+u of the offset and Clebsch-Gordan coefficients C,
+
+.. math:: Y_l = \sqrt{(2 l + 1) / l}\; C(l; l - 1, 1)\, Y_{l-1} \otimes u,
+    \qquad \nabla_u Y_l = l \sqrt{(2 l + 1) / l}\; C(l; l - 1, 1)\, Y_{l-1},
+
+the second because a harmonic of order l is a homogeneous polynomial whose derivatives are harmonics
+of order l - 1.  The kernels walk these sums, a few terms for each component; the twin is
+`tripq.harmonics.spherical_harmonics`.
+
+Radial functions are e3nn's `soft_one_hot_linspace` with ``cutoff=True``, each of them moved and
+stretched where a scale and a shift are given: ``f_k(a_k x + b_k)``.
+
+Gradients of the twins are those of autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from math import sqrt
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from e3nn.math import soft_one_hot_linspace
+from torch import Tensor
+
+from tripq.harmonics import spherical_harmonics
+from tripq.kernels.launch import accumulation_dtype, runs_in_triton
+from tripq.recoupling import clebsch_gordan
+
+#: Bessel functions are sin(k x) / x; nearer to zero than this share of their range they are
+#: evaluated at it, where they differ from their limit by the square of it.
+BESSEL_NEAR_ZERO = 1e-7
+
+# -- spherical harmonics ---------------------------------------------------------------------------
+
+
+def edge_harmonics(offsets: Tensor, lmax: int) -> Tensor:
+    """Real spherical harmonics of the directions of `offsets`, in e3nn's basis.
+
+    Parameters
+    ----------
+    offsets : Tensor of shape (E, 3)
+        Offsets of any length, in world axes.
+    lmax : int
+        The largest order.
+
+    Returns
+    -------
+    Tensor of shape (E, (lmax + 1)^2)
+        Orders 0 to `lmax` side by side, the squares of each summing to 2 l + 1.  An offset shorter
+        than `tripq.harmonics.ZERO_LENGTH` has no direction: there every order but 0 is 0, with
+        gradient 0.
+
+    Examples
+    --------
+    >>> y = edge_harmonics(torch.tensor([[0.0, 0.0, 2.0], [0.0, 0.0, 0.0]]), 1)
+    >>> y.square().round().tolist()
+    [[1.0, 0.0, 0.0, 3.0], [1.0, 0.0, 0.0, 0.0]]
+    """
+    if lmax == 0:
+        return torch.ones_like(offsets[:, :1])
+    result: Tensor = _edge_harmonics(offsets, lmax)
+    return result
+
+
+def harmonics_twin(offsets: Tensor, lmax: int) -> Tensor:
+    """What `edge_harmonics` computes."""
+    exact = offsets.to(accumulation_dtype(offsets.dtype))
+    harmonics = spherical_harmonics(range(lmax + 1), exact)
+    return torch.cat([harmonics[l] for l in range(lmax + 1)], dim=-1).to(offsets.dtype)
+
+
+class Recursion(NamedTuple):
+    """How harmonics of all orders up to one follow from those of the order before.
+
+    Attributes
+    ----------
+    terms : tuple of int
+        For each term three numbers: component of order l, of order l - 1, and of the unit vector.
+    coefficients : tuple of float
+        One for each term.
+    begins : tuple of int
+        Where the terms of order 1, 2, ... begin, and last where they end.
+    """
+
+    terms: tuple[int, ...]
+    coefficients: tuple[float, ...]
+    begins: tuple[int, ...]
+
+
+@cache
+def harmonic_recursion(lmax: int) -> Recursion:
+    """The recursion up to order `lmax`, without the terms that symmetry makes vanish.
+
+    Examples
+    --------
+    >>> recursion = harmonic_recursion(4)
+    >>> recursion.begins
+    (0, 3, 14, 35, 66)
+    """
+    terms: list[int] = []
+    coefficients: list[float] = []
+    begins = [0]
+    for l in range(1, lmax + 1):
+        coupling = sqrt((2 * l + 1) / l) * clebsch_gordan(l - 1, 1, l).transpose(2, 0, 1)
+        nonzero = np.argwhere(np.abs(coupling) > 1e-9)
+        terms.extend(nonzero.ravel().tolist())
+        coefficients.extend(coupling[tuple(nonzero.T)].tolist())
+        begins.append(len(coefficients))
+    return Recursion(tuple(terms), tuple(coefficients), tuple(begins))
+
+
+@torch.library.custom_op("tripq::edge_harmonics", mutates_args=())
+def _edge_harmonics(offsets: Tensor, lmax: int) -> Tensor:
+    if runs_in_triton(offsets):
+        from tripq.kernels import embeddings_triton
+
+        return embeddings_triton.edge_harmonics(offsets, lmax)
+    return harmonics_twin(offsets, lmax)
+
+
+@_edge_harmonics.register_fake
+def _(offsets: Tensor, lmax: int) -> Tensor:
+    return offsets.new_empty(offsets.shape[0], (lmax + 1) ** 2)
+
+
+@torch.library.custom_op("tripq::edge_harmonics_backward", mutates_args=())
+def _edge_harmonics_backward(grad: Tensor, offsets: Tensor, lmax: int) -> Tensor:
+    from tripq.kernels import embeddings_triton
+
+    return embeddings_triton.edge_harmonics_backward(grad, offsets, lmax)
+
+
+@_edge_harmonics_backward.register_fake
+def _(grad: Tensor, offsets: Tensor, lmax: int) -> Tensor:
+    return offsets.new_empty(offsets.shape)
+
+
+def _keep_offsets(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+    offsets, ctx.lmax = inputs
+    ctx.save_for_backward(offsets)
+
+
+def _differentiate_harmonics(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    (offsets,) = ctx.saved_tensors
+    lmax = ctx.lmax
+    if runs_in_triton(offsets):
+        return _edge_harmonics_backward(grad, offsets, lmax), None
+    (grad_offsets,) = _autograd(lambda: harmonics_twin(offsets, lmax), (offsets,), grad)
+    return grad_offsets, None
+
+
+_edge_harmonics.register_autograd(_differentiate_harmonics, setup_context=_keep_offsets)
+
+# -- radial functions ------------------------------------------------------------------------------
+
+
+def edge_radial(
+    lengths: Tensor,
+    kind: str,
+    number: int,
+    start: float,
+    stop: float,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> Tensor:
+    """Radial functions of the lengths of edges.
+
+    Parameters
+    ----------
+    lengths : Tensor of shape (E,)
+        In mm for p-offsets; |q| is in units of sqrt(b / b_ref).
+    kind : {"gaussian", "cosine", "bessel", "smooth_finite"}
+        The family.
+    number : int
+        How many functions.
+    start, stop : float
+        The functions are centred at equal steps between these two, excluding both.  Bessel
+        functions are those of the range from `start` to `stop`.
+    scale, shift : Tensors of shape (number,), optional
+        What each function stretches and moves its lengths by.
+
+    Returns
+    -------
+    Tensor of shape (E, number)
+
+    Examples
+    --------
+    >>> phi = edge_radial(torch.tensor([0.0, 2.0, 4.0]), "cosine", 2, -2.0, 4.0)
+    >>> phi.round(decimals=4).abs().tolist()
+    [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
+    """
+    learned = [x for x in (scale, shift) if x is not None]
+    dtype = lengths.dtype
+    for x in learned:
+        dtype = torch.promote_types(dtype, x.dtype)
+    scale, shift = (None if x is None else x.to(dtype) for x in (scale, shift))
+    result: Tensor = _edge_radial(lengths.to(dtype), kind, number, start, stop, scale, shift)
+    return result
+
+
+def radial_twin(
+    lengths: Tensor,
+    kind: str,
+    number: int,
+    start: float,
+    stop: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+) -> Tensor:
+    """What `edge_radial` computes."""
+    dtype = accumulation_dtype(lengths.dtype)
+    x = lengths.to(dtype)
+    learned = scale is not None or shift is not None
+    if learned:
+        x = x[:, None].expand(-1, number)
+    if scale is not None:
+        x = x * scale.to(dtype)
+    if shift is not None:
+        x = x + shift.to(dtype)
+    if kind == "bessel":
+        x = x.clamp(min=BESSEL_NEAR_ZERO * stop)
+    values = soft_one_hot_linspace(x, start, stop, number, basis=kind, cutoff=True)
+    if learned:
+        values = values.diagonal(dim1=-2, dim2=-1)
+    return values.to(lengths.dtype).contiguous()
+
+
+def radial_height(kind: str) -> float:
+    """Value at its centre of a radial function that has a centre, as e3nn normalises it."""
+    return _height(kind, torch.get_default_dtype())
+
+
+@cache
+def _height(kind: str, default: torch.dtype) -> float:
+    # e3nn rounds one of its factors to torch's default type, `default` in the key of the cache.
+    centre = torch.zeros((), dtype=torch.float64)
+    return float(soft_one_hot_linspace(centre, -1.0, 1.0, 1, basis=kind, cutoff=True))
+
+
+@torch.library.custom_op("tripq::edge_radial", mutates_args=())
+def _edge_radial(
+    lengths: Tensor,
+    kind: str,
+    number: int,
+    start: float,
+    stop: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+) -> Tensor:
+    if runs_in_triton(lengths):
+        from tripq.kernels import embeddings_triton
+
+        return embeddings_triton.edge_radial(lengths, kind, number, start, stop, scale, shift)
+    return radial_twin(lengths, kind, number, start, stop, scale, shift)
+
+
+@_edge_radial.register_fake
+def _(
+    lengths: Tensor,
+    kind: str,
+    number: int,
+    start: float,
+    stop: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+) -> Tensor:
+    return lengths.new_empty(lengths.shape[0], number)
+
+
+@torch.library.custom_op("tripq::edge_radial_backward", mutates_args=())
+def _edge_radial_backward(
+    grad: Tensor,
+    lengths: Tensor,
+    kind: str,
+    number: int,
+    start: float,
+    stop: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients for lengths (E,), scale (number,) and shift (number,)."""
+    from tripq.kernels import embeddings_triton
+
+    return embeddings_triton.edge_radial_backward(
+        grad, lengths, kind, number, start, stop, scale, shift
+    )
+
+
+@_edge_radial_backward.register_fake
+def _(
+    grad: Tensor,
+    lengths: Tensor,
+    kind: str,
+    number: int,
+    start: float,
+    stop: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        lengths.new_empty(lengths.shape),
+        lengths.new_empty(number),
+        lengths.new_empty(number),
+    )
+
+
+def _keep_lengths(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    lengths, *ctx.family, scale, shift = inputs
+    ctx.save_for_backward(lengths, scale, shift)
+
+
+def _differentiate_radial(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    lengths, scale, shift = ctx.saved_tensors
+    family = ctx.family
+    needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[-2:])
+    if runs_in_triton(lengths):
+        every = _edge_radial_backward(grad, lengths, *family, scale, shift)
+        gradients = [g if need else None for g, need in zip(every, needed, strict=True)]
+    else:
+        inputs = [x for x, need in zip((lengths, scale, shift), needed, strict=True) if need]
+        found = iter(_autograd(lambda: radial_twin(lengths, *family, scale, shift), inputs, grad))
+        gradients = [next(found) if need else None for need in needed]
+    return (gradients[0], None, None, None, None, *gradients[1:])
+
+
+_edge_radial.register_autograd(_differentiate_radial, setup_context=_keep_lengths)
+
+
+def _autograd(
+    twin: Callable[[], Tensor], inputs: list[Tensor] | tuple[Tensor, ...], grad: Tensor
+) -> tuple[Tensor, ...]:
+    """Gradients of a twin, which can be differentiated again where autograd asks for it."""
+    with torch.enable_grad():
+        out = twin()
+    return torch.autograd.grad(out, inputs, grad, create_graph=torch.is_grad_enabled())

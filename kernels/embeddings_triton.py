@@ -1,0 +1,446 @@
+"""Triton kernels of `tripq.kernels.embeddings`, which says what they compute."""
+
+from __future__ import annotations
+
+from math import factorial, pi
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tripq.harmonics import ZERO_LENGTH
+from tripq.kernels.embeddings import BESSEL_NEAR_ZERO, harmonic_recursion, radial_height
+from tripq.kernels.launch import accumulation_dtype
+
+# Edges of one program of the harmonics, one for each thread of its four warps.
+_EDGES = 128
+# Numbers of one tile of the radial functions, edges times functions.
+_TILE = 1024
+
+_PI = tl.constexpr(pi)
+# The power series of sin(pi t) / t and cos(pi t) in t^2, from the highest power down: on |t| <= 1/2
+# exact to rounding in float64.
+_POWERS = tl.constexpr(12)
+_SIN = tl.constexpr(
+    tuple((-1) ** j * pi ** (2 * j + 1) / factorial(2 * j + 1) for j in range(11, -1, -1))
+)
+_COS = tl.constexpr(tuple((-1) ** j * pi ** (2 * j) / factorial(2 * j) for j in range(11, -1, -1)))
+
+# -- spherical harmonics ---------------------------------------------------------------------------
+
+
+@triton.jit
+def _add_to(total, value, O: tl.constexpr):
+    return total[:O] + (total[O] + value,) + total[O + 1 :]
+
+
+@triton.jit
+def _zeros(like, N: tl.constexpr):
+    return (tl.zeros_like(like),) * N
+
+
+@triton.jit
+def _direction(offsets, edge, inside, ACC: tl.constexpr, ZERO: tl.constexpr):
+    """Unit vectors (three tensors), reciprocal lengths, and where an offset has a direction."""
+    x = tl.load(offsets + 3 * edge, mask=inside, other=0.0).to(ACC)  # (BLOCK,)
+    y = tl.load(offsets + 3 * edge + 1, mask=inside, other=0.0).to(ACC)
+    z = tl.load(offsets + 3 * edge + 2, mask=inside, other=0.0).to(ACC)
+    length = tl.sqrt(x * x + y * y + z * z)
+    directed = length >= ZERO
+    # Where there is no direction the factor is 0, and with it every order but 0.
+    factor = tl.where(directed, 1 / tl.where(directed, length, 1), 0)
+    return (x * factor, y * factor, z * factor), factor
+
+
+@triton.jit
+def _next_order(
+    previous,
+    unit,
+    L: tl.constexpr,
+    TERMS: tl.constexpr,
+    COEFFICIENTS: tl.constexpr,
+    BEGIN: tl.constexpr,
+    END: tl.constexpr,
+):
+    """Harmonics of order L from those of order L - 1."""
+    y = _zeros(unit[0], 2 * L + 1)
+    for j in tl.static_range(BEGIN, END):
+        term = COEFFICIENTS[j] * previous[TERMS[3 * j + 1]] * unit[TERMS[3 * j + 2]]
+        y = _add_to(y, term, TERMS[3 * j])
+    return y
+
+
+@triton.jit
+def _add_gradient(
+    total,
+    grad,
+    previous,
+    L: tl.constexpr,
+    TERMS: tl.constexpr,
+    COEFFICIENTS: tl.constexpr,
+    BEGIN: tl.constexpr,
+    END: tl.constexpr,
+):
+    """Add the gradient for the unit vector of order L, from harmonics of order L - 1."""
+    for j in tl.static_range(BEGIN, END):
+        term = (L * COEFFICIENTS[j]) * previous[TERMS[3 * j + 1]] * grad[TERMS[3 * j]]
+        total = _add_to(total, term, TERMS[3 * j + 2])
+    return total
+
+
+@triton.jit
+def _load_order(row, inside, L: tl.constexpr, ACC: tl.constexpr):
+    """One order of a row of harmonics, 2 L + 1 tensors."""
+    values = ()
+    for m in tl.static_range(2 * L + 1):
+        value = tl.load(row + (L * L + m), mask=inside, other=0.0).to(ACC)
+        values = values + (value,)
+    return values
+
+
+@triton.jit
+def harmonics_kernel(
+    offsets,  # (E, 3)
+    out,  # (E, (LMAX + 1)^2)
+    n_edges,
+    LMAX: tl.constexpr,
+    TERMS: tl.constexpr,
+    COEFFICIENTS: tl.constexpr,
+    BEGINS: tl.constexpr,
+    ZERO: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Harmonics of a block of edges, order by order."""
+    edge = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
+    inside = edge < n_edges
+    unit, factor = _direction(offsets, edge, inside, ACC, ZERO)
+    row = out + edge * ((LMAX + 1) * (LMAX + 1))
+    y = (tl.zeros_like(factor) + 1,)
+    tl.store(row, y[0], mask=inside)
+    for l in tl.static_range(1, LMAX + 1):
+        y = _next_order(y, unit, l, TERMS, COEFFICIENTS, BEGINS[l - 1], BEGINS[l])
+        for m in tl.static_range(2 * l + 1):
+            tl.store(row + (l * l + m), y[m], mask=inside)
+
+
+@triton.jit
+def harmonics_backward_kernel(
+    grad,  # (E, (LMAX + 1)^2)
+    offsets,  # (E, 3)
+    out,  # (E, 3)
+    n_edges,
+    LMAX: tl.constexpr,
+    TERMS: tl.constexpr,
+    COEFFICIENTS: tl.constexpr,
+    BEGINS: tl.constexpr,
+    ZERO: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Gradient for a block of offsets: of the polynomials, then of the normalisation."""
+    edge = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
+    inside = edge < n_edges
+    unit, factor = _direction(offsets, edge, inside, ACC, ZERO)
+    row = grad + edge * ((LMAX + 1) * (LMAX + 1))
+    y = (tl.zeros_like(factor) + 1,)
+    total = _zeros(factor, 3)
+    for l in tl.static_range(1, LMAX + 1):
+        g = _load_order(row, inside, l, ACC)
+        total = _add_gradient(total, g, y, l, TERMS, COEFFICIENTS, BEGINS[l - 1], BEGINS[l])
+        y = _next_order(y, unit, l, TERMS, COEFFICIENTS, BEGINS[l - 1], BEGINS[l])
+    # A change of length does not turn the unit vector.
+    radial = total[0] * unit[0] + total[1] * unit[1] + total[2] * unit[2]
+    for i in tl.static_range(3):
+        tl.store(out + 3 * edge + i, factor * (total[i] - radial * unit[i]), mask=inside)
+
+
+def edge_harmonics(offsets: Tensor, lmax: int) -> Tensor:
+    """Launch the forward kernel; (E, 3) -> (E, (lmax + 1)^2)."""
+    n_edges = offsets.shape[0]
+    out = torch.empty((n_edges, (lmax + 1) ** 2), dtype=offsets.dtype, device=offsets.device)
+    if n_edges:
+        _launch_harmonics(harmonics_kernel, (offsets.contiguous(), out), n_edges, lmax)
+    return out
+
+
+def edge_harmonics_backward(grad: Tensor, offsets: Tensor, lmax: int) -> Tensor:
+    """Launch the backward kernel; (E, (lmax + 1)^2), (E, 3) -> (E, 3)."""
+    n_edges = offsets.shape[0]
+    out = torch.empty((n_edges, 3), dtype=offsets.dtype, device=offsets.device)
+    if n_edges:
+        tensors = (grad.contiguous(), offsets.contiguous(), out)
+        _launch_harmonics(harmonics_backward_kernel, tensors, n_edges, lmax)
+    return out
+
+
+def _launch_harmonics(
+    kernel: triton.JITFunction, tensors: tuple[Tensor, ...], n_edges: int, lmax: int
+) -> None:
+    recursion = harmonic_recursion(lmax)
+    with torch.cuda.device_of(tensors[0]):
+        kernel[(triton.cdiv(n_edges, _EDGES),)](
+            *tensors,
+            n_edges,
+            LMAX=lmax,
+            TERMS=recursion.terms,
+            COEFFICIENTS=recursion.coefficients,
+            BEGINS=recursion.begins,
+            ZERO=ZERO_LENGTH,
+            ACC=_accumulator(tensors[0].dtype),
+            BLOCK=_EDGES,
+            num_warps=_EDGES // 32,
+            enable_fp_fusion=True,
+        )
+
+
+def _accumulator(dtype: torch.dtype) -> tl.dtype:
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+# -- radial functions ------------------------------------------------------------------------------
+
+
+@triton.jit
+def _divide(x, y):
+    """Correctly rounded, as torch's: lengths on a grid lie on the very ends of functions."""
+    return x / y if x.dtype == tl.float64 else tl.div_rn(x, y)
+
+
+@triton.jit
+def _horner(x, COEFFICIENTS: tl.constexpr):
+    total = tl.zeros_like(x)
+    for j in tl.static_range(_POWERS):
+        total = total * x + COEFFICIENTS[j]
+    return total
+
+
+@triton.jit
+def _sin_cos(t):
+    """The sine and cosine of pi t.
+
+    The library's functions of any angle keep a stack for the very large ones.
+    """
+    half_turns = tl.floor(t + 0.5)
+    r = t - half_turns  # in [-1/2, 1/2]
+    sign = 1 - 2 * (half_turns - 2 * tl.floor(half_turns / 2))
+    return sign * r * _horner(r * r, _SIN), sign * _horner(r * r, _COS)
+
+
+@triton.jit
+def _centred(x, grid, k, KIND: tl.constexpr, HEIGHT: tl.constexpr):
+    """Values and slopes of the functions that are copies of one bump."""
+    first = tl.load(grid)
+    step = tl.load(grid + 1) - first
+    d = _divide(x - tl.load(grid + 1 + k)[None, :], step)  # (BLOCK, K)
+    inside = (d < 1) & (d > -1)
+    if KIND == "gaussian":
+        value = HEIGHT * tl.exp(-d * d)
+        slope = -2 * d * value
+    elif KIND == "cosine":
+        sine, cosine = _sin_cos(d / 2)
+        value = tl.where(inside, HEIGHT * cosine, 0)
+        slope = tl.where(inside, (-_PI / 2 * HEIGHT) * sine, 0)
+    else:
+        tl.static_assert(KIND == "smooth_finite")
+        gap = tl.where(inside, 1 - d * d, 1)
+        value = tl.where(inside, HEIGHT * tl.exp(-2 * d * d / gap), 0)
+        slope = -4 * d / (gap * gap) * value
+    return value, slope / step
+
+
+@triton.jit
+def _bessel(x, grid, k, NUMBER: tl.constexpr, NEAR_ZERO: tl.constexpr):
+    """Values and slopes of sqrt(2 / c) sin(pi t) / r, where r = x - start and t = k r / c."""
+    start = tl.load(grid)
+    stop = tl.load(grid + (NUMBER + 1))
+    c = stop - start
+    nearest = NEAR_ZERO * stop
+    r = tl.maximum(x, nearest) - start  # (BLOCK, K)
+    inside = (r > 0) & (_divide(r, c) < 1)
+    per_length = ((k + 1).to(x.dtype) / c)[None, :]
+    t = tl.where(inside, per_length * r, 1)
+    sine, cosine = _sin_cos(t)
+    z = _PI * t
+    sinc = sine / z
+    # Near zero the two terms of the slope cancel; there its series is exact to rounding.
+    square = z * z
+    series = -z / 3 * (1 - square / 10 * (1 - square / 28 * (1 - square / 54)))
+    slope = tl.where(z < 0.1, series, (cosine - sinc) / z)
+    frequency = _PI * per_length
+    amplitude = tl.sqrt(2 / c) * frequency
+    value = tl.where(inside, amplitude * sinc, 0)
+    return value, tl.where(inside & (x >= nearest), amplitude * frequency * slope, 0)
+
+
+@triton.jit
+def _evaluate(
+    x,  # (BLOCK, K): the argument of each function
+    grid,
+    k,
+    KIND: tl.constexpr,
+    NUMBER: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    NEAR_ZERO: tl.constexpr,
+):
+    """Values and slopes of the radial functions, (BLOCK, K)."""
+    if KIND == "bessel":
+        value, slope = _bessel(x, grid, k, NUMBER, NEAR_ZERO)
+    else:
+        value, slope = _centred(x, grid, k, KIND, HEIGHT)
+    return value, slope
+
+
+@triton.jit
+def _stretch(x, scale, shift, k):
+    """The argument a_k x + b_k of each function, (BLOCK, K)."""
+    warped = x[:, None] + tl.zeros_like(k)[None, :].to(x.dtype)
+    if scale is not None:
+        warped = x[:, None] * tl.load(scale + k).to(x.dtype)[None, :]
+    if shift is not None:
+        warped = warped + tl.load(shift + k).to(x.dtype)[None, :]
+    return warped
+
+
+@triton.jit
+def radial_kernel(
+    lengths,  # (E,)
+    scale,  # (NUMBER,) or None
+    shift,  # (NUMBER,) or None
+    grid,  # (NUMBER + 2,): start, centres, stop
+    out,  # (E, NUMBER)
+    n_edges,
+    KIND: tl.constexpr,
+    NUMBER: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    NEAR_ZERO: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK: tl.constexpr,
+    K: tl.constexpr,  # NUMBER, rounded up to a power of two
+):
+    """Radial functions of a block of edges."""
+    edge = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
+    column = tl.arange(0, K)  # (K,)
+    inside = (edge < n_edges)[:, None] & (column < NUMBER)[None, :]
+    k = tl.minimum(column, NUMBER - 1)
+    x = tl.load(lengths + edge, mask=edge < n_edges, other=0.0).to(ACC)
+    warped = _stretch(x, scale, shift, k)
+    value, _ = _evaluate(warped, grid, k, KIND, NUMBER, HEIGHT, NEAR_ZERO)
+    tl.store(out + edge[:, None] * NUMBER + column[None, :], value, mask=inside)
+
+
+@triton.jit
+def radial_backward_kernel(
+    grad,  # (E, NUMBER)
+    lengths,  # (E,)
+    scale,  # (NUMBER,) or None
+    shift,  # (NUMBER,) or None
+    grid,  # (NUMBER + 2,): start, centres, stop
+    grad_lengths,  # (E,)
+    grad_scale,  # (programs, NUMBER): sums over the edges of each program
+    grad_shift,  # (programs, NUMBER)
+    n_edges,
+    KIND: tl.constexpr,
+    NUMBER: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    NEAR_ZERO: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK: tl.constexpr,
+    K: tl.constexpr,
+):
+    """Gradients of a block of edges."""
+    program = tl.program_id(0).to(tl.int64)
+    edge = program * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
+    column = tl.arange(0, K)  # (K,)
+    inside = (edge < n_edges)[:, None] & (column < NUMBER)[None, :]
+    k = tl.minimum(column, NUMBER - 1)
+    x = tl.load(lengths + edge, mask=edge < n_edges, other=0.0).to(ACC)
+    warped = _stretch(x, scale, shift, k)
+    _, slope = _evaluate(warped, grid, k, KIND, NUMBER, HEIGHT, NEAR_ZERO)
+    g = tl.load(grad + edge[:, None] * NUMBER + column[None, :], mask=inside, other=0.0).to(ACC)
+    change = tl.where(inside, g * slope, 0)  # (BLOCK, K), for the argument of each function
+    by_function = program * NUMBER + column
+    tl.store(grad_scale + by_function, tl.sum(change * x[:, None], 0), mask=column < NUMBER)
+    tl.store(grad_shift + by_function, tl.sum(change, 0), mask=column < NUMBER)
+    if scale is not None:
+        change = change * tl.load(scale + k).to(ACC)[None, :]
+    tl.store(grad_lengths + edge, tl.sum(change, 1), mask=edge < n_edges)
+
+
+def edge_radial(
+    lengths: Tensor,
+    kind: str,
+    number: int,
+    start: float,
+    stop: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+) -> Tensor:
+    """Launch the forward kernel; (E,) -> (E, number)."""
+    n_edges = lengths.shape[0]
+    out = torch.empty((n_edges, number), dtype=lengths.dtype, device=lengths.device)
+    if n_edges:
+        inputs = (lengths, scale, shift, _grid(lengths, number, start, stop))
+        _launch_radial(radial_kernel, inputs, (out,), kind, number)
+    return out
+
+
+def edge_radial_backward(
+    grad: Tensor,
+    lengths: Tensor,
+    kind: str,
+    number: int,
+    start: float,
+    stop: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Launch the backward kernel; gradients for lengths (E,), scale and shift (number,)."""
+    n_edges = lengths.shape[0]
+    grid = _grid(lengths, number, start, stop)
+    grad_lengths = torch.empty(n_edges, dtype=lengths.dtype, device=lengths.device)
+    shape = (2, triton.cdiv(n_edges, _block(number)), number)
+    parts = torch.empty(shape, dtype=grid.dtype, device=lengths.device)
+    if n_edges:
+        inputs = (grad, lengths, scale, shift, grid)
+        outputs = (grad_lengths, parts[0], parts[1])
+        _launch_radial(radial_backward_kernel, inputs, outputs, kind, number)
+    grad_scale, grad_shift = (part.sum(dim=0).to(lengths.dtype) for part in parts)
+    return grad_lengths, grad_scale, grad_shift
+
+
+def _grid(lengths: Tensor, number: int, start: float, stop: float) -> Tensor:
+    """Start, centres and stop, rounded as e3nn rounds them."""
+    dtype = accumulation_dtype(lengths.dtype)
+    return torch.linspace(start, stop, number + 2, dtype=dtype, device=lengths.device)
+
+
+def _block(number: int) -> int:
+    """Edges of one program."""
+    return max(1, _TILE // triton.next_power_of_2(number))
+
+
+def _launch_radial(
+    kernel: triton.JITFunction,
+    inputs: tuple[Tensor | None, ...],
+    outputs: tuple[Tensor, ...],
+    kind: str,
+    number: int,
+) -> None:
+    out = outputs[0]
+    n_edges = out.shape[0]
+    with torch.cuda.device_of(out):
+        kernel[(triton.cdiv(n_edges, _block(number)),)](
+            *(x if x is None else x.contiguous() for x in inputs),
+            *outputs,
+            n_edges,
+            KIND=kind,
+            NUMBER=number,
+            HEIGHT=0.0 if kind == "bessel" else radial_height(kind),
+            NEAR_ZERO=BESSEL_NEAR_ZERO,
+            ACC=_accumulator(out.dtype),
+            BLOCK=_block(number),
+            K=triton.next_power_of_2(number),
+            enable_fp_fusion=True,
+        )

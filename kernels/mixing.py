@@ -1,0 +1,122 @@
+"""Channel mixing: one matrix for each output direction, applied at every voxel.
+
+For features a of shape (Q, C, n, V), directions first and voxels last as the q-stage leaves them,
+and matrices w of shape (Q, C, R),
+
+    out[v, r, m, q] = sum over c of w[q, c, r] a[q, c, m, v],        (V, R, n, Q),
+
+voxels first and directions last as the p-stage wants them.  That is a matrix product for each
+direction, whose result is turned round as it is stored, so that nothing is ever copied.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tripq.kernels.launch import runs_in_triton
+
+
+def mix(a: Tensor, w: Tensor) -> Tensor:
+    """Mix the channels of features, for each direction with its own matrix.
+
+    Under autocast it runs in the lower precision, as any matrix product does.
+
+    Parameters
+    ----------
+    a : Tensor of shape (Q, C, n, V)
+        Features: directions, channels, components of one order (n = 2 l + 1), voxels.
+    w : Tensor of shape (Q, C, R)
+        A matrix for each direction.
+
+    Returns
+    -------
+    Tensor of shape (V, R, n, Q)
+
+    Examples
+    --------
+    >>> a, w = torch.ones(2, 3, 5, 7), torch.ones(2, 3, 4)
+    >>> out = mix(a, w)
+    >>> out.shape, out.unique().tolist()
+    (torch.Size([7, 4, 5, 2]), [3.0])
+    """
+    dtype = torch.promote_types(a.dtype, w.dtype)
+    if torch.is_autocast_enabled(a.device.type) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(a.device.type)
+    result: Tensor = _mix(a.to(dtype), w.to(dtype))
+    return result
+
+
+def mix_twin(a: Tensor, w: Tensor) -> Tensor:
+    """What `mix` computes."""
+    return torch.einsum("qcmv,qcr->vrmq", a, w).contiguous()
+
+
+def mix_grad_a_twin(grad: Tensor, w: Tensor) -> Tensor:
+    """The gradient for the features, (V, R, n, Q), (Q, C, R) -> (Q, C, n, V)."""
+    return torch.einsum("vrmq,qcr->qcmv", grad, w).contiguous()
+
+
+def mix_grad_w_twin(grad: Tensor, a: Tensor) -> Tensor:
+    """The gradient for the matrices, (V, R, n, Q), (Q, C, n, V) -> (Q, C, R)."""
+    return torch.einsum("vrmq,qcmv->qcr", grad, a).contiguous()
+
+
+@torch.library.custom_op("tripq::mix", mutates_args=())
+def _mix(a: Tensor, w: Tensor) -> Tensor:
+    if runs_in_triton(a):
+        from tripq.kernels import mixing_triton
+
+        return mixing_triton.mix(a, w)
+    return mix_twin(a, w)
+
+
+@_mix.register_fake
+def _(a: Tensor, w: Tensor) -> Tensor:
+    n_directions, _, n_components, n_voxels = a.shape
+    return a.new_empty(n_voxels, w.shape[2], n_components, n_directions)
+
+
+@torch.library.custom_op("tripq::mix_grad_a", mutates_args=())
+def _mix_grad_a(grad: Tensor, w: Tensor) -> Tensor:
+    if runs_in_triton(grad):
+        from tripq.kernels import mixing_triton
+
+        return mixing_triton.mix_grad_a(grad, w)
+    return mix_grad_a_twin(grad, w)
+
+
+@_mix_grad_a.register_fake
+def _(grad: Tensor, w: Tensor) -> Tensor:
+    n_voxels, _, n_components, n_directions = grad.shape
+    return grad.new_empty(n_directions, w.shape[1], n_components, n_voxels)
+
+
+@torch.library.custom_op("tripq::mix_grad_w", mutates_args=())
+def _mix_grad_w(grad: Tensor, a: Tensor) -> Tensor:
+    if runs_in_triton(grad):
+        from tripq.kernels import mixing_triton
+
+        return mixing_triton.mix_grad_w(grad, a)
+    return mix_grad_w_twin(grad, a)
+
+
+@_mix_grad_w.register_fake
+def _(grad: Tensor, a: Tensor) -> Tensor:
+    return grad.new_empty(a.shape[0], a.shape[1], grad.shape[1])
+
+
+def _keep_inputs(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    a, w = ctx.saved_tensors
+    grad_a = _mix_grad_a(grad, w) if ctx.needs_input_grad[0] else None
+    grad_w = _mix_grad_w(grad, a) if ctx.needs_input_grad[1] else None
+    return grad_a, grad_w
+
+
+_mix.register_autograd(_differentiate, setup_context=_keep_inputs)

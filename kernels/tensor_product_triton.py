@@ -1,0 +1,430 @@
+"""The operators of `tensor_product` as Triton kernels: one launch for each coupling.
+
+A lane is a channel c and an i, ``lane = c * I + i``; a program has one node and `BLOCK` lanes, and
+walks the edges of its node.  Programs that follow each other have the same lanes of different
+nodes: neighbours share what they gather while it is in the cache.
+
+Per edge, the numbers ``sum over m of C[m, m_g, m_j] Y[m]`` are the same for all lanes, so a thread
+has several lanes where its registers suffice.
+"""
+# ruff: noqa: RUF005 - Triton adds tuples, but does not unpack them.
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tripq.kernels.tensor_product import Coupling, coefficients, empty_big, empty_small
+
+# A coefficient whose square is smaller than this is zero by symmetry.
+_ZERO = 1e-24
+
+# Bytes that a thread may keep in registers: half of the 255 registers it has.
+_REGISTERS = 512
+
+# Programs that fill any device, for sums over edges and lanes.
+_PROGRAMS = 8192
+
+
+@triton.jit
+def _add_to(total, value, O: tl.constexpr):
+    """Add a value to one of the tensors of a tuple."""
+    return total[:O] + (total[O] + value,) + total[O + 1 :]
+
+
+@triton.jit
+def _load_numbers(pointer, N: tl.constexpr):
+    """Numbers that all lanes share."""
+    values = ()
+    for r in tl.static_range(N):
+        values = values + (tl.load(pointer + r),)
+    return values
+
+
+@triton.jit
+def _load_lanes(pointers, stride, inside, dtype: tl.constexpr, N: tl.constexpr):
+    """All components, each a tensor of lanes."""
+    values = ()
+    for r in tl.static_range(N):
+        values = values + (tl.load(pointers + r * stride, mask=inside, other=0.0).to(dtype),)
+    return values
+
+
+@triton.jit
+def _store_lanes(pointers, stride, inside, values, N: tl.constexpr):
+    for r in tl.static_range(N):
+        value = values[r].to(pointers.dtype.element_ty)
+        tl.store(pointers + r * stride, value, mask=inside)
+
+
+@triton.jit
+def _angular(y, M: tl.constexpr, C: tl.constexpr, BEGIN: tl.constexpr, END: tl.constexpr):
+    """The harmonics times the coefficients of one pair of components."""
+    value = C[BEGIN] * y[M[BEGIN]]
+    for i in tl.static_range(BEGIN + 1, END):
+        value += C[i] * y[M[i]]
+    return value
+
+
+@triton.jit
+def _couple(
+    total, x, y, SOURCE: tl.constexpr, PAIRS: tl.constexpr, M: tl.constexpr, C: tl.constexpr
+):
+    """Add the components x of one end (0: small, 1: big), coupled, to those of the other."""
+    for p in tl.static_range(len(PAIRS) // 4):
+        a = _angular(y, M, C, PAIRS[4 * p + 2], PAIRS[4 * p + 3])
+        total = _add_to(total, a * x[PAIRS[4 * p + SOURCE]], PAIRS[4 * p + 1 - SOURCE])
+    return total
+
+
+@triton.jit
+def _times_radial(total, radial, x, K: tl.constexpr, N: tl.constexpr):
+    """Add the components x, times each radial function, to the K rows of sums."""
+    for k in tl.static_range(K):
+        for r in tl.static_range(N):
+            total = _add_to(total, radial[k] * x[r], k * N + r)
+    return total
+
+
+@triton.jit
+def _sum_radial(total, radial, x, K: tl.constexpr, N: tl.constexpr):
+    """Sum the K rows of components x, each times its radial function."""
+    for k in tl.static_range(K):
+        for r in tl.static_range(N):
+            total = _add_to(total, radial[k] * x[k * N + r], r)
+    return total
+
+
+@triton.jit
+def _correlate(total, product, x, K: tl.constexpr, N: tl.constexpr):
+    """Add the scalar products of the components `product` with each of the K rows x."""
+    for k in tl.static_range(K):
+        for r in tl.static_range(N):
+            total = _add_to(total, product[r] * x[k * N + r], k)
+    return total
+
+
+@triton.jit
+def _big_lanes(lanes, inner, N_BIG: tl.constexpr):
+    """Where lanes (c, i) are in a block of big features, (K, mul, N_BIG, inner)."""
+    width = inner.to(tl.int32)
+    return (lanes // width).to(tl.int64) * (N_BIG * inner) + lanes % width
+
+
+@triton.jit
+def _load_rows(
+    pointers, n_lanes, inner, inside, dtype: tl.constexpr, K: tl.constexpr, N_BIG: tl.constexpr
+):
+    """The K rows of big features, each with all components."""
+    values = ()
+    for k in tl.static_range(K):
+        row = pointers + k * (N_BIG * n_lanes)
+        values = values + _load_lanes(row, inner, inside, dtype, N_BIG)
+    return values
+
+
+@triton.jit(do_not_specialize=["first"])
+def expand_kernel(
+    small,  # (N, N_SMALL, n_lanes)
+    big,  # (n_nodes, n_rows, N_BIG, inner)
+    phi,  # (T, K)
+    harmonics,  # (T, n_harmonics)
+    starts,  # (n_nodes + 1,)
+    other,  # (E,)
+    types,  # (E,)
+    n_nodes: tl.int64,
+    n_lanes: tl.int64,
+    inner: tl.int64,
+    n_rows: tl.int64,
+    first: tl.int64,
+    n_harmonics: tl.int64,
+    L: tl.constexpr,
+    N_SMALL: tl.constexpr,
+    N_BIG: tl.constexpr,
+    K: tl.constexpr,
+    PAIRS: tl.constexpr,
+    M: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One node's block of rows, for some lanes."""
+    node = tl.program_id(0) % n_nodes
+    lanes = (tl.program_id(0) // n_nodes).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)
+    inside = lanes < n_lanes
+    dtype: tl.constexpr = phi.dtype.element_ty
+    zero = tl.zeros((BLOCK,), dtype)
+    total = (zero,) * (K * N_BIG)
+    for e in range(tl.load(starts + node), tl.load(starts + node + 1)):
+        source = small + tl.load(other + e) * (N_SMALL * n_lanes) + lanes
+        x = _load_lanes(source, n_lanes, inside, dtype, N_SMALL)  # (BLOCK,) each
+        t = tl.load(types + e)
+        y = _load_numbers(harmonics + t * n_harmonics + L * L, 2 * L + 1)
+        radial = _load_numbers(phi + t * K, K)
+        product = _couple((zero,) * N_BIG, x, y, 0, PAIRS, M, C)
+        total = _times_radial(total, radial, product, K, N_BIG)
+    target = big + (node * n_rows + first) * (N_BIG * inner) + _big_lanes(lanes, inner, N_BIG)
+    for k in tl.static_range(K):
+        row = target + k * (N_BIG * n_lanes)
+        _store_lanes(row, inner, inside, total[k * N_BIG : (k + 1) * N_BIG], N_BIG)
+
+
+@triton.jit(do_not_specialize=["first"])
+def contract_kernel(
+    small,  # (n_nodes, N_SMALL, n_lanes)
+    big,  # (N, n_rows, N_BIG, inner)
+    phi,  # (T, K)
+    harmonics,  # (T, n_harmonics)
+    starts,  # (n_nodes + 1,)
+    other,  # (E,)
+    types,  # (E,)
+    n_nodes: tl.int64,
+    n_lanes: tl.int64,
+    inner: tl.int64,
+    n_rows: tl.int64,
+    first: tl.int64,
+    n_harmonics: tl.int64,
+    L: tl.constexpr,
+    N_SMALL: tl.constexpr,
+    N_BIG: tl.constexpr,
+    K: tl.constexpr,
+    PAIRS: tl.constexpr,
+    M: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ADD: tl.constexpr,
+):
+    """One node's components, for some lanes; `ADD`: to what is there."""
+    node = tl.program_id(0) % n_nodes
+    lanes = (tl.program_id(0) // n_nodes).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)
+    inside = lanes < n_lanes
+    dtype: tl.constexpr = phi.dtype.element_ty
+    target = small + node * (N_SMALL * n_lanes) + lanes
+    if ADD:
+        total = _load_lanes(target, n_lanes, inside, dtype, N_SMALL)
+    else:
+        total = (tl.zeros((BLOCK,), dtype),) * N_SMALL
+    block = big + first * (N_BIG * inner) + _big_lanes(lanes, inner, N_BIG)
+    zero = tl.zeros((BLOCK,), dtype)
+    for e in range(tl.load(starts + node), tl.load(starts + node + 1)):
+        source = block + tl.load(other + e) * (n_rows * N_BIG * inner)
+        rows = _load_rows(source, n_lanes, inner, inside, dtype, K, N_BIG)  # (BLOCK,) each
+        t = tl.load(types + e)
+        y = _load_numbers(harmonics + t * n_harmonics + L * L, 2 * L + 1)
+        radial = _load_numbers(phi + t * K, K)
+        x = _sum_radial((zero,) * N_BIG, radial, rows, K, N_BIG)
+        total = _couple(total, x, y, 1, PAIRS, M, C)
+    _store_lanes(target, n_lanes, inside, total, N_SMALL)
+
+
+@triton.jit(do_not_specialize=["first"])
+def correlate_kernel(
+    small,  # (N, N_SMALL, n_lanes)
+    big,  # (N', n_rows, N_BIG, inner)
+    partial,  # (T, edge_splits, lane_splits, K)
+    harmonics,  # (T, n_harmonics)
+    starts,  # (T + 1,)
+    small_ends,  # (E,)
+    big_ends,  # (E,)
+    edge_splits: tl.int64,
+    lane_splits: tl.int64,
+    n_lanes: tl.int64,
+    inner: tl.int64,
+    n_rows: tl.int64,
+    first: tl.int64,
+    n_harmonics: tl.int64,
+    L: tl.constexpr,
+    N_SMALL: tl.constexpr,
+    N_BIG: tl.constexpr,
+    K: tl.constexpr,
+    PAIRS: tl.constexpr,
+    M: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One type's share of sums over edges and lanes."""
+    lane_split = tl.program_id(0) % lane_splits
+    edge_split = tl.program_id(0) // lane_splits % edge_splits
+    t = tl.program_id(0) // lane_splits // edge_splits
+    begin = tl.load(starts + t) + edge_split
+    end = tl.load(starts + t + 1)
+    dtype: tl.constexpr = harmonics.dtype.element_ty
+    zero = tl.zeros((BLOCK,), dtype)
+    y = _load_numbers(harmonics + t * n_harmonics + L * L, 2 * L + 1)
+    total = (zero,) * K
+    for i in range(lane_split, tl.cdiv(n_lanes, BLOCK), lane_splits):
+        lanes = (i * BLOCK + tl.arange(0, BLOCK)).to(tl.int32)
+        inside = lanes < n_lanes
+        block = big + first * (N_BIG * inner) + _big_lanes(lanes, inner, N_BIG)
+        for e in range(begin, end, edge_splits):
+            source = small + tl.load(small_ends + e) * (N_SMALL * n_lanes) + lanes
+            x = _load_lanes(source, n_lanes, inside, dtype, N_SMALL)  # (BLOCK,) each
+            source = block + tl.load(big_ends + e) * (n_rows * N_BIG * inner)
+            rows = _load_rows(source, n_lanes, inner, inside, dtype, K, N_BIG)
+            product = _couple((zero,) * N_BIG, x, y, 0, PAIRS, M, C)
+            total = _correlate(total, product, rows, K, N_BIG)
+    target = partial + tl.program_id(0).to(tl.int64) * K
+    for k in tl.static_range(K):
+        tl.store(target + k, tl.sum(total[k]))
+
+
+def expand(
+    small: Sequence[Tensor],
+    phi: Tensor,
+    harmonics: Tensor,
+    edges: Sequence[Tensor],
+    couplings: Sequence[Coupling],
+    orders: Sequence[int],
+    to_small: bool,
+) -> list[Tensor]:
+    """As `tensor_product.expand_twin`."""
+    big = empty_big(small, phi, edges, couplings, orders)
+    small, tables = _contiguous(small), _contiguous([harmonics, *edges[:3]])
+    n_nodes = big[0].shape[0]
+    for c, radial, sizes in _pieces(couplings, small, big, phi.shape[1], harmonics, to_small):
+        n_programs = n_nodes * triton.cdiv(sizes["n_lanes"], sizes["BLOCK"])
+        features = small[c.small], big[c.big], phi[:, radial].contiguous()
+        _launch(expand_kernel, n_programs, *features, *tables, n_nodes, **sizes)
+    return big
+
+
+def contract(
+    big: Sequence[Tensor],
+    phi: Tensor,
+    harmonics: Tensor,
+    edges: Sequence[Tensor],
+    couplings: Sequence[Coupling],
+    groups: Sequence[tuple[int, int]],
+    to_small: bool,
+) -> list[Tensor]:
+    """As `tensor_product.contract_twin`."""
+    small = [torch.empty_like(x, dtype=phi.dtype) for x in empty_small(big, edges, groups)]
+    big, tables = _contiguous(big), _contiguous([harmonics, *edges[3:6]])
+    n_nodes = small[0].shape[0]
+    written = set()
+    for c, radial, sizes in _pieces(couplings, small, big, phi.shape[1], harmonics, to_small):
+        n_programs = n_nodes * triton.cdiv(sizes["n_lanes"], sizes["BLOCK"])
+        features = small[c.small], big[c.big], phi[:, radial].contiguous()
+        add = c.small in written
+        _launch(contract_kernel, n_programs, *features, *tables, n_nodes, **sizes, ADD=add)
+        written.add(c.small)
+    for g in set(range(len(small))) - written:
+        small[g].zero_()
+    return [x.to(big[0].dtype) for x in small]
+
+
+def correlate(
+    small: Sequence[Tensor],
+    big: Sequence[Tensor],
+    harmonics: Tensor,
+    edges: Sequence[Tensor],
+    couplings: Sequence[Coupling],
+    n_radial: int,
+    to_small: bool,
+) -> Tensor:
+    """As `tensor_product.correlate_twin`."""
+    small, big = _contiguous(small), _contiguous(big)
+    tables = _contiguous([harmonics, *edges[6:]])
+    n_types, n_edges = len(harmonics), len(edges[7])
+    total = harmonics.new_zeros(n_types, n_radial)
+    if n_edges == 0:
+        return total
+    edges_of_type = triton.cdiv(n_edges, n_types)
+    for c, radial, sizes in _pieces(couplings, small, big, n_radial, harmonics, to_small):
+        # Many types with few edges and many lanes in the q-stage, the reverse in the p-stage.
+        n_blocks = triton.cdiv(sizes["n_lanes"], sizes["BLOCK"])
+        lane_splits = min(n_blocks, triton.cdiv(_PROGRAMS, n_types))
+        edge_splits = min(edges_of_type, triton.cdiv(_PROGRAMS, n_types * lane_splits))
+        partial = total.new_empty(n_types, edge_splits * lane_splits, sizes["K"])
+        features = small[c.small], big[c.big], partial
+        splits = edge_splits, lane_splits
+        _launch(correlate_kernel, partial[..., 0].numel(), *features, *tables, *splits, **sizes)
+        total[:, radial] += partial.sum(1)
+    return total
+
+
+def _pieces(
+    couplings: Sequence[Coupling],
+    small: Sequence[Tensor],
+    big: Sequence[Tensor],
+    n_radial: int,
+    harmonics: Tensor,
+    to_small: bool,
+) -> Iterator[tuple[Coupling, slice, dict[str, Any]]]:
+    """Every coupling with as many radial functions as fit at once, and the sizes of a launch."""
+    size = harmonics.element_size()
+    for c in couplings:
+        _, n_small, mul, inner = small[c.small].shape
+        _, n_rows, n_big, _ = big[c.big].shape
+        if mul * inner >= 2**31:
+            raise ValueError(f"{mul} channels times {inner} are 2^31 lanes or more")
+        if mul * inner == 0:
+            continue
+        # A lane has components of both ends and, for each radial function, a row and a sum.
+        step = max(1, (_REGISTERS // size - n_small - n_big) // (n_big + 1))
+        for k in range(0, n_radial, step):
+            n_k = min(step, n_radial - k)
+            sizes = {
+                "n_lanes": mul * inner,
+                "inner": inner,
+                "n_rows": n_rows,
+                "first": c.first + k * mul,
+                "n_harmonics": harmonics.shape[1],
+                **constants(c.l, n_small, n_big, n_k, to_small),
+                **tile(mul * inner, (n_small + n_big + n_k * (n_big + 1)) * size),
+            }
+            yield c, slice(k, k + n_k), sizes
+
+
+def tile(n_lanes: int, kept: int) -> dict[str, int]:
+    """Lanes and warps of a program, where a thread keeps `kept` bytes for each of its lanes."""
+    per_thread = 4 if 4 * kept <= _REGISTERS else 2 if 2 * kept <= _REGISTERS else 1
+    # The size that pads the lanes least, the largest of these.
+    sizes = (128 * per_thread, 64 * per_thread, 32 * per_thread)
+    block = min(sizes, key=lambda size: triton.cdiv(n_lanes, size) * size)
+    block = min(block, max(triton.next_power_of_2(n_lanes), 32))
+    return {"BLOCK": block, "num_warps": max(1, block // (32 * per_thread))}
+
+
+@cache
+def constants(l: int, n_small: int, n_big: int, n_radial: int, to_small: bool) -> dict[str, Any]:
+    """What a kernel is compiled for.
+
+    PAIRS has four numbers for each pair of components that the harmonic couples: the small and the
+    big component, and where its terms begin and end.  M and C are component of the harmonic and
+    coefficient of each term.
+    """
+    c = coefficients(l, n_small // 2, n_big // 2, to_small)
+    pairs: list[int] = []
+    terms: list[tuple[int, float]] = []
+    for g, j in np.ndindex(n_small, n_big):
+        coupled = [(m, float(value)) for m, value in enumerate(c[:, g, j]) if value**2 > _ZERO]
+        if coupled:
+            pairs += [g, j, len(terms), len(terms) + len(coupled)]
+            terms += coupled
+    m, values = zip(*terms, strict=True)
+    return {
+        "L": l,
+        "N_SMALL": n_small,
+        "N_BIG": n_big,
+        "K": n_radial,
+        "PAIRS": tuple(pairs),
+        "M": m,
+        "C": values,
+    }
+
+
+def _launch(kernel: Any, n_programs: int, *args: Any, **sizes: Any) -> None:
+    if n_programs:
+        with torch.cuda.device_of(args[0]):
+            kernel[(n_programs,)](*args, **sizes, enable_fp_fusion=True)
+
+
+def _contiguous(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [x.contiguous() for x in tensors]

@@ -1,0 +1,119 @@
+"""Which back end is chosen, what is said about it, and what a budget does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tests.strategies import RADIUS, affine_of, backends_for, relative_error, table_of
+from tripq import PQGraph, PQTensorFieldLayer
+
+AFFINE = affine_of(2.0 * np.eye(3))
+BALL = np.linalg.norm(np.indices((16, 16, 16)) - 7.5, axis=0) < 4
+
+
+def grid(mask, n_directions):
+    return PQGraph.from_grid(mask, AFFINE, table_of(0, n_directions), RADIUS)
+
+
+def layer_of(**options):
+    torch.manual_seed(0)
+    return PQTensorFieldLayer(
+        "4x0e + 2x1o + 1x2e", "4x0e + 2x1o + 1x2e", RADIUS, lmax_p=2, lmax_q=2, **options
+    )
+
+
+def chosen(layer, graph):
+    (plan,) = layer.explain(graph).plans
+    return plan.backend
+
+
+def test_many_directions_go_by_frequencies_and_maps_without_any_are_convolved():
+    assert chosen(layer_of(), grid(BALL, 64)) == "fourier"
+    maps = PQTensorFieldLayer("24x0e + 6x1o", "24x0e + 6x1o", RADIUS, q_in=None)
+    assert chosen(maps, grid(np.ones((16, 16, 16)), 1)) == "dense"
+
+
+def test_a_plan_says_why_and_what_it_takes():
+    (plan,) = layer_of().explain(grid(BALL, 8)).plans
+    text = str(plan)
+    assert "the fastest by the cost model" in text
+    assert f"{BALL.sum()} voxels with 15 neighbours, 8 directions to 8" in text
+    assert "triton    cannot: its kernels need a CUDA device" in text
+    assert {e.backend for e in plan.alternatives} | {plan.backend} == {
+        "dense", "edges", "fourier", "recoupled",
+    }  # fmt: skip
+    for estimate in (plan.chosen, *plan.alternatives):
+        assert estimate.operations > 0
+        assert estimate.bytes > 0
+        assert estimate.seconds >= plan.seconds
+    (asked,) = layer_of(backend="edges").explain(grid(BALL, 8)).plans
+    assert "edges, as asked for" in str(asked)
+    assert len(layer_of(filter="tp + p").explain(grid(BALL, 8)).plans) == 2
+
+
+def test_irregular_points_and_nodes_have_no_dense_filter():
+    p, q = np.random.default_rng(0).uniform(-3, 3, (6, 3)), table_of(0, 6)
+    for graph, why in (
+        (PQGraph.from_points(p, q, RADIUS), "the voxels are not on a grid"),
+        (PQGraph.from_nodes(p, q, RADIUS), "every voxel has directions of its own"),
+    ):
+        (plan,) = layer_of().explain(graph).plans
+        assert plan.impossible["dense"].startswith(why)
+        x = torch.ones(6, 6, 15) if why.startswith("the voxels") else torch.ones(6, 15)
+        with pytest.raises(ValueError, match=f"'dense' back end cannot run here: {why}"):
+            layer_of(backend="dense")(x, graph)
+
+
+def test_a_joint_filter_has_no_triton_kernel_where_directions_are_shared():
+    layer = layer_of(filter="diff", backend="triton")
+    with pytest.raises(ValueError, match='it has no kernel for a "diff" filter'):
+        layer(torch.ones(int(BALL.sum()), 4, 15), grid(BALL, 4))
+
+
+def test_gradients_of_coordinates_are_not_for_triton():
+    p = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
+    graph = PQGraph.from_points(p, table_of(0, 3), RADIUS)
+    with pytest.raises(ValueError, match="it takes coordinates as constants"):
+        layer_of(backend="triton")(torch.ones(2, 3, 15), graph)
+
+
+class Largest(TorchDispatchMode):
+    """Records the bytes of the largest tensor that any operation makes."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        sizes = [
+            t.untyped_storage().nbytes() for t in tree_leaves(out) if isinstance(t, torch.Tensor)
+        ]
+        self.bytes = max(self.bytes, *sizes, 0)
+        return out
+
+
+@pytest.mark.parametrize("backend", backends_for("grid"))
+def test_a_small_budget_splits_the_work_and_changes_nothing(backend):
+    shape, small = ((4, 4, 3), 1 << 20) if backend == "edges" else ((8, 8, 8), 1 << 18)
+    graph = grid(np.ones(shape), 6)
+    x = torch.randn(graph.n_voxels, 6, 7, generator=torch.Generator().manual_seed(0))
+    results = []
+    for budget in (1 << 30, small):
+        torch.manual_seed(0)
+        layer = PQTensorFieldLayer(
+            "4x0e + 1x1o", "4x0e + 1x1o", RADIUS, lmax_p=1, lmax_q=1,
+            backend=backend, memory_budget=budget,
+        )  # fmt: skip
+        leaf = x.clone().requires_grad_()
+        with Largest() as memory:
+            out = layer(leaf, graph)
+            out.square().sum().backward()
+        gradients = [leaf.grad, *(p.grad for p in layer.parameters())]
+        results.append((memory.bytes, out.detach(), *gradients))
+    (whole, *expected), (split, *found) = results
+    assert split < whole / 2
+    for a, b in zip(found, expected, strict=True):
+        assert relative_error(a, b) < 1e-5

@@ -1,0 +1,234 @@
+r"""The same sum on a grid in Fourier space, where neighbours are a product at each frequency.
+
+For voxels on a grid that share their directions, the sum over neighbours is a convolution.  At each
+frequency the harmonics of the p-offset are one row of numbers, which joins with the weights to a
+matrix between features that are aggregated over q and the output: `tripq.kernels.fourier` says how.
+Radial functions of |q| are taken shell by shell where a gradient table has few shells.
+
+What it takes hardly depends on the neighbourhood; the box around the voxels and its margins count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tripq.backends.tables import embed_p
+from tripq.filter import PQFilter, path_coupling
+from tripq.graph import NodeSpace, PEdges, QSpace
+from tripq.kernels.fourier import Layout, Operands, Tiles, bytes_per_place, convolve
+from tripq.radial import ConstantFunction, RadialFunctions
+
+# Lengths of q-vectors that differ by less than this, relatively, are the same but for rounding.
+_SAME_LENGTH = 1e-12
+
+
+def evaluate(
+    x: Tensor, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilter, budget: int
+) -> Tensor:
+    """The sum over all edges; shapes as in `tripq.backends`.
+
+    Raises
+    ------
+    ValueError
+        Where the voxels are on no grid or have directions of their own, or the filter is "diff".
+    """
+    if isinstance(q, NodeSpace) or edges.grid is None or edges.steps is None:
+        raise ValueError("the Fourier back end needs voxels on a grid that share their directions")
+    if filter.kind == "diff":
+        raise ValueError('the Fourier back end has no way to evaluate a "diff" filter')
+    if not filter.paths or not len(x):
+        return x.new_zeros(x.shape[0], len(q.q_out), filter.dim_out)
+    largest = budget // bytes_per_place(x, len(q.q_out), filter.dim_out)
+    x_margin, y_margin, z_margin = edges.steps.abs().amax(dim=0).tolist()
+    tiles = Tiles.cut(edges.grid.voxels, (x_margin, y_margin, z_margin), largest)
+    out = _Shells.of(q.q_out, filter.phi_q_out, 2 * filter.radial[1], x)
+    into = _Shells.of(q.q_in, filter.phi_q_in, filter.radial[2], x)
+    order = torch.cat(out.directions)
+    ends = [0, *accumulate(len(shell) for shell in out.directions)]
+    groups = _groups(filter)
+    even = [l for l in _outer_orders(filter) if l % 2 == 0]
+    layout = Layout(
+        tuple(group.index for group in groups for _ in into.directions),
+        tuple(shell for _ in groups for shell in into.directions),
+        tuple(slice(*run) for run in pairwise(ends)),
+        order,
+        filter.radial[0] * sum(2 * l + 1 for l in even),
+    )
+    harmonics = filter.inner_harmonics(
+        x.new_zeros(3), q.q_out[order].to(x.dtype), q.q_in[:, None].to(x.dtype)
+    )
+    weights = q.weights[order].to(x.dtype)
+    embeddings = []
+    for group in groups:
+        y = torch.cat([harmonics[l] for l in group.orders], dim=-1)
+        whole = torch.einsum("oi,oj,ik,iob->ijkbo", weights, out.factors[order], into.factors, y)
+        embeddings += [whole[shell].flatten(1, 3) for shell in into.directions]
+    outer = embed_p(edges.offsets.to(x.dtype), filter)
+    functions = torch.cat([outer[l].flatten(1) for l in _outer_orders(filter)], dim=1)
+    transfer = tiles.transfer(edges.steps, functions, layout.n_even)
+    operands = Operands(transfer, _coefficients(filter, groups, out, into), embeddings)
+    return convolve(x, operands, layout, tiles, budget)
+
+
+@dataclass(frozen=True, eq=False)
+class _Shells:
+    """Radial functions of |q|, in the basis that is cheapest for a gradient table.
+
+    On a few shells that is the functions' values on each of them, and all else is done for a shell
+    at a time; else it is the functions themselves.
+
+    Attributes
+    ----------
+    directions : tuple of Tensors, int64
+        The directions of each of S shells, or all of them as one.
+    values : Tensor of shape (S, J, K)
+        The K functions in terms of J on each shell.
+    factors : Tensor of shape (Q, J)
+        These J functions at each direction.
+    """
+
+    directions: tuple[Tensor, ...]
+    values: Tensor
+    factors: Tensor
+
+    @classmethod
+    def of(
+        cls, q: Tensor, phi: RadialFunctions | ConstantFunction, most: int, like: Tensor
+    ) -> _Shells:
+        """On shells if there are no more than `most`; dtype as `like`."""
+        # In the precision of the graph, or rounding would part a shell.
+        lengths, order = q.norm(dim=-1).sort(stable=True)
+        first = lengths.diff(prepend=lengths[:1] - 1) > _SAME_LENGTH * lengths[-1:]
+        counts = first.cumsum(0).sub(1).bincount().tolist()
+        if len(counts) > most or phi.number == 1:
+            identity = torch.eye(phi.number, dtype=like.dtype, device=q.device)
+            values = phi(q.norm(dim=-1).to(like.dtype))
+            return cls((torch.arange(len(q), device=q.device),), identity[None], values)
+        values = phi(lengths[first].to(like.dtype))
+        return cls(
+            order.split(counts), values[:, None], torch.ones_like(values[:1, :1]).expand(len(q), 1)
+        )
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Groups of input channels that meet the same orders of q-harmonics, as one.
+
+    Attributes
+    ----------
+    starts : dict from int to int
+        Where the components of each of the groups begin.
+    index : Tensor of shape (C,), int64
+        Where the components stand in the features.
+    orders : tuple of int
+        Of the q-harmonics.
+    """
+
+    starts: dict[int, int]
+    index: Tensor
+    orders: tuple[int, ...]
+
+
+def _groups(filter: PQFilter) -> list[_Group]:
+    members: dict[tuple[int, ...], list[int]] = {}
+    for g in range(len(filter.channels_in)):
+        met = {path.l_q for path in filter.paths if filter.channels_of(path)[0] == g}
+        if met:
+            members.setdefault(tuple(sorted(met)), []).append(g)
+    groups = []
+    for orders, some in members.items():
+        index = [filter.index_in(g) for g in some]
+        starts = accumulate((len(i) for i in index), initial=0)
+        groups.append(_Group(dict(zip(some, starts, strict=False)), torch.cat(index), orders))
+    return groups
+
+
+def _coefficients(
+    filter: PQFilter, groups: list[_Group], out: _Shells, into: _Shells
+) -> list[Tensor]:
+    """What joins the p- and q-embeddings and the channels, as `tripq.kernels.fourier` wants it."""
+    tensors: tuple[Tensor, ...] = _Coefficients.apply(filter, groups, filter.weight)
+    outputs = torch.cat([filter.index_out(g) for g in range(len(filter.channels_out))])
+    back = outputs.argsort()
+    coefficients = []
+    for tensor in tensors:
+        joined = torch.einsum("sjk,rlm,akmcbn->rsancjlb", out.values, into.values, tensor)
+        coefficients += list(joined.flatten(4).index_select(3, back))
+    return coefficients
+
+
+class _Coefficients(torch.autograd.Function):
+    """Weights times coupling coefficients, a linear map.
+
+    For each group of input channels that takes part a tensor (B_p, K_q_out, K_q_in, channels,
+    components of the inner harmonics, dim_out).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, filter: PQFilter, groups: list[_Group], weight: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.filter, ctx.groups = filter, groups
+        k_p, k_out, k_in = filter.radial
+        n_p = k_p * sum(2 * l + 1 for l in _outer_orders(filter))
+        tensors = [
+            weight.new_zeros(
+                n_p,
+                k_out,
+                k_in,
+                len(group.index),
+                sum(2 * l + 1 for l in group.orders),
+                filter.dim_out,
+            )
+            for group in groups
+        ]
+        for part, block, coupling in _path_blocks(filter, groups, tensors):
+            block += torch.einsum("vuabc,pqio->apbcuiqvo", part, coupling)
+        return tuple(tensors)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, Tensor]:
+        parts = [
+            torch.einsum("apbcuiqvo,pqio->vuabc", block, coupling).flatten()
+            for _, block, coupling in _path_blocks(ctx.filter, ctx.groups, grads)
+        ]
+        return None, None, torch.cat(parts)
+
+
+def _path_blocks(
+    filter: PQFilter, groups: list[_Group], tensors: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """For each path its weights, its block of the coefficients and its coupling.
+
+    The block is a view (K_p, 2 l_p + 1, K_q_out, K_q_in, mul_in, 2 l_in + 1, 2 l_q + 1, mul_out,
+    2 l_out + 1).
+    """
+    rows = _starts(_outer_orders(filter))
+    ends = list(accumulate((len(c.index) for c in filter.channels_out), initial=0))
+    for path, weight in filter.path_weights():
+        i, o = filter.channels_of(path)
+        ((group, tensor),) = ((g, t) for g, t in zip(groups, tensors, strict=True) if i in g.starts)
+        k_p, n_p, n_q = filter.radial[0], 2 * path.l_p + 1, 2 * path.l_q + 1
+        row, column, first = k_p * rows[path.l_p], _starts(group.orders)[path.l_q], group.starts[i]
+        block = tensor[row : row + k_p * n_p].narrow(3, first, len(filter.channels_in[i].index))
+        block = block[..., column : column + n_q, ends[o] : ends[o + 1]]
+        block = block.unflatten(5, (-1, 2 * path.l_out + 1)).unflatten(3, (-1, 2 * path.l_in + 1))
+        yield weight, block.unflatten(0, (k_p, n_p)), path_coupling(path, weight)
+
+
+def _starts(orders: Sequence[int]) -> dict[int, int]:
+    """Where the components of each harmonic begin."""
+    return dict(zip(orders, accumulate((2 * l + 1 for l in orders), initial=0), strict=False))
+
+
+def _outer_orders(filter: PQFilter) -> list[int]:
+    """Orders of the p-harmonics, first the even ones."""
+    return sorted({path.l_p for path in filter.paths}, key=lambda l: (l % 2, l))

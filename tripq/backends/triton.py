@@ -1,0 +1,200 @@
+r"""The recoupled sum by Triton kernels, for CUDA devices.
+
+Three operators of `tripq.kernels` in a row, voxels and directions as lanes:
+
+1. `expand`, the q-stage: over the edges between directions, features times harmonics and radial
+   functions of the q-offset, coupled to the intermediate orders l_1;
+2. `mix`: channels, with one matrix for each l_1 and output direction;
+3. `contract`, the p-stage: over the edges between voxels, times harmonics and radial functions of
+   the p-offset, coupled to the output orders.
+
+Output directions are taken as many at a time as the budget allows; the backward pass computes each
+part again.  Where every voxel has directions of its own, `aggregate_nodes` does 1 and 3 at once,
+edge by edge, and the mixing comes last, as in `tripq.backends.recoupled`.
+
+On a CPU the operators run as their plain torch twins: for tests, not for speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from tripq.adjacency import Adjacency
+from tripq.backends.tables import mixing_at
+from tripq.filter import PQFilter
+from tripq.graph import NodeSpace, PEdges, QSpace
+from tripq.kernels.embeddings import edge_harmonics
+from tripq.kernels.mixing import mix
+from tripq.kernels.nodes import NodeCsr, Term, aggregate_nodes
+from tripq.kernels.tensor_product import Coupling, contract, expand
+from tripq.paths import Channels
+from tripq.recoupling import Block
+
+
+def evaluate(
+    x: Tensor, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilter, budget: int
+) -> Tensor:
+    """The sum over all edges; shapes as in `tripq.backends`.
+
+    Raises
+    ------
+    ValueError
+        For a ``"diff"`` filter between voxels that share their directions, and where the geometry
+        requires a gradient.
+    """
+    if not filter.paths:
+        n_out = (len(q.q_out),) if isinstance(q, NodeSpace) else (x.shape[0], len(q.q_out))
+        return x.new_zeros(*n_out, filter.dim_out)
+    if isinstance(q, NodeSpace):
+        return _on_nodes(x, edges, q, filter, budget)
+    if filter.kind == "diff":
+        raise ValueError(
+            'the Triton back end has no kernel for a "diff" filter between voxels that share '
+            "directions"
+        )
+    return _on_product(x, edges, q, filter, budget)
+
+
+# -- a shared q-space ----------------------------------------------------------------------------
+
+
+def _on_product(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: int) -> Tensor:
+    mixings = filter.recoupling.mixings
+    orders = tuple(m.l_1 for m in mixings)
+    to_coupled = [_coupling(i, block) for i, m in enumerate(mixings) for block in m.columns]
+    from_mixed = [_coupling(i, block) for i, m in enumerate(mixings) for block in m.rows]
+    outputs = tuple((c.l, c.mul) for c in filter.channels_out)
+    offsets = edges.offsets.to(x.dtype)
+    phi_p = filter.phi_p(offsets.norm(dim=-1))
+    harmonics_p = edge_harmonics(offsets, _highest(filter, outer=True))
+    q_in, q_out, weights = (t.to(x.dtype) for t in (q.q_in, q.q_out, q.weights))
+    phi_q = filter.phi_q_in(q_in.norm(dim=-1))
+    from_q, to_q = filter.q_ends(q_in), filter.q_ends(q_out)
+
+    def part(directions: Tensor, *small: Tensor) -> Tensor:
+        dst, src = torch.nonzero(weights[directions], as_tuple=True)
+        to = directions[dst]
+        every = torch.arange(len(dst), device=dst.device)
+        q_edges = Adjacency.build(dst, src, every, len(directions), len(q_in), len(dst))
+        phi = phi_q[src] * weights[to, src][:, None]
+        inner = _inner_harmonics(filter, to_q[to], from_q[src])
+        coupled = expand(small, phi, inner, q_edges, to_coupled, orders)
+        matrices = mixing_at(q_out[directions], filter)
+        mixed = [mix(a, w) for a, w in zip(coupled, matrices, strict=True)]
+        summed = contract(mixed, phi_p, harmonics_p, edges.adjacency, from_mixed, outputs)
+        # (V, 2 l + 1, mul, Q) each to (V, Q, dim_out)
+        return torch.cat([f.permute(0, 3, 2, 1).flatten(2) for f in summed], dim=2)
+
+    small = [
+        x[..., filter.index_in(g)].unflatten(2, (c.mul, 2 * c.l + 1)).permute(1, 3, 2, 0)
+        for g, c in enumerate(filter.channels_in)
+    ]
+    per_direction = len(x) * sum((m.n_columns + 2 * m.n_rows) * (2 * m.l_1 + 1) for m in mixings)
+    at_a_time = max(1, budget // max(1, x.element_size() * per_direction))
+    parts = torch.arange(len(q_out), device=x.device).split(at_a_time)
+    if len(parts) == 1:
+        out = part(parts[0], *small)
+    else:
+        out = torch.cat([checkpoint(part, p, *small, use_reentrant=False) for p in parts], dim=1)
+    return out[..., _ungrouped(filter.channels_out, x)]
+
+
+def _coupling(mixing: int, block: Block) -> Coupling:
+    return Coupling(block.channels, mixing, block.start, block.l)
+
+
+def _inner_harmonics(filter: PQFilter, q_out: Tensor, q_in: Tensor) -> Tensor:
+    """Harmonics of the q-offsets (E, 3), averaged over signs if the filter is antipodal."""
+    if filter.kind == "p":
+        return torch.ones_like(q_out[:, :1])
+    lmax = _highest(filter, outer=False)
+    terms = [edge_harmonics(a * q_out - b * q_in, lmax) for a, b in filter.signs]
+    return torch.stack(terms).mean(dim=0)
+
+
+def _highest(filter: PQFilter, *, outer: bool) -> int:
+    """The highest order of a filter's harmonics of p-offsets or of q-offsets."""
+    return max(path.l_p if outer else path.l_q for path in filter.paths)
+
+
+def _ungrouped(channels: Sequence[Channels], like: Tensor) -> Tensor:
+    """The order that puts components that stand group after group back in their places."""
+    grouped = torch.tensor([i for c in channels for i in c.index], device=like.device)
+    return torch.argsort(grouped)
+
+
+# -- directions of its own at every voxel --------------------------------------------------------
+
+
+def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter, budget: int) -> Tensor:
+    mixings = filter.recoupling.mixings
+    keys = [(m, column, row) for m in mixings for column in m.columns for row in m.rows]
+    terms = [
+        Term(column.channels, row.l, column.l, m.l_1, filter.channels_out[row.channels].l)
+        for m, column, row in keys
+    ]
+    offsets = edges.offsets.to(x.dtype)
+    q_in, q_out = nodes.q.to(x.dtype), nodes.q_out.to(x.dtype)
+    phi_p = filter.phi_p(offsets.norm(dim=-1))
+    phi_q = filter.phi_q_in(q_in.norm(dim=-1))
+    phi_out = filter.phi_q_out(q_out.norm(dim=-1))
+    joint = filter.kind == "diff"
+    harmonics_p = edge_harmonics(offsets, 0 if joint else _highest(filter, outer=True))
+    from_q, to_q = filter.q_ends(q_in), filter.q_ends(q_out)
+    joined = nodes.edges
+    dst, order = torch.sort(joined.dst, stable=True)
+    src, type_ = joined.src[order], edges.type[joined.p_edge[order]]
+    weights = joined.weights[order]
+    matrices = dict(zip((m.l_1 for m in mixings), filter.mixing_matrices(), strict=True))
+
+    def part(start: int, stop: int, *features: Tensor) -> Tensor:
+        first, last = torch.searchsorted(dst, dst.new_tensor([start, stop])).tolist()
+        walk = NodeCsr.build(
+            dst[first:last] - start,
+            src[first:last],
+            type_[first:last],
+            weights[first:last],
+            stop - start,
+            len(q_in),
+            len(offsets),
+        )
+        sums = aggregate_nodes(
+            features,
+            phi_p,
+            harmonics_p,
+            phi_q,
+            offsets,
+            to_q[start:stop],
+            from_q,
+            walk,
+            terms,
+            filter.signs,
+            joint,
+        )
+        out = x.new_zeros(stop - start, filter.dim_out)
+        for total, (m, column, row) in zip(sums, keys, strict=True):
+            matrix = matrices[m.l_1][:, column.start : column.stop, row.start : row.stop]
+            matrix = matrix.unflatten(2, (filter.radial[0], -1))
+            matrix = matrix.unflatten(1, (filter.radial[2], -1))
+            mixed = torch.einsum("ncabo,ny,ybcad->ndo", total, phi_out[start:stop], matrix)
+            out = out.index_add(1, filter.index_out(row.channels), mixed.flatten(1))
+        return out
+
+    features = [
+        x[:, filter.index_in(g)].unflatten(1, (c.mul, 2 * c.l + 1))
+        for g, c in enumerate(filter.channels_in)
+    ]
+    n_radial = filter.radial[0] * filter.radial[2]
+    per_node = sum(n_radial * filter.channels_in[t.group].mul * (2 * t.l_out + 1) for t in terms)
+    step = max(1, budget // max(1, x.element_size() * per_node))
+    if step >= len(q_out):
+        return part(0, len(q_out), *features)
+    parts = [
+        checkpoint(part, start, min(start + step, len(q_out)), *features, use_reentrant=False)
+        for start in range(0, len(q_out), step)
+    ]
+    return torch.cat(parts)
