@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -29,21 +30,28 @@ def describe_machine(device: str, dtype: str, threads: int | None) -> Machine:
 
 
 def _matrix_product_rate(device: str, dtype: torch.dtype) -> float:
-    """Multiply-adds each second, the best of a few large products."""
+    """Multiply-adds each second of a large product."""
     torch.backends.cuda.matmul.allow_tf32 = False
     n = 8192 if device == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    torch.mm(a, b)
-    return n**3 / min(timed(lambda: torch.mm(a, b), device)[0] for _ in range(3))
+    return n**3 / _shortest(lambda: torch.mm(a, b), device)
 
 
 def _copy_rate(device: str) -> float:
-    """Bytes each second, read and written, the best of a few copies far larger than any cache."""
+    """Bytes each second, read and written, of a copy far larger than any cache."""
     n = (1 << 30) if device == "cuda" else (1 << 28)
     source = torch.ones(n, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    target.copy_(source)
-    return 2 * n / min(timed(lambda: target.copy_(source), device)[0] for _ in range(3))
+    return 2 * n / _shortest(lambda: target.copy_(source), device)
+
+
+def _shortest(function: Callable[[], object], device: str) -> float:
+    """Seconds of the fastest of the calls that half a second has room for, after a first one."""
+    function()
+    times = [timed(function, device)[0]]
+    while sum(times) < 0.5 or len(times) < 3:
+        times.append(timed(function, device)[0])
+    return min(times)
 
 
 def _versions(device: str) -> dict[str, str]:

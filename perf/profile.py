@@ -28,8 +28,8 @@ import typer
 from measure import NotMeasured, in_own_process
 from report import print_run, write_report
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rows import RESULTS, Machine, Row, Run, save
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rows import RESULTS, Row, Run, save
 from tasks import Task, machine, run
 from workloads import BACKENDS, LABELS, NAMES, TINY, find
 
@@ -37,43 +37,37 @@ METHODS = (*BACKENDS, "edges", *LABELS)
 
 
 def measure_all(
-    names: list[str],
-    tasks: Callable[[str], list[Task]],
-    machine: Machine,
+    workloads: dict[str, list[Task]],
     limit: float,
     console: Console,
     keep: Callable[[Run], object],
 ) -> None:
     """Measure the tasks of each workload, show them, and hand each run to `keep` when it is done.
 
+    The rates of the machine are taken before each workload.
+
     Parameters
     ----------
-    names : list of str
-        The workloads.
-    tasks : callable
-        The rows to measure of one.
+    workloads : dict of str to list of Task
+        The rows to measure, by the name of the workload.
     limit : float
         Seconds for each row.
     """
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), *Progress.get_default_columns())
-    with Progress(columns[0], *columns[2:], TimeElapsedColumn(), console=console) as progress:
-        bar = progress.add_task("", total=sum(len(tasks(name)) for name in names))
-        for name in names:
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("", total=sum(len(tasks) for tasks in workloads.values()))
+        for name, tasks in workloads.items():
+            progress.update(bar, description=f"{name}: rates of the machine")
+            first = tasks[0]
+            here = in_own_process(machine, first.device, first.dtype, first.threads, limit=limit)
             rows = []
-            for task in tasks(name):
-                what = " ".join(filter(None, (name, task.row.axis, task.method)))
-                progress.update(bar, description=what)
+            for task in tasks:
+                what = " ".join(filter(None, (task.row.axis, task.method)))
+                progress.update(bar, description=f"{name}: {what}")
                 rows.append(measure_row(task, limit))
                 progress.advance(bar)
-            first = tasks(name)[0]
-            done = Run(
-                name,
-                first.dtype,
-                date.today().isoformat(),
-                first.repeats,
-                machine,
-                tuple(rows),
-            )
+            today = date.today().isoformat()
+            done = Run(name, first.dtype, today, first.repeats, here, tuple(rows))
             print_run(done, console)
             keep(done)
 
@@ -135,20 +129,18 @@ def main(
             if method in point.methods or method == "edges"
         ]
 
-    names = [name for name in names if tasks(name)]
-    try:
-        here = in_own_process(machine, device, dtype, threads, limit=time_limit)
-    except NotMeasured as why:
-        raise typer.BadParameter(f"--device {device}: {why}") from None
-
     def keep_run(done: Run) -> None:
         if json is not None:
             save(json, [done])
         if keep:
-            save(RESULTS / f"{here.slug}.json", [done])
+            save(RESULTS / f"{done.machine.slug}.json", [done])
             write_report()
 
-    measure_all(names, tasks, here, time_limit, console, keep_run)
+    try:
+        workloads = {name: found for name in names if (found := tasks(name))}
+        measure_all(workloads, time_limit, console, keep_run)
+    except NotMeasured as why:
+        raise typer.BadParameter(f"--device {device}: {why}") from None
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from rows import Run
 from tables import axes
 
-COLORS = {"recoupled": "#0072b2", "dense": "#d55e00", "triton": "#009e73"}
+COLORS = {"recoupled": "#0072b2", "fourier": "#cc79a7", "dense": "#d55e00", "triton": "#009e73"}
 
 
 def plot(run: Run, file: Path) -> None:

@@ -15,6 +15,7 @@ PREFIX = "tripq"
 #: Operators by the beginnings of their names.
 GROUPS = {
     "matrix products": ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::dot"),
+    "Fourier transforms": ("aten::_fft",),
     "convolution": (
         "aten::mkldnn_conv",
         "aten::convolution",

@@ -14,7 +14,7 @@ IRREPS = "4x0e + 2x1o + 1x2e"
 VOXEL = 2.0  # mm
 E3NN_EDGES = 20_000
 
-BACKENDS = ("auto", "recoupled", "dense", "triton")
+BACKENDS = ("auto", "recoupled", "fourier", "dense", "triton")
 
 #: What a method is called in tables.
 LABELS = {
@@ -220,7 +220,7 @@ TINY = Box(
 
 def scaling() -> tuple[Box, ...]:
     """`block2` with one size changed at a time."""
-    base = replace(WORKLOADS["block2"], name="scaling", methods=("recoupled", "dense", "triton"))
+    base = replace(WORKLOADS["block2"], name="scaling", methods=BACKENDS[1:])
     assert isinstance(base, Box)
     return (
         *(replace(base, axis="voxels", side=side) for side in (8, 12, 16, 20, 24)),
