@@ -1,0 +1,181 @@
+"""The measurements in words: on the console, and as docs/performance.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from goals import GOALS, Goal, judged
+from rich.console import Console
+from rich.table import Table
+from rows import RESULTS, Machine, Run, load
+from tables import about, axes, label, notes_of, scaling_table, stages_of, table_of, verdict_on_auto
+from workloads import IRREPS, WORKLOADS
+
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+IMAGES = "images"
+
+INTRODUCTION = f"""\
+# Performance
+
+Written by `python perf/profile.py --report` from the files in `perf/results/`, which
+`python perf/profile.py --save` makes; every figure is from there. Layers map {IRREPS} to the same,
+with three radial functions in p and one for each shell in q, unless a workload says otherwise.
+
+How it is measured:
+
+* Every row has a process of its own. What could not be measured is listed with the reason.
+* Nothing counts that was not compared. The output of a layer is held to its definition, evaluated
+  edge by edge in float64, at some nodes; the gradients to the output, by Euler's identity for
+  linear maps; the logits of a network to its own in float64, its layers evaluated edge by edge, on
+  what it sees around some voxels. *Error* is the largest, relative, beside the tolerance: a method
+  that exceeds it gets no figures.
+* *Forward* is without gradient and with unchanged weights, so that kept filters count; *forward +
+  backward* comes after a change of the weights, so that every filter is built anew (for the
+  segmenter it is a training step). Both are medians. *First call* is the first forward pass of the
+  process.
+* *Peak* is the memory over what the process held before it set up graph and layer.
+* *Work* is the multiply-adds of a forward pass, as `layer.explain` counts them for that back end.
+  *Floor* is the least time for them and for the bytes to move, by the rates of a large matrix
+  product and of a large copy on the same machine, as a share of the time of the forward pass.
+* C is the forward pass of a plain `Conv3d` with the dense filter given, in the same run: machines
+  differ, ratios to it do less.
+"""
+
+
+def print_run(run: Run, console: Console) -> None:
+    """Show a run as tables on a console."""
+    if run.workload == "scaling":
+        for axis in axes(run):
+            header, *rows = scaling_table(run, axis)
+            console.print(_rich(f"scaling with {axis}", header, rows))
+        return
+    title = f"{run.workload} ({about(run)}; {run.dtype}, {_threads(run.machine)})"
+    header, *rows = table_of(run)
+    console.print(_rich(title, header, rows))
+    for line in notes_of(run):
+        console.print(line)
+    stages = [[label(row.method), stages_of(row)] for row in run.rows if row.stages]
+    if stages:
+        console.print(_rich("where the time goes", ("method", "stages"), stages))
+    if (line := verdict_on_auto(run)) is not None:
+        console.print(line)
+    for goal, value, verdict in judged(run.machine.slug, [run]):
+        if goal.workload == run.workload and run.dtype == "float32":
+            console.print(f"{goal.quantity}: {goal.limit}: {value}, {verdict}", markup=False)
+
+
+def _rich(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(title=title)
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+# -- the page ------------------------------------------------------------------------------------
+
+
+def page(results: dict[str, tuple[Run, ...]]) -> str:
+    """docs/performance.md, from the runs of each device by its name."""
+    parts = [INTRODUCTION, "## Goals\n", *_goals(results)]
+    for slug, runs in sorted(results.items()):
+        parts += _device(slug, runs)
+    return "\n".join(parts)
+
+
+def _goals(results: dict[str, tuple[Run, ...]]) -> list[str]:
+    parts = []
+    for device in dict.fromkeys(goal.device for goal in GOALS):
+        slugs = [slug for slug in sorted(results) if device in slug]
+        runs = [run for slug in slugs for run in results[slug]]
+        title = "A CPU, two cores, float32" if device == "cpu" else "An H200, float32"
+        rows = [_goal_row(*judgement) for judgement in judged(device, runs)]
+        header = ("workload", "quantity", "goal", "measured", "")
+        parts += [f"{title}:\n", _markdown(header, rows)]
+    return parts
+
+
+def _goal_row(goal: Goal, value: str, verdict: str) -> list[str]:
+    return [f"`{goal.workload}`", goal.quantity, goal.limit, value, verdict]
+
+
+def _device(slug: str, runs: Sequence[Run]) -> list[str]:
+    parts = [f"## {runs[0].machine.name}\n"]
+    for run in sorted(runs, key=_order):
+        machine = run.machine
+        parts.append(f"### `{run.workload}`, {run.dtype}\n")
+        if run.workload in WORKLOADS:
+            parts.append(_sentence(WORKLOADS[run.workload].description))
+        parts.append(
+            f"{run.date}, {_threads(machine)}, medians of {run.repeats}; "
+            f"{2e-9 * machine.operations_per_second:,.0f} GFLOP/s in a matrix product, "
+            f"{1e-9 * machine.bytes_per_second:,.1f} GB/s in a copy; "
+            + ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+            + ".\n"
+        )
+        parts += _scaling(slug, run) if run.workload == "scaling" else _workload(run)
+    return parts
+
+
+def _order(run: Run) -> tuple[int, str]:
+    names = [*WORKLOADS, "scaling"]
+    return (names.index(run.workload) if run.workload in names else len(names), run.dtype)
+
+
+def _workload(run: Run) -> list[str]:
+    parts = [f"{about(run)}.\n"] if about(run) else []
+    header, *rows = table_of(run)
+    parts.append(_markdown(header, rows))
+    parts += [f"{line}.\n" for line in notes_of(run)]
+    if (line := verdict_on_auto(run)) is not None:
+        parts.append(_sentence(line))
+    stages = [[label(row.method), stages_of(row)] for row in run.rows if row.stages]
+    if stages:
+        parts.append(_markdown(("method", "where the time goes"), stages))
+    return parts
+
+
+def _scaling(slug: str, run: Run) -> list[str]:
+    parts = [f"![Time and memory]({IMAGES}/{plot_name(slug, run)})\n"]
+    for axis in axes(run):
+        header, *rows = scaling_table(run, axis)
+        parts.append(_markdown(header, rows))
+    return parts
+
+
+def plot_name(slug: str, run: Run) -> str:
+    """File of the plot of a run on a device."""
+    return f"scaling-{slug}.png" if run.dtype == "float32" else f"scaling-{slug}-{run.dtype}.png"
+
+
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}.\n"
+
+
+def _threads(machine: Machine) -> str:
+    return f"{machine.threads} threads" if machine.device == "cpu" else "one GPU"
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def write_report() -> Path:
+    """Write the page and the plots from what is in perf/results/."""
+    results = stored()
+    PAGE.write_text(page(results))
+    for slug, runs in results.items():
+        for run in runs:
+            if run.workload == "scaling":
+                from scaling import plot
+
+                plot(run, PAGE.parent / IMAGES / plot_name(slug, run))
+    return PAGE
+
+
+def stored() -> dict[str, tuple[Run, ...]]:
+    """The runs in perf/results/, by device."""
+    return {file.stem: load(file) for file in sorted(RESULTS.glob("*.json"))}
