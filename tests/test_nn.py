@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import e3nn.nn
 import numpy as np
 import pytest
 import torch
@@ -7,6 +8,7 @@ from e3nn import o3
 
 from tripq import PQGraph, PQTensorFieldLayer
 from tripq.nn import (
+    BatchNorm,
     GatedNonlinearity,
     NormsAsScalars,
     QLengthWeightedMean,
@@ -44,6 +46,42 @@ def test_norms_of_zero_features_have_no_slope_and_are_zero():
 def test_norms_are_lengths():
     module = NormsAsScalars("1x0e + 1x1o")
     assert module(torch.tensor([[5.0, 0, 3, 4]]))[0, -1].item() == pytest.approx(5, abs=2e-4)
+
+
+@pytest.mark.parametrize("irreps", ["3x0e + 2x0e + 2x1o + 1x2e", "2x0e", "2x1o"])
+def test_the_gate_is_that_of_e3nn(irreps):
+    module = GatedNonlinearity(irreps).double()
+    scalars = [(mul, ir) for mul, ir in module.irreps_out if ir.l == 0]
+    gated = [(mul, ir) for mul, ir in module.irreps_out if ir.l > 0]
+    reference = e3nn.nn.Gate(
+        o3.Irreps(scalars), [torch.nn.functional.silu for _ in scalars],
+        o3.Irreps([(mul, "0e") for mul, _ in gated]), [torch.sigmoid for _ in gated],
+        o3.Irreps(gated),
+    ).double()  # fmt: skip
+    assert reference.irreps_in.simplify() == module.irreps_in
+    x = torch.randn(20, module.irreps_in.dim, dtype=torch.float64)
+    torch.testing.assert_close(module(x), reference(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("irreps", ["3x0e + 2x1o + 2x0o + 1x2e + 1x0e", "2x0e", "2x1o"])
+@pytest.mark.parametrize("shape", [(30,), (10, 3)])
+def test_batch_norm_is_that_of_e3nn(irreps, shape):
+    ours, reference = BatchNorm(irreps).double(), e3nn.nn.BatchNorm(irreps).double()
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.normal_()
+    reference.load_state_dict(ours.state_dict())
+    for training in (True, True, False):
+        x = 3 * torch.randn(*shape, ours.irreps.dim, dtype=torch.float64) + 1
+        results = []
+        for module in (ours, reference):
+            leaf = x.clone().requires_grad_()
+            y = module.train(training)(leaf)
+            leaves = [leaf, *module.parameters()]
+            gradients = torch.autograd.grad(y.pow(3).sum(), leaves, materialize_grads=True)
+            results.append([y, *gradients, *module.buffers()][: len(gradients) + 3])
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
 def test_gate_rejects_odd_scalars():

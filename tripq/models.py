@@ -6,12 +6,11 @@ from typing import Literal
 
 import torch
 from e3nn import o3
-from e3nn.nn import BatchNorm
 from torch import Tensor, nn
 
 from tripq.graph import PQGraph
 from tripq.layer import PQTensorFieldLayer
-from tripq.nn import GatedNonlinearity, NormsAsScalars, QLengthWeightedMean, QMean
+from tripq.nn import BatchNorm, GatedNonlinearity, NormsAsScalars, QLengthWeightedMean, QMean
 
 QReduction = Literal["length-weighted", "mean", "layer"]
 

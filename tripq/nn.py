@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from e3nn import nn as e3nn_nn
 from e3nn import o3
-from e3nn.nn import Gate
+from e3nn.math import normalize2mom
 from torch import Tensor, nn
 
 from tripq.graph import NodeSpace, PQGraph, QSpace
@@ -40,19 +41,72 @@ class GatedNonlinearity(nn.Module):
         if any(ir.p == -1 for _, ir in scalars):
             raise ValueError(f"odd scalars cannot pass a swish: {self.irreps_out}")
         gates = o3.Irreps([(mul, "0e") for mul, _ in gated])
-        self.gate = Gate(
-            scalars,
-            [torch.nn.functional.silu for _ in scalars],
-            gates,
-            [torch.sigmoid for _ in gates],
-            gated,
-        )
-        self.irreps_in = self.gate.irreps_in.simplify()
+        gates = sum(mul for mul, _ in gated)
+        self.irreps_in = (scalars + o3.Irreps([(gates, "0e")]) + gated).simplify()
+        self.swish = normalize2mom(torch.nn.functional.silu)
+        self.sigmoid = normalize2mom(torch.sigmoid)
+        self._shapes = [(mul, ir.dim) for mul, ir in gated]
+        self._sizes = [
+            scalars.dim,
+            *(mul for mul, _ in gated),
+            *(mul * ir.dim for mul, ir in gated),
+        ]
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., irreps_in.dim) -> (..., irreps_out.dim)."""
-        result: Tensor = self.gate(x)
-        return result
+        # e3nn's own gate takes slices, and the gradient of each slice fills a whole tensor.
+        scalars, *rest = x.split(self._sizes, dim=-1)
+        number = len(self._shapes)
+        parts = [self.swish(scalars)]
+        for gate, part, shape in zip(rest[:number], rest[number:], self._shapes, strict=True):
+            product = part.unflatten(-1, shape) * self.sigmoid(gate)[..., None]
+            parts.append(product.flatten(-2))
+        return torch.cat(parts, dim=-1)
+
+
+class BatchNorm(e3nn_nn.BatchNorm):
+    """e3nn's batch normalisation, of all features at once.
+
+    Scalars get mean 0 and variance 1 over a batch, features of order l > 0 components of mean
+    square 1; then each feature a learned factor, and each scalar a learned constant.
+
+    Parameters
+    ----------
+    irreps : Irreps or str
+        Features in and out.
+    """
+
+    def __init__(self, irreps: o3.Irreps | str) -> None:
+        super().__init__(irreps)
+        features = [ir for mul, ir in self.irreps for _ in range(mul)]
+        dims = torch.tensor([ir.dim for ir in features], dtype=torch.int64)
+        scalar = torch.tensor([ir.is_scalar() for ir in features], dtype=torch.bool)
+        self._feature: Tensor
+        self._scalar: Tensor
+        feature = torch.arange(len(dims)).repeat_interleave(dims)
+        # The feature that each component belongs to, and where the scalars stand.
+        self.register_buffer("_feature", feature, persistent=False)
+        self.register_buffer("_scalar", scalar[feature].nonzero()[:, 0], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., irreps.dim) -> (..., irreps.dim)."""
+        # e3nn takes the features apart: the gradient of each slice fills a whole tensor.
+        mean = x.new_zeros(x.shape[-1])
+        if self.training:
+            variance, averages = torch.var_mean(x.flatten(0, -2), dim=0, correction=0)
+            mean = mean.index_copy(0, self._scalar, averages[self._scalar])
+            squares = variance + (averages - mean).square()
+            count = self._feature.bincount(minlength=self.irreps.num_irreps)
+            power = x.new_zeros(len(count)).index_add(0, self._feature, squares) / count
+            with torch.no_grad():
+                self.running_mean.lerp_(mean[self._scalar], self.momentum)
+                self.running_var.lerp_(power, self.momentum)
+        else:
+            mean = mean.index_copy(0, self._scalar, self.running_mean)
+            power = self.running_var
+        scale = ((power + self.eps).rsqrt() * self.weight)[self._feature]
+        shift = (-mean * scale).index_add(0, self._scalar, self.bias)
+        return torch.addcmul(shift, x, scale)
 
 
 class NormsAsScalars(nn.Module):
@@ -70,18 +124,21 @@ class NormsAsScalars(nn.Module):
         higher = [(mul, ir) for mul, ir in self.irreps_in if ir.l > 0]
         count = sum(mul for mul, _ in higher)
         self.irreps_out = self.irreps_in + o3.Irreps([(count, "0e")] if count else [])
-        self.squared_norms = o3.Norm(o3.Irreps(higher), squared=True)
-        self._higher = [
-            s for s, (_, ir) in zip(self.irreps_in.slices(), self.irreps_in, strict=True) if ir.l
-        ]
+        self._shapes = [(mul, ir.dim) for mul, ir in self.irreps_in]
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., irreps_in.dim) -> (..., irreps_out.dim)."""
-        if not self._higher:
+        parts = x.split([mul * dim for mul, dim in self._shapes], dim=-1)
+        squares = [
+            part.unflatten(-1, shape).square().sum(dim=-1)
+            for part, shape in zip(parts, self._shapes, strict=True)
+            if shape[1] > 1
+        ]
+        if not squares:
             return x
-        squares = self.squared_norms(torch.cat([x[..., s] for s in self._higher], dim=-1))
-        # sqrt(squares + eps^2) - eps, without the cancellation
-        norms = squares / ((squares + _NORM_EPS**2).sqrt() + _NORM_EPS)
+        squared = torch.cat(squares, dim=-1)
+        # sqrt(squared + eps^2) - eps, without the cancellation
+        norms = squared / ((squared + _NORM_EPS**2).sqrt() + _NORM_EPS)
         return torch.cat([x, norms], dim=-1)
 
 

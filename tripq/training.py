@@ -29,7 +29,6 @@ from typing import Any, Protocol
 import lightning as L
 import numpy as np
 import torch
-from e3nn.nn import BatchNorm
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,7 +36,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from tripq.dwi import DWI
 from tripq.graph import PQGraph
-from tripq.nn import scale_initial_weights
+from tripq.nn import BatchNorm, scale_initial_weights
 
 #: Share of the budget in which the learning rate rises; it falls like a cosine in the rest.
 WARM_UP = 0.1

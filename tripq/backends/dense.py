@@ -42,7 +42,7 @@ def evaluate(
     if not filter.paths or n_voxels == 0:
         return x.new_zeros(n_voxels, n_out, filter.dim_out)
     shape, position = edges.grid.cropped
-    volume = _to_volume(x[..., _grouped(filter.channels_in, x)], shape, position)
+    volume = _to_volume(x, shape, position)
     builder = DenseFilter(filter, edges.offsets.to(x.dtype), edges.steps, q)
     coefficients = builder.coefficients()
 
@@ -64,7 +64,7 @@ def evaluate(
             ],
             dim=1,
         )
-    return out[..., torch.argsort(_grouped(filter.channels_out, x))]
+    return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +103,7 @@ class DenseFilter:
     def coefficients(self) -> Tensor:
         """Of the products of two harmonics, (K_q_out, dim_out, B_q, dim_in, B_p).
 
-        B_q counts (order, radial function of q_in, component), B_p the same in p; the channels are
-        grouped by order.
+        B_q counts (order, radial function of q_in, component), B_p the same in p.
         """
         filter = self.filter
         blocks: dict[tuple[int, int, int, int], Tensor] = {}
@@ -126,7 +125,9 @@ class DenseFilter:
             )
 
         inputs, outputs = range(len(filter.channels_in)), range(len(filter.channels_out))
-        return _joined(block_at, (outputs, inner, inputs, outer), dim=1)
+        grouped = _joined(block_at, (outputs, inner, inputs, outer), dim=1)
+        grouped = grouped.index_select(1, _places(filter.channels_out, grouped))
+        return grouped.index_select(3, _places(filter.channels_in, grouped))
 
     def weight(self, coefficients: Tensor, directions: Tensor) -> Tensor:
         """The filter for some output directions, (Q dim_out, Q_in dim_in, *cells), for conv3d."""
@@ -197,19 +198,21 @@ def _joined(block: Callable[..., Tensor], keys: tuple[Iterable[int], ...], dim: 
     return torch.cat(parts, dim=dim)
 
 
-def _grouped(channels: tuple[Channels, ...], like: Tensor) -> Tensor:
-    """Where the components stand, group after group."""
-    return torch.tensor([i for c in channels for i in c.index], device=like.device)
+def _places(channels: tuple[Channels, ...], like: Tensor) -> Tensor:
+    """Where each component stands among those that are grouped by channels."""
+    grouped = torch.tensor([i for c in channels for i in c.index], device=like.device)
+    return torch.argsort(grouped)
 
 
 def _to_volume(x: Tensor, shape: tuple[int, ...], position: Tensor) -> Tensor:
-    """(V, Q, dim) to (volumes, Q dim, x, y, z), zero outside the mask."""
-    n, *box = shape
-    features = x.flatten(1)
-    rows = features.new_zeros(math.prod(shape), features.shape[1]).index_copy(0, position, features)
-    return rows.view(n, -1, features.shape[1]).transpose(1, 2).reshape(n, -1, *box)
+    """(V, Q, dim) to (volumes, Q dim, x, y, z), zero outside the mask; the channels stand last."""
+    rows = x.flatten(1)
+    if len(rows) < math.prod(shape):
+        rows = rows.new_zeros(math.prod(shape), rows.shape[1]).index_copy(0, position, rows)
+    return rows.view(*shape, -1).movedim(-1, 1)
 
 
 def _from_volume(volume: Tensor, position: Tensor) -> Tensor:
     """(volumes, channels, x, y, z) to (V, channels)."""
-    return volume.movedim(1, -1).flatten(0, 3).index_select(0, position)
+    rows = volume.movedim(1, -1).flatten(0, 3)
+    return rows if len(rows) == len(position) else rows.index_select(0, position)
