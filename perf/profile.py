@@ -84,11 +84,11 @@ def measure_row(task: Task, limit: float) -> Row:
 
 def main(
     workload: Annotated[
-        list[str] | None, typer.Option(help=f"One of {', '.join(NAMES)}.  [default: all]")
+        list[str] | None, typer.Option(help=f"One of {', '.join(NAMES)}. All, if not given.")
     ] = None,
     backend: Annotated[
         list[str] | None,
-        typer.Option(help=f"Or peer: one of {', '.join(METHODS)}.  [default: all but edges]"),
+        typer.Option(help=f"Or peer: one of {', '.join(METHODS)}. All but edges, if not given."),
     ] = None,
     device: Annotated[Literal["cpu", "cuda"], typer.Option()] = "cpu",
     dtype: Annotated[
@@ -96,7 +96,7 @@ def main(
     ] = "float32",
     repeats: Annotated[int, typer.Option(min=1, help="Timed calls; medians are shown.")] = 5,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Of torch.  [default: torch's]")
+        int | None, typer.Option(min=1, help="Of torch; its own choice, if not given.")
     ] = None,
     time_limit: Annotated[float, typer.Option(min=1, help="Seconds for each row.")] = 1800.0,
     json: Annotated[
