@@ -84,7 +84,13 @@ def layer_of(workload: LayerWorkload, backend: str) -> PQTensorFieldLayer:
         p_radial=Radial(number=3),
         q_radial=Radial(number=1 if cloud else len(workload.shells)),
         backend=backend,  # type: ignore[arg-type]
+        memory_budget=_budget(backend),
     )
+
+
+def _budget(backend: str) -> int | None:
+    """The default, but that the dense filter is built once and held, as the authors hold it."""
+    return 1 << 40 if backend == "dense" else None
 
 
 def with_backend(network: nn.Module, backend: str) -> list[PQTensorFieldLayer]:
@@ -92,6 +98,7 @@ def with_backend(network: nn.Module, backend: str) -> list[PQTensorFieldLayer]:
     layers = [m for m in network.modules() if isinstance(m, PQTensorFieldLayer)]
     for layer in layers:
         layer.backend = backend  # type: ignore[assignment]
+        layer.memory_budget = _budget(backend)
     return layers
 
 

@@ -38,6 +38,8 @@ How it is measured:
 * *Work* is the multiply-adds of a forward pass, as `layer.explain` counts them for that back end.
   *Floor* is the least time for them and for the bytes to move, by the rates of a large matrix
   product and of a large copy on the same machine, as a share of the time of the forward pass.
+* `dense` builds its filter once and holds it, as the authors' code does: no budget splits it. The
+  other back ends keep to their default budget of 256 MB of working arrays.
 * C is the forward pass of a plain `Conv3d` with the dense filter given, in the same run: machines
   differ, ratios to it do less.
 """

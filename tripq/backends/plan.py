@@ -24,7 +24,7 @@ Backend = Literal["auto", "edges", "dense", "fourier", "recoupled", "triton"]
 #: ``perf/profile.py``.  Machines differ, but only the ratios matter.  Those of a GPU are the order
 #: of its arithmetic units' peaks (convolutions in float32 without tensor cores): not measured.
 RATES = {
-    "cpu": {"edges": 1.0, "dense": 100.0, "fourier": 30.0, "recoupled": 30.0, "triton": 5.0},
+    "cpu": {"edges": 1.0, "dense": 70.0, "fourier": 35.0, "recoupled": 10.0, "triton": 1.0},
     "cuda": {
         "edges": 100.0,
         "dense": 15_000.0,
