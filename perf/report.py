@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from goals import GOALS, Goal, judged
 from rich.console import Console
 from rich.table import Table
 from rows import RESULTS, Machine, Run, load
-from tables import about, axes, label, notes_of, scaling_table, stages_of, table_of, verdict_on_auto
+from tables import (
+    about,
+    axes,
+    label,
+    notes_of,
+    scaling_table,
+    seconds,
+    size,
+    stages_of,
+    table_of,
+    verdict_on_auto,
+)
 from workloads import IRREPS, WORKLOADS
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+README = Path(__file__).parents[1] / "README.md"
 IMAGES = "images"
 
 INTRODUCTION = f"""\
@@ -165,10 +177,48 @@ def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
+# -- the table of the README -----------------------------------------------------------------------
+
+_BEGIN, _END = "<!-- written by perf/profile.py -->\n", "<!-- until here -->\n"
+
+#: The workloads of the README, and beside what tripq does the methods that it is compared with.
+_SHOWN = ("block", "block2", "patch", "brain", "segmenter-step")
+_COMPARED = ("dense", "conv3d", "e3nn", "conv-network")
+
+
+def readme(text: str, results: dict[str, tuple[Run, ...]]) -> str:
+    """The README with its table of what was measured on a CPU."""
+    rows = []
+    runs = [run for run in results.get("cpu", ()) if run.dtype == "float32"]
+    for run in runs:
+        if run.workload in _SHOWN:
+            rows += _compared(run)
+    header = ("workload", "method", "forward", "forward + backward", "peak memory")
+    before, rest = text.split(_BEGIN)
+    _, after = rest.split(_END)
+    table = _markdown(header, rows) if rows else "Not measured yet.\n"
+    return before + _BEGIN + "\n" + table + "\n" + _END + after
+
+
+def _compared(run: Run) -> Iterator[list[str]]:
+    for method in ("auto", *_COMPARED):
+        row = run.row(method)
+        if row is not None and row.forward is not None:
+            name = "**tripq**" if method == "auto" else label(method)
+            yield [
+                f"`{run.workload}`",
+                name,
+                seconds(row.forward),
+                seconds(row.forward_backward),
+                size(row.peak_memory),
+            ]
+
+
 def write_report() -> Path:
-    """Write the page and the plots from what is in perf/results/."""
+    """Write the page, the table of the README and the plots from what is in perf/results/."""
     results = stored()
     PAGE.write_text(page(results))
+    README.write_text(readme(README.read_text(), results))
     for slug, runs in results.items():
         for run in runs:
             if run.workload == "scaling":

@@ -185,7 +185,10 @@ def made_up(perf: SimpleNamespace, workload: str, *rows: object) -> Any:
 
 
 def test_the_page_is_made_of_what_is_kept(perf: SimpleNamespace) -> None:
-    assert perf.report.PAGE.read_text() == perf.report.page(perf.report.stored())
+    results = perf.report.stored()
+    assert perf.report.PAGE.read_text() == perf.report.page(results)
+    readme = perf.report.README.read_text()
+    assert readme == perf.report.readme(readme, results)
 
 
 def test_goals_are_met_missed_or_not_measured(perf: SimpleNamespace) -> None:
