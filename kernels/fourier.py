@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.profiler import record_function
 
 # Bytes of a stage for a few frequencies, on a CPU: they stay in the cache of a core.
 _CACHED = 1 << 22
@@ -317,8 +318,9 @@ class _Convolution(torch.autograd.Function):
                     for i in range(len(rows)):
                         aggregated = stages.aggregate(i, s, rows[i])
                         joined = stages.join(i, s, part)
-                        for m, a in zip(mixed, aggregated, strict=True):
-                            m.baddbmm_(joined, a)
+                        with record_function("tripq: p-aggregation"):
+                            for m, a in zip(mixed, aggregated, strict=True):
+                                m.baddbmm_(joined, a)
                     _combine(mixed, total[:, run, :, part])
             del spectra
             _write(total, out, layout, group)
@@ -353,8 +355,9 @@ class _Convolution(torch.autograd.Function):
                             stages.join_back(i, s, part, joined, grads, needed)
                         joined = stages.join(i, s, part)
                         # The gradient takes the place of what it is the gradient of.
-                        for m, a in zip(mixed, aggregated, strict=True):
-                            torch.bmm(joined.transpose(1, 2), m, out=a)
+                        with record_function("tripq: p-aggregation"):
+                            for m, a in zip(mixed, aggregated, strict=True):
+                                torch.bmm(joined.transpose(1, 2), m, out=a)
                         if needed.embeddings[i]:
                             weighted = rows[i] * weights[part, :, None]
                             target = grads.embeddings[i][..., run]
@@ -375,6 +378,7 @@ class _Convolution(torch.autograd.Function):
 # -- from voxels to spectra and back -------------------------------------------------------------
 
 
+@record_function("tripq: transforms")
 def _spectra(x: Tensor, layout: Layout, tiles: Tiles) -> list[Tensor]:
     """The inputs in Fourier space, each (B, C_i, Q_i, F)."""
     n_tiles, n_places = tiles.source.shape
@@ -389,6 +393,7 @@ def _spectra(x: Tensor, layout: Layout, tiles: Tiles) -> list[Tensor]:
     return spectra
 
 
+@record_function("tripq: transforms")
 def _add(spectra: list[Tensor], x: Tensor, layout: Layout, tiles: Tiles) -> None:
     """The transpose of `_spectra` up to `Tiles.weights`, added to `x`."""
     for spectrum, channels, directions in zip(
@@ -401,6 +406,7 @@ def _add(spectra: list[Tensor], x: Tensor, layout: Layout, tiles: Tiles) -> None
             x[source[places][:, None, None], directions[:, None], channels] += rows
 
 
+@record_function("tripq: transforms")
 def _write(total: Tensor, out: Tensor, layout: Layout, tiles: Tiles) -> None:
     """Outputs in Fourier space, (B, Q_out, dim_out, F), to `out`; by shells, to save memory."""
     for run in layout.runs:
@@ -410,6 +416,7 @@ def _write(total: Tensor, out: Tensor, layout: Layout, tiles: Tiles) -> None:
             out[voxels[:, None], layout.order[run]] = rows
 
 
+@record_function("tripq: transforms")
 def _read(grad: Tensor, layout: Layout, tiles: Tiles) -> Tensor:
     """The transpose of `_write`, up to `Tiles.weights`."""
     n_tiles, n_places = tiles.source.shape
@@ -516,6 +523,7 @@ class _Stages:
         n, n_q = part.stop - part.start, run.stop - run.start
         return self._work("mixed", 2 * n_tiles, n, 2 * self._dim_out, n_q)
 
+    @record_function("tripq: q-aggregation")
     def aggregate(self, i: int, s: int, rows: Tensor) -> Tensor:
         """Stage 1: (2 B, f, C_i B_i, Q)."""
         embedding = self._embeddings[i][s]
@@ -525,11 +533,13 @@ class _Stages:
         torch.mm(flat, embedding, out=product)
         return product.view(*rows.shape[:2], -1, run.stop - run.start)
 
+    @record_function("tripq: q-aggregation")
     def aggregate_back(self, i: int, s: int, grad: Tensor, grad_rows: Tensor) -> None:
         """Add the gradient of the rows of `aggregate`."""
         embedding = self._embeddings[i][s]
         grad_rows.flatten(0, 2).addmm_(grad.view(-1, embedding.shape[1]), embedding.T)
 
+    @record_function("tripq: filter")
     def join(self, i: int, s: int, part: slice) -> Tensor:
         """Stage 2: (f, 2 dim_out, C_i B_i)."""
         coefficients = self._coefficients[i][s]
@@ -539,6 +549,7 @@ class _Stages:
             torch.mm(self._transfer[part, some], coefficients[some].flatten(1), out=half)
         return joined
 
+    @record_function("tripq: filter")
     def join_back(
         self, i: int, s: int, part: slice, grad: Tensor, grads: Operands, needed: Operands
     ) -> None:
@@ -558,6 +569,7 @@ class _Stages:
             (odd.flatten(1), slice(self._n_even, None)),
         ]
 
+    @record_function("tripq: filter")
     def correlate(self, mixed: Tensor, aggregated: Tensor) -> Tensor:
         """The gradient of what `join` makes."""
         _, n, n_mixed, _ = mixed.shape

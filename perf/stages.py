@@ -64,6 +64,6 @@ def _stage(event: object) -> str:
     ancestor = event
     while ancestor is not None:
         if ancestor.name.startswith(PREFIX):  # type: ignore[attr-defined]
-            return str(ancestor.name)  # type: ignore[attr-defined]
+            return str(ancestor.name).removeprefix(PREFIX).lstrip(": ")  # type: ignore[attr-defined]
         ancestor = ancestor.cpu_parent  # type: ignore[attr-defined]
     return next((group for group, begins in GROUPS.items() if name.startswith(begins)), "other")

@@ -18,6 +18,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
 from tripq.backends.tables import embed_p, embed_q
@@ -100,6 +101,7 @@ class DenseFilter:
         # As coefficients of the p-embeddings, and twice on the grid: conv3d makes a copy.
         return size * (sum(self._widths(outer=True).values()) + 2 * x * y * z)
 
+    @record_function("tripq: filter")
     def coefficients(self) -> Tensor:
         """Of the products of two harmonics, (K_q_out, dim_out, B_q, dim_in, B_p).
 
@@ -129,6 +131,7 @@ class DenseFilter:
         grouped = grouped.index_select(1, _places(filter.channels_out, grouped))
         return grouped.index_select(3, _places(filter.channels_in, grouped))
 
+    @record_function("tripq: filter")
     def weight(self, coefficients: Tensor, directions: Tensor) -> Tensor:
         """The filter for some output directions, (Q dim_out, Q_in dim_in, *cells), for conv3d."""
         filter = self.filter

@@ -24,6 +24,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
 from tripq.backends.tables import embed_p, embed_q, mixing_at
@@ -85,6 +86,7 @@ def _to_one_direction(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, bud
     return _mix_and_aggregate_p(coupled, mixing, p_embedding, edges, filter, budget)
 
 
+@record_function("tripq: q-aggregation")
 def _aggregate_q(x: Tensor, embedding: Tensor) -> Tensor:
     """Step 1: (V, Q_in, dim_in) -> (Q_out, K_3, 2 l + 1, V, dim_in)."""
     n_voxels, n_in, dim = x.shape
@@ -92,6 +94,7 @@ def _aggregate_q(x: Tensor, embedding: Tensor) -> Tensor:
     return (embedding.reshape(-1, n_in) @ columns).view(*embedding.shape[:-1], n_voxels, dim)
 
 
+@record_function("tripq: q-coupling")
 def _couple(aggregated: dict[int, Tensor], filter: PQFilter) -> list[Tensor]:
     """Step 2: l -> (Q_out, K_3, 2 l + 1, V, dim_in) to l_1 -> (Q_out, V (2 l_1 + 1), columns)."""
     coupled = []
@@ -107,6 +110,7 @@ def _couple(aggregated: dict[int, Tensor], filter: PQFilter) -> list[Tensor]:
     return coupled
 
 
+@record_function("tripq: p-aggregation")
 def _aggregate_p(
     mixed: list[Tensor],
     p_embedding: dict[int, Tensor],
@@ -137,6 +141,7 @@ def _aggregate_p(
     return out
 
 
+@record_function("tripq: p-aggregation")
 def _mix_and_aggregate_p(
     coupled: list[Tensor],
     mixing_matrices: list[Tensor],
