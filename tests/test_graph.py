@@ -413,6 +413,8 @@ def test_the_geometry_keeps_its_gradient():
     ("change", "message"),
     [
         ({"mask": np.ones((2, 2))}, r"the mask must be 3D, not of shape \(2, 2\)"),
+        ({"mask": np.full((2, 2, 2), np.nan)}, "the mask holds values that are not finite"),
+        ({"q": np.ones((0, 3))}, "q holds no directions"),
         ({"affine": np.eye(3)}, r"finite matrix of shape \(4, 4\)"),
         ({"affine": np.full((4, 4), np.nan)}, "the affine must be a finite matrix"),
         ({"affine": np.diag([2.0, 2, 0, 1])}, "the affine is singular"),

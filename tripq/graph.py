@@ -419,7 +419,10 @@ class PQGraph:
             For a mask that is not 3D, a singular affine, a negative radius, or values that are not
             finite.
         """
-        selected = np.asarray(mask) != 0
+        values = np.asarray(mask)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise ValueError("the mask holds values that are not finite")
+        selected = values != 0
         if selected.ndim != 3:
             raise ValueError(f"the mask must be 3D, not of shape {selected.shape}")
         matrix = np.asarray(affine, dtype=np.float64)
@@ -709,6 +712,8 @@ def _q_space(
             raise ValueError("q_out and q_weights need q: this graph has no q-space")
         return None
     q_in = _vectors(q, "q")
+    if not len(q_in):
+        raise ValueError("q holds no directions: for maps without q-space give q=None")
     q_to = q_in if q_out is None else _vectors(q_out, "q_out")
     joined = _joined_directions(q_to, q_in, q_edges)
     if q_weights is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from typing import Literal
 
 import numpy as np
@@ -148,7 +149,7 @@ def make_plan(
     ValueError
         If `backend` names one that cannot run here; the message says why.
     """
-    device, dtype = filter.weight.device.type, filter.weight.dtype
+    dtype, on_gpu = filter.weight.dtype, filter.weight.is_cuda
     impossible = {
         name: why
         for name in ("dense", "fourier", "triton")
@@ -159,9 +160,9 @@ def make_plan(
             f'the {backend!r} back end cannot run here: {impossible[backend]}. backend="auto" '
             "takes one that can"
         )
-    on_cpu = device == "cpu"
-    if on_cpu and backend != "triton":
+    if not on_gpu and backend != "triton":
         impossible["triton"] = "its kernels need a CUDA device"
+    device = "cuda" if on_gpu else "cpu"
     sizes = _Sizes.of(scan, q, filter, dtype.itemsize, budget)
     estimates = [
         _estimate(name, sizes, device)
@@ -175,8 +176,8 @@ def make_plan(
             reason += f" ({estimates[1].seconds / chosen.seconds:.1f} times {estimates[1].backend})"
     else:
         chosen, reason = next(e for e in estimates if e.backend == backend), "as asked for"
-        if backend == "triton" and on_cpu:
-            reason += " (on a CPU its operators run in plain torch)"
+        if backend == "triton" and not on_gpu:
+            reason += " (without a CUDA device its operators run in plain torch)"
     return Plan(
         filter=f'"{filter.kind}"',
         scan=sizes.describe(),
@@ -197,6 +198,8 @@ def _obstacle(backend: str, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilt
         if backend == "fourier" and filter.kind == "diff":
             return 'a "diff" filter does not come apart into p- and q-space'
     if backend == "triton":
+        if filter.weight.is_cuda and find_spec("triton") is None:
+            return "Triton is not installed"
         if filter.kind == "diff" and isinstance(q, QSpace):
             return 'it has no kernel for a "diff" filter between voxels that share directions'
         q_in = q.q if isinstance(q, NodeSpace) else q.q_in
@@ -322,6 +325,16 @@ class _Stages:
         )
 
 
+@dataclass(frozen=True)
+class _Work:
+    """Multiply-adds, numbers moved and numbers held of an evaluation, besides the features."""
+
+    operations: float
+    moved: float
+    held: float
+    whole: float = 0.0  # held too, and no budget splits it
+
+
 def _estimate(backend: str, sizes: _Sizes, device: str) -> Estimate:
     count = {
         "edges": _edges,
@@ -330,30 +343,25 @@ def _estimate(backend: str, sizes: _Sizes, device: str) -> Estimate:
         "recoupled": _recoupled,
         "triton": _triton,
     }[backend]
-    operations, moved, held = count(sizes)
-    moved += sizes.features
-    item = sizes.itemsize
-    seconds = operations / RATES[device][backend] + moved * item / BANDWIDTH[device]
-    return Estimate(
-        backend,
-        operations,
-        moved * item,
-        sizes.features * item + min(held * item, sizes.budget),
-        seconds / 1e9,
-    )
+    work, item = count(sizes), sizes.itemsize
+    moved = (work.moved + sizes.features) * item
+    held = (work.whole + sizes.features) * item + min(work.held * item, sizes.budget)
+    seconds = work.operations / RATES[device][backend] + moved / BANDWIDTH[device]
+    return Estimate(backend, work.operations, moved, held, seconds / 1e9)
 
 
-def _edges(s: _Sizes) -> tuple[float, float, float]:
-    """Multiply-adds, numbers moved and numbers held besides the features."""
+def _edges(s: _Sizes) -> _Work:
     f = s.filter
     coupled = sum((2 * p.l_out + 1) * (2 * p.l_in + 1) * (2 * p.l_filter + 1) for p in f.paths)
     weighted = f.weight.numel() + len(f.paths) * f.dim_out * f.dim_in
     n_edges = s.n_edges * s.n_in * s.n_out
     kernel = f.dim_out * f.dim_in
-    return n_edges * (coupled + weighted + kernel), 4 * n_edges * kernel, 2 * n_edges * kernel
+    return _Work(
+        n_edges * (coupled + weighted + kernel), 4 * n_edges * kernel, 2 * n_edges * kernel
+    )
 
 
-def _dense(s: _Sizes) -> tuple[float, float, float]:
+def _dense(s: _Sizes) -> _Work:
     f = s.filter
     stages = _Stages.of(f)
     k_p, k_out, _ = f.radial
@@ -364,33 +372,35 @@ def _dense(s: _Sizes) -> tuple[float, float, float]:
         building = mixing + matrix * s.n_types * stages.embedding
     else:
         building = mixing + matrix * (stages.embedding * outer + outer * s.n_types)
-    features = s.n_box * (s.n_in * f.dim_in + s.n_out * f.dim_out)
-    held = matrix * (outer + 2 * s.n_cells) + features
-    return building + s.n_box * s.n_cells * matrix, 2 * held, held
+    volume = s.n_box * s.n_in * f.dim_in
+    held = matrix * (outer + 2 * s.n_cells) + s.n_box * s.n_out * f.dim_out
+    return _Work(building + s.n_box * s.n_cells * matrix, 2 * (held + volume), held, volume)
 
 
-def _recoupled(s: _Sizes) -> tuple[float, float, float]:
+def _recoupled(s: _Sizes) -> _Work:
     f = s.filter
     stages = _Stages.of(f)
     operations: float
     moved: float
     if s.nodes:
         operations = s.n_edges * (stages.embedding * f.dim_in + stages.coupling + stages.p_dense)
-        return operations, s.n_edges * (stages.coupled + stages.mixed), s.n_edges * stages.mixed
+        return _Work(
+            operations, s.n_edges * (stages.coupled + stages.mixed), s.n_edges * stages.mixed
+        )
     # A "diff" filter has embeddings of every edge, and of no voxel.
     places = s.n_edges if f.kind == "diff" else s.n_voxels
     aggregated = s.n_in * stages.embedding * f.dim_in + stages.coupling
     if s.n_out == 1:
         operations = places * aggregated + s.n_edges * stages.p_joined
         moved = places * stages.coupled + s.n_edges * stages.coupled
-        return operations, 2 * moved, places * stages.coupled
+        return _Work(operations, 2 * moved, places * stages.coupled)
     operations = s.n_out * (places * (aggregated + stages.mixing) + s.n_edges * stages.p_dense)
     numbers = stages.embedding * f.dim_in + 2 * stages.coupled + 2 * stages.mixed
     moved = s.n_out * (places * numbers + s.n_edges * stages.mixed)
-    return operations, moved, s.n_out * places * (stages.coupled + 2 * stages.mixed)
+    return _Work(operations, moved, s.n_out * places * (stages.coupled + 2 * stages.mixed))
 
 
-def _fourier(s: _Sizes) -> tuple[float, float, float]:
+def _fourier(s: _Sizes) -> _Work:
     f = s.filter
     stages = _Stages.of(f)
     joined = stages.embedding * f.dim_in
@@ -401,22 +411,22 @@ def _fourier(s: _Sizes) -> tuple[float, float, float]:
     features = s.n_in * f.dim_in + s.n_out * f.dim_out
     operations = s.n_places * (products + joining)
     moved = s.n_places * (4 * features + 2 * s.n_out * joined + f.radial[1] * joined * f.dim_out)
-    return operations, moved, 2 * s.n_places * features
+    return _Work(operations, moved, 2 * s.n_places * features)
 
 
-def _triton(s: _Sizes) -> tuple[float, float, float]:
+def _triton(s: _Sizes) -> _Work:
     f = s.filter
     stages = _Stages.of(f)
     operations: float
     coupled, mixed = stages.coupled, stages.mixed
     if s.nodes:
         operations = s.n_edges * (stages.coupling + stages.coupled + stages.p_sparse)
-        return operations, s.n_edges * f.dim_in, s.n_voxels * mixed
+        return _Work(operations, s.n_edges * f.dim_in, s.n_voxels * mixed)
     k_q = f.radial[2]
     q_stage = s.n_in * (stages.coupling / k_q + coupled)
     operations = s.n_out * (s.n_voxels * (q_stage + stages.mixing) + s.n_edges * stages.p_sparse)
     moved = s.n_out * (s.n_voxels * 2 * (coupled + mixed) + s.n_edges * mixed / 4)
-    return operations, moved, s.n_out * s.n_voxels * (coupled + mixed)
+    return _Work(operations, moved, s.n_out * s.n_voxels * (coupled + mixed))
 
 
 @cache
