@@ -295,6 +295,14 @@ def test_every_cohort_says_that_it_is_simulated_and_under_which_licences(cohort:
     assert header[1:] == list(json.loads((cohort / "participants.json").read_text()))
 
 
+def test_every_head_is_of_its_own_shape_and_pose(cohort: Path) -> None:
+    sidecars = [json.loads(path.read_text()) for path in sorted(cohort.glob("sub-*/dwi/*.json"))]
+    first, second = (sidecar.pop("Simulation") for sidecar in sidecars)
+    assert first.pop("SubjectSeed") != second.pop("SubjectSeed")
+    assert first == second
+    assert all("SIMULATED" in sidecar["Description"] for sidecar in sidecars)
+
+
 def test_what_is_written_is_read_back(cohort: Path) -> None:
     subjects = load_cohort(cohort)
     assert [subject.name for subject in subjects] == ["sub-01", "sub-12"]
