@@ -158,9 +158,40 @@ def test_coverage_is_read_onto_the_grid_of_the_anatomy(block: Anatomy, tmp_path:
     affine[:3, 3] = -9 + 0.25
     coverage = read_coverage(write(tmp_path, "lesion", fine, affine), block)
     assert coverage.shape == block.mask.shape
-    assert coverage.max() == pytest.approx(1, abs=0.05)
-    volume = coverage.sum() * block.grid.voxel_volume
-    assert volume == pytest.approx((12 * 0.5) ** 3, rel=0.15)
+    assert coverage.max() == 1
+    assert coverage.min() == 0
+    # the cube of 6 mm is cut by voxels of 2 mm without loss
+    assert coverage.sum() * block.grid.voxel_volume == pytest.approx((12 * 0.5) ** 3, rel=1e-6)
+
+
+def test_lesions_at_the_border_of_a_file_end_there(block: Anatomy, tmp_path: Path) -> None:
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])  # its first voxel is the middle one of the block
+    path = write(tmp_path, "lesion", np.ones((2, 2, 2), np.uint8), affine)
+    expected = np.zeros((9, 9, 9), np.float32)
+    expected[4:6, 4:6, 4:6] = 1
+    np.testing.assert_array_equal(read_coverage(path, block), expected)
+
+
+def test_scaled_outlines_grow_about_the_centre_of_the_brain(block: Anatomy, tmp_path: Path) -> None:
+    fine = np.zeros((36, 36, 36), np.uint8)
+    fine[12:24, 12:24, 12:24] = 1  # a cube of 6 mm, of which the middle is that of the brain
+    affine = np.diag([0.5, 0.5, 0.5, 1.0])
+    affine[:3, 3] = -9 + 0.25
+    path = write(tmp_path, "lesion", fine, affine)
+    plain, scaled = (read_coverage(path, block, scale) for scale in (1.0, 1.3))
+    assert scaled.sum() / plain.sum() == pytest.approx(1.3**3, rel=0.05)
+    for coverage in (plain, scaled):
+        np.testing.assert_allclose(ndimage.center_of_mass(coverage), (4, 4, 4), atol=0.01)
+    with pytest.raises(SimulationError, match="scale=0"):
+        read_coverage(path, block, 0.0)
+
+
+def test_a_truncated_file_is_named(block: Anatomy, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (9, 9, 9), dtype=np.uint8)
+    path = write(tmp_path, "lesion", noise, block.affine)
+    path.write_bytes(path.read_bytes()[:-12])
+    with pytest.raises(SimulationError, match=r"lesion\.nii\.gz: truncated or damaged"):
+        read_coverage(path, block)
 
 
 def test_the_shared_template_with_hcp_peaks_can_be_read(shared_data: Path) -> None:

@@ -9,7 +9,13 @@ True
 
 from __future__ import annotations
 
-from tripq.simulate.anatomy import Anatomy, default_anatomy, read_anatomy, read_coverage
+from tripq.simulate.anatomy import (
+    Anatomy,
+    default_anatomy,
+    fibres_from_peaks,
+    read_anatomy,
+    read_coverage,
+)
 from tripq.simulate.errors import SimulationError
 from tripq.simulate.fibres import estimate_fibres
 from tripq.simulate.fields import random_field
@@ -43,6 +49,7 @@ __all__ = [
     "diffusion_signal",
     "draw_lesions",
     "estimate_fibres",
+    "fibres_from_peaks",
     "lesion_damage",
     "random_field",
     "random_pose",

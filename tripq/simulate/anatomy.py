@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
+from itertools import product
 from os import PathLike
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from scipy import ndimage
 
 from tripq.simulate.errors import SimulationError
 from tripq.simulate.fibres import estimate_fibres
-from tripq.simulate.grid import Grid, interpolate
+from tripq.simulate.grid import Grid, interpolate, nearest
 
 VENTRICLE_DEPTH = 25.0
 """Fluid at least this far below the surface of the brain, in mm, lies in ventricles.
@@ -262,22 +264,55 @@ def read_anatomy(
         raise SimulationError(
             f"{peaks}: shape {images['peaks'].shape}; one to three peaks need (X, Y, Z, 3, 6 or 9)."
         )
-    vectors = images["peaks"].get_fdata(dtype=np.float32).reshape(*shape, -1, 3)
+    vectors = _values(images["peaks"]).reshape(*shape, -1, 3)
     vectors = np.nan_to_num(vectors, nan=0.0)  # MRtrix writes NaN for missing peaks
-    length = np.linalg.norm(vectors, axis=-1)
-    total = length.sum(axis=-1, keepdims=True)
+    directions, weights = fibres_from_peaks(vectors)
     return Anatomy(
         _fraction(images["wm"]),
         _fraction(images["gm"]),
         _fraction(images["csf"]),
-        images["mask"].get_fdata() != 0,
-        vectors / np.where(length > 0, length, 1.0)[..., None],
-        np.float32(PEAK_COHERENCE) * length / np.where(total > 0, total, 1.0),
+        _values(images["mask"]) != 0,
+        directions,
+        weights,
         affine,
     )
 
 
-def read_coverage(path: str | PathLike[str], anatomy: Anatomy) -> NDArray[np.float32]:
+def fibres_from_peaks(
+    peaks: NDArray[np.float32],
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Directions and weights, as an `Anatomy` has them, of peaks.
+
+    Parameters
+    ----------
+    peaks : (..., K, 3) float32 array
+        Peaks in world axes (RAS+), zeros for missing ones. Only the ratios of the lengths in a
+        voxel are used.
+
+    Returns
+    -------
+    directions : (..., K, 3) float32 array
+        Unit vectors, or zeros.
+    weights : (..., K) float32 array
+        They add up to `PEAK_COHERENCE` where there is a peak.
+
+    Examples
+    --------
+    >>> directions, weights = fibres_from_peaks(np.array([[0, 0, 3.0], [0, 1, 0]], np.float32))
+    >>> directions[0], weights.round(4)
+    (array([0., 0., 1.], dtype=float32), array([0.5625, 0.1875], dtype=float32))
+    """
+    length = np.linalg.norm(peaks, axis=-1)
+    total = length.sum(axis=-1, keepdims=True)
+    return (
+        peaks / np.where(length > 0, length, np.float32(1))[..., None],
+        np.float32(PEAK_COHERENCE) * length / np.where(total > 0, total, np.float32(1)),
+    )
+
+
+def read_coverage(
+    path: str | PathLike[str], anatomy: Anatomy, scale: float = 1.0
+) -> NDArray[np.float32]:
     """Lesion coverage from a NIfTI file, on the grid of an anatomy.
 
     Parameters
@@ -287,6 +322,9 @@ def read_coverage(path: str | PathLike[str], anatomy: Anatomy) -> NDArray[np.flo
         and ones is read as well.
     anatomy : Anatomy
         In the same world coordinates. Its voxels may be of another size.
+    scale : float, optional
+        Enlarge the lesions by this about the centre of the brain of the anatomy: for outlines that
+        were registered to it rigidly and come from a smaller head.
 
     Returns
     -------
@@ -301,8 +339,12 @@ def read_coverage(path: str | PathLike[str], anatomy: Anatomy) -> NDArray[np.flo
     image = _load(Path(path))
     if image.ndim != 3:
         raise SimulationError(f"{path}: shape {image.shape}; lesion coverage is (X, Y, Z).")
+    if not scale > 0:
+        raise SimulationError(f"scale={scale} must be above 0.")
     x, y, z = image.shape
-    return _resample(_fraction(image), Grid((x, y, z), image.affine), anatomy.grid)
+    enlarge = np.diag([scale, scale, scale, 1.0])
+    enlarge[:3, 3] = (1 - scale) * anatomy.centre  # the centre stays where it is
+    return _average(_fraction(image), Grid((x, y, z), enlarge @ image.affine), anatomy.grid)
 
 
 def _load(path: Path) -> nib.Nifti1Image:
@@ -315,11 +357,18 @@ def _load(path: Path) -> nib.Nifti1Image:
     return image
 
 
+def _values(image: nib.Nifti1Image) -> NDArray[np.float32]:
+    try:
+        return image.get_fdata(dtype=np.float32)
+    except (OSError, EOFError, zlib.error) as error:
+        raise SimulationError(f"{image.get_filename()}: truncated or damaged: {error}.") from error
+
+
 def _fraction(image: nib.Nifti1Image) -> NDArray[np.float32]:
     """Values from 0 to 1; the 255 steps of uint8 are scaled."""
-    values = image.get_fdata(dtype=np.float32)
+    values = _values(image)
     if image.get_data_dtype() == np.uint8 and values.max() > 1:
-        values = values / 255
+        values = values / np.float32(255)
     return values
 
 
@@ -331,3 +380,27 @@ def _resample(volume: NDArray, source: Grid, target: Grid) -> NDArray[np.float32
     smooth = ndimage.gaussian_filter(volume.astype(np.float32), blur)
     values = interpolate(smooth, source.to_voxels(target.points()))
     return np.clip(values, 0.0, 1.0).reshape(target.shape)
+
+
+def _average(volume: NDArray[np.float32], source: Grid, target: Grid) -> NDArray[np.float32]:
+    """Mean of a map over the extent of each voxel of another grid.
+
+    Outlines keep their edges: the blur of `_resample` would lose lesions as small as a voxel.
+    """
+    centres = apply_affine(source.affine, np.argwhere(volume))
+    near = np.zeros(target.shape, dtype=bool)
+    near[nearest(target.shape, target.to_voxels(centres))] = True
+    reach = np.ceil(source.voxel_size.max() / target.voxel_size.min() / 2).astype(int) + 1
+    near = ndimage.binary_dilation(near, np.ones((3, 3, 3), dtype=bool), iterations=reach)
+    voxels = np.argwhere(near)  # (N, 3); all others are 0
+    total = np.zeros(len(voxels), dtype=np.float32)
+    # points no farther from each other than half a voxel of the source
+    samples = int(np.ceil(2 * target.voxel_size.max() / source.voxel_size.min() - 1e-6))
+    steps = (np.arange(samples) + 0.5) / samples - 0.5
+    padded = np.pad(volume, 1)  # beyond the grid there is nothing
+    for offset in product(steps, repeat=3):
+        at = source.to_voxels(apply_affine(target.affine, voxels + np.array(offset)))
+        total += padded[nearest(padded.shape, at + 1)]
+    average = np.zeros(target.shape, dtype=np.float32)
+    average[near] = total / samples**3
+    return average

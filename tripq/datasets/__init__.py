@@ -1,0 +1,37 @@
+"""The open cohort of patients with multiple sclerosis, as files in the layout of BIDS.
+
+Outlines of lesions and directions of fibres are real; the diffusion signal is simulated.
+
+>>> from tripq.datasets import load_cohort, open_ms, write_cohort
+>>> from tripq.simulate import GradientTable
+>>> table = GradientTable.from_shells([1000.0], [32])
+>>> def make(folder: str) -> None:  # the first line fetches 10 MB
+...     sources = open_ms(accept_licences=True)
+...     write_cohort(folder, sources, table, seed=0, snr=20.0)
+...     subjects = load_cohort(folder)  # for tripq.training and tripq.evaluation
+"""
+
+from __future__ import annotations
+
+from tripq.datasets.bids import LabelledSubject, load_cohort, load_subject, write_cohort
+from tripq.datasets.errors import DatasetError
+from tripq.datasets.heads import brain_scale, cohort_anatomy, lesion_coverage, read_fibres
+from tripq.datasets.sources import LICENCES, SOURCES, Licence, OpenMS, Source, open_ms
+
+__all__ = [
+    "LICENCES",
+    "SOURCES",
+    "DatasetError",
+    "LabelledSubject",
+    "Licence",
+    "OpenMS",
+    "Source",
+    "brain_scale",
+    "cohort_anatomy",
+    "lesion_coverage",
+    "load_cohort",
+    "load_subject",
+    "open_ms",
+    "read_fibres",
+    "write_cohort",
+]
