@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tripq import PQGraph, PQTensorFieldLayer, Radial
 from tripq.backends.plan import Backend
@@ -75,6 +77,22 @@ def relative_error(a: Tensor, b: Tensor) -> float:
     if a.numel() == 0:
         return 0.0
     return (a - b).abs().max().item() / max(b.abs().max().item(), CANCELLED)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the elements and the bytes of the largest tensor that any operation makes."""
+
+    largest = 0
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        for t in tree_leaves(out):
+            if isinstance(t, Tensor):
+                size = t.untyped_storage().nbytes()
+                self.bytes = max(self.bytes, size)
+                self.largest = max(self.largest, size // t.element_size())
+        return out
 
 
 # -- representations -----------------------------------------------------------------------------

@@ -12,8 +12,6 @@ from e3nn import o3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from tests.strategies import (
     AGREEMENT,
@@ -24,6 +22,7 @@ from tests.strategies import (
     Q_MAX,
     RADIUS,
     Grid,
+    LargestTensor,
     Nodes,
     Points,
     affine_of,
@@ -717,22 +716,6 @@ def test_repr_shows_irreps_paths_and_parameters():
         "PQTensorFieldLayer(1x0e -> 4x0e+2x1o | pq -> p, tp + p, SO3, 5 mm | "
         f"{len(layer.paths)} paths | {weights:,} weights)"
     )
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the number of elements of the largest tensor that any operation makes."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        views = {
-            t.untyped_storage().nbytes() // t.element_size()
-            for t in tree_leaves(out)
-            if isinstance(t, torch.Tensor)
-        }
-        self.largest = max(self.largest, *views, 0)
-        return out
 
 
 def test_nothing_of_the_size_of_the_product_of_the_edges_is_made():

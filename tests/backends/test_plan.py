@@ -5,10 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from tests.strategies import RADIUS, affine_of, backends_for, relative_error, table_of
+from tests.strategies import (
+    RADIUS,
+    LargestTensor,
+    affine_of,
+    backends_for,
+    relative_error,
+    table_of,
+)
 from tripq import PQGraph, PQTensorFieldLayer
 
 AFFINE = affine_of(2.0 * np.eye(3))
@@ -81,20 +86,6 @@ def test_gradients_of_coordinates_are_not_for_triton():
         layer_of(backend="triton")(torch.ones(2, 3, 15), graph)
 
 
-class Largest(TorchDispatchMode):
-    """Records the bytes of the largest tensor that any operation makes."""
-
-    bytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        sizes = [
-            t.untyped_storage().nbytes() for t in tree_leaves(out) if isinstance(t, torch.Tensor)
-        ]
-        self.bytes = max(self.bytes, *sizes, 0)
-        return out
-
-
 @pytest.mark.parametrize("backend", backends_for("grid"))
 def test_a_small_budget_splits_the_work_and_changes_nothing(backend):
     shape, small = ((4, 4, 3), 1 << 20) if backend == "edges" else ((8, 8, 8), 1 << 18)
@@ -108,7 +99,7 @@ def test_a_small_budget_splits_the_work_and_changes_nothing(backend):
             backend=backend, memory_budget=budget,
         )  # fmt: skip
         leaf = x.clone().requires_grad_()
-        with Largest() as memory:
+        with LargestTensor() as memory:
             out = layer(leaf, graph)
             out.square().sum().backward()
         gradients = [leaf.grad, *(p.grad for p in layer.parameters())]

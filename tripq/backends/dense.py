@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.profiler import record_function
-from torch.utils.checkpoint import checkpoint
 
-from tripq.backends.tables import embed_p, embed_q
+from tripq.backends.parts import by_directions
+from tripq.backends.tables import embed_p, embed_q, ungrouped
 from tripq.filter import PQFilter, coupling_tensor, path_coupling
 from tripq.graph import NodeSpace, PEdges, QSpace
-from tripq.paths import Channels, Path
+from tripq.paths import Path
 
 
 def evaluate(
@@ -47,25 +47,14 @@ def evaluate(
     builder = DenseFilter(filter, edges.offsets.to(x.dtype), edges.steps, q)
     coefficients = builder.coefficients()
 
-    def convolved(volume: Tensor, coefficients: Tensor, directions: Tensor) -> Tensor:
+    def convolved(directions: Tensor, volume: Tensor, coefficients: Tensor) -> Tensor:
         weight = builder.weight(coefficients, directions)
         result = functional.conv3d(volume, weight, padding=[n // 2 for n in builder.cells])
         return _from_volume(result, position).unflatten(1, (len(directions), -1))
 
-    at_a_time = max(1, budget // (x.element_size() * builder.numbers_per_direction))
-    parts = torch.arange(n_out, device=x.device).split(at_a_time)
-    if len(parts) == 1:
-        out = convolved(volume, coefficients, parts[0])
-    else:
-        # Built again in the backward pass: all filters together are what does not fit.
-        out = torch.cat(
-            [
-                checkpoint(convolved, volume, coefficients, part, use_reentrant=False)
-                for part in parts
-            ],
-            dim=1,
-        )
-    return out
+    # Parts are built again in the backward pass: all filters together are what does not fit.
+    size = builder.numbers_per_direction
+    return by_directions(convolved, n_out, size, budget, volume, coefficients)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,8 +117,8 @@ class DenseFilter:
 
         inputs, outputs = range(len(filter.channels_in)), range(len(filter.channels_out))
         grouped = _joined(block_at, (outputs, inner, inputs, outer), dim=1)
-        grouped = grouped.index_select(1, _places(filter.channels_out, grouped))
-        return grouped.index_select(3, _places(filter.channels_in, grouped))
+        grouped = grouped.index_select(1, ungrouped(filter.channels_out, grouped.device))
+        return grouped.index_select(3, ungrouped(filter.channels_in, grouped.device))
 
     @record_function("tripq: filter")
     def weight(self, coefficients: Tensor, directions: Tensor) -> Tensor:
@@ -199,12 +188,6 @@ def _joined(block: Callable[..., Tensor], keys: tuple[Iterable[int], ...], dim: 
         return block()
     parts = [_joined(partial(block, key), keys[1:], dim + 1) for key in keys[0]]
     return torch.cat(parts, dim=dim)
-
-
-def _places(channels: tuple[Channels, ...], like: Tensor) -> Tensor:
-    """Where each component stands among those that are grouped by channels."""
-    grouped = torch.tensor([i for c in channels for i in c.index], device=like.device)
-    return torch.argsort(grouped)
 
 
 def _to_volume(x: Tensor, shape: tuple[int, ...], position: Tensor) -> Tensor:

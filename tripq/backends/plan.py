@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.util import find_spec
 from typing import Literal
 
@@ -263,6 +263,11 @@ class _Sizes:
             budget,
         )
 
+    @cached_property
+    def stages(self) -> _Stages:
+        """Of the recoupled evaluation."""
+        return _Stages.of(self.filter)
+
     @property
     def features(self) -> float:
         """Numbers of the input and the output."""
@@ -363,7 +368,7 @@ def _edges(s: _Sizes) -> _Work:
 
 def _dense(s: _Sizes) -> _Work:
     f = s.filter
-    stages = _Stages.of(f)
+    stages = s.stages
     k_p, k_out, _ = f.radial
     matrix = s.n_out * f.dim_out * s.n_in * f.dim_in
     outer = k_p * sum(2 * l + 1 for l in {0 if f.kind == "diff" else p.l_p for p in f.paths})
@@ -379,7 +384,7 @@ def _dense(s: _Sizes) -> _Work:
 
 def _recoupled(s: _Sizes) -> _Work:
     f = s.filter
-    stages = _Stages.of(f)
+    stages = s.stages
     operations: float
     moved: float
     if s.nodes:
@@ -402,7 +407,7 @@ def _recoupled(s: _Sizes) -> _Work:
 
 def _fourier(s: _Sizes) -> _Work:
     f = s.filter
-    stages = _Stages.of(f)
+    stages = s.stages
     joined = stages.embedding * f.dim_in
     outer = f.radial[0] * sum(2 * l + 1 for l in {p.l_p for p in f.paths})
     # At half as many frequencies as places, but real and imaginary parts; J serves a whole shell.
@@ -416,7 +421,7 @@ def _fourier(s: _Sizes) -> _Work:
 
 def _triton(s: _Sizes) -> _Work:
     f = s.filter
-    stages = _Stages.of(f)
+    stages = s.stages
     operations: float
     coupled, mixed = stages.coupled, stages.mixed
     if s.nodes:

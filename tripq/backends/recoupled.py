@@ -18,22 +18,18 @@ edge, and the mixing comes last.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.profiler import record_function
-from torch.utils.checkpoint import checkpoint
 
+from tripq.backends.parts import by_directions, parts_of, recomputed
 from tripq.backends.tables import embed_p, embed_q, mixing_at
 from tripq.filter import PQFilter, coupling_tensor
 from tripq.graph import NodeSpace, PEdges, QSpace
 from tripq.kernels.p_stage import aggregate_on_edges, aggregate_on_grid
 from tripq.recoupling import Block, Mixing
-
-Result = TypeVar("Result")
 
 
 def evaluate(
@@ -58,7 +54,7 @@ def evaluate(
 def _on_edges(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: int) -> Tensor:
     """Steps 1 to 4 as they are, for a few output directions at a time."""
 
-    def some(x: Tensor, part: Tensor) -> Tensor:
+    def some(part: Tensor, x: Tensor) -> Tensor:
         outputs = replace(q, q_out=q.q_out[part], weights=q.weights[part])
         embedding = embed_q(x.new_zeros(3), outputs, filter)
         aggregated = {l: _aggregate_q(x, e) for l, e in embedding.items()}
@@ -72,10 +68,7 @@ def _on_edges(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: int
     numbers = sum(
         (2 * m.l_1 + 1) * (2 * m.n_columns + 3 * m.n_rows) for m in filter.recoupling.mixings
     )
-    parts = _chunks(len(q.q_out), len(x) * numbers, x, budget)
-    if len(parts) == 1:
-        return some(x, parts[0])
-    return torch.cat([_recomputed(some, x, part) for part in parts], dim=1)
+    return by_directions(some, len(q.q_out), len(x) * numbers, budget, x)
 
 
 def _to_one_direction(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: int) -> Tensor:
@@ -211,9 +204,9 @@ def _on_joint_offsets(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, bud
 
     out = x.new_zeros(x.shape[0], len(q.q_out), filter.dim_out)
     # Several arrays of that size exist at a time.
-    for part in _chunks(len(edges.dst), 4 * per_edge, x, budget):
+    for part in parts_of(len(edges.dst), 4 * per_edge, x, budget):
         offsets = edges.offsets[edges.type[part]].to(x.dtype)
-        out = out + _recomputed(contribution, x, offsets, edges.dst[part], edges.src[part], *mixing)
+        out = out + recomputed(contribution, x, offsets, edges.dst[part], edges.src[part], *mixing)
     return out
 
 
@@ -259,8 +252,8 @@ def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter, budg
         return tuple(sums)
 
     totals: list[Tensor] | None = None
-    for part in _chunks(len(joined.dst), 4 * per_edge, x, budget):
-        sums = _recomputed(contribution, x, part)
+    for part in parts_of(len(joined.dst), 4 * per_edge, x, budget):
+        sums = recomputed(contribution, x, part)
         totals = (
             list(sums) if totals is None else [a + b for a, b in zip(totals, sums, strict=True)]
         )
@@ -288,20 +281,3 @@ def _node_keys(filter: PQFilter) -> list[tuple[Mixing, int, int]]:
         for mixing in filter.recoupling.mixings
         for block in mixing.rows
     ]
-
-
-# -- chunks --------------------------------------------------------------------------------------
-
-
-def _chunks(number: int, size: int, x: Tensor, budget: int) -> tuple[Tensor, ...]:
-    """Indices below `number`, as many at a time as the budget allows; each makes `size` numbers."""
-    if number == 0:
-        return ()
-    step = max(1, budget // max(1, x.element_size() * size))
-    return torch.arange(number, device=x.device).split(step)
-
-
-def _recomputed(function: Callable[..., Result], *args: Tensor) -> Result:
-    """Evaluate a chunk so that the backward pass recomputes it instead of keeping it."""
-    result: Result = checkpoint(function, *args, use_reentrant=False)
-    return result

@@ -1,12 +1,15 @@
-"""Small tables that several back ends start from: embeddings of offsets, mixing matrices."""
+"""Small tables that several back ends start from: embeddings, mixing matrices, orders."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from tripq.filter import PQFilter
 from tripq.graph import QSpace
+from tripq.paths import Channels
 
 
 def embed_q(p_offset: Tensor, q: QSpace, filter: PQFilter) -> dict[int, Tensor]:
@@ -29,3 +32,8 @@ def mixing_at(q_out: Tensor, filter: PQFilter) -> list[Tensor]:
     """For each l_1 the mixing matrices at the lengths of `q_out`: (Q_out, columns, rows)."""
     phi = filter.phi_q_out(q_out.norm(dim=-1))
     return [torch.einsum("ok,kcr->ocr", phi, matrix) for matrix in filter.mixing_matrices()]
+
+
+def ungrouped(channels: Sequence[Channels], device: torch.device) -> Tensor:
+    """The order that puts components that stand group after group back in their places."""
+    return torch.argsort(torch.tensor([i for c in channels for i in c.index], device=device))

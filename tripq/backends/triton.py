@@ -17,21 +17,19 @@ On a CPU the operators run as their plain torch twins: for tests, not for speed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tripq.adjacency import Adjacency
-from tripq.backends.tables import mixing_at
+from tripq.backends.parts import by_directions
+from tripq.backends.tables import mixing_at, ungrouped
 from tripq.filter import PQFilter
 from tripq.graph import NodeSpace, PEdges, QSpace
 from tripq.kernels.embeddings import edge_harmonics
 from tripq.kernels.mixing import mix
 from tripq.kernels.nodes import NodeCsr, Term, aggregate_nodes
 from tripq.kernels.tensor_product import Coupling, contract, expand
-from tripq.paths import Channels
 from tripq.recoupling import Block
 
 
@@ -94,13 +92,8 @@ def _on_product(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: i
         for g, c in enumerate(filter.channels_in)
     ]
     per_direction = len(x) * sum((m.n_columns + 2 * m.n_rows) * (2 * m.l_1 + 1) for m in mixings)
-    at_a_time = max(1, budget // max(1, x.element_size() * per_direction))
-    parts = torch.arange(len(q_out), device=x.device).split(at_a_time)
-    if len(parts) == 1:
-        out = part(parts[0], *small)
-    else:
-        out = torch.cat([checkpoint(part, p, *small, use_reentrant=False) for p in parts], dim=1)
-    return out[..., _ungrouped(filter.channels_out, x)]
+    out = by_directions(part, len(q_out), per_direction, budget, *small)
+    return out[..., ungrouped(filter.channels_out, x.device)]
 
 
 def _coupling(mixing: int, block: Block) -> Coupling:
@@ -119,12 +112,6 @@ def _inner_harmonics(filter: PQFilter, q_out: Tensor, q_in: Tensor) -> Tensor:
 def _highest(filter: PQFilter, *, outer: bool) -> int:
     """The highest order of a filter's harmonics of p-offsets or of q-offsets."""
     return max(path.l_p if outer else path.l_q for path in filter.paths)
-
-
-def _ungrouped(channels: Sequence[Channels], like: Tensor) -> Tensor:
-    """The order that puts components that stand group after group back in their places."""
-    grouped = torch.tensor([i for c in channels for i in c.index], device=like.device)
-    return torch.argsort(grouped)
 
 
 # -- directions of its own at every voxel --------------------------------------------------------

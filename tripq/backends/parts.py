@@ -1,0 +1,40 @@
+"""Work in parts that fit a budget, each computed again in the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+Result = TypeVar("Result")
+
+
+def parts_of(number: int, size: int, x: Tensor, budget: int) -> tuple[Tensor, ...]:
+    """Indices below `number`, as many at a time as the budget allows; each makes `size` numbers."""
+    if number == 0:
+        return ()
+    step = max(1, budget // max(1, x.element_size() * size))
+    return torch.arange(number, device=x.device).split(step)
+
+
+def recomputed(function: Callable[..., Result], *args: Tensor) -> Result:
+    """Evaluate a part so that the backward pass recomputes it instead of keeping it."""
+    result: Result = checkpoint(function, *args, use_reentrant=False)
+    return result
+
+
+def by_directions(
+    function: Callable[..., Tensor], number: int, size: int, budget: int, *args: Tensor
+) -> Tensor:
+    """Evaluate ``function(directions, *args)``, (V, directions, dim), for all output directions.
+
+    As many at a time as the budget allows, if one makes `size` numbers of the type of ``args[0]``;
+    all at once are kept for the backward pass, parts are recomputed in it.
+    """
+    parts = parts_of(number, size, args[0], budget)
+    if len(parts) <= 1:
+        return function(torch.arange(number, device=args[0].device), *args)
+    return torch.cat([recomputed(function, part, *args) for part in parts], dim=1)
