@@ -90,6 +90,14 @@ class AxialSlices:
         """Values from 0 to 1 on top of a background."""
         axes.imshow(slice_, cmap=colours, vmin=0, vmax=1, aspect=self._aspect, interpolation="none")
 
+    def overlay_lesion(self, axes: Axes, slice_: NDArray[np.bool_]) -> None:
+        """Known lesions on top of a background."""
+        self.overlay(axes, slice_, _flat(TRUTH_COLOUR))
+
+    def overlay_probability(self, axes: Axes, slice_: NDArray[Any]) -> None:
+        """Probabilities on top of a background, clear at 0."""
+        self.overlay(axes, slice_, _see_through(PROBABILITY_COLOURS))
+
 
 def choose_slices(weight: NDArray[Any], number: int, distance: int) -> list[int]:
     """The slices with the most weight, no two of them close together.
