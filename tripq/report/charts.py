@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from tripq.dwi import DWI
 
@@ -29,12 +28,13 @@ def signal_figure(dwi: DWI) -> Figure:
     edges = np.linspace(0, _HIGHEST_SIGNAL, _BINS + 1)
     for index, shell in enumerate(dwi.shells):
         colour = SHELL_COLOURS[index % len(SHELL_COLOURS)]
-        signal = dwi.signal[:, shell.indices]
-        counts = _count(signal, edges)
-        share = 100 * counts / signal.size
+        # one column at a time: a second copy of a large scan would not fit
+        columns = [dwi.signal[:, volume] for volume in shell.indices]
+        counts = np.sum([np.histogram(column, edges)[0] for column in columns], axis=0)
+        share = 100 * counts / (len(columns) * len(dwi.b0))
         label = f"b = {shell.b_value:.0f} s/mm²"
         distribution.stairs(share, edges, color=colour, label=label)
-        volumes.plot(shell.indices, np.median(signal, axis=0), ".", color=colour)
+        volumes.plot(shell.indices, [np.median(c) for c in columns], ".", color=colour)
     distribution.axvline(1, color="0.6", linestyle=":")
     distribution.set(xlabel="signal over b0", ylabel="% of values", xlim=(0, _HIGHEST_SIGNAL))
     distribution.set_ylim(bottom=0)
@@ -63,7 +63,7 @@ def load_figure(lesions: Sequence[int], total_ml: Sequence[float]) -> Figure:
         ("lesions of a subject", "total volume of a subject, ml"),
         strict=True,
     ):
-        axes.hist(values, bins="auto", color="#56B4E9", edgecolor="white")
+        axes.hist(values, bins="sturges", color="#56B4E9", edgecolor="white")
         bottom = np.zeros(len(values))
         axes.plot(values, bottom, "|", color="black", markersize=12, alpha=0.5, clip_on=False)
         axes.axvline(float(np.median(values)), color="#D55E00", label="median")
@@ -72,11 +72,3 @@ def load_figure(lesions: Sequence[int], total_ml: Sequence[float]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
     return figure
-
-
-def _count(signal: NDArray[np.float32], edges: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Histogram of a shell, column by column, so that no second copy of the scan is made."""
-    return sum(
-        (np.histogram(column, edges)[0] for column in signal.T),
-        start=np.zeros(len(edges) - 1, dtype=np.int64),
-    )

@@ -21,7 +21,7 @@ from importlib.metadata import version
 from importlib.resources import files
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -36,6 +36,7 @@ SUFFIXES = (".html", ".htm")
 """Names of pages."""
 
 _PACKAGES = ("tripq", "torch", "e3nn", "numpy", "scipy", "nibabel")
+_DPI = 200
 _PICTURE_TYPES = {"png": "image/png", "svg": "image/svg+xml"}
 
 
@@ -63,13 +64,10 @@ class Picture:
     height: int
 
 
-def make_picture(
-    figure: Figure, alternative: str, kind: str = "svg", dpi: float = 200.0
-) -> Picture:
+def make_picture(figure: Figure, alternative: str, kind: Literal["svg", "png"] = "svg") -> Picture:
     """Draw a figure: ``svg`` for lines and words, ``png`` for slices of a scan."""
     data = io.BytesIO()
-    metadata = {"Date": None} if kind == "svg" else None
-    figure.savefig(data, format=kind, dpi=dpi, metadata=metadata)
+    figure.savefig(data, format=kind, dpi=_DPI)
     width, height = (round(96 * inches) for inches in figure.get_size_inches())
     source = f"data:{_PICTURE_TYPES[kind]};base64,{b64encode(data.getvalue()).decode()}"
     return Picture(source, alternative, width, height)
@@ -167,10 +165,10 @@ def _policy(style: str, scripts: Sequence[str]) -> str:
     return "; ".join(
         [
             "default-src 'none'",
-            "img-src data: blob:",
+            "img-src data:",
             f"style-src {_hash(style)}",
             f"script-src {' '.join(map(_hash, scripts))}",
-            "connect-src data: blob:",  # the viewer reads its fonts from data
+            "connect-src data:",  # the viewer reads its fonts from data
             "base-uri 'none'",
             "form-action 'none'",
         ]

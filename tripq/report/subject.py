@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tripq.dwi import DWI
-from tripq.dwi.nifti import SUFFIXES
 from tripq.evaluation import MATCHING_IOU, LesionCounts, Scores, count_lesions, score
 from tripq.figures import AxialSlices, probability_colours, slice_figure
 from tripq.lesions import HEAD_WIDTH, MIDLINE, Lesion, find_lesions, label_lesions, voxel_ml
@@ -127,12 +126,7 @@ def write_subject_report(
 
 def _title(dwi: DWI) -> str:
     """The name of the scan's file without its suffix."""
-    if dwi.path is None:
-        return "Scan"
-    for suffix in SUFFIXES:
-        if dwi.path.name.endswith(suffix):
-            return dwi.path.name.removesuffix(suffix)
-    return dwi.path.name
+    return dwi.path.name.removesuffix(".gz").removesuffix(".nii") if dwi.path else "Scan"
 
 
 def _compare(

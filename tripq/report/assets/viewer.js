@@ -48,6 +48,7 @@
     const viewer = new niivue.Niivue({
       logLevel: "error",
       dragAndDropEnabled: false,
+      scrollRequiresFocus: true, // the wheel scrolls the page until the view is clicked
       isRadiologicalConvention: true,
       isNearestInterpolation: true,
       multiplanarShowRender: niivue.SHOW_RENDER.ALWAYS,
