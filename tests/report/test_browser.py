@@ -72,15 +72,19 @@ class Reader:
         return np.argwhere(np.ptp(pixels, axis=2) > 60)
 
 
-@pytest.fixture(scope="module")
-def reader(browser: Any, case: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
-    path = tmp_path_factory.mktemp("browser") / "page.html"
-    write_subject_report(path, case.dwi, case.probability, threshold=0.5, settings={})
+def open_page(browser: Any, path: Path) -> Reader:
     browser.get(path.as_uri())
     WebDriverWait(browser, PATIENCE).until(
         lambda _: browser.execute_script("return document.body.dataset.viewer") == "ready"
     )
-    yield Reader(browser)
+    return Reader(browser)
+
+
+@pytest.fixture(scope="module")
+def reader(browser: Any, case: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    path = tmp_path_factory.mktemp("browser") / "page.html"
+    write_subject_report(path, case.dwi, case.probability, threshold=0.5, settings={})
+    yield open_page(browser, path)
     browser.get("about:blank")
 
 
@@ -181,18 +185,34 @@ def test_arrow_keys_turn_the_spheres(reader: Reader) -> None:
     np.testing.assert_allclose(place(), start, atol=1e-4)  # the page holds four digits
 
 
-def test_where_there_is_no_webgl_the_page_says_so(browser: Any, case: Any, tmp_path: Path) -> None:
+@pytest.fixture
+def tab(browser: Any) -> Iterator[Any]:
+    """Another tab, so that the page of `reader` stays open."""
+    first = browser.current_window_handle
+    browser.switch_to.new_window("tab")
+    yield browser
+    browser.close()
+    browser.switch_to.window(first)
+
+
+def test_a_voxel_at_the_threshold_is_drawn(tab: Any, case: Any, tmp_path: Path) -> None:
+    threshold = 0.6001  # 153.03 steps of 1/255: the volume in the page holds less
+    probability = np.where(case.probability > 0.5, threshold, 0)
+    path = tmp_path / "page.html"
+    write_subject_report(path, case.dwi, probability, threshold=threshold, settings={})
+    reader = open_page(tab, path)
+    reader.set("crosshair", False)
+    assert len(reader.coloured()) > 100
+
+
+def test_where_there_is_no_webgl_the_page_says_so(tab: Any, case: Any, tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     write_subject_report(path, case.dwi, case.probability, threshold=0.5, settings={})
     without = "HTMLCanvasElement.prototype.getContext = () => null;"
-    command = "Page.addScriptToEvaluateOnNewDocument"
-    script = browser.execute_cdp_cmd(command, {"source": without})
-    try:
-        browser.get(path.as_uri())
-        status = browser.find_element(By.ID, "viewer-status")
-        assert status.text.startswith("The interactive view needs WebGL 2")
-        assert not browser.find_element(By.ID, "viewer").is_displayed()
-        assert len(browser.find_elements(By.CSS_SELECTOR, "#lesion-table tbody tr")) == 3
-        assert browser.get_log("browser") == []
-    finally:
-        browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", script)
+    tab.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": without})
+    tab.get(path.as_uri())
+    status = tab.find_element(By.ID, "viewer-status")
+    assert status.text.startswith("The interactive view needs WebGL 2")
+    assert not tab.find_element(By.ID, "viewer").is_displayed()
+    assert len(tab.find_elements(By.CSS_SELECTOR, "#lesion-table tbody tr")) == 3
+    assert tab.get_log("browser") == []

@@ -20,6 +20,7 @@
     sagittal: TYPES.SAGITTAL,
     render: TYPES.RENDER,
   };
+  const HALF_STEP = 0.5 / 255; // rounding of the volume: what reaches the threshold is shown
   const CROSSHAIR_WIDTH = 0.4; // mm
   const CROSSHAIR_GAP = 8; // mm
   const COLOURS = "tripq";
@@ -89,9 +90,10 @@
     controls.from.value = settings.threshold;
     const apply = () => {
       background.img = backgrounds[controls.background.value].img;
-      probability.cal_min = Number(controls.from.value);
+      const from = Number(controls.from.value);
+      probability.cal_min = Math.max(from - HALF_STEP, HALF_STEP);
       probability.opacity = Number(controls.opacity.value);
-      controls.from_value.value = probability.cal_min.toFixed(2);
+      controls.from_value.value = from.toFixed(2);
       viewer.opts.crosshairWidth = controls.crosshair.checked ? CROSSHAIR_WIDTH : 0;
       viewer.setInterpolation(!controls.smooth.checked);
       viewer.setSliceType(VIEWS[controls.view.value]);
