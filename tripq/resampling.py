@@ -196,7 +196,9 @@ def _nearest(
     to_from = np.linalg.inv(from_dwi.affine) @ to_dwi.affine
     index = np.rint(nib.affines.apply_affine(to_from, voxels)).astype(int)
     index = np.clip(index, 0, np.array(from_dwi.mask.shape) - 1)
-    nearest = distance_transform_edt(
-        ~from_dwi.mask, from_dwi.voxel_size, return_distances=False, return_indices=True
+    nearest: NDArray[np.intp] = np.asarray(
+        distance_transform_edt(
+            ~from_dwi.mask, from_dwi.voxel_size, return_distances=False, return_indices=True
+        )
     )
     return tuple(axis[tuple(index.T)] for axis in nearest)
