@@ -77,6 +77,7 @@ def test_kernels_is_found_inside_tripq_and_nowhere_else(
 def test_wheel_holds_every_module_of_the_tree(sources: Path, tmp_path: Path) -> None:
     modules = {path.relative_to(sources).as_posix() for path in sources.glob("tripq/**/*.py")}
     kernels = {f"tripq/{path.relative_to(sources)}" for path in sources.glob("kernels/**/*.py")}
+    weights = {p.relative_to(sources).as_posix() for p in sources.glob("tripq/**/*.safetensors")}
 
     names = {
         name
@@ -84,7 +85,9 @@ def test_wheel_holds_every_module_of_the_tree(sources: Path, tmp_path: Path) -> 
         if ".dist-info/" not in name
     }
 
-    assert names == modules | kernels | {"tripq/py.typed"}, "see `packages` in pyproject.toml"
+    assert names == modules | kernels | weights | {"tripq/py.typed"}, (
+        "see `packages` in pyproject.toml"
+    )
 
 
 def test_citation_gives_the_installed_version() -> None:

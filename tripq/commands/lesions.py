@@ -1,0 +1,227 @@
+"""The lesions of one scan, and the files about them: what both commands that segment do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import label
+from threadpoolctl import threadpool_limits
+
+from tripq import __version__
+from tripq.brain import find_brain
+from tripq.commands.options import Device
+from tripq.commands.paths import ResultFiles, ScanFiles, has_reports
+from tripq.commands.session import Session, log
+from tripq.dwi import DWI, Frame, read_dwi, write_map
+from tripq.dwi.read import find_table
+from tripq.files import sha256, staged, write_json
+from tripq.segmentation import Model, Segmentation, load_model, segment_scan
+from tripq.weights import default_weights
+
+_DESCRIPTION = "Probability of a multiple sclerosis lesion, estimated from diffusion MRI"
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """How scans are segmented.
+
+    Parameters
+    ----------
+    model : Model
+        The network.
+    threshold : float
+        Probability from which on a voxel is lesion.
+    frame : {"fsl", "voxel", "world"}
+        Of the gradient tables.
+    device : str
+        ``"cpu"`` or ``"cuda"``.
+    memory : float
+        Bytes.
+    """
+
+    model: Model
+    threshold: float
+    frame: Frame
+    device: str
+    memory: float
+
+    @classmethod
+    def choose(
+        cls,
+        weights: Path | None,
+        threshold: float | None,
+        frame: Frame,
+        device: Device,
+        memory: float,
+        threads: int | None,
+    ) -> Settings:
+        """Read the checkpoint and see what this computer has."""
+        if threads is not None:
+            torch.set_num_threads(threads)
+            threadpool_limits(threads)
+        model = load_model(weights or default_weights())
+        if model.caution:
+            log.warning("%s: %s", model.path.name, model.caution)
+        return cls(
+            model=model,
+            threshold=model.threshold if threshold is None else threshold,
+            frame=frame,
+            device=choose_device(device),
+            memory=memory,
+        )
+
+    @cached_property
+    def lasting(self) -> dict[str, Any]:
+        """What a map depends on, for its sidecar."""
+        return {
+            "Weights": {
+                "Name": self.model.path.name,
+                "SHA256": self.model.sha256,
+                "Caution": self.model.caution,
+            },
+            "Threshold": self.threshold,
+            "GradientFrame": self.frame,
+        }
+
+
+@dataclass(frozen=True)
+class Lesions:
+    """How much of a scan is lesion."""
+
+    count: int
+    volume_ml: float
+    seconds: float
+
+
+def choose_device(device: Device) -> str:
+    """``"cpu"`` or ``"cuda"``; the CPU where there is no CUDA device."""
+    if device == "cpu":
+        return "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    if device == "cuda":
+        log.warning("there is no CUDA device here: computing on the CPU.")
+    return "cpu"
+
+
+def read_brain(files: ScanFiles, frame: Frame) -> DWI:
+    """Read a scan within its brain, found from b0 where no mask comes with it."""
+    dwi = read_dwi(files.scan, files.bval, files.bvec, files.mask, frame)
+    if files.mask is not None:
+        return dwi
+    log.info("%s: no mask: looking for the brain in b0.", files.scan.name)
+    return find_brain(dwi)
+
+
+def segment_files(
+    files: ScanFiles,
+    results: ResultFiles,
+    settings: Settings,
+    screen: Session,
+    sources: Sequence[str] = (),
+) -> Lesions:
+    """Segment a scan and write all about it, or nothing.
+
+    Parameters
+    ----------
+    files : ScanFiles
+        The scan.
+    results : ResultFiles
+        Replaced where they are there.
+    settings : Settings
+        How.
+    screen : Session
+        For the bar.
+    sources : sequence of str, optional
+        The BIDS URIs of the files.
+    """
+    start = perf_counter()
+    table = find_table(files.scan, files.bval, files.bvec, settings.frame)
+    log.debug("%s: table %s", files.scan, ", ".join(map(str, table)))
+    dwi = read_brain(files, settings.frame)
+    log.debug("%r", dwi)
+    with screen.bar(files.scan.name, "voxels") as report:
+        result = segment_scan(
+            settings.model, dwi, memory=settings.memory, device=settings.device, report=report
+        )
+    for note in result.notes:
+        log.info("%s: %s", files.scan.name, note)
+    lesion = result.probability >= settings.threshold
+    _, count = label(dwi.volume(lesion), structure=np.ones((3, 3, 3)))
+    volume_ml = np.count_nonzero(lesion) * float(np.prod(dwi.voxel_size)) / 1000
+    found = Lesions(int(count), float(volume_ml), perf_counter() - start)
+    inputs = {"Scan": files.scan, "BVal": table[0], "BVec": table[1], "BrainMask": files.mask}
+    about = {
+        "Description": _DESCRIPTION,
+        "Type": "Lesion",
+        "Manual": False,
+        **({"Sources": list(sources)} if sources else {}),
+        "GeneratedBy": [{"Name": "tripq", "Version": __version__}],
+        **settings.lasting,
+        "Device": settings.device,
+        "Inputs": {
+            name: {"Name": path.name, "SHA256": sha256(path)}
+            for name, path in inputs.items()
+            if path is not None
+        },
+        "VoxelSizeMillimetres": [round(float(edge), 4) for edge in dwi.voxel_size],
+        "BrainMask": "given" if files.mask is not None else "median_otsu of dipy, from b0",
+        "LesionCount": found.count,
+        "LesionVolumeMillilitres": round(found.volume_ml, 4),
+        "Notes": list(result.notes),
+    }
+    _write(result, lesion, results, settings, about)
+    return found
+
+
+def made_otherwise(results: ResultFiles, settings: Settings) -> list[str]:
+    """Which of the settings finished results were made with differ from those that are wanted."""
+    try:
+        about = json.loads(results.sidecar.read_text(encoding="utf-8"))
+    except ValueError:
+        return ["a sidecar that cannot be read"]
+    return [name for name, value in settings.lasting.items() if about.get(name) != value]
+
+
+def _write(
+    result: Segmentation,
+    lesion: NDArray[np.bool_],
+    results: ResultFiles,
+    settings: Settings,
+    about: Mapping[str, Any],
+) -> None:
+    """Write all files about a scan, the sidecar last."""
+    with staged(results.sidecar.parent, last=results.sidecar.name) as part:
+        write_map(result.probability, result.dwi, part / results.probability.name)
+        write_map(lesion, result.dwi, part / results.mask.name)
+        if has_reports():
+            _write_report(part / results.report.name, result, settings, about)
+        write_json(part / results.sidecar.name, about)
+
+
+def _write_report(
+    path: Path, result: Segmentation, settings: Settings, about: Mapping[str, Any]
+) -> None:
+    """Write the page about a scan."""
+    from tripq.report import write_subject_report
+
+    shown = {
+        "tripq": __version__,
+        "Weights": f"{settings.model.path.name} (SHA-256 {settings.model.sha256})",
+        "Caution": settings.model.caution,
+        "Gradient frame": settings.frame,
+        "Brain mask": str(about["BrainMask"]),
+        "Notes": " ".join(result.notes),
+    }
+    write_subject_report(
+        path, result.dwi, result.probability, threshold=settings.threshold, settings=shown
+    )
