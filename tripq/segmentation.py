@@ -26,7 +26,7 @@ from torch import nn
 from tripq.checkpoint import CheckpointError, load_network, read_notes
 from tripq.dwi import DWI, DWIError
 from tripq.files import sha256
-from tripq.inference import segment
+from tripq.inference import receptive_field, segment
 from tripq.layer import PQTensorFieldLayer
 from tripq.resampling import map_back, resample
 
@@ -49,8 +49,8 @@ _LIVE_TENSORS = 8
 Measured at block sizes of 14,000 to 110,000 voxels, 33 to 97 samples: 5 for `LesionSegmenter`, 2 to
 7 for `PaperSegmenter`."""
 
-_LEAST_VOXELS = 1000
-"""Blocks below consist of halo more than of anything else."""
+_LEAST_WIDTH = 4
+"""Voxels along an axis that a block has at least, without its halo."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +128,7 @@ def load_model(path: str | PathLike[str]) -> Model:
     voxel_size = _number(notes, "voxel_size_mm", file)
     if threshold is not None and not 0 <= threshold <= 1:
         raise CheckpointError(f"{file}: its threshold is {threshold}, not from 0 to 1.")
-    if voxel_size is not None and not voxel_size > 0:
+    if voxel_size is not None and not 0 < voxel_size < np.inf:
         raise CheckpointError(f"{file}: its voxel size is {voxel_size} mm, not above 0.")
     return Model(
         path=file,
@@ -169,6 +169,20 @@ def bytes_per_voxel(network: nn.Module, n_samples: int) -> int:
     return _LIVE_TENSORS * max(widths) * torch.finfo(torch.float32).bits // 8
 
 
+def least_voxels(network: nn.Module, dwi: DWI) -> int:
+    """Voxels in a block that is as wide as its halo; smaller ones would take ages.
+
+    Parameters
+    ----------
+    network : Module
+        As for `tripq.inference.segment`.
+    dwi : DWI
+        The scan that is segmented.
+    """
+    halo = receptive_field(network, dwi.affine)
+    return int(np.prod(2 * halo + np.maximum(halo, _LEAST_WIDTH)))
+
+
 def voxels_within(memory: float, network: nn.Module, dwi: DWI, held: int = 0) -> int:
     """How many voxels a block may have, so that all of the program stays within a memory.
 
@@ -186,16 +200,16 @@ def voxels_within(memory: float, network: nn.Module, dwi: DWI, held: int = 0) ->
     Raises
     ------
     DWIError
-        If that is not enough for the scan and a small block.
+        If that is not enough for the scan and a block of `least_voxels`.
     """
     each = bytes_per_voxel(network, len(dwi.b_values))
     fixed = _PROGRAM_BYTES + dwi.signal.nbytes + held
-    if (voxels := int((memory - fixed) / each)) >= _LEAST_VOXELS:
+    least = least_voxels(network, dwi)
+    if (voxels := int((memory - fixed) / each)) >= least:
         return voxels
-    need = fixed + _LEAST_VOXELS * each
     raise DWIError(
         f"{dwi.path or 'scan'}: {memory / 1e9:.2g} GB of memory are not enough; it takes at least "
-        f"{need / 1e9:.2g} GB."
+        f"{(fixed + least * each) / 1e9:.2g} GB."
     )
 
 
@@ -245,6 +259,7 @@ def segment_scan(
         )
     held = 0 if suited is dwi else dwi.signal.nbytes
     max_voxels = min(voxels_within(memory, model.network, suited, held), len(suited.b0))
+    least = least_voxels(model.network, suited)
     network = model.network.to(device)
     while True:
         try:
@@ -257,9 +272,9 @@ def segment_scan(
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
-        if max_voxels < 2 * _LEAST_VOXELS:
+        if max_voxels <= least:
             raise MemoryError(f"{dwi.path or 'scan'}: out of memory with {max_voxels} voxels.")
-        max_voxels //= 2
+        max_voxels = max(max_voxels // 2, least)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         notes.append(f"Out of memory: tried again with blocks of {max_voxels} voxels.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,8 +77,8 @@ def session(*, quiet: bool, verbose: bool, log_file: Path | None) -> Iterator[Se
         TimeElapsedColumn(),
         TextColumn("{task.fields[detail]}"),
     )
-    hidden = quiet or not console.is_terminal
-    progress = Progress(*columns, console=console, transient=True, disable=hidden)
+    progress = Progress(*columns, console=console, transient=True)
+    shown = progress if console.is_terminal and not quiet else nullcontext()
     # Libraries warn of their own affairs: not on the screen.
     logging.captureWarnings(True)
     warnings = logging.getLogger("py.warnings")
@@ -92,7 +92,7 @@ def session(*, quiet: bool, verbose: bool, log_file: Path | None) -> Iterator[Se
         for handler in handlers:
             log.addHandler(handler)
         log.debug("command: %s", " ".join(sys.argv))
-        with progress:
+        with shown:
             yield Session(progress)
     except KeyboardInterrupt:
         log.error("interrupted; no file is half-written.")
