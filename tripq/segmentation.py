@@ -207,9 +207,10 @@ def voxels_within(memory: float, network: nn.Module, dwi: DWI, held: int = 0) ->
     least = least_voxels(network, dwi)
     if (voxels := int((memory - fixed) / each)) >= least:
         return voxels
+    need = np.ceil((fixed + least * each) / 1e7) / 100
     raise DWIError(
-        f"{dwi.path or 'scan'}: {memory / 1e9:.2g} GB of memory are not enough; it takes at least "
-        f"{(fixed + least * each) / 1e9:.2g} GB."
+        f"{dwi.path or 'scan'}: {memory / 1e9:.2f} GB of memory are not enough; it takes at least "
+        f"{need:.2f} GB."
     )
 
 

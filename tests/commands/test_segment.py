@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.commands.conftest import Call, ball, write_mask, write_scan, write_weights
+from tests.dwi.test_coherence import make_rods
 from tripq.dwi import read_dwi
 from tripq.inference import segment
 from tripq.resampling import map_back, resample
@@ -146,7 +147,7 @@ def test_little_memory_gives_the_same_map_or_an_error(
     common = ("segment", scan, "--mask", mask, "--weights", weights, "-o", tmp_path)
     refused = call(*common, "--memory", "100MB")
     assert refused.status == 1
-    assert "dwi.nii.gz: 0.1 GB of memory are not enough; it takes at least 0.6" in refused.error
+    assert "dwi.nii.gz: 0.10 GB of memory are not enough; it takes at least 0.6" in refused.error
     assert not list(tmp_path.glob("*probseg*"))
 
 
@@ -171,6 +172,26 @@ def test_a_caution_of_the_checkpoint_is_told_and_kept(
     about = json.loads((tmp_path / "dwi_label-lesion_probseg.json").read_text())
     assert about["Weights"]["Caution"] == "for research only"
     assert "b = 1000 s/mm2 was never seen in training, which had 700." in about["Notes"]
+
+
+@pytest.mark.parametrize(("frame", "fits"), [("voxel", True), ("fsl", False)])
+def test_a_table_that_the_fibres_contradict_is_told(
+    frame: str, fits: bool, call: Call, tmp_path: Path
+) -> None:
+    rods = make_rods(np.diag([2.0, 2.0, 2.0, 1.0]))
+    scan = tmp_path / "rods.nii.gz"
+    nib.Nifti1Image(1000 * rods.volume(rods.signal), rods.affine).to_filename(scan)
+    np.savetxt(tmp_path / "rods.bval", rods.b_values[None])
+    np.savetxt(tmp_path / "rods.bvec", rods.q.T)
+    weights = write_weights(tmp_path / "w.safetensors")
+    whole = tmp_path / "mask.nii"
+    nib.Nifti1Image(rods.mask.astype(np.uint8), rods.affine).to_filename(whole)
+    arguments = ("--mask", whole, "--weights", weights, "--frame", frame, "-o", tmp_path)
+    done = call("segment", scan, *arguments)
+    assert done.status == 0
+    about = json.loads((tmp_path / "rods_label-lesion_probseg.json").read_text())
+    advice = "the table does not fit with --frame fsl: use --frame voxel."
+    assert (advice in done.stderr) == (advice in " ".join(about["Notes"])) == (not fits)
 
 
 def test_without_a_cuda_device_the_cpu_computes(

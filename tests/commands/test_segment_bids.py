@@ -119,10 +119,10 @@ def test_even_a_mistake_in_the_program_does_not_stop_the_rest(
 
     read_brain = lesions.read_brain
 
-    def broken(files, frame):
+    def broken(files, *others):
         if "sub-01" in files.scan.name:
             raise KeyError("made up")
-        return read_brain(files, frame)
+        return read_brain(files, *others)
 
     monkeypatch.setattr(lesions, "read_brain", broken)
     done = segment_all("--log", tmp_path / "log.txt")

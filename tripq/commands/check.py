@@ -44,8 +44,9 @@ def check(
         from tripq.commands.lesions import read_brain
         from tripq.dwi.coherence import fibre_coherence
 
-        dwi = read_brain(ScanFiles(scan, bval, bvec, mask), frame)
-        found = fibre_coherence(dwi)
+        dwi = read_brain(ScanFiles(scan, bval, bvec, mask), frame, screen)
+        with screen.bar("following the fibres"):
+            found = fibre_coherence(dwi)
         screen.results.print(*_ranking(found), advise(found, dwi, frame), sep="\n", markup=False)
 
 

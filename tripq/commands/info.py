@@ -43,7 +43,8 @@ def info(
         else:
             from tripq.dwi import read_dwi
 
-            lines = describe_scan(read_dwi(file, bval, bvec, mask, frame), frame)
+            with screen.bar(f"reading {file.name}"):
+                lines = describe_scan(read_dwi(file, bval, bvec, mask, frame), frame)
         width = max(len(name) for name, _ in lines)
         for name, text in lines:
             screen.results.print(f"{name:<{width}}  {text}", markup=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -18,10 +18,12 @@ from threadpoolctl import threadpool_limits
 
 from tripq import __version__
 from tripq.brain import find_brain
+from tripq.commands.check import advise
 from tripq.commands.options import Device
 from tripq.commands.paths import ResultFiles, ScanFiles, has_reports
 from tripq.commands.session import Session, log
-from tripq.dwi import DWI, Frame, read_dwi, write_map
+from tripq.dwi import DWI, DWIError, Frame, read_dwi, write_map
+from tripq.dwi.coherence import fibre_coherence
 from tripq.dwi.read import find_table
 from tripq.files import sha256, staged, write_json
 from tripq.segmentation import Model, Segmentation, load_model, segment_scan
@@ -113,13 +115,28 @@ def choose_device(device: Device) -> str:
     return "cpu"
 
 
-def read_brain(files: ScanFiles, frame: Frame) -> DWI:
+def read_brain(files: ScanFiles, frame: Frame, screen: Session) -> DWI:
     """Read a scan within its brain, found from b0 where no mask comes with it."""
-    dwi = read_dwi(files.scan, files.bval, files.bvec, files.mask, frame)
+    with screen.bar(f"reading {files.scan.name}"):
+        dwi = read_dwi(files.scan, files.bval, files.bvec, files.mask, frame)
     if files.mask is not None:
         return dwi
     log.info("%s: no mask: looking for the brain in b0.", files.scan.name)
-    return find_brain(dwi)
+    with screen.bar("finding the brain"):
+        return find_brain(dwi)
+
+
+def check_table(dwi: DWI, frame: Frame) -> DWI:
+    """Note it where the fibres clearly contradict the gradient table; nothing is repaired."""
+    try:
+        found = fibre_coherence(dwi)
+    except DWIError:
+        return dwi  # too few directions of low b to tell
+    if not found.is_clear or found.best.is_none:
+        return dwi
+    advice = f"By its fibres, {advise(found, dwi, frame)}"
+    log.warning("%s: %s", dwi.path, advice)
+    return replace(dwi, notes=(*dwi.notes, advice))
 
 
 def segment_files(
@@ -147,9 +164,9 @@ def segment_files(
     start = perf_counter()
     table = find_table(files.scan, files.bval, files.bvec, settings.frame)
     log.debug("%s: table %s", files.scan, ", ".join(map(str, table)))
-    dwi = read_brain(files, settings.frame)
+    dwi = check_table(read_brain(files, settings.frame, screen), settings.frame)
     log.debug("%r", dwi)
-    with screen.bar(files.scan.name, "voxels") as report:
+    with screen.bar(f"segmenting {files.scan.name}", "voxels") as report:
         result = segment_scan(
             settings.model, dwi, memory=settings.memory, device=settings.device, report=report
         )

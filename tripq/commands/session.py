@@ -38,8 +38,11 @@ class Session:
     results: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
 
     @contextmanager
-    def bar(self, name: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-        """Show a bar; call what is yielded with what is done and the number of all."""
+    def bar(self, name: str, unit: str = "") -> Iterator[Callable[[int, int], None]]:
+        """Show a bar; call what is yielded with what is done and the number of all.
+
+        Until then it moves to and fro.
+        """
         task = self.progress.add_task(name, total=None, detail="")
 
         def update(done: int, total: int) -> None:
