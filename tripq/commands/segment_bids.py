@@ -28,7 +28,7 @@ from tripq.files import write_json, write_text
 if TYPE_CHECKING:
     from tripq.commands.lesions import Settings
 
-_LABELS = ("--participant-label", "--participant_label", "--session-label", "--session_label")
+_LABELS = ("--participant-label", "--session-label")
 
 
 Status = Literal["done", "there already", "left out", "failed"]
@@ -45,14 +45,19 @@ class BIDSCommand(TyperCommand):
 def spread_labels(arguments: Sequence[str]) -> list[str]:
     """Repeat an option for labels in front of each of its words.
 
-    >>> spread_labels(["in", "out", "participant", "--participant-label", "01", "02", "-q"])
+    Its older spelling, with ``_``, becomes that with ``-``.
+
+    >>> spread_labels(["in", "out", "participant", "--participant_label", "01", "02", "-q"])
     ['in', 'out', 'participant', '--participant-label', '01', '--participant-label', '02', '-q']
     """
     spread: list[str] = []
     option, fresh = "", False
     for word in arguments:
-        if word.startswith("-"):
-            option, fresh = (word, True) if word in _LABELS else ("", False)
+        if (dashed := word.replace("_", "-")) in _LABELS:
+            word = option = dashed
+            fresh = True
+        elif word.startswith("-"):
+            option = ""
         elif option and not fresh:
             spread.append(option)
         else:
@@ -85,7 +90,6 @@ def segment_bids(
         list[str] | None,
         typer.Option(
             "--participant-label",
-            "--participant_label",
             metavar="LABEL...",
             help="Only these, with or without 'sub-'; behind the folders.",
             show_default="all",
@@ -95,7 +99,6 @@ def segment_bids(
         list[str] | None,
         typer.Option(
             "--session-label",
-            "--session_label",
             metavar="LABEL...",
             help="Only these, with or without 'ses-'; behind the folders.",
             show_default="all",
