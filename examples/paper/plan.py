@@ -1,0 +1,323 @@
+"""What is compared: splits of the patients, networks, tests. Nothing here computes.
+
+The design is that of Müller et al. (arXiv:2102.06942), section 4: networks trained on growing
+shares of the training scans, scored on scans of other patients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from tripq.dwi import B_REFERENCE
+from tripq.layer import Group
+from tripq.models import ConvSegmenter, LesionSegmenter
+from tripq.simulate import GradientTable, random_rotation
+
+#: Shares of the training scans of the paper.
+FRACTIONS = (0.066, 0.132, 0.263, 0.658, 1.0)
+
+#: Lesion load in ml below which a patient's scores stand apart: a few voxels decide about them.
+SMALL_LOAD = 5.0
+
+
+# -- patients ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Split:
+    """Patients to train on, to choose everything on, and to score; they never meet.
+
+    Parameters
+    ----------
+    training : tuple of str
+        In the order in which a smaller share takes them.
+    validation, test : tuple of str
+        The others.
+    """
+
+    training: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+
+    def share(self, fraction: float) -> tuple[str, ...]:
+        """The first patients of the training set, at least one; rounded to whole patients."""
+        return self.training[: max(1, round(fraction * len(self.training)))]
+
+
+def split_patients(
+    patients: Sequence[str], n_validation: int, n_test: int, seeds: int
+) -> tuple[Split, ...]:
+    """One split for each seed.
+
+    The validation patients are the same in all, as the networks are tuned on them: so they are
+    never tested. No two splits test the same patient, as long as there are enough.
+
+    Examples
+    --------
+    >>> splits = split_patients([f"{i:02}" for i in range(1, 23)], 3, 4, seeds=3)
+    >>> [len(split.training) for split in splits]
+    [15, 15, 15]
+    >>> len({patient for split in splits for patient in split.test})
+    12
+    """
+    order = [patients[i] for i in np.random.default_rng(0).permutation(len(patients))]
+    validation, others = order[:n_validation], order[n_validation:]
+    splits = []
+    for seed in range(seeds):
+        turned = np.roll(others, -n_test * seed).tolist()
+        splits.append(Split(tuple(turned[n_test:]), tuple(validation), tuple(turned[:n_test])))
+    return tuple(splits)
+
+
+# -- scans ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """How the heads are scanned.
+
+    Parameters
+    ----------
+    name : str
+        Of the folder, too.
+    says : str
+        What the page calls it.
+    table : GradientTable
+        World axes.
+    max_rotation : float
+        Largest angle by which heads are turned, degrees.
+    pose : int
+        Which pose; see `tripq.datasets.write_cohort`.
+    turn_tables : bool
+        Whether each subject has its table turned in a way of its own.
+    """
+
+    name: str
+    says: str
+    table: GradientTable
+    max_rotation: float = 10.0
+    pose: int = 0
+    turn_tables: bool = False
+
+    @property
+    def q(self) -> NDArray[np.float64]:
+        """The q-vectors of its scans, b0 first, ``|q| = sqrt(b / b_ref)``."""
+        length = np.sqrt(self.table.b_values / B_REFERENCE)[:, None]
+        weighted = ~self.table.b0
+        return np.concatenate([np.zeros((1, 3)), (length * self.table.directions)[weighted]])
+
+
+_TABLE = GradientTable.from_shells([1000.0], [32])
+_OTHER_WAY = random_rotation(np.random.default_rng(7))
+
+#: What networks are trained, validated and tested on.
+USUAL = Condition("usual", "usual pose", _TABLE)
+
+#: More poses of the training patients, for a network that has to learn them.
+TURNED = Condition("turned", "any pose, the same table", _TABLE, 180.0, pose=2)
+
+#: What networks are tested on besides.
+ROTATED = Condition(
+    "rotated", "heads and tables turned at random", _TABLE, 180.0, pose=1, turn_tables=True
+)
+OTHER_TABLES = (
+    Condition(
+        "directions",
+        "32 other directions",
+        _TABLE.rotated(random_rotation(np.random.default_rng(7))),
+    ),
+    Condition("fewer", "12 directions", GradientTable.from_shells([1000.0], [12])),
+    Condition("shells", "two shells", GradientTable.from_shells([1000.0, 2000.0], [32, 32])),
+)
+
+
+# -- networks ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A network and how it is trained.
+
+    Parameters
+    ----------
+    name : str
+        Short, as it stands in the results.
+    says : str
+        What the page calls it.
+    build : callable
+        Makes the network, with fresh weights, from the size of the voxels in mm.
+    learning_rate : float
+        The highest.
+    steps : int
+        At most.
+    every : int
+        Steps between two validations.
+    settle : bool
+        See `tripq.training.settle_batch_norm`.
+    poses : bool
+        Whether the training patients are shown in other poses, too.
+    """
+
+    name: str
+    says: str
+    build: Callable[[float], nn.Module]
+    learning_rate: float
+    steps: int
+    every: int
+    settle: bool
+    poses: bool = False
+
+
+RADIUS = 1.8  # voxels: of a layer's neighbourhood, 27 of them
+
+
+def _equivariant(
+    name: str,
+    says: str,
+    q: str,
+    p: str,
+    *,
+    rate: float = 1e-2,
+    layers: int = 2,
+    filter: str = "tp",
+    group: Group = "SO3",
+    antipodal: bool = True,
+) -> Contender:
+    def build(voxel_size: float) -> nn.Module:
+        return LesionSegmenter(
+            p_radius=RADIUS * voxel_size,
+            q_features=q,
+            p_features=p,
+            n_p_layers=layers,
+            filter=filter,
+            group=group,
+            antipodal=antipodal,
+        )
+
+    return Contender(name, says, build, rate, steps=1200, every=100, settle=True)
+
+
+def _convolutional(
+    name: str, says: str, widths: tuple[int, ...], *, rate: float = 3e-3, poses: bool = False
+) -> Contender:
+    def build(voxel_size: float) -> nn.Module:
+        return ConvSegmenter(len(_TABLE), widths=widths)
+
+    return Contender(name, says, build, rate, 4000, every=250, settle=False, poses=poses)
+
+
+_Q, _P = "24x0e + 8x2e + 4x4e", "24x0e + 6x1o + 8x2e"
+_Q_SMALL, _P_SMALL = "16x0e + 6x2e + 2x4e", "16x0e + 4x1o + 4x2e"
+
+#: From these, tuning takes the network that is best on the validation patients; as many of each.
+CANDIDATES = {
+    "equivariant": (
+        _equivariant("eq-small", "small", _Q_SMALL, _P_SMALL),
+        _equivariant("eq", "default", _Q, _P),
+        _equivariant("eq-small-deep", "small, a layer more", _Q_SMALL, _P_SMALL, layers=3),
+        _equivariant("eq-small-slow", "small, half the rate", _Q_SMALL, _P_SMALL, rate=5e-3),
+    ),
+    "reference": (
+        _convolutional("conv-48", "48, 48, 32 channels", (48, 48, 32)),
+        _convolutional("conv-48-slow", "48, 48, 32 channels, rate 1e-3", (48, 48, 32), rate=1e-3),
+        _convolutional("conv-64", "64, 64, 64, 64 channels", (64, 64, 64, 64), rate=1e-3),
+        _convolutional("conv-48-poses", "48, 48, 32 channels, all poses", (48, 48, 32), poses=True),
+    ),
+}
+
+#: Beside the equivariant network that tuning takes, at the full training set.
+VARIANTS = (
+    Contender(
+        "paper",
+        "the authors' network",
+        lambda voxel_size: LesionSegmenter.paper(p_radius=RADIUS * voxel_size),
+        1e-2,
+        steps=600,
+        every=100,
+        settle=True,
+    ),
+    _equivariant("diff", 'filter "diff"', _Q_SMALL, _P_SMALL, filter="diff"),
+    _equivariant("p-only", 'filter "p": mean signal only', "16x0e + 6x2e", _P_SMALL, filter="p"),
+    _equivariant("signed", "not antipodal", _Q_SMALL + " + 4x1o", _P_SMALL, antipodal=False),
+    _equivariant("mirror", "O(3)", _Q_SMALL, _P_SMALL, group="O3"),
+    _convolutional("conv-12", "as few weights", (12, 12, 12)),
+)
+
+
+# -- all of it -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of it.
+
+    Parameters
+    ----------
+    voxel_size : float
+        Of the scans, mm.
+    patients : tuple of str, optional
+        The default is all of the sources.
+    n_validation, n_test : int
+        Patients to choose on and to score.
+    seeds : int
+        Splits.
+    fractions : tuple of float
+        Shares of the training patients.
+    candidates : int, optional
+        Of each family, at most, to tune.
+    variants : bool
+        Whether to train `VARIANTS`.
+    other_tables : tuple of Condition
+        Tests with other gradient tables.
+    box_size, n_boxes : int
+        Of a batch.
+    largest_steps : int, optional
+        Of any network, with two validations on the way, instead of its own.
+    patience : int
+        See `tripq.training.Stopping`.
+    """
+
+    voxel_size: float = 2.0
+    patients: tuple[str, ...] | None = None
+    n_validation: int = 3
+    n_test: int = 4
+    seeds: int = 3
+    fractions: tuple[float, ...] = FRACTIONS
+    candidates: int | None = None
+    variants: bool = True
+    other_tables: tuple[Condition, ...] = OTHER_TABLES
+    box_size: int = 24
+    n_boxes: int = 2
+    largest_steps: int | None = None
+    patience: int = 4
+
+    def steps(self, contender: Contender) -> int:
+        """Steps of a network at most."""
+        return contender.steps if self.largest_steps is None else self.largest_steps
+
+    def every(self, contender: Contender) -> int:
+        """Steps between two validations."""
+        return contender.every if self.largest_steps is None else -(-self.largest_steps // 2)
+
+
+FULL = Plan()
+
+#: All parts of the program in minutes, and nothing to be learnt from the scores.
+QUICK = Plan(
+    voxel_size=4.0,
+    patients=("01", "05", "06", "10", "11", "12"),
+    n_validation=1,
+    n_test=2,
+    seeds=1,
+    fractions=(0.263, 1.0),
+    candidates=1,
+    variants=False,
+    other_tables=OTHER_TABLES[1:2],
+    box_size=10,
+    largest_steps=40,
+)
