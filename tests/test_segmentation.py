@@ -195,7 +195,7 @@ def test_the_program_stays_within_the_memory(network: str, memory: float, tmp_pa
 def test_a_checkpoint_says_what_it_is_for(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     network = LesionSegmenter(p_radius=2.9)
-    notes = {"threshold": "0.37", "voxel_size_mm": "1.8", "b_values": "[700, 1200.5]"}
+    notes = {"threshold": "0.37", "voxel_size_mm": "1.8", "b_values": "[7e2, 1200.5]"}
     save_network(network, path, {**notes, "caution": "careful"})
     model = load_model(path)
     assert (model.threshold, model.voxel_size, model.caution) == (0.37, 1.8, "careful")
@@ -209,6 +209,8 @@ def test_a_checkpoint_says_what_it_is_for(tmp_path: Path) -> None:
     ("note", "reason"),
     [
         ({"threshold": "high"}, "its threshold is 'high', no number"),
+        ({"threshold": "0.2 0.3"}, "its threshold is '0.2 0.3', not one number"),
+        ({"b_values": "1000 high"}, "its b_values is '1000 high', no number"),
         ({"threshold": "1.2"}, "its threshold is 1.2, not from 0 to 1"),
         ({"threshold": "nan"}, "its threshold is nan, not from 0 to 1"),
         ({"voxel_size_mm": "0"}, "its voxel size is 0.0 mm, not above 0"),

@@ -13,7 +13,7 @@ after it for a scan that may not: other voxel sizes, strange b-values, little me
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -46,8 +46,8 @@ _PROGRAM_BYTES = 0.6e9
 _LIVE_TENSORS = 8
 """How many tensors as large as the input and the output of the widest layer are held at a time.
 
-Measured at block sizes of 14,000 to 110,000 voxels, 33 to 97 samples: 5 for `LesionSegmenter`, 2 to
-7 for `PaperSegmenter`."""
+Measured on the CPU with blocks of 14,000 to 110,000 voxels of 33 to 97 samples: 3 to 4 for
+`LesionSegmenter`, 4 to 7 for `PaperSegmenter`."""
 
 _LEAST_WIDTH = 4
 """Voxels along an axis that a block has at least, without its halo."""
@@ -136,9 +136,7 @@ def load_model(path: str | PathLike[str]) -> Model:
         network=network,
         threshold=DEFAULT_THRESHOLD if threshold is None else threshold,
         voxel_size=voxel_size,
-        b_values=tuple(
-            float(number) for number in re.findall(r"\d+\.?\d*", notes.get("b_values", ""))
-        ),
+        b_values=_numbers(notes, "b_values", file),
         caution=notes.get("caution", ""),
     )
 
@@ -305,13 +303,20 @@ def _cautions(model: Model, dwi: DWI) -> list[str]:
     return cautions
 
 
-def _number(notes: dict[str, str], name: str, path: Path) -> float | None:
-    if name not in notes:
-        return None
+def _number(notes: Mapping[str, str], name: str, path: Path) -> float | None:
+    numbers = _numbers(notes, name, path)
+    if len(numbers) > 1:
+        raise CheckpointError(f"{path}: its {name} is {notes[name]!r}, not one number.")
+    return numbers[0] if numbers else None
+
+
+def _numbers(notes: Mapping[str, str], name: str, path: Path) -> tuple[float, ...]:
+    """Numbers of a note, apart by spaces or commas; brackets do not matter."""
+    text = notes.get(name, "")
     try:
-        return float(notes[name])
+        return tuple(float(word) for word in re.split(r"[\s,;\[\]()]+", text) if word)
     except ValueError:
-        raise CheckpointError(f"{path}: its {name} is {notes[name]!r}, no number.") from None
+        raise CheckpointError(f"{path}: its {name} is {text!r}, no number.") from None
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -6,10 +6,12 @@ import csv
 import json
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from tests.commands.conftest import Call, Outcome, write_mask, write_scan, write_weights
+from tripq.commands import lesions
 
 SCANS = (
     "sub-01/dwi/sub-01_dwi.nii.gz",
@@ -115,8 +117,6 @@ def test_one_bad_scan_is_reported_and_does_not_stop_the_rest(
 def test_even_a_mistake_in_the_program_does_not_stop_the_rest(
     segment_all, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tripq.commands.lesions as lesions
-
     read_brain = lesions.read_brain
 
     def broken(files, *others):
@@ -130,6 +130,27 @@ def test_even_a_mistake_in_the_program_does_not_stop_the_rest(
     assert [row["status"] for row in summary(out).values()] == ["failed", "done", "done"]
     assert "please report it" in done.stderr
     assert "Traceback" in (tmp_path / "log.txt").read_text()
+
+
+def test_an_interruption_keeps_what_is_finished_and_leaves_nothing_else(
+    segment_all, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_map = lesions.write_map
+
+    def interrupted(values, dwi, path):
+        write_map(values, dwi, path)
+        if "ses-a" in path.name:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(lesions, "write_map", interrupted)
+    done = segment_all()
+    assert done.status == 130
+    assert {name.rpartition("_")[0] for name in written(out)} == {RESULTS[0]}
+    assert not list(out.rglob(".*"))
+    assert list(summary(out)) == list(SCANS[:1])
+    monkeypatch.setattr(lesions, "write_map", write_map)
+    assert segment_all().status == 0
+    assert [row["status"] for row in summary(out).values()] == ["there already", "done", "done"]
 
 
 def test_participants_and_sessions_are_chosen_as_in_bids_apps(segment_all, out: Path) -> None:
@@ -200,8 +221,6 @@ def test_another_level_is_bad_usage(level: str, call: Call, raw: Path, out: Path
 def test_a_scan_gives_the_same_map_as_by_itself(
     call: Call, segment_all, raw: Path, out: Path, weights: Path, tmp_path: Path
 ) -> None:
-    import nibabel as nib
-
     segment_all("--participant-label", "01")
     call("segment", raw / SCANS[0], "--weights", weights, "-o", tmp_path / "one")
     first, second = (

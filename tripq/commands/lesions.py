@@ -164,14 +164,15 @@ def segment_files(
     start = perf_counter()
     table = find_table(files.scan, files.bval, files.bvec, settings.frame)
     log.debug("%s: table %s", files.scan, ", ".join(map(str, table)))
-    dwi = check_table(read_brain(files, settings.frame, screen), settings.frame)
+    dwi = read_brain(files, settings.frame, screen)
+    _tell(dwi.notes, files)
+    dwi = check_table(dwi, settings.frame)
     log.debug("%r", dwi)
     with screen.bar(f"segmenting {files.scan.name}", "voxels") as report:
         result = segment_scan(
             settings.model, dwi, memory=settings.memory, device=settings.device, report=report
         )
-    for note in result.notes:
-        log.info("%s: %s", files.scan.name, note)
+    _tell(result.notes[len(dwi.notes) :], files)
     lesion = result.probability >= settings.threshold
     _, count = label(dwi.volume(lesion), structure=np.ones((3, 3, 3)))
     volume_ml = np.count_nonzero(lesion) * float(np.prod(dwi.voxel_size)) / 1000
@@ -209,6 +210,11 @@ def made_otherwise(results: ResultFiles, settings: Settings) -> list[str]:
     return [name for name, value in settings.lasting.items() if about.get(name) != value]
 
 
+def _tell(notes: Sequence[str], files: ScanFiles) -> None:
+    for note in notes:
+        log.info("%s: %s", files.scan.name, note)
+
+
 def _write(
     result: Segmentation,
     lesion: NDArray[np.bool_],
@@ -240,5 +246,9 @@ def _write_report(
         "Notes": " ".join(result.notes),
     }
     write_subject_report(
-        path, result.dwi, result.probability, threshold=settings.threshold, settings=shown
+        path,
+        result.dwi,
+        result.probability,
+        threshold=settings.threshold,
+        settings={name: text for name, text in shown.items() if text},
     )
