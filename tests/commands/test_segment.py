@@ -222,6 +222,7 @@ def test_quiet_is_quiet_and_the_log_has_all(
         (lambda f: f["scan"].write_bytes(b"text"), "dwi.nii.gz: cannot be read as NIfTI"),
         (lambda f: f["scan"].write_bytes(f["scan"].read_bytes()[:-500]), "dwi.nii.gz: truncated"),
         (lambda f: f["bval"].unlink(), "dwi.nii.gz: no dwi.bval or dwi.bvals beside it"),
+        (lambda f: f["mask"].rename(f["scan"]), "dwi.nii.gz: an image of 3 dimensions"),
         (lambda f: f["bvec"].write_text("1 0 0"), "dwi.bvec"),
         (lambda f: f["bval"].write_text("0 " + 7 * "9000 "), "the network takes no more than 4000"),
         (lambda f: f["mask"].unlink(), "mask.nii.gz: there is no such file"),

@@ -162,9 +162,9 @@ def segment_files(
         The BIDS URIs of the files.
     """
     start = perf_counter()
+    dwi = read_brain(files, settings.frame, screen)
     table = find_table(files.scan, files.bval, files.bvec, settings.frame)
     log.debug("%s: table %s", files.scan, ", ".join(map(str, table)))
-    dwi = read_brain(files, settings.frame, screen)
     _tell(dwi.notes, files)
     dwi = check_table(dwi, settings.frame)
     log.debug("%r", dwi)
@@ -174,9 +174,8 @@ def segment_files(
         )
     _tell(result.notes[len(dwi.notes) :], files)
     lesion = result.probability >= settings.threshold
-    _, count = label(dwi.volume(lesion), structure=np.ones((3, 3, 3)))
-    volume_ml = np.count_nonzero(lesion) * float(np.prod(dwi.voxel_size)) / 1000
-    found = Lesions(int(count), float(volume_ml), perf_counter() - start)
+    count, volume_ml = _measure(lesion, dwi)
+    found = Lesions(count, volume_ml, perf_counter() - start)
     inputs = {"Scan": files.scan, "BVal": table[0], "BVec": table[1], "BrainMask": files.mask}
     about = {
         "Description": _DESCRIPTION,
@@ -186,11 +185,7 @@ def segment_files(
         "GeneratedBy": [{"Name": "tripq", "Version": __version__}],
         **settings.lasting,
         "Device": settings.device,
-        "Inputs": {
-            name: {"Name": path.name, "SHA256": sha256(path)}
-            for name, path in inputs.items()
-            if path is not None
-        },
+        "Inputs": _fingerprints(inputs),
         "VoxelSizeMillimetres": [round(float(edge), 4) for edge in dwi.voxel_size],
         "BrainMask": "given" if files.mask is not None else "median_otsu of dipy, from b0",
         "LesionCount": found.count,
@@ -213,6 +208,21 @@ def made_otherwise(results: ResultFiles, settings: Settings) -> list[str]:
 def _tell(notes: Sequence[str], files: ScanFiles) -> None:
     for note in notes:
         log.info("%s: %s", files.scan.name, note)
+
+
+def _measure(lesion: NDArray[np.bool_], dwi: DWI) -> tuple[int, float]:
+    """How many lesions there are, apart from each other in all 26 directions, and their ml."""
+    _, count = label(dwi.volume(lesion), structure=np.ones((3, 3, 3)))
+    volume = np.count_nonzero(lesion) * float(np.prod(dwi.voxel_size))
+    return int(count), volume / 1000
+
+
+def _fingerprints(inputs: Mapping[str, Path | None]) -> dict[str, dict[str, str]]:
+    return {
+        name: {"Name": path.name, "SHA256": sha256(path)}
+        for name, path in inputs.items()
+        if path is not None
+    }
 
 
 def _write(

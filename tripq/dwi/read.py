@@ -167,7 +167,7 @@ def _beside(scan: Path, suffixes: tuple[str, ...]) -> Path:
             return found
     raise DWIError(
         f"{scan}: no {stem}{f' or {stem}'.join(suffixes)} beside it. Name the file: "
-        f"{suffixes[0].removeprefix('.')}=..."
+        f"{suffixes[0].removeprefix('.')}=... (--{suffixes[0].removeprefix('.')} of the command)."
     )
 
 
