@@ -104,6 +104,6 @@ def test_a_finished_run_writes_all_and_says_so(scan: Path, weights: Path, tmp_pa
     )
     stdout, stderr = process.communicate()
     assert process.returncode == 0, stderr
-    assert "lesions" in stdout
+    assert "lesion" in stdout
     for line in stdout.splitlines()[1:]:
         assert (tmp_path / line.strip()).is_file()

@@ -50,6 +50,7 @@ TENSOR_B = 1600.0
 """The tensor is fitted up to this b-value in s/mm2; above, the signal does not fall as it says."""
 
 _AXES = "xyz"
+_CHUNK = 50_000  # voxels whose tensors are fitted at once: dipy copies their signal
 
 
 @dataclass(frozen=True)
@@ -224,8 +225,12 @@ def _fit_tensor(dwi: DWI) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     length = np.linalg.norm(q, axis=1, keepdims=True)
     unit = np.divide(q, length, out=np.zeros_like(q), where=length > 0)
     table = gradient_table(dwi.b_values[low], bvecs=unit)
-    fit = TensorModel(table, fit_method="LS").fit(dwi.signal[:, low])
-    return fit.fa, fit.evecs[..., 0]
+    model = TensorModel(table, fit_method="LS")
+    fits = [
+        model.fit(dwi.signal[start : start + _CHUNK, low])
+        for start in range(0, len(dwi.signal), _CHUNK)
+    ]
+    return np.concatenate([f.fa for f in fits]), np.concatenate([f.evecs[..., 0] for f in fits])
 
 
 @dataclass(frozen=True, eq=False)
