@@ -47,7 +47,7 @@ def check(
         dwi = read_brain(ScanFiles(scan, bval, bvec, mask), frame, screen)
         with screen.bar("following the fibres"):
             found = fibre_coherence(dwi)
-        screen.results.print(*_ranking(found), advise(found, dwi, frame), sep="\n", markup=False)
+        screen.show(*_ranking(found), advise(found, dwi, frame))
 
 
 def advise(found: Coherence, dwi: DWI, frame: Frame) -> str:

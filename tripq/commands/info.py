@@ -46,8 +46,7 @@ def info(
             with screen.bar(f"reading {file.name}"):
                 lines = describe_scan(read_dwi(file, bval, bvec, mask, frame), frame)
         width = max(len(name) for name, _ in lines)
-        for name, text in lines:
-            screen.results.print(f"{name:<{width}}  {text}", markup=False)
+        screen.show(*(f"{name:<{width}}  {text}" for name, text in lines))
 
 
 def describe_checkpoint(path: Path) -> list[tuple[str, str]]:

@@ -57,10 +57,8 @@ def segment(
         found = segment_files(ScanFiles(scan, bval, bvec, mask), results, settings, screen)
         if not quiet:
             lesions = "1 lesion" if found.count == 1 else f"{found.count} lesions"
-            screen.results.print(
+            screen.show(
                 f"{lesions}, {found.volume_ml:.2f} ml, from a probability of "
                 f"{settings.threshold:g} on, in {found.seconds:.0f} s:",
                 *(f"  {path}" for path in results.expected),
-                sep="\n",
-                markup=False,
             )

@@ -272,7 +272,4 @@ def _show(rows: Sequence[Row], screen: Session) -> None:
     for row in rows:
         cells = (row.scan, row.status, row.lesions, row.volume_ml, row.seconds)
         table.add_row(*(escape(cell) for cell in cells))
-    screen.results.print(table)
-    for row in rows:
-        if row.status == "failed":
-            screen.results.print(f"{row.scan}: {row.reason}", markup=False)
+    screen.show(table, *(f"{row.scan}: {row.reason}" for row in rows if row.status == "failed"))

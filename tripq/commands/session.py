@@ -12,6 +12,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 log = logging.getLogger("tripq")
 """Where all commands say what they do."""
@@ -53,6 +54,13 @@ class Session:
             yield update
         finally:
             self.progress.remove_task(task)
+
+    def show(self, *lines: str | Table) -> None:
+        """Print what the user asked for; the bars end."""
+        if self.progress.live.is_started:
+            self.progress.stop()
+        for line in lines:
+            self.results.print(line, markup=False)
 
 
 @contextmanager
