@@ -349,7 +349,7 @@ def test_an_interrupted_cohort_is_completed_and_nothing_repeated(
 
     write_participants = bids._write_participants
     write(("01",))
-    monkeypatch.setattr(bids, "_write_json", interrupted)  # in the middle of the second
+    monkeypatch.setattr(bids, "write_json", interrupted)  # in the middle of the second
     with pytest.raises(KeyboardInterrupt):
         write()
     monkeypatch.undo()

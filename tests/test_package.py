@@ -77,6 +77,7 @@ def test_kernels_is_found_inside_tripq_and_nowhere_else(
 def test_wheel_holds_every_module_of_the_tree(sources: Path, tmp_path: Path) -> None:
     modules = {path.relative_to(sources).as_posix() for path in sources.glob("tripq/**/*.py")}
     kernels = {f"tripq/{path.relative_to(sources)}" for path in sources.glob("kernels/**/*.py")}
+    weights = {p.relative_to(sources).as_posix() for p in sources.glob("tripq/**/*.safetensors")}
 
     names = {
         name
@@ -89,7 +90,7 @@ def test_wheel_holds_every_module_of_the_tree(sources: Path, tmp_path: Path) -> 
         for folder in ("assets", "niivue", "templates")
         for path in sources.glob(f"tripq/report/{folder}/*")
     }
-    assert names == modules | kernels | data | {"tripq/py.typed"}, (
+    assert names == modules | kernels | data | weights | {"tripq/py.typed"}, (
         "see `packages` and `package-data` in pyproject.toml"
     )
 

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from tripq.graph import PQGraph
-from tripq.layer import PQTensorFieldLayer
-from tripq.paths import Path
-from tripq.radial import Radial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tripq.graph import PQGraph
+    from tripq.layer import PQTensorFieldLayer
+    from tripq.paths import Path
+    from tripq.radial import Radial
 
 __version__ = "0.1.0"
 
 __all__ = ["PQGraph", "PQTensorFieldLayer", "Path", "Radial", "__version__"]
+
+_HOMES = {"PQGraph": "graph", "PQTensorFieldLayer": "layer", "Path": "paths", "Radial": "radial"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a class when it is asked for: the help of a command needs no torch, which is slow."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -35,6 +35,7 @@ from tripq.datasets.heads import brain_scale, cohort_anatomy, lesion_coverage
 from tripq.datasets.sources import LICENCES, OpenMS
 from tripq.dwi import DWI, read_dwi
 from tripq.dwi.nifti import open_nifti, read_mask
+from tripq.files import write_json, write_text
 from tripq.simulate import (
     Anatomy,
     GradientTable,
@@ -299,19 +300,19 @@ def _describe(folder: Path, settings: dict[str, Any]) -> None:
         "GeneratedBy": [{"Name": "tripq", "Version": version("tripq"), "Description": NOTICE}],
     }
     truth = {"Name": "Lesions and brains of the simulated cohort", "DatasetType": "derivative"}
-    _write_json(folder / TRUTH / "dataset_description.json", {**truth, **common})
-    _write_json(
+    write_json(folder / TRUTH / "dataset_description.json", {**truth, **common})
+    write_json(
         folder / "participants.json",
         {name: {"Description": text} for name, text in _COLUMNS.items()},
     )
     listed = "\n".join(f"* {licence}" for licence in LICENCES)
-    _write_text(
+    write_text(
         folder / "README",
         f"Patients with multiple sclerosis, simulated\n\n{NOTICE}\n\n"
         f"The masks of lesions and brains are in {TRUTH.as_posix()}.\n\nLicences:\n{listed}\n",
     )
     # last, as it says that the others are there
-    _write_json(
+    write_json(
         path,
         {
             "Name": "Patients with multiple sclerosis: real lesions, SIMULATED diffusion signal",
@@ -340,7 +341,7 @@ def _write_subject(
         ("coverage", "label-lesion_probseg"),
     ):
         os.replace(part / f"{plain}.nii.gz", truth / f"{name}_{labelled}.nii.gz")
-    _write_json(
+    write_json(
         scan / f"{name}_dwi.json",
         {"Description": NOTICE, "Simulation": {**settings, "SubjectSeed": subject.seed}, **about},
     )
@@ -358,16 +359,4 @@ def _write_participants(folder: Path) -> None:
         sidecar = folder / name / "dwi" / f"{name}_dwi.json"
         about = json.loads(sidecar.read_text(encoding="utf-8"))
         lines.append("\t".join([name, *(about.get(column, "n/a") for column in _COLUMNS)]))
-    _write_text(folder / "participants.tsv", "\n".join(lines) + "\n")
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    _write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a file under another name and move it, so that there is never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    write_text(folder / "participants.tsv", "\n".join(lines) + "\n")

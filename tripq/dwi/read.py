@@ -83,7 +83,7 @@ def read_dwi(
             f"{scan}: an image of {image.ndim} dimensions, shape {image.shape}; a diffusion scan "
             "has 4: x, y, z and volume."
         )
-    bval_file, bvec_file = _find_table(scan, bval, bvec, frame)
+    bval_file, bvec_file = find_table(scan, bval, bvec, frame)
     b_values, directions = _read_table(bval_file, bvec_file)
     for file, entries in ((bval_file, b_values), (bvec_file, directions)):
         if len(entries) != image.shape[3]:
@@ -124,13 +124,20 @@ def read_dwi(
     )
 
 
-def _find_table(
+def find_table(
     scan: Path,
-    bval: str | PathLike[str] | None,
-    bvec: str | PathLike[str] | None,
-    frame: Frame,
+    bval: str | PathLike[str] | None = None,
+    bvec: str | PathLike[str] | None = None,
+    frame: Frame = "fsl",
 ) -> tuple[Path, Path]:
-    """Files of the b-values and of the directions; an MRtrix table is both."""
+    """Files of the b-values and of the directions that `read_dwi` reads; an MRtrix table is both.
+
+    Raises
+    ------
+    DWIError
+        If one is not given and not found beside the scan, or an MRtrix table is given with a
+        `bval` or for another frame than the world's.
+    """
     if bvec is not None and Path(bvec).suffix == MRTRIX_SUFFIX:
         if bval is not None or frame != "world":
             raise DWIError(
@@ -161,7 +168,7 @@ def _beside(scan: Path, suffixes: tuple[str, ...]) -> Path:
             return found
     raise DWIError(
         f"{scan}: no {stem}{f' or {stem}'.join(suffixes)} beside it. Name the file: "
-        f"{suffixes[0].removeprefix('.')}=..."
+        f"{suffixes[0].removeprefix('.')}=... (--{suffixes[0].removeprefix('.')} of the command)."
     )
 
 

@@ -1,0 +1,106 @@
+"""Tiny scans and checkpoints on disk, and the command in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from tripq.checkpoint import save_network
+from tripq.commands import app
+from tripq.models import LesionSegmenter
+
+SHAPE = (20, 19, 18)
+
+
+def write_scan(
+    path: Path, voxel_size: float = 2.0, b_values: tuple[float, ...] = (0, *7 * (1000,))
+) -> Path:
+    """Write a bright ball in dark air with a table beside it; the signal means nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    data = rng.uniform(1, 20, size=(*SHAPE, len(b_values)))
+    data[ball()] += rng.uniform(400, 1000, size=data[ball()].shape)
+    data[ball(), 0] = 1000
+    affine = np.diag([-voxel_size, voxel_size, voxel_size, 1.0])
+    affine[:3, 3] = 20, -15, 4
+    image = nib.Nifti1Image(data.astype(np.float32), affine)
+    image.header.set_xyzt_units("mm")
+    image.to_filename(path)
+    directions = rng.normal(size=(len(b_values), 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    stem = path.name.removesuffix(".gz").removesuffix(".nii")
+    np.savetxt(path.with_name(f"{stem}.bval"), [b_values], fmt="%g")
+    np.savetxt(path.with_name(f"{stem}.bvec"), directions.T)
+    return path
+
+
+def ball() -> np.ndarray:
+    x, y, z = (np.indices(SHAPE).T - (np.array(SHAPE) - 1) / 2).T
+    return x**2 + y**2 + z**2 < 49
+
+
+def write_mask(path: Path, scan: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.Nifti1Image(ball().astype(np.uint8), nib.load(scan).affine).to_filename(path)
+    return path
+
+
+def write_weights(path: Path, **notes: str) -> Path:
+    torch.manual_seed(0)
+    network = LesionSegmenter(
+        p_radius=2.9, q_features="4x0e+2x2e", p_features="3x0e+2x1o", n_p_layers=1
+    )
+    save_network(network, path, {"voxel_size_mm": "2", "threshold": "0.5", **notes})
+    return path
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    return write_scan(tmp_path / "dwi.nii.gz")
+
+
+@pytest.fixture
+def mask(tmp_path: Path, scan: Path) -> Path:
+    return write_mask(tmp_path / "mask.nii.gz", scan)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    return write_weights(tmp_path / "tiny.safetensors")
+
+
+class Outcome:
+    """What a call of the command did."""
+
+    def __init__(self, status: int, stdout: str, stderr: str) -> None:
+        self.status, self.stdout, self.stderr = status, stdout, stderr
+
+    @property
+    def error(self) -> str:
+        """The one line that tells what went wrong."""
+        (line,) = [line for line in self.stderr.splitlines() if line.startswith("error: ")]
+        return line
+
+
+Call = Callable[..., Outcome]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Run ``tripq`` with arguments, in this process."""
+    monkeypatch.setenv("COLUMNS", "150")
+    monkeypatch.setenv("TERM", "dumb")
+
+    def run(*arguments: object) -> Outcome:
+        done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+        assert "Traceback" not in done.output
+        return Outcome(done.exit_code, done.stdout, done.stderr)
+
+    return run

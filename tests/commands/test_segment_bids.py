@@ -1,0 +1,233 @@
+"""The lesions of a BIDS dataset: named by the rules, begun once, and no scan stops the others."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tests.commands.conftest import Call, Outcome, write_mask, write_scan, write_weights
+from tripq.commands import lesions
+
+SCANS = (
+    "sub-01/dwi/sub-01_dwi.nii.gz",
+    "sub-02/ses-a/dwi/sub-02_ses-a_dwi.nii.gz",
+    "sub-02/ses-b/dwi/sub-02_ses-b_run-1_dwi.nii.gz",
+)
+RESULTS = (
+    "sub-01/dwi/sub-01_space-orig_label-lesion",
+    "sub-02/ses-a/dwi/sub-02_ses-a_space-orig_label-lesion",
+    "sub-02/ses-b/dwi/sub-02_ses-b_run-1_space-orig_label-lesion",
+)
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """Three scans; the second inherits its b-values from the root."""
+    for scan in SCANS:
+        write_scan(tmp_path / "raw" / scan)
+    own = tmp_path / "raw/sub-02/ses-a/dwi/sub-02_ses-a_dwi.bval"
+    own.rename(tmp_path / "raw/sub-02_ses-a_dwi.bval")
+    return tmp_path / "raw"
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def segment_all(call: Call, raw: Path, out: Path, weights: Path):
+    def run(*more: object) -> Outcome:
+        return call("segment-bids", raw, out, "participant", "--weights", weights, *more)
+
+    return run
+
+
+def summary(out: Path) -> dict[str, dict[str, str]]:
+    with (out / "summary.tsv").open(newline="") as file:
+        return {row["scan"]: row for row in csv.DictReader(file, delimiter="\t")}
+
+
+def written(out: Path) -> set[str]:
+    return {path.relative_to(out).as_posix() for path in out.rglob("sub-*") if path.is_file()}
+
+
+def test_every_scan_has_its_results_by_the_rules_of_derivatives(
+    segment_all, raw: Path, out: Path
+) -> None:
+    done = segment_all()
+    assert done.status == 0, done.stderr
+    for result in RESULTS:
+        names = {f"{result}_{end}" for end in ("probseg.nii.gz", "mask.nii.gz", "probseg.json")}
+        assert names <= written(out)
+    about = json.loads((out / "dataset_description.json").read_text())
+    assert about["DatasetType"] == "derivative"
+    assert about["GeneratedBy"][0]["Name"] == "tripq"
+    sidecar = json.loads((out / f"{RESULTS[1]}_probseg.json").read_text())
+    assert sidecar["Sources"] == [
+        f"bids:raw:{SCANS[1]}",
+        "bids:raw:sub-02_ses-a_dwi.bval",
+        "bids:raw:sub-02/ses-a/dwi/sub-02_ses-a_dwi.bvec",
+    ]
+    rows = summary(out)
+    assert tuple(rows) == SCANS
+    assert {row["status"] for row in rows.values()} == {"done"}
+    assert rows[SCANS[1]]["session_id"] == "ses-a"
+    assert float(rows[SCANS[0]]["volume_ml"]) == pytest.approx(
+        json.loads((out / f"{RESULTS[0]}_probseg.json").read_text())["LesionVolumeMillilitres"]
+    )
+
+
+def test_it_goes_on_where_it_stopped(segment_all, out: Path) -> None:
+    segment_all()
+    times = {name: (out / name).stat().st_mtime_ns for name in written(out)}
+    (out / f"{RESULTS[1]}_probseg.json").unlink()  # as if interrupted before the end
+    done = segment_all()
+    assert done.status == 0
+    again = {name for name in written(out) if (out / name).stat().st_mtime_ns != times.get(name)}
+    assert again
+    assert all(name.startswith(RESULTS[1]) for name in again)
+    assert [row["status"] for row in summary(out).values()] == [
+        "there already",
+        "done",
+        "there already",
+    ]
+
+
+def test_one_bad_scan_is_reported_and_does_not_stop_the_rest(
+    segment_all, raw: Path, out: Path
+) -> None:
+    (raw / SCANS[0]).write_bytes(b"no image")
+    (raw / "sub-02_ses-a_dwi.bval").unlink()
+    done = segment_all()
+    assert done.status == 1
+    rows = summary(out)
+    assert [row["status"] for row in rows.values()] == ["failed", "failed", "done"]
+    assert "sub-01_dwi.nii.gz: cannot be read as NIfTI" in rows[SCANS[0]]["reason"]
+    assert "no .bval file holds for it" in rows[SCANS[1]]["reason"]
+    assert "sub-01_dwi.nii.gz: cannot be read as NIfTI" in done.stdout
+    assert not any("sub-01" in name for name in written(out))
+
+
+def test_even_a_mistake_in_the_program_does_not_stop_the_rest(
+    segment_all, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_brain = lesions.read_brain
+
+    def broken(files, *others):
+        if "sub-01" in files.scan.name:
+            raise KeyError("made up")
+        return read_brain(files, *others)
+
+    monkeypatch.setattr(lesions, "read_brain", broken)
+    done = segment_all("--log", tmp_path / "log.txt")
+    assert done.status == 1
+    assert [row["status"] for row in summary(out).values()] == ["failed", "done", "done"]
+    assert "please report it" in done.stderr
+    assert "Traceback" in (tmp_path / "log.txt").read_text()
+
+
+def test_an_interruption_keeps_what_is_finished_and_leaves_nothing_else(
+    segment_all, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_map = lesions.write_map
+
+    def interrupted(values, dwi, path):
+        write_map(values, dwi, path)
+        if "ses-a" in path.name:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(lesions, "write_map", interrupted)
+    done = segment_all()
+    assert done.status == 130
+    assert {name.rpartition("_")[0] for name in written(out)} == {RESULTS[0]}
+    assert not list(out.rglob(".*"))
+    assert list(summary(out)) == list(SCANS[:1])
+    monkeypatch.setattr(lesions, "write_map", write_map)
+    assert segment_all().status == 0
+    assert [row["status"] for row in summary(out).values()] == ["there already", "done", "done"]
+
+
+def test_participants_and_sessions_are_chosen_as_in_bids_apps(segment_all, out: Path) -> None:
+    assert segment_all("--participant-label", "sub-02", "01", "--session-label", "b").status == 0
+    assert tuple(summary(out)) == SCANS[2:]
+    assert segment_all("--participant_label", "01").status == 0
+    assert tuple(summary(out)) == (SCANS[0], SCANS[2])  # rows of earlier runs stay
+    missing = segment_all("--participant-label", "07")
+    assert missing.status == 1
+    assert "no diffusion scan of participant 07" in missing.error
+
+
+def test_scans_for_distortion_correction_are_left_out(segment_all, raw: Path, out: Path) -> None:
+    write_scan(raw / "sub-01/dwi/sub-01_dir-PA_dwi.nii.gz", b_values=(0, 0, 5))
+    assert segment_all("--participant-label", "01").status == 0
+    row = summary(out)["sub-01/dwi/sub-01_dir-PA_dwi.nii.gz"]
+    assert (row["status"], row["reason"]) == ("left out", "no diffusion-weighted volume")
+
+
+def test_brain_masks_of_derivatives_are_used(
+    segment_all, raw: Path, out: Path, tmp_path: Path
+) -> None:
+    masks = tmp_path / "masks"
+    name = "sub-01/dwi/sub-01_desc-brain_mask.nii.gz"
+    write_mask(masks / name, raw / SCANS[0])
+    done = segment_all("--masks", masks)
+    assert done.status == 1
+    assert [row["status"] for row in summary(out).values()] == ["done", "failed", "failed"]
+    about = json.loads((out / f"{RESULTS[0]}_probseg.json").read_text())
+    assert about["BrainMask"] == "given"
+    assert about["Inputs"]["BrainMask"]["Name"] == Path(name).name
+    assert "no *_desc-brain_mask.nii.gz" in summary(out)[SCANS[1]]["reason"]
+
+
+def test_results_of_other_settings_are_neither_kept_nor_replaced_silently(
+    segment_all, out: Path, tmp_path: Path
+) -> None:
+    only = ("--participant-label", "01")
+    segment_all(*only)
+    before = (out / f"{RESULTS[0]}_probseg.json").read_bytes()
+    done = segment_all("--threshold", 0.3, *only)
+    assert done.status == 1
+    assert "made with other settings (Threshold)" in summary(out)[SCANS[0]]["reason"]
+    other = write_weights(tmp_path / "tiny.safetensors", caution="another file")
+    assert "(Weights)" in segment_all("--weights", other, *only).error
+    assert (out / f"{RESULTS[0]}_probseg.json").read_bytes() == before
+    assert segment_all("--overwrite", "--threshold", 0.3, *only).status == 0
+    assert json.loads((out / f"{RESULTS[0]}_probseg.json").read_text())["Threshold"] == 0.3
+
+
+def test_the_results_are_a_dataset_of_their_own(
+    call: Call, segment_all, raw: Path, out: Path, weights: Path
+) -> None:
+    inside = call("segment-bids", raw, raw, "participant", "--weights", weights)
+    assert inside.status == 2
+    (out / "dataset_description.json").parent.mkdir()
+    (out / "dataset_description.json").write_text('{"GeneratedBy": [{"Name": "fMRIPrep"}]}')
+    refused = segment_all()
+    assert refused.status == 1
+    assert "a dataset of fMRIPrep: take another folder" in refused.error
+
+
+@pytest.mark.parametrize("level", ["group", "01"])
+def test_another_level_is_bad_usage(level: str, call: Call, raw: Path, out: Path) -> None:
+    assert call("segment-bids", raw, out, level).status == 2
+
+
+def test_a_scan_gives_the_same_map_as_by_itself(
+    call: Call, segment_all, raw: Path, out: Path, weights: Path, tmp_path: Path
+) -> None:
+    segment_all("--participant-label", "01")
+    call("segment", raw / SCANS[0], "--weights", weights, "-o", tmp_path / "one")
+    first, second = (
+        np.asarray(nib.load(path).dataobj)
+        for path in (
+            out / f"{RESULTS[0]}_probseg.nii.gz",
+            tmp_path / "one/sub-01_label-lesion_probseg.nii.gz",
+        )
+    )
+    np.testing.assert_array_equal(first, second)

@@ -1,0 +1,78 @@
+"""Whatever goes wrong is told in one line and has its exit status."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from pathlib import Path
+
+import pytest
+import typer
+
+from tripq.commands.session import session
+from tripq.dwi import DWIError
+
+
+def end(error: BaseException, capsys: pytest.CaptureFixture[str], **options) -> tuple[int, str]:
+    """Exit status and stderr of a command in which an error is raised."""
+    settings = {"quiet": False, "verbose": False, "log_file": None, **options}
+    with pytest.raises(typer.Exit) as exit_, session(**settings):
+        raise error
+    return exit_.value.exit_code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (DWIError("a.nii: truncated."), 1, "error: a.nii: truncated."),
+        (DWIError("two\nlines"), 1, "error: two lines"),
+        (OSError(errno.ENOSPC, "No space left on device", "out"), 1, "error: out: No space left"),
+        (MemoryError("a.nii: out of memory."), 1, "error: a.nii: out of memory. Close other"),
+        (RuntimeError("shapes"), 1, "error: RuntimeError: shapes. This is a mistake in tripq"),
+        (KeyboardInterrupt(), 130, "error: interrupted; no file is half-written."),
+    ],
+)
+def test_an_error_becomes_one_line_and_a_status(
+    error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, shown = end(error, capsys)
+    assert code == status
+    assert shown.startswith(line)
+    assert shown.count("\n") == 1
+    assert end(error, capsys, quiet=True)[1] == shown
+
+
+def test_the_log_file_has_the_traceback_and_is_appended_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log.txt"
+    end(RuntimeError("first"), capsys, log_file=log)
+    _, shown = end(RuntimeError("second"), capsys, log_file=log)
+    assert "Traceback" not in shown
+    text = log.read_text()
+    assert text.count("Traceback") == 2
+    assert text.index("first") < text.index("second")
+
+
+def test_a_log_file_that_cannot_be_written_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit), session(quiet=False, verbose=False, log_file=tmp_path):
+        pass
+    assert f"error: {tmp_path}: Is a directory" in capsys.readouterr().err
+
+
+def test_messages_hold_what_stands_in_brackets(capsys: pytest.CaptureFixture[str]) -> None:
+    """Names of files are no markup."""
+    with session(quiet=False, verbose=False, log_file=None) as screen:
+        logging.getLogger("tripq").info("[red]sub[/red]")
+        with screen.bar("[name]", "voxels") as report:
+            report(1, 2)
+    assert capsys.readouterr().err == "[red]sub[/red]\n"
+
+
+def test_a_session_leaves_no_handler_behind() -> None:
+    before = list(logging.getLogger("tripq").handlers)
+    with session(quiet=True, verbose=False, log_file=None):
+        assert len(logging.getLogger("tripq").handlers) == len(before) + 1
+    assert logging.getLogger("tripq").handlers == before

@@ -1,0 +1,252 @@
+"""Diffusion scans of a BIDS dataset, and where results about them go.
+
+The Brain Imaging Data Structure (https://bids-specification.readthedocs.io) names files by
+entities: ``sub-01_ses-02_run-1_dwi.nii.gz``.  A table beside the scan is found, and so is one
+further up that holds for several scans (the inheritance principle).
+
+Nothing is indexed: the few folders with diffusion scans are listed when they are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+BIDS_VERSION = "1.10.0"
+"""The version of the specification that results follow."""
+
+_EXTENSIONS = (".nii.gz", ".nii")
+_ORDER = ("sub", "ses", "sample", "task", "acq", "ce", "rec", "dir", "run", "echo", "part", "space")
+_NO_MAGNITUDE = {"phase", "real", "imag"}  # values of the entity "part"
+_OF_MASKS = {"space", "res", "den", "label", "desc"}  # say what a mask is, not whose
+
+
+class BIDSError(ValueError):
+    """A dataset is not as BIDS has it, or holds nothing to work on; the message says why."""
+
+
+@dataclass(frozen=True)
+class BIDSName:
+    """Name of a file: its entities, its suffix and its extension.
+
+    Examples
+    --------
+    >>> name = BIDSName.parse("sub-01_run-2_dwi.nii.gz")
+    >>> name.entities["run"], name.suffix, name.extension
+    ('2', 'dwi', '.nii.gz')
+    >>> str(name)
+    'sub-01_run-2_dwi.nii.gz'
+    """
+
+    entities: Mapping[str, str]
+    suffix: str
+    extension: str
+
+    @classmethod
+    def parse(cls, name: str) -> BIDSName:
+        """Take a name apart; parts that are no entities are left out."""
+        stem, dot, extension = name.partition(".")
+        *pairs, suffix = stem.split("_")
+        entities = dict(pair.split("-", 1) for pair in pairs if "-" in pair)
+        return cls(entities, suffix, dot + extension)
+
+    def holds_for(self, other: BIDSName) -> bool:
+        """Whether the other has the same suffix, and all entities that this one has."""
+        return self.suffix == other.suffix and self.entities.items() <= other.entities.items()
+
+    def __str__(self) -> str:
+        pairs = [f"{entity}-{label}" for entity, label in self.entities.items()]
+        return "_".join([*pairs, self.suffix]) + self.extension
+
+
+@dataclass(frozen=True)
+class BIDSScan:
+    """A diffusion scan of a dataset.
+
+    Parameters
+    ----------
+    root : Path
+        Of the dataset.
+    path : Path
+        Of the scan, below `root`.
+
+    Examples
+    --------
+    >>> scan = BIDSScan(Path("data"), Path("data/sub-01/ses-1/dwi/sub-01_ses-1_acq-b2_dwi.nii.gz"))
+    >>> scan.subject, scan.session
+    ('01', '1')
+    >>> print(scan.result("probseg", ".nii.gz").as_posix())
+    sub-01/ses-1/dwi/sub-01_ses-1_acq-b2_space-orig_label-lesion_probseg.nii.gz
+    """
+
+    root: Path
+    path: Path
+    name: BIDSName = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", BIDSName.parse(self.path.name))
+
+    @property
+    def subject(self) -> str:
+        """Label of the participant."""
+        return self.name.entities["sub"]
+
+    @property
+    def session(self) -> str | None:
+        """Label of the session, if there are sessions."""
+        return self.name.entities.get("ses")
+
+    @property
+    def relative(self) -> Path:
+        """Path below the root of the dataset."""
+        return self.path.relative_to(self.root)
+
+    def table(self, extension: str) -> Path:
+        """File of its gradient table by the inheritance principle.
+
+        Parameters
+        ----------
+        extension : str
+            ``.bval`` or ``.bvec``.
+
+        Returns
+        -------
+        Path
+            In the scan's folder or the nearest one above that has one.  Of several in one folder
+            the one with most entities.
+
+        Raises
+        ------
+        BIDSError
+            If there is none, or two hold equally.
+        """
+        for folder in self.path.parents:
+            if not folder.is_relative_to(self.root):
+                break
+            found = [
+                file
+                for file in folder.glob(f"*dwi{extension}")
+                if BIDSName.parse(file.name).holds_for(self.name)
+            ]
+            if found:
+                return _most_specific(found, self)
+        raise BIDSError(
+            f"{self.path}: no {extension} file holds for it, in its folder or above, up to "
+            f"{self.root}."
+        )
+
+    def brain_mask(self, derivatives: Path) -> Path:
+        """Its brain mask in a dataset of derivatives, on its own grid.
+
+        Parameters
+        ----------
+        derivatives : Path
+            Root of a dataset such as those of QSIPrep or fMRIPrep.
+
+        Returns
+        -------
+        Path
+            A ``desc-brain_mask`` beside which the scan would lie, of the same space.
+
+        Raises
+        ------
+        BIDSError
+            If there is none, or two hold equally.
+        """
+        folder = derivatives / self.relative.parent
+        spaces = {None, "orig", self.name.entities.get("space")}
+        found = []
+        for extension in _EXTENSIONS:
+            for file in folder.glob(f"*desc-brain_mask{extension}"):
+                entities = BIDSName.parse(file.name).entities
+                whose = {k: v for k, v in entities.items() if k not in _OF_MASKS}
+                if whose.items() <= self.name.entities.items() and entities.get("space") in spaces:
+                    found.append(file)
+        if not found:
+            raise BIDSError(f"{self.path}: no *_desc-brain_mask.nii.gz in {folder} is its own.")
+        return _most_specific(found, self)
+
+    def result(self, suffix: str, extension: str) -> Path:
+        """Where a result about its lesions goes, relative to the root of the results.
+
+        Parameters
+        ----------
+        suffix, extension : str
+            Such as ``mask`` and ``.nii.gz``.
+        """
+        own = {"space": "orig", **self.name.entities}
+        entities = {key: own[key] for key in _ORDER if key in own}
+        entities |= {key: label for key, label in own.items() if key not in {*_ORDER, "desc"}}
+        entities["label"] = "lesion"
+        if "desc" in own:
+            entities["desc"] = own["desc"]
+        return self.relative.parent / str(BIDSName(entities, suffix, extension))
+
+
+def find_scans(
+    root: Path, participants: Sequence[str] = (), sessions: Sequence[str] = ()
+) -> list[BIDSScan]:
+    """Diffusion scans of a dataset: ``sub-*/[ses-*/]dwi/*_dwi.nii[.gz]``.
+
+    Phase images and real and imaginary parts are left out.
+
+    Parameters
+    ----------
+    root : Path
+        Of the dataset.
+    participants, sessions : sequence of str, optional
+        Labels, with or without ``sub-`` and ``ses-``; by default all.
+
+    Returns
+    -------
+    list of BIDSScan
+        By name.
+
+    Raises
+    ------
+    BIDSError
+        If there is none, or none of a participant that was asked for.
+    """
+    if not root.is_dir():
+        raise BIDSError(f"{root}: no such folder.")
+    files = [
+        file
+        for pattern in ("sub-*/dwi", "sub-*/ses-*/dwi")
+        for extension in _EXTENSIONS
+        for file in root.glob(f"{pattern}/sub-*_dwi{extension}")
+    ]
+    scans = [BIDSScan(root, file) for file in sorted(files)]
+    scans = [scan for scan in scans if scan.name.entities.get("part") not in _NO_MAGNITUDE]
+    if not scans:
+        raise BIDSError(
+            f"{root}: no diffusion scans sub-*/[ses-*/]dwi/*_dwi.nii.gz in this folder."
+        )
+    wanted = _labels(participants, "sub-")
+    if missing := sorted(wanted - {scan.subject for scan in scans}):
+        raise BIDSError(f"{root}: no diffusion scan of participant {', '.join(missing)}.")
+    of_session = _labels(sessions, "ses-")
+    chosen = [
+        scan
+        for scan in scans
+        if (not wanted or scan.subject in wanted) and (not of_session or scan.session in of_session)
+    ]
+    if not chosen:
+        raise BIDSError(f"{root}: no diffusion scan of session {', '.join(sorted(of_session))}.")
+    return chosen
+
+
+def _labels(given: Iterable[str], prefix: str) -> set[str]:
+    return {label.removeprefix(prefix) for label in given}
+
+
+def _most_specific(files: Sequence[Path], scan: BIDSScan) -> Path:
+    """The file whose name has most entities."""
+    ranked = sorted(files, key=lambda file: -len(BIDSName.parse(file.name).entities))
+    first, *others = ranked
+    count = len(BIDSName.parse(first.name).entities)
+    if others and len(BIDSName.parse(others[0].name).entities) == count:
+        raise BIDSError(
+            f"{scan.path}: {first.name} and {others[0].name} in {first.parent} hold for it alike."
+        )
+    return first

@@ -1,0 +1,60 @@
+"""The command ``tripq``.
+
+A command is a module here; what it computes is the library's.  The library is imported inside the
+commands, since torch takes seconds that neither ``--help`` nor the completion of a shell should.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from tripq import __version__
+from tripq.commands.check import check
+from tripq.commands.info import info
+from tripq.commands.segment import segment
+from tripq.commands.segment_bids import BIDSCommand, segment_bids
+
+app = typer.Typer(
+    name="tripq",
+    help="Multiple sclerosis lesions in diffusion MRI, by rotation-equivariant networks.\n\n"
+    "For research only: nothing here is a medical device.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(segment)
+app.command(cls=BIDSCommand)(segment_bids)
+app.command()(info)
+app.command()(check)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tripq {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
+
+
+def run() -> None:
+    """Entry point of the command."""
+    # Threads that wait for each other in a loop are many times slower where another program runs
+    # too.  Read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A job that a cluster ends leaves nothing half-written, either.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    app(prog_name="tripq")

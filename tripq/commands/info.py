@@ -1,0 +1,90 @@
+"""``tripq info``: what a scan or a checkpoint holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tripq.commands import options
+from tripq.commands.session import session
+
+if TYPE_CHECKING:
+    from tripq.dwi import DWI, Frame
+
+
+def info(
+    file: Annotated[
+        Path, typer.Argument(help="Diffusion scan (.nii, .nii.gz) or checkpoint (.safetensors).")
+    ],
+    bval: options.BVal = None,
+    bvec: options.BVec = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Mask of the scan.", show_default="all voxels"),
+    ] = None,
+    frame: options.FrameOption = "fsl",
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    log: options.LogFile = None,
+) -> None:
+    """Show what a diffusion scan or a checkpoint holds.
+
+    For example:
+
+        tripq info dwi.nii.gz
+
+        tripq info lesion-segmenter.safetensors
+    """
+    with session(quiet=quiet, verbose=verbose, log_file=log) as screen:
+        if file.suffix == ".safetensors":
+            lines = describe_checkpoint(file)
+        else:
+            from tripq.dwi import read_dwi
+
+            with screen.bar(f"reading {file.name}"):
+                lines = describe_scan(read_dwi(file, bval, bvec, mask, frame), frame)
+        width = max(len(name) for name, _ in lines)
+        screen.show(*(f"{name:<{width}}  {text}" for name, text in lines))
+
+
+def describe_checkpoint(path: Path) -> list[tuple[str, str]]:
+    """Name and value of what a checkpoint holds."""
+    from tripq.checkpoint import load_network, read_notes
+    from tripq.files import sha256
+
+    notes = read_notes(path)
+    network = load_network(path)
+    weights = sum(weights.numel() for weights in network.parameters())
+    first = {"network": type(network).__name__, "arguments": notes.pop("arguments")}
+    del notes["network"]
+    return [
+        ("file", str(path)),
+        ("SHA-256", sha256(path)),
+        *first.items(),
+        ("weights", f"{weights:,}"),
+        *sorted(notes.items()),
+    ]
+
+
+def describe_scan(dwi: DWI, frame: Frame) -> list[tuple[str, str]]:
+    """Name and value of what a scan holds."""
+    import nibabel as nib
+    import numpy as np
+
+    codes = "".join(code or "?" for code in nib.orientations.aff2axcodes(dwi.affine))
+    determinant = "positive" if np.linalg.det(dwi.affine[:3, :3]) > 0 else "negative"
+    return [
+        ("file", str(dwi.path)),
+        ("grid", " x ".join(map(str, dwi.mask.shape))),
+        ("voxel size", " x ".join(f"{edge:.4g}" for edge in dwi.voxel_size) + " mm"),
+        ("voxels", f"{len(dwi.b0):,}"),
+        ("orientation", f"{codes}, determinant of the affine {determinant}"),
+        *(
+            ("shell", f"b = {shell.b_value:.0f} s/mm2, {len(shell)} directions")
+            for shell in dwi.shells
+        ),
+        ("table", f"read in the frame '{frame}'; see whether it fits: tripq check"),
+        *(("note", note) for note in dwi.notes),
+    ]

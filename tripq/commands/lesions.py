@@ -1,0 +1,261 @@
+"""The lesions of one scan, and the files about them: what both commands that segment do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from tripq import __version__
+from tripq.brain import find_brain
+from tripq.commands.check import advise
+from tripq.commands.options import Device
+from tripq.commands.paths import ResultFiles, ScanFiles
+from tripq.commands.session import Session, log
+from tripq.dwi import DWI, DWIError, Frame, read_dwi, write_map
+from tripq.dwi.coherence import fibre_coherence
+from tripq.dwi.read import find_table
+from tripq.files import sha256, staged, write_json
+from tripq.lesions import find_lesions
+from tripq.report import write_subject_report
+from tripq.segmentation import Model, Segmentation, load_model, segment_scan
+from tripq.weights import default_weights
+
+_DESCRIPTION = "Probability of a multiple sclerosis lesion, estimated from diffusion MRI"
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """How scans are segmented.
+
+    Parameters
+    ----------
+    model : Model
+        The network.
+    threshold : float
+        Probability from which on a voxel is lesion.
+    frame : {"fsl", "voxel", "world"}
+        Of the gradient tables.
+    device : str
+        ``"cpu"`` or ``"cuda"``.
+    memory : float
+        Bytes.
+    """
+
+    model: Model
+    threshold: float
+    frame: Frame
+    device: str
+    memory: float
+
+    @classmethod
+    def choose(
+        cls,
+        weights: Path | None,
+        threshold: float | None,
+        frame: Frame,
+        device: Device,
+        memory: float,
+        threads: int | None,
+    ) -> Settings:
+        """Read the checkpoint and see what this computer has."""
+        if threads is not None:
+            torch.set_num_threads(threads)
+            threadpool_limits(threads)
+        model = load_model(weights or default_weights())
+        if model.caution:
+            log.warning("%s: %s", model.path.name, model.caution)
+        return cls(
+            model=model,
+            threshold=model.threshold if threshold is None else threshold,
+            frame=frame,
+            device=choose_device(device),
+            memory=memory,
+        )
+
+    @cached_property
+    def lasting(self) -> dict[str, Any]:
+        """What a map depends on, for its sidecar."""
+        return {
+            "Weights": {
+                "Name": self.model.path.name,
+                "SHA256": self.model.sha256,
+                "Caution": self.model.caution,
+            },
+            "Threshold": self.threshold,
+            "GradientFrame": self.frame,
+        }
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """The same for readers of a page."""
+        shown = {
+            "Weights": f"{self.model.path.name} (SHA-256 {self.model.sha256})",
+            "Caution": self.model.caution,
+            "Gradient frame": self.frame,
+        }
+        return {name: text for name, text in shown.items() if text}
+
+
+@dataclass(frozen=True)
+class Lesions:
+    """How much of a scan is lesion."""
+
+    count: int
+    volume_ml: float
+    seconds: float
+
+
+def choose_device(device: Device) -> str:
+    """``"cpu"`` or ``"cuda"``; the CPU where there is no CUDA device."""
+    if device == "cpu":
+        return "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    if device == "cuda":
+        log.warning("there is no CUDA device here: computing on the CPU.")
+    return "cpu"
+
+
+def read_brain(files: ScanFiles, frame: Frame, screen: Session) -> DWI:
+    """Read a scan within its brain, found from b0 where no mask comes with it."""
+    with screen.bar(f"reading {files.scan.name}"):
+        dwi = read_dwi(files.scan, files.bval, files.bvec, files.mask, frame)
+    if files.mask is not None:
+        return dwi
+    log.info("%s: no mask: looking for the brain in b0.", files.scan.name)
+    with screen.bar("finding the brain"):
+        return find_brain(dwi)
+
+
+def check_table(dwi: DWI, frame: Frame) -> DWI:
+    """Note it where the fibres clearly contradict the gradient table; nothing is repaired."""
+    try:
+        found = fibre_coherence(dwi)
+    except DWIError:
+        return dwi  # too few directions of low b to tell
+    if not found.is_clear or found.best.is_none:
+        return dwi
+    advice = f"By its fibres, {advise(found, dwi, frame)}"
+    log.warning("%s: %s", dwi.path, advice)
+    return replace(dwi, notes=(*dwi.notes, advice))
+
+
+def segment_files(
+    files: ScanFiles,
+    results: ResultFiles,
+    settings: Settings,
+    screen: Session,
+    sources: Sequence[str] = (),
+) -> Lesions:
+    """Segment a scan and write all about it, or nothing.
+
+    Parameters
+    ----------
+    files : ScanFiles
+        The scan.
+    results : ResultFiles
+        Replaced where they are there.
+    settings : Settings
+        How.
+    screen : Session
+        For the bar.
+    sources : sequence of str, optional
+        The BIDS URIs of the files.
+    """
+    start = perf_counter()
+    dwi = read_brain(files, settings.frame, screen)
+    table = find_table(files.scan, files.bval, files.bvec, settings.frame)
+    log.debug("%s: table %s", files.scan, ", ".join(map(str, table)))
+    _tell(dwi.notes, files)
+    dwi = check_table(dwi, settings.frame)
+    log.debug("%r", dwi)
+    with screen.bar(f"segmenting {files.scan.name}", "voxels") as report:
+        result = segment_scan(
+            settings.model, dwi, memory=settings.memory, device=settings.device, report=report
+        )
+    _tell(result.notes[len(dwi.notes) :], files)
+    lesions = find_lesions(dwi, result.probability, settings.threshold)
+    volume_ml = float(sum(lesion.volume_ml for lesion in lesions))
+    found = Lesions(len(lesions), volume_ml, perf_counter() - start)
+    inputs = {"Scan": files.scan, "BVal": table[0], "BVec": table[1], "BrainMask": files.mask}
+    about = {
+        "Description": _DESCRIPTION,
+        "Type": "Lesion",
+        "Manual": False,
+        **({"Sources": list(sources)} if sources else {}),
+        "GeneratedBy": [{"Name": "tripq", "Version": __version__}],
+        **settings.lasting,
+        "Device": settings.device,
+        "Inputs": _fingerprints(inputs),
+        "VoxelSizeMillimetres": [round(float(edge), 4) for edge in dwi.voxel_size],
+        "BrainMask": "given" if files.mask is not None else "median_otsu of dipy, from b0",
+        "LesionCount": found.count,
+        "LesionVolumeMillilitres": round(found.volume_ml, 4),
+        "Notes": list(result.notes),
+    }
+    _write(result, results, settings, about)
+    return found
+
+
+def made_otherwise(results: ResultFiles, settings: Settings) -> list[str]:
+    """Which of the settings finished results were made with differ from those that are wanted."""
+    try:
+        about = json.loads(results.sidecar.read_text(encoding="utf-8"))
+    except ValueError:
+        return ["a sidecar that cannot be read"]
+    return [name for name, value in settings.lasting.items() if about.get(name) != value]
+
+
+def _tell(notes: Sequence[str], files: ScanFiles) -> None:
+    for note in notes:
+        log.info("%s: %s", files.scan.name, note)
+
+
+def _fingerprints(inputs: Mapping[str, Path | None]) -> dict[str, dict[str, str]]:
+    return {
+        name: {"Name": path.name, "SHA256": sha256(path)}
+        for name, path in inputs.items()
+        if path is not None
+    }
+
+
+def _write(
+    result: Segmentation,
+    results: ResultFiles,
+    settings: Settings,
+    about: Mapping[str, Any],
+) -> None:
+    """Write all files about a scan, the sidecar last."""
+    with staged(results.sidecar.parent, last=results.sidecar.name) as part:
+        write_map(result.probability, result.dwi, part / results.probability.name)
+        lesion = result.probability >= settings.threshold
+        write_map(lesion, result.dwi, part / results.mask.name)
+        _write_report(part / results.report.name, result, settings, about)
+        write_json(part / results.sidecar.name, about)
+
+
+def _write_report(
+    path: Path, result: Segmentation, settings: Settings, about: Mapping[str, Any]
+) -> None:
+    """Write the page about a scan."""
+    shown = {
+        "tripq": __version__,
+        **settings.shown,
+        "Brain mask": str(about["BrainMask"]),
+        "Notes": " ".join(result.notes),
+    }
+    write_subject_report(
+        path,
+        result.dwi,
+        result.probability,
+        threshold=settings.threshold,
+        settings={name: text for name, text in shown.items() if text},
+    )

@@ -1,0 +1,101 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tripq.dwi import Frame
+
+Device = Literal["auto", "cpu", "cuda"]
+
+_BESIDE = "the file beside the scan"
+FOUND_BRAIN = "found in b0 by median_otsu of dipy"
+
+_UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+
+def parse_memory(text: str) -> float:
+    """Bytes from words such as ``4GB``, ``500MB`` or ``2GiB``.
+
+    >>> parse_memory("4GB"), parse_memory("1.5 GiB")
+    (4000000000.0, 1610612736.0)
+    """
+    found = re.fullmatch(r"\s*(\d+\.?\d*)\s*([KMGT]?I?)B?\s*", text, re.IGNORECASE)
+    if found is None or found[2].upper() not in _UNITS or float(found[1]) == 0:
+        raise typer.BadParameter(f"{text!r} is no amount of memory; write 4GB or 500MB.")
+    return float(found[1]) * _UNITS[found[2].upper()]
+
+
+BVal = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="b-values in s/mm2.", show_default=_BESIDE),
+]
+BVec = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Gradient directions: FSL's, or a table of MRtrix (.b, with --frame world and without "
+        "--bval).",
+        show_default=_BESIDE,
+    ),
+]
+Mask = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Brain mask on the grid of the scan.",
+        show_default=FOUND_BRAIN,
+    ),
+]
+FrameOption = Annotated[
+    Frame,
+    typer.Option(
+        help="The axes along which the directions are written.  'fsl': the image axes, x negated "
+        "when the determinant of the affine is positive, as FSL, BIDS and dcm2niix write them.  "
+        "'voxel': the image axes as they are stored.  'world': the millimetre axes, as MRtrix "
+        "writes them.  No file tells which; `tripq check` looks at the fibres."
+    ),
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Checkpoint, .safetensors.",
+        show_default="the one that tripq comes with",
+    ),
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Probability from which on a voxel is lesion.",
+        show_default="that of the checkpoint",
+    ),
+]
+DeviceOption = Annotated[
+    Device, typer.Option(help="Where to compute; 'auto' takes a CUDA device if there is one.")
+]
+Memory = Annotated[
+    float,
+    typer.Option(
+        parser=parse_memory,
+        metavar="SIZE",
+        help="What the program may take, about: on a CUDA device, of its memory.  Less is slower "
+        "and gives the same map.",
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("--nthreads", min=1, help="Threads of the CPU.", show_default="one for each core"),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what went wrong.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
+LogFile = Annotated[
+    Path | None, typer.Option("--log", metavar="FILE", help="Append all messages to a file.")
+]

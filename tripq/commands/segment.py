@@ -1,0 +1,64 @@
+"""``tripq segment``: the lesions of one scan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tripq.commands import options
+from tripq.commands.paths import ResultFiles, ScanFiles
+from tripq.commands.session import session
+from tripq.dwi.nifti import split_name
+
+
+def segment(
+    scan: Annotated[Path, typer.Argument(help="Diffusion scan: 4D NIfTI, .nii or .nii.gz.")],
+    out: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the results go.")
+    ],
+    bval: options.BVal = None,
+    bvec: options.BVec = None,
+    mask: options.Mask = None,
+    frame: options.FrameOption = "fsl",
+    weights: options.Weights = None,
+    threshold: options.Threshold = None,
+    device: options.DeviceOption = "auto",
+    memory: options.Memory = "4GB",  # type: ignore[assignment]  # parsed by the option
+    threads: options.Threads = None,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    log: options.LogFile = None,
+) -> None:
+    """Lesion map of one diffusion scan, on its own grid.
+
+    Writes the probability of a lesion in every voxel (..._probseg.nii.gz), the voxels at or above
+    the threshold (..._mask.nii.gz), how they came about (..._probseg.json), and a page to look at
+    (..._report.html).  The scan must be corrected for motion and distortion as usual.
+
+    For example:
+
+        tripq segment dwi.nii.gz -o results
+
+        tripq segment dwi.nii.gz --bval dwi.bval --bvec dwi.bvec --mask brain.nii.gz -o results
+
+        tripq segment dwi.nii.gz --bvec dwi.b --frame world -o results --memory 2GB
+    """
+    with session(quiet=quiet, verbose=verbose, log_file=log) as screen:
+        stem = f"{split_name(scan)[0].removesuffix('_dwi')}_label-lesion"
+        results = ResultFiles.named(lambda suffix, extension: out / f"{stem}_{suffix}{extension}")
+        if not overwrite and (there := [path for path in results.expected if path.exists()]):
+            raise FileExistsError(0, "is there already; --overwrite replaces it.", str(there[0]))
+        from tripq.commands.lesions import Settings, segment_files
+
+        settings = Settings.choose(weights, threshold, frame, device, memory, threads)
+        found = segment_files(ScanFiles(scan, bval, bvec, mask), results, settings, screen)
+        if not quiet:
+            lesions = "1 lesion" if found.count == 1 else f"{found.count} lesions"
+            screen.show(
+                f"{lesions}, {found.volume_ml:.2f} ml, from a probability of "
+                f"{settings.threshold:g} on, in {found.seconds:.0f} s:",
+                *(f"  {path}" for path in results.expected),
+            )

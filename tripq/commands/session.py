@@ -1,0 +1,165 @@
+"""What a command says and shows while it runs, and how it ends when something goes wrong."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+log = logging.getLogger("tripq")
+"""Where all commands say what they do."""
+
+FAILED, INTERRUPTED = 1, 130
+"""Exit statuses; bad usage is 2, which is Typer's."""
+
+_PREFIXES = {logging.WARNING: "caution: ", logging.ERROR: "error: "}
+
+
+@dataclass(frozen=True)
+class Session:
+    """The screen during a command.
+
+    Parameters
+    ----------
+    progress : Progress
+        Bars on stderr.
+    results : Console
+        What the user asked for, on stdout.
+    """
+
+    progress: Progress
+    results: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
+
+    @contextmanager
+    def bar(self, name: str, unit: str = "") -> Iterator[Callable[[int, int], None]]:
+        """Show a bar; call what is yielded with what is done and the number of all.
+
+        Until then it moves to and fro.
+        """
+        task = self.progress.add_task(name, total=None, detail="")
+
+        def update(done: int, total: int) -> None:
+            detail = f"{done:,} of {total:,} {unit}"
+            self.progress.update(task, completed=done, total=total, detail=detail)
+
+        try:
+            yield update
+        finally:
+            self.progress.remove_task(task)
+
+    def show(self, *lines: str | Table) -> None:
+        """Print what the user asked for; the bars end."""
+        if self.progress.live.is_started:
+            self.progress.stop()
+        for line in lines:
+            self.results.print(line, markup=False)
+
+
+@contextmanager
+def session(*, quiet: bool, verbose: bool, log_file: Path | None) -> Iterator[Session]:
+    """Run a command: messages, bars, and one line for whatever goes wrong.
+
+    Parameters
+    ----------
+    quiet, verbose : bool
+        Show errors alone, or details, too.
+    log_file : Path or None
+        All messages are appended to it, tracebacks included.
+
+    Raises
+    ------
+    typer.Exit
+        With status 1 in place of an error, and 130 in place of a ``KeyboardInterrupt``.
+    """
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO
+    handlers: list[logging.Handler] = [_ConsoleHandler(console, level)]
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[detail]}"),
+    )
+    progress = Progress(*columns, console=console, transient=True)
+    shown = progress if console.is_terminal and not quiet else nullcontext()
+    # Libraries warn of their own affairs: not on the screen.
+    logging.captureWarnings(True)
+    warnings = logging.getLogger("py.warnings")
+    warnings.propagate = False
+    warnings.addHandler(logging.NullHandler())
+    log.setLevel(logging.DEBUG)
+    try:
+        if log_file is not None:
+            handlers.append(_log_file(log_file))
+            warnings.addHandler(handlers[-1])
+        for handler in handlers:
+            log.addHandler(handler)
+        log.debug("command: %s", " ".join(sys.argv))
+        with shown:
+            yield Session(progress)
+    except KeyboardInterrupt:
+        log.error("interrupted; no file is half-written.")
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        if isinstance(error, typer.Exit | typer.BadParameter):
+            raise
+        if not log.handlers:  # the log file itself
+            log.addHandler(handlers[0])
+        log.error(explain(error))
+        log.debug("where it happened:", exc_info=True)
+        raise typer.Exit(FAILED) from None
+    finally:
+        logging.captureWarnings(False)
+        for handler in handlers:
+            log.removeHandler(handler)
+            warnings.removeHandler(handler)
+            handler.close()
+
+
+def explain(error: Exception) -> str:
+    """What went wrong, in one line.
+
+    >>> explain(FileNotFoundError(2, "No such file or directory", "scan.nii.gz"))
+    'scan.nii.gz: No such file or directory'
+    >>> explain(KeyError("b0"))
+    "KeyError: 'b0'. This is a mistake in tripq: please report it, with the file of --log."
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError):
+        reason = error.strerror or text
+        return f"{error.filename}: {reason}" if error.filename else reason
+    if isinstance(error, MemoryError):
+        return f"{text or 'out of memory.'} Close other programs or take a larger machine."
+    if isinstance(error, ValueError):
+        return text
+    return (
+        f"{type(error).__name__}: {text}. This is a mistake in tripq: please report it, with the "
+        "file of --log."
+    )
+
+
+class _ConsoleHandler(logging.Handler):
+    """Lines on the screen, above the bars; no markup, as file names may hold brackets."""
+
+    def __init__(self, console: Console, level: int) -> None:
+        super().__init__(level)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = _PREFIXES.get(record.levelno, "") + self.format(record)
+        self._console.print(text, markup=False)
+
+
+def _log_file(path: Path) -> logging.Handler:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    return handler
