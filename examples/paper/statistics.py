@@ -49,8 +49,11 @@ def average_precision(subjects: Sequence[SubjectResult]) -> float:
     healthy, sick = _counts(subjects)
     if not sick[0]:
         return math.nan
-    precision = sick / np.maximum(healthy + sick, 1)
-    return float(-(np.diff(_to_zero(sick)) * precision).sum() / sick[0])
+    found = healthy + sick
+    precision = np.where(found > 0, sick / np.maximum(found, 1), 1.0)
+    # In a step between two logits precision goes from one end's to the other's.
+    middle = (precision + np.append(precision[1:], precision[-1])) / 2
+    return float(-(np.diff(_to_zero(sick)) * middle).sum() / sick[0])
 
 
 def dice(subjects: Sequence[SubjectResult]) -> float:
