@@ -10,8 +10,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from tripq.evaluation import Evaluation, best_threshold, dice, evaluate, score, write_metrics
+from tripq.evaluation import (
+    Evaluation,
+    LesionCounts,
+    best_threshold,
+    count_lesions,
+    dice,
+    evaluate,
+    score,
+    write_metrics,
+)
 
 # Ranked by probability: lesion, healthy, lesion, healthy, healthy.
 PROBABILITY = np.array([0.1, 0.9, 0.4, 0.6, 0.2])
@@ -88,3 +98,48 @@ def test_metrics_are_strict_json(tmp_path: Path) -> None:
     assert content["data"] == "simulated"
     assert content["networks"]["network"]["pooled"]["dice"] == 0.5
     assert content["networks"]["network"]["subjects"][0]["roc_auc"] is None
+
+
+def boxes(*corners: tuple[int, int, int], size: int) -> NDArray[np.bool_]:
+    """Cubes of a size at some corners of a grid."""
+    volume = np.zeros((20, 12, 12), dtype=bool)
+    for i, j, k in corners:
+        volume[i : i + size, j : j + size, k : k + size] = True
+    return volume
+
+
+def test_lesions_match_where_a_tenth_is_common() -> None:
+    truth = boxes((1, 1, 1), size=4)
+    # Cubes of 4 x 4 x 4 shifted by s: (4 - s) 16 in both, (4 + s) 16 in either.
+    for shift, matched in ((0, 1), (3, 1), (4, 0)):
+        counts = count_lesions(boxes((1 + shift, 1, 1), size=4), truth)
+        assert counts == LesionCounts(true=1, found=1, matched=matched)
+    assert count_lesions(boxes((4, 3, 1), size=4), truth).matched == 0  # 8 of 120
+
+
+def test_every_lesion_matches_once() -> None:
+    truth = boxes((1, 1, 1), (7, 1, 1), (13, 1, 1), size=4)
+    bridged = truth.copy()
+    bridged[1:11, 1:5, 1:5] = True  # one found lesion over the first two
+    counts = count_lesions(bridged, truth)
+    assert counts == LesionCounts(true=3, found=2, matched=2)
+    assert (counts.sensitivity, counts.precision) == (2 / 3, 1.0)
+    assert counts.f1 == pytest.approx(0.8, abs=1e-12)
+
+
+def test_voxels_that_touch_at_a_corner_are_one_lesion() -> None:
+    corner = boxes((2, 2, 2), (3, 3, 3), size=1)
+    assert count_lesions(corner, corner) == LesionCounts(1, 1, 1)
+    nothing = np.zeros_like(corner)
+    assert count_lesions(corner, nothing) == LesionCounts(0, 1, 0)
+    assert count_lesions(nothing, corner) == LesionCounts(1, 0, 0)
+
+
+def test_counts_of_subjects_add_up() -> None:
+    total = LesionCounts(3, 2, 2) + LesionCounts(0, 1, 0)
+    assert total == LesionCounts(3, 3, 2)
+    assert math.isnan(LesionCounts(0, 1, 0).sensitivity)
+    assert math.isnan(LesionCounts(1, 0, 0).precision)
+    assert math.isnan(LesionCounts(0, 0, 0).f1)
+    with pytest.raises(ValueError, match="one shape"):
+        count_lesions(np.zeros((2, 2)), np.zeros((2, 2)))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,12 +17,14 @@ from torch import nn
 
 from tripq import PQGraph
 from tripq.dwi import DWI
+from tripq.evaluation import score
 from tripq.inference import segment
 from tripq.models import ConvSegmenter, LesionSegmenter
 from tripq.training import (
     Budget,
     PatchDataModule,
     Progress,
+    Stopping,
     cut_box,
     learning_rate_factor,
     train,
@@ -61,7 +65,7 @@ def convolutional(seed: int = 0) -> nn.Module:
     return ConvSegmenter(4, widths=(6,))
 
 
-def boxes(seed: int = 0, **options: float) -> PatchDataModule:
+def boxes(seed: int = 0, **options: object) -> PatchDataModule:
     scans = [labelled_scan(0), labelled_scan(1)]
     return PatchDataModule(scans, radius=2.6, seed=seed, box_size=8, n_boxes=2, **options)  # type: ignore[arg-type]
 
@@ -104,6 +108,74 @@ def test_time_ends_training_with_a_low_learning_rate() -> None:
 def test_a_loss_that_is_no_number_is_an_error() -> None:
     with pytest.raises(FloatingPointError, match="learning rate below 1e"):
         train(convolutional(), boxes(), Budget(steps=20), learning_rate=1e30)
+
+
+@pytest.mark.parametrize("make", [equivariant, convolutional])
+def test_the_weights_of_the_best_validation_are_kept(make) -> None:  # type: ignore[no-untyped-def]
+    network, validation = make(), [labelled_scan(2), labelled_scan(3)]
+    stopping = Stopping(every=3, patience=2, decay=0.5)
+    record = train(
+        network, boxes(validation=validation), Budget(steps=40), stopping=stopping, settle=False
+    )
+    assert [step for step, _ in record.scores] == [3 * (i + 1) for i in range(len(record.scores))]
+    assert record.best is not None
+    step, best = record.best
+    assert best == max(value for _, value in record.scores)
+    # Stopped two validations after the best one, or by the budget.
+    assert record.steps == min(40, step + 3 * stopping.patience)
+
+    # All voxels in one row, as they were scored.
+    probability = np.concatenate([segment(network, scan.dwi) for scan in validation])
+    lesion = np.concatenate([scan.lesion for scan in validation])
+    assert score(probability, lesion, 0.5).average_precision == pytest.approx(best, abs=1e-6)
+
+
+@pytest.mark.parametrize("settle", [False, True])
+@pytest.mark.parametrize("make", [equivariant, convolutional])
+def test_interrupted_training_goes_on_as_if_it_had_not_been(  # type: ignore[no-untyped-def]
+    make, settle: bool, tmp_path: Path
+) -> None:
+    def run(network: nn.Module, folder: Path, stop: int | None = None):  # type: ignore[no-untyped-def]
+        def report(progress: Progress) -> None:
+            if progress.steps == stop:
+                raise KeyboardInterrupt
+
+        return train(
+            network,
+            boxes(validation=[labelled_scan(2)]),
+            Budget(steps=9),
+            stopping=Stopping(every=2, patience=9, decay=0.9),
+            folder=folder,
+            settle=settle,
+            report=report,
+        )
+
+    whole, parts = make(), make()
+    record = run(whole, tmp_path / "whole")
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run(parts, tmp_path / "parts", stop=7)
+    assert signal.getsignal(signal.SIGINT) is handler
+    again = make()  # a new process would start with new weights
+    resumed = run(again, tmp_path / "parts")
+
+    assert (resumed.losses, resumed.scores) == (record.losses, record.scores)
+    for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_stopping_needs_scans_to_validate_on(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="needs scans to validate on"):
+        train(convolutional(), boxes(), Budget(steps=1), stopping=Stopping())
+    with pytest.raises(ValueError, match="give stopping as well"):
+        train(convolutional(), boxes(), Budget(steps=1), folder=tmp_path)
+    for numbers in ({"every": 0}, {"patience": 0}, {"decay": 1.0}):
+        with pytest.raises(ValueError, match="stopping needs"):
+            Stopping(**numbers)  # type: ignore[arg-type]
+    healthy = labelled_scan(2)
+    healthy.lesion = np.zeros_like(healthy.lesion)
+    with pytest.raises(ValueError, match="none of the 1 validation scans"):
+        boxes(validation=[healthy])
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 14))

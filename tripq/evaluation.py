@@ -1,7 +1,7 @@
-"""Voxelwise scores of probability maps against known lesions, and their file.
+"""Scores of probability maps against known lesions, voxel by voxel and lesion by lesion.
 
-The areas under the curves need no threshold.  Dice does: take it from other subjects than those
-that are scored (`best_threshold`), or the score is too good.
+The areas under the curves need no threshold.  Dice and the scores of lesions do: take it from other
+subjects than those that are scored (`best_threshold`), or the scores are too good.
 """
 
 from __future__ import annotations
@@ -10,13 +10,19 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+
+#: Least intersection over union of a found lesion and a true one that match: lesions of a few
+#: voxels seldom reach more, as an outline that is off by half a voxel shows.
+MATCHING_IOU = 0.1
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,45 @@ class Scores:
     dice: float
     voxels: int
     lesion_voxels: int
+
+
+@dataclass(frozen=True)
+class LesionCounts:
+    """Lesions that were found and missed; counts of several subjects add up.
+
+    A lesion is a connected component, 26 neighbours.  A true lesion and a found one match where
+    their intersection over union is `MATCHING_IOU` or more; each matches once.
+
+    Attributes
+    ----------
+    true, found, matched : int
+        Lesions in the truth, in the map, and pairs of both.
+    """
+
+    true: int
+    found: int
+    matched: int
+
+    @property
+    def sensitivity(self) -> float:
+        """Share of the true lesions that were found; NaN without true lesions."""
+        return self.matched / self.true if self.true else math.nan
+
+    @property
+    def precision(self) -> float:
+        """Share of the found lesions that are true; NaN where none was found."""
+        return self.matched / self.found if self.found else math.nan
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of both; NaN where there is neither a true nor a found lesion."""
+        total = self.true + self.found
+        return 2 * self.matched / total if total else math.nan
+
+    def __add__(self, other: LesionCounts) -> LesionCounts:
+        return LesionCounts(
+            self.true + other.true, self.found + other.found, self.matched + other.matched
+        )
 
 
 @dataclass(frozen=True)
@@ -134,6 +179,41 @@ def score(probability: ArrayLike, lesion: ArrayLike, threshold: float) -> Scores
     )
 
 
+def count_lesions(found: ArrayLike, truth: ArrayLike) -> LesionCounts:
+    """Match found lesions with true ones, by panoptica.
+
+    Parameters
+    ----------
+    found, truth : (X, Y, Z) array-likes of bool
+        Which voxels of a grid are lesion; see `tripq.dwi.DWI.volume`.
+
+    Raises
+    ------
+    ValueError
+        If they are not two volumes of one shape.
+
+    Examples
+    --------
+    >>> truth = np.zeros((9, 9, 9), bool)
+    >>> truth[1:4, 1:4, 1:4] = truth[7, 7, 7] = True
+    >>> found = np.zeros_like(truth)
+    >>> found[2:5, 1:4, 1:4] = True
+    >>> count_lesions(found, truth)
+    LesionCounts(true=2, found=1, matched=1)
+    """
+    ours, theirs = np.asarray(found).astype(bool), np.asarray(truth).astype(bool)
+    if ours.ndim != 3 or ours.shape != theirs.shape:
+        raise ValueError(
+            f"lesions are counted in two volumes of one shape, not in {ours.shape} and "
+            f"{theirs.shape}"
+        )
+    if not (ours.any() and theirs.any()):
+        return LesionCounts(_count_components(theirs), _count_components(ours), 0)
+    result = _matcher().evaluate(ours.astype(np.uint8), theirs.astype(np.uint8), verbose=False)
+    counts = result["ungrouped"]
+    return LesionCounts(int(counts.n_ref_instances), int(counts.n_pred_instances), int(counts.tp))
+
+
 def evaluate(
     probabilities: Sequence[ArrayLike], lesions: Sequence[ArrayLike], threshold: float
 ) -> Evaluation:
@@ -173,6 +253,35 @@ def write_metrics(
     content = {**(about or {}), "networks": {k: asdict(v) for k, v in evaluations.items()}}
     text = json.dumps(_without_nan(content), indent=2, allow_nan=False)
     Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+@cache
+def _matcher() -> Any:
+    """The evaluator of panoptica, which takes a second to import and would print into reports.
+
+    Please cite it: https://github.com/BrainLesion/panoptica#citation.
+    """
+    from panoptica import (
+        ConnectedComponentsInstanceApproximator,
+        InputType,
+        Metric,
+        NaiveThresholdMatching,
+        Panoptica_Evaluator,
+        disable_citation_reminder,
+    )
+
+    disable_citation_reminder()
+    return Panoptica_Evaluator(
+        expected_input=InputType.SEMANTIC,
+        instance_approximator=ConnectedComponentsInstanceApproximator(),
+        instance_matcher=NaiveThresholdMatching(Metric.IOU, MATCHING_IOU),
+        instance_metrics=[Metric.IOU],
+        global_metrics=[],
+    )
+
+
+def _count_components(volume: NDArray[np.bool_]) -> int:
+    return int(ndimage.label(volume, np.ones((3, 3, 3)))[1])
 
 
 def _checked(

@@ -397,10 +397,12 @@ def _average(volume: NDArray[np.float32], source: Grid, target: Grid) -> NDArray
     # points no farther from each other than half a voxel of the source
     samples = int(np.ceil(2 * target.voxel_size.max() / source.voxel_size.min() - 1e-6))
     steps = (np.arange(samples) + 0.5) / samples - 0.5
-    padded = np.pad(volume, 1)  # beyond the grid there is nothing
+    x, y, z = source.shape
+    padded = np.zeros((x + 2, y + 2, z + 2), dtype=volume.dtype)  # beyond the grid is nothing
+    padded[1:-1, 1:-1, 1:-1] = volume
     for offset in product(steps, repeat=3):
         at = source.to_voxels(apply_affine(target.affine, voxels + np.array(offset)))
-        total += padded[nearest(padded.shape, at + 1)]
+        total += padded[nearest((x + 2, y + 2, z + 2), at + 1)]
     average = np.zeros(target.shape, dtype=np.float32)
     average[near] = total / samples**3
     return average

@@ -112,7 +112,7 @@ def _flow_tensor(
     total = np.zeros((np.count_nonzero(tissue), 3, 3))
     white = wm[tissue].astype(np.float64)
     system, coupling = _conduction(wm, gm, tissue, grid)
-    inverse_diagonal = sparse.diags_array(1 / system.diagonal())
+    inverse_diagonal: sparse.dia_array = sparse.diags_array([1 / system.diagonal()], offsets=[0])
     x, y, z = (grid.points()[tissue.ravel()]).T
     hemisphere = np.clip(x - x.mean(), -HEMISPHERE, HEMISPHERE)
     for drive in (x, y, z, hemisphere):
@@ -139,10 +139,10 @@ def _conduction(
     diagonal = coupling + 1e-9  # keeps the matrix definite where an island has no grey matter
     rows, columns, values = [], [], []
     for axis, size in enumerate(grid.voxel_size):
-        here = np.moveaxis(number, axis, 0)[:-1].ravel()
-        there = np.moveaxis(number, axis, 0)[1:].ravel()
-        joined = (here >= 0) & (there >= 0)
-        here, there = here[joined], there[joined]
+        before = np.moveaxis(number, axis, 0)[:-1].ravel()
+        after = np.moveaxis(number, axis, 0)[1:].ravel()
+        joined = (before >= 0) & (after >= 0)
+        here, there = before[joined], after[joined]
         inside = conductivity[tissue]
         # conductors in series: the harmonic mean of the two halves
         link = 2 / (1 / inside[here] + 1 / inside[there]) / size**2

@@ -1,0 +1,161 @@
+"""How long to train, and how the learning rate follows what is spent of that."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+
+from tripq.training.task import VALIDATION_SCORE, SegmentationModule
+
+#: Share of the budget in which the learning rate rises; it falls like a cosine in the rest.
+WARM_UP = 0.1
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train: until either is spent.
+
+    Parameters
+    ----------
+    seconds : float
+        Of training, without what comes before the first step.
+    steps : int, optional
+        Of the optimiser.  With steps alone training can be repeated exactly.
+
+    Raises
+    ------
+    ValueError
+        If neither is given, or one is not above 0.
+    """
+
+    seconds: float = math.inf
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is None and math.isinf(self.seconds):
+            raise ValueError("a budget needs seconds or steps")
+        if not self.seconds > 0 or (self.steps is not None and self.steps < 1):
+            raise ValueError(f"a budget is above 0, not {self}")
+
+    def spent(self, seconds: float, steps: float) -> float:
+        """Share of the budget that is spent, from 0 to 1.
+
+        Examples
+        --------
+        >>> Budget(seconds=60, steps=100).spent(seconds=15, steps=50)
+        0.5
+        """
+        by_steps = steps / self.steps if self.steps is not None else 0.0
+        return min(1.0, max(seconds / self.seconds, by_steps))
+
+
+def learning_rate_factor(spent: float, fall: bool = True) -> float:
+    """Share of the highest learning rate: a rise, then half a cosine to 0 or no fall at all.
+
+    Examples
+    --------
+    >>> [round(learning_rate_factor(spent), 3) for spent in (0.05, 0.1, 0.55, 1.0)]
+    [0.5, 1.0, 0.5, 0.0]
+    >>> [learning_rate_factor(spent, fall=False) for spent in (0.05, 0.1, 1.0)]
+    [0.5, 1.0, 1.0]
+    """
+    if spent < WARM_UP:
+        return spent / WARM_UP
+    return 0.5 * (1 + math.cos(math.pi * (spent - WARM_UP) / (1 - WARM_UP))) if fall else 1.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands: share of the budget spent, steps done, loss of the last batch."""
+
+    spent: float
+    steps: int
+    loss: float
+
+
+class BudgetCallback(L.Callback):
+    """Ends training with the budget, and lets the learning rate follow what is spent of it.
+
+    A schedule in steps would need to know how many steps the time allows; this one ends low on any
+    machine.
+
+    Parameters
+    ----------
+    budget : Budget
+        To keep to.
+    report : callable, optional
+        Called with a `Progress` after every step.
+    fall : bool
+        Whether the learning rate falls after its rise; see `learning_rate_factor`.
+    """
+
+    def __init__(
+        self,
+        budget: Budget,
+        report: Callable[[Progress], None] | None = None,
+        *,
+        fall: bool = True,
+    ) -> None:
+        self.budget = budget
+        self.report = report
+        self.fall = fall
+        self.losses: list[float] = []
+        self.scores: list[tuple[int, float]] = []
+        self.seconds = 0.0
+        self._start = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock, or let it go on."""
+        self._start = time.perf_counter() - self.seconds
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Set the learning rate for the middle of the step to come."""
+        assert isinstance(pl_module, SegmentationModule)
+        steps = len(self.losses)
+        elapsed = self._elapsed()
+        half = 0.5 * (elapsed / steps if steps else 0.0)
+        factor = learning_rate_factor(self.budget.spent(elapsed + half, steps + 0.5), self.fall)
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = factor * pl_module.learning_rate
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Note the loss, report, and stop when the budget is spent."""
+        self.losses.append(float(outputs["loss"]))
+        self.seconds = self._elapsed()
+        spent = self.budget.spent(self.seconds, len(self.losses))
+        if self.report is not None:
+            self.report(Progress(spent, len(self.losses), self.losses[-1]))
+        if spent >= 1:
+            trainer.should_stop = True
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note the score."""
+        self.scores.append((trainer.global_step, float(trainer.callback_metrics[VALIDATION_SCORE])))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the losses, the scores and the seconds so far."""
+        return {"losses": self.losses, "scores": self.scores, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.losses = list(state_dict["losses"])
+        self.scores = [(int(step), float(score)) for step, score in state_dict["scores"]]
+        self.seconds = float(state_dict["seconds"])
+
+    def _elapsed(self) -> float:
+        return time.perf_counter() - self._start

@@ -1,0 +1,224 @@
+"""Boxes cut out of labelled scans, as a stream of batches for Lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Protocol
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from tripq.dwi import DWI
+from tripq.graph import PQGraph
+
+
+class LabelledScan(Protocol):
+    """A scan with known lesions, such as `tripq.simulate.Subject`."""
+
+    @property
+    def dwi(self) -> DWI:
+        """The scan."""
+
+    @property
+    def lesion(self) -> NDArray[np.bool_]:
+        """Lesion voxels, shape (V,), in the order of ``np.argwhere(dwi.mask)``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Boxes of one or several scans, and what is known of their voxels.
+
+    Attributes
+    ----------
+    signal : Tensor of shape (V, Q)
+        Signal divided by b0.
+    graph : PQGraph
+        The voxels of all boxes.
+    lesion : Tensor of shape (V,)
+        1 in lesions, 0 elsewhere.
+    """
+
+    signal: Tensor
+    graph: PQGraph
+    lesion: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        return Batch(self.signal.to(device), self.graph.to(device), self.lesion.to(device))
+
+
+def cut_box(
+    scan: LabelledScan, centre: NDArray[np.int64], box_size: int, radius: float
+) -> tuple[Tensor, PQGraph, Tensor]:
+    """The masked voxels of a cubic box.
+
+    Parameters
+    ----------
+    scan : LabelledScan
+        Where to cut.
+    centre : (3,) int array
+        Voxel in the middle; the box is moved where it would leave the volume.
+    box_size : int
+        Edge of the box in voxels.
+    radius : float
+        Of the graph, in mm.
+
+    Returns
+    -------
+    signal : Tensor of shape (V, Q)
+        Of the V masked voxels in the box.
+    graph : PQGraph
+        Of the same voxels.
+    lesion : Tensor of shape (V,)
+        1 in lesions, 0 elsewhere.
+    """
+    dwi = scan.dwi
+    box = tuple(
+        slice(start, start + box_size)
+        for start in (
+            max(0, min(middle - box_size // 2, length - box_size))
+            for middle, length in zip(centre, dwi.mask.shape, strict=True)
+        )
+    )
+    inside = np.zeros_like(dwi.mask)
+    inside[box] = True
+    rows = np.flatnonzero(inside[dwi.mask])
+    affine = dwi.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [axis.start for axis in box]
+    return (
+        torch.from_numpy(dwi.signal[rows]),
+        PQGraph.from_grid(dwi.mask[box], affine, dwi.q, radius),
+        torch.from_numpy(scan.lesion[rows].astype(np.float32)),
+    )
+
+
+class PatchDataset(IterableDataset[Batch]):
+    """An endless stream of batches of random boxes; see `PatchDataModule`."""
+
+    def __init__(
+        self,
+        scans: Sequence[LabelledScan],
+        radius: float,
+        box_size: int,
+        n_boxes: int,
+        lesion_share: float,
+        seed: int,
+        start: int = 0,
+    ) -> None:
+        super().__init__()
+        self.scans = tuple(scans)
+        self.radius = radius
+        self.box_size = box_size
+        self.n_boxes = n_boxes
+        self.lesion_share = lesion_share
+        self.seed = seed
+        self.start = start
+        self._voxels = [np.argwhere(scan.dwi.mask) for scan in self.scans]
+        self._lesions = [np.flatnonzero(scan.lesion) for scan in self.scans]
+
+    def __iter__(self) -> Iterator[Batch]:
+        for index in count(self.start):
+            # Every batch has random numbers of its own, so that the stream can go on anywhere.
+            rng = np.random.default_rng((self.seed, index))
+            # Boxes of one scan side by side: they share their directions and fuse into one graph.
+            chosen = np.sort(rng.integers(len(self.scans), size=self.n_boxes))
+            boxes = [
+                cut_box(self.scans[i], self._centre(i, rng), self.box_size, self.radius)
+                for i in chosen
+            ]
+            signals, graphs, lesions = zip(*boxes, strict=True)
+            graph = PQGraph.merge(graphs)
+            yield Batch(graph.stack(signals), graph, torch.cat(lesions))
+
+    def _centre(self, scan: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """A voxel near a lesion, or any voxel of the mask."""
+        voxels, lesions = self._voxels[scan], self._lesions[scan]
+        if len(lesions) == 0 or rng.random() >= self.lesion_share:
+            return voxels[rng.integers(len(voxels))]
+        # Off the middle of the box, so that place in the box tells nothing of lesions.
+        shift = rng.integers(-(self.box_size // 3), self.box_size // 3 + 1, size=3)
+        return voxels[rng.choice(lesions)] + shift
+
+
+class PatchDataModule(L.LightningDataModule):
+    """Random boxes of labelled scans to train on, and whole scans to validate on.
+
+    Parameters
+    ----------
+    scans : sequence of LabelledScan
+        To train on.
+    radius : float
+        Of the graphs, in mm: the largest that the network asks for.
+    box_size : int
+        Edge of the boxes in voxels.
+    n_boxes : int
+        Boxes in a batch.
+    lesion_share : float
+        Share of the boxes that are placed on a lesion; the others lie anywhere in the mask.
+    seed : int
+        Of the choice of boxes.
+    validation : sequence of LabelledScan
+        Other scans, which tell how well the network does.
+
+    Raises
+    ------
+    ValueError
+        If there is no scan or no lesion to learn from, or a number makes no sense.
+    """
+
+    def __init__(
+        self,
+        scans: Sequence[LabelledScan],
+        *,
+        radius: float,
+        box_size: int = 24,
+        n_boxes: int = 1,
+        lesion_share: float = 0.5,
+        seed: int = 0,
+        validation: Sequence[LabelledScan] = (),
+    ) -> None:
+        super().__init__()
+        if not any(scan.lesion.any() for scan in scans):
+            raise ValueError(f"none of the {len(scans)} training scans has a lesion voxel")
+        if validation and not any(scan.lesion.any() for scan in validation):
+            raise ValueError(f"none of the {len(validation)} validation scans has a lesion voxel")
+        if box_size < 1 or n_boxes < 1 or not 0 <= lesion_share <= 1:
+            raise ValueError(
+                "a batch needs boxes of one voxel or more and a lesion_share from 0 to 1, not "
+                f"box_size={box_size}, n_boxes={n_boxes}, lesion_share={lesion_share}"
+            )
+        self.patches = PatchDataset(scans, radius, box_size, n_boxes, lesion_share, seed)
+        self.validation = tuple(validation)
+
+    def anywhere(self) -> Iterator[Batch]:
+        """Batches without end, from anywhere in the masks, as a whole scan is seen."""
+        p = self.patches
+        return iter(PatchDataset(p.scans, p.radius, p.box_size, p.n_boxes, 0.0, p.seed + 1))
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Batches without end, from where a trainer that was interrupted had come.
+
+        Cutting one takes milliseconds, so no workers are started.
+        """
+        p = self.patches
+        start = self.trainer.global_step if self.trainer is not None else 0
+        stream = PatchDataset(
+            p.scans, p.radius, p.box_size, p.n_boxes, p.lesion_share, p.seed, start
+        )
+        return DataLoader(stream, batch_size=None)
+
+    def val_dataloader(self) -> DataLoader[LabelledScan] | list[LabelledScan]:
+        """The scans to validate on, one by one."""
+        return DataLoader(self.validation, batch_size=None) if self.validation else []  # type: ignore[arg-type]
+
+    def transfer_batch_to_device(
+        self, batch: Batch | LabelledScan, device: torch.device, dataloader_idx: int
+    ) -> Batch | LabelledScan:
+        """Lightning's hook, for a batch that is not a plain tensor."""
+        return batch.to(device) if isinstance(batch, Batch) else batch

@@ -1,0 +1,259 @@
+"""Training from beginning to end: budget, validation, averaging, checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
+from torch import Tensor, nn
+
+from tripq.training.budget import Budget, BudgetCallback, Progress
+from tripq.training.patches import PatchDataModule
+from tripq.training.task import VALIDATION_SCORE, SegmentationModule, settle_batch_norm
+
+#: Gradients are clipped to this norm: a few boxes are dominated by a single large lesion.
+CLIP_NORM = 1.0
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """When to validate, and when to stop before the budget is spent.
+
+    A running average of the weights is kept while training goes on (Polyak and Juditsky, SIAM J
+    Control Optim 30:838-855, 1992). It is what is validated, and what is returned, from the best
+    validation. So the learning rate need not fall, and nobody needs to know beforehand how long
+    training will take.
+
+    Parameters
+    ----------
+    every : int
+        Steps between two validations.
+    patience : int
+        Validations in a row without a new best after which training stops.
+    decay : float
+        Of the running average in a step, below 1; it begins lower, so that the first steps are soon
+        forgotten.
+
+    Raises
+    ------
+    ValueError
+        If a number makes no sense.
+    """
+
+    every: int = 100
+    patience: int = 5
+    decay: float = 0.99
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.patience < 1 or not 0 <= self.decay < 1:
+            raise ValueError(
+                f"stopping needs every and patience of 1 or more and a decay below 1, not {self}"
+            )
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What training did.
+
+    Attributes
+    ----------
+    losses : tuple of float
+        Of every step.
+    seconds : float
+        That all took, validation included.
+    scores : tuple of (int, float)
+        Step and average precision of every validation.
+    """
+
+    losses: tuple[float, ...]
+    seconds: float
+    scores: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def steps(self) -> int:
+        """Steps of the optimiser."""
+        return len(self.losses)
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Step and average precision of the best validation; None where there was none."""
+        return max(self.scores, key=lambda item: item[1], default=None)
+
+
+def train(
+    network: nn.Module,
+    patches: PatchDataModule,
+    budget: Budget,
+    *,
+    stopping: Stopping | None = None,
+    folder: str | PathLike[str] | None = None,
+    learning_rate: float = 1e-2,
+    weight_decay: float = 1e-2,
+    positive_weight: float = 1.0,
+    settle: bool = True,
+    device: str = "cpu",
+    report: Callable[[Progress], None] | None = None,
+) -> TrainingRecord:
+    """Train a network in place.
+
+    Without `stopping` the learning rate falls to 0 as the budget is spent, and the last weights are
+    kept. With it, those of the best validation are.
+
+    Parameters
+    ----------
+    network : Module
+        ``network(signal, graph)`` gives one logit for every voxel.  Left in evaluation mode.
+    patches : PatchDataModule
+        What to train on, and to validate on if there is a `stopping`.
+    budget : Budget
+        For how long at most.
+    stopping : Stopping, optional
+        Stop when the validation scans are segmented no better any more.
+    folder : path, optional
+        Of the checkpoints, which a `stopping` writes at every validation. Training that was
+        interrupted goes on from the last one in this folder, as if it had not been.
+    learning_rate, weight_decay, positive_weight : float
+        See `SegmentationModule`.
+    settle : bool
+        Whether to set batch norms by `settle_batch_norm` at each validation and at the end.
+    device : str
+        ``"cpu"``, ``"cuda"`` or another accelerator of Lightning.
+    report : callable, optional
+        Called with a `Progress` after every step.
+
+    Returns
+    -------
+    TrainingRecord
+
+    Raises
+    ------
+    ValueError
+        If there is a `stopping` but no scan to validate on, or a `folder` but no `stopping`.
+    FloatingPointError
+        If the loss is no number any more.
+    """
+    if stopping is not None and not patches.validation:
+        raise ValueError("stopping needs scans to validate on: PatchDataModule(validation=...)")
+    if stopping is None and folder is not None:
+        raise ValueError("checkpoints are written at validations: give stopping as well")
+    module = SegmentationModule(
+        network,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        positive_weight=positive_weight,
+        settle=settle,
+    )
+    keeper = BudgetCallback(budget, report, fall=stopping is None)
+    with _quiet_lightning(), _folder(folder) as checkpoints:
+        trainer = L.Trainer(
+            accelerator=device,
+            devices=1,
+            max_epochs=-1,
+            gradient_clip_val=CLIP_NORM,
+            callbacks=[keeper, *(_callbacks(stopping, checkpoints) if stopping else [])],
+            check_val_every_n_epoch=None,
+            val_check_interval=stopping.every if stopping else None,
+            limit_val_batches=1.0 if stopping else 0,
+            num_sanity_val_steps=0,
+            logger=False,
+            enable_checkpointing=stopping is not None,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+            default_root_dir=checkpoints,
+        )
+        last = checkpoints / "last.ckpt"
+        with _interruptible():
+            trainer.fit(
+                module,
+                datamodule=patches,
+                ckpt_path=last if stopping and last.is_file() else None,
+                weights_only=True,
+            )
+        if stopping is not None and (checkpoints / "best.ckpt").is_file():
+            best = torch.load(checkpoints / "best.ckpt", map_location="cpu", weights_only=True)
+            module.load_state_dict(best["state_dict"])
+        elif settle:
+            settle_batch_norm(network, patches.anywhere())
+    network.eval()
+    if not math.isfinite(keeper.losses[-1]):
+        raise FloatingPointError(
+            f"the loss is {keeper.losses[-1]} after {len(keeper.losses)} steps: try a learning "
+            f"rate below {learning_rate:g}"
+        )
+    return TrainingRecord(tuple(keeper.losses), keeper.seconds, tuple(keeper.scores))
+
+
+def _callbacks(stopping: Stopping, folder: Path) -> list[L.Callback]:
+    return [
+        WeightAveraging(avg_fn=_running_average(stopping.decay)),
+        EarlyStopping(VALIDATION_SCORE, mode="max", patience=stopping.patience),
+        ModelCheckpoint(
+            folder,
+            filename="best",
+            monitor=VALIDATION_SCORE,
+            mode="max",
+            save_last=True,
+            enable_version_counter=False,
+        ),
+    ]
+
+
+def _running_average(decay: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """A mean over all steps at first, and over the last 1 / (1 - decay) in the long run."""
+
+    def average(mean: Tensor, value: Tensor, n_averaged: Tensor) -> Tensor:
+        steps = float(n_averaged)
+        kept = min(decay, (1 + steps) / (10 + steps))
+        return torch.lerp(value, mean, kept) if mean.is_floating_point() else value
+
+    return average
+
+
+@contextmanager
+def _folder(folder: str | PathLike[str] | None) -> Iterator[Path]:
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        yield Path(folder)
+        return
+    with TemporaryDirectory(prefix="tripq-") as temporary:
+        yield Path(temporary)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C be a KeyboardInterrupt; Lightning ignores it from then on and exits."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, handler)
+            raise KeyboardInterrupt from error
+        raise
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep back what Lightning tells of unused devices, workers, folders, and its use of torch."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*does not have many workers.*")
+            warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+            warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
+            yield
+    finally:
+        logger.setLevel(level)
