@@ -342,6 +342,32 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
     assert contents(tmp_path / "1")[scan] != whole[scan]
 
 
+def test_another_pose_is_the_same_head_turned_and_tables_turn_by_themselves(
+    sources: OpenMS, small: Anatomy, cohort: Path, tmp_path: Path
+) -> None:
+    write_cohort(
+        tmp_path, sources, TABLE, anatomy=small, max_rotation=180, pose=1, turn_tables=True,
+        progress=False,
+    )  # fmt: skip
+    for before, after in zip(load_cohort(cohort), load_cohort(tmp_path), strict=True):
+        # The lesion is a ball off the centre: it keeps its size and its distance, not its place.
+        radius = {}
+        for key, subject in (("before", before), ("after", after)):
+            centres = subject.dwi.voxel_centres()
+            place = centres[subject.lesion].mean(axis=0) - centres.mean(axis=0)
+            radius[key] = np.linalg.norm(place)
+            radius[f"{key} place"] = place
+        assert abs(radius["before"] - radius["after"]) < 6.0  # mm; voxels have 5
+        assert np.linalg.norm(radius["before place"] - radius["after place"]) > 5.0
+        assert 0.5 < after.lesion.sum() / before.lesion.sum() < 2.0
+
+        old, new = before.dwi.q[1:], after.dwi.q[1:]
+        np.testing.assert_allclose(new @ new.T, old @ old.T, atol=1e-5)  # turned as a whole
+        assert np.abs(new - old).max() > 0.1
+    turned = [subject.dwi.q for subject in load_cohort(tmp_path)]
+    assert np.abs(turned[0] - turned[1]).max() > 0.1
+
+
 def test_an_interrupted_cohort_is_completed_and_nothing_repeated(
     sources: OpenMS,
     small: Anatomy,

@@ -97,6 +97,8 @@ def write_cohort(
     seed: int = 0,
     snr: float = 20.0,
     max_rotation: float = 10.0,
+    pose: int = 0,
+    turn_tables: bool = False,
     deformation: float = 3.0,
     anatomy: Anatomy | None = None,
     statistics: LesionStatistics | None = None,
@@ -115,13 +117,17 @@ def write_cohort(
     sources : OpenMS
         Of `open_ms`.
     table : GradientTable
-        Of all subjects, in world axes.
+        Of all subjects, in world axes; it does not turn with the heads.
     seed : int, optional
         Of shapes, poses, severities and noise.
     snr : float, optional
         Signal-to-noise ratio of white matter at b = 0; the noise is Rician.
     max_rotation : float, optional
         Largest angle by which a head is turned, in degrees; 180 for any.
+    pose : int, optional
+        Which random pose: another number turns the same heads another way.
+    turn_tables : bool, optional
+        Turn the table of every subject as well, by any angle and in a way of its own.
     deformation : float, optional
         Root mean square of the deformation along each axis in mm.
     anatomy : Anatomy, optional
@@ -156,6 +162,8 @@ def write_cohort(
         "Seed": seed,
         "SNR": snr,
         "MaxRotationDegrees": max_rotation,
+        "Pose": pose,
+        "TurnedTables": turn_tables,
         "DeformationMillimetres": deformation,
         "Severity": list(statistics.severity),
         "GradientTable": _digest(table.b_values, table.directions),
@@ -168,13 +176,18 @@ def write_cohort(
     for patient in track(chosen, "simulating the cohort", disable=not progress):
         name = f"sub-{patient}"
         if not (folder / name).is_dir():
-            rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(int(patient),)))
+            key = int(patient)
+            of_head, of_pose, of_table = (
+                np.random.default_rng(np.random.SeedSequence(seed, spawn_key=spawn_key))
+                for spawn_key in ((key,), (key, pose), (key, pose, 0))
+            )
+            turn = random_rotation(of_table) if turn_tables else np.eye(3)
             subject = simulate_subject(
                 anatomy,
-                table,
-                int(rng.integers(2**32)),
+                table.rotated(turn),
+                int(of_head.integers(2**32)),
                 snr=snr,
-                rotation=random_rotation(rng, max_rotation),
+                rotation=random_rotation(of_pose, max_rotation),
                 deformation=deformation,
                 statistics=statistics,
                 lesion_coverage=lesion_coverage(sources, patient, anatomy),
