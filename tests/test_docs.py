@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import doctest
-import importlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -64,6 +64,27 @@ def test_python_on_a_page_runs_and_gives_what_is_shown(page, scan_folder, monkey
     finally:
         torch.set_default_dtype(dtype)
     assert runner.failures == 0, "".join(report)
+
+
+def test_pictures_of_frames_show_what_the_text_says():
+    """Only the right frame lets fibres continue; the numbers of FSL are those of both storages."""
+    spec = importlib.util.spec_from_file_location("frames", ROOT / "docs/figures/frames.py")
+    frames = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(frames)
+    anatomy = default_anatomy(4.0)
+
+    left, right = (axes.get_xlabel().split("\n") for axes in frames.storage_figure(anatomy).axes)
+    assert left[0] == right[0] == "   fsl:  -0.80   0.60   0.00"
+    assert left[1] != right[1]
+    assert left[2] == right[2] == " world:   0.80   0.60   0.00"
+    assert len(frames.oblique_figure(anatomy).axes) == 2
+    titles = [axes.get_title() for axes in frames.wrong_figure(anatomy).axes]
+    assert [title.split(":")[0] for title in titles] == [
+        'frame="fsl", right',
+        'frame="voxel", wrong',
+    ]
+    good, bad = (float(title.split()[-1]) for title in titles)
+    assert good > bad + 0.05
 
 
 # -- the site ------------------------------------------------------------------------------------
