@@ -790,3 +790,28 @@ def test_features_and_graphs_that_do_not_fit_are_refused():
     refused(r"takes \(N, dim_in\)", layer, torch.ones(3, 4, 2), nodes)
     on_map = PQTensorFieldLayer("2x0e", "1x0e", RADIUS, q_in=None)
     refused(r"takes \(V, dim_in\)", on_map, torch.ones(3, 4, 2), graph)
+
+
+@pytest.mark.parametrize("backend", ["edges", "recoupled", "fourier", "dense", "auto"])
+@pytest.mark.parametrize("q", [{}, {"q_out": None}, {"q_in": None}])
+def test_autocast_takes_no_more_than_rounding_to_bfloat16(q, backend):
+    table = table_of(0, 5)
+    domain = Grid(np.ones((4, 4, 3), bool), affine_of(np.diag([2.0, 2.0, 2.0])), table)
+    graph = domain.graph(RADIUS)
+    layer = PQTensorFieldLayer(
+        "2x0e + 1x1o", "3x0e + 2x1o", RADIUS, q_max=Q_MAX, bias=True, backend=backend, **q
+    )
+    x = torch.randn(48, 5, generator=torch.Generator().manual_seed(0))
+    x = x if "q_in" in q else x[:, None].expand(-1, len(table), -1).clone()
+    results = []
+    for enabled in (False, True):
+        leaf = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            y = layer(leaf, graph)
+        assert y.dtype == torch.float32
+        y.square().sum().backward()
+        results.append((y.detach(), leaf.grad))
+    for exact, rounded in zip(*results, strict=True):
+        assert (
+            relative_error(rounded, exact) < 2.0**-6
+        )  # two roundings of 2**-8, each on both sides

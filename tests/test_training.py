@@ -164,6 +164,16 @@ def test_interrupted_training_goes_on_as_if_it_had_not_been(  # type: ignore[no-
         assert torch.equal(a, b)
 
 
+def test_half_precision_learns_the_same() -> None:
+    records = [
+        train(equivariant(), boxes(), Budget(steps=20), precision=precision)
+        for precision in ("32-true", "bf16-mixed")
+    ]
+    losses = np.array([record.losses for record in records])
+    assert not np.array_equal(losses[0], losses[1])
+    np.testing.assert_allclose(losses[1], losses[0], atol=0.05)
+
+
 def test_stopping_needs_scans_to_validate_on(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs scans to validate on"):
         train(convolutional(), boxes(), Budget(steps=1), stopping=Stopping())

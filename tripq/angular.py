@@ -1,7 +1,7 @@
 """The signal of a scan along other gradient directions, for networks made for one table.
 
-Each shell is fitted by dipy's even spherical harmonics, least squares. The layers of tripq never need
-this.
+Each shell is fitted by dipy's even spherical harmonics, by least squares. The layers of tripq never
+need this.
 """
 
 from __future__ import annotations

@@ -275,6 +275,7 @@ class PQTensorFieldLayer(nn.Module):
         if self.self_interaction is not None:
             out = out + self._self_interaction(features)
         if self.bias is not None:
+            out = out.to(self.bias.dtype)  # autocast
             out = out.index_add(
                 -1, self._index(self._scalars), self.bias.expand(*out.shape[:-1], -1)
             )

@@ -9,7 +9,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from tripq.graph import PQGraph
-from tripq.layer import PQTensorFieldLayer
+from tripq.layer import Group, PQTensorFieldLayer
 from tripq.nn import BatchNorm, GatedNonlinearity, NormsAsScalars, QLengthWeightedMean, QMean
 
 QReduction = Literal["length-weighted", "mean", "layer"]
@@ -46,6 +46,9 @@ class LesionSegmenter(nn.Module):
         Normalise the features of every layer but the last over the voxels of a batch.
     q_max : float
         The largest |q| = sqrt(b / b_ref) in any scan.
+    filter, group, antipodal : str, str, bool
+        Of the first layer; see `PQTensorFieldLayer`. With ``filter="p"`` it sees no more of the
+        directions than the mean signal.
 
     Examples
     --------
@@ -65,6 +68,9 @@ class LesionSegmenter(nn.Module):
         n_p_layers: int = 2,
         batch_norm: bool = True,
         q_max: float = 2.0,
+        filter: str = "tp",
+        group: Group = "SO3",
+        antipodal: bool = True,
     ) -> None:
         super().__init__()
         self.p_radius = p_radius
@@ -73,6 +79,9 @@ class LesionSegmenter(nn.Module):
         self.n_p_layers = n_p_layers
         self.batch_norm = batch_norm
         self.q_max = q_max
+        self.filter = filter
+        self.group = group
+        self.antipodal = antipodal
         first = _Block(
             "1x0e",
             q_features,
@@ -81,7 +90,9 @@ class LesionSegmenter(nn.Module):
             p_radius=p_radius,
             q_max=q_max,
             q_out=None,
-            antipodal=True,
+            filter=filter,
+            group=group,
+            antipodal=antipodal,
             lmax_p=2,
             lmax_q=4,
         )
@@ -228,7 +239,8 @@ class _Block(nn.Module):
         if filled is None:
             normalized: Tensor = self.norm(y)
             return normalized
-        return torch.zeros_like(y).index_put((filled,), self.norm(y[filled]))
+        values: Tensor = self.norm(y[filled])
+        return values.new_zeros(y.shape).index_put((filled,), values)
 
 
 class ConvSegmenter(nn.Module):

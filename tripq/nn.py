@@ -90,6 +90,7 @@ class BatchNorm(e3nn_nn.BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., irreps.dim) -> (..., irreps.dim)."""
+        x = x.to(self.weight.dtype)  # under autocast a layer gives bfloat16: too coarse to sum
         # e3nn takes the features apart: the gradient of each slice fills a whole tensor.
         mean = x.new_zeros(x.shape[-1])
         if self.training:

@@ -9,16 +9,13 @@ defines the meaning; every other one is held to it.  `plan` chooses one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
-from torch import Tensor
+from collections.abc import Mapping
 
 from tripq.backends import dense, edges, fourier, recoupled, triton
-from tripq.filter import PQFilter
-from tripq.graph import NodeSpace, PEdges, QSpace
+from tripq.backends.precision import Evaluate
 
 #: The back ends by name.
-BACKENDS: Mapping[str, Callable[[Tensor, PEdges, QSpace | NodeSpace, PQFilter, int], Tensor]] = {
+BACKENDS: Mapping[str, Evaluate] = {
     "edges": edges.evaluate,
     "dense": dense.evaluate,
     "fourier": fourier.evaluate,

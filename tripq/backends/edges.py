@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tripq.backends.precision import full_precision
 from tripq.filter import PQFilter
 from tripq.graph import NodeSpace, PEdges, QSpace
 
@@ -15,6 +16,7 @@ from tripq.graph import NodeSpace, PEdges, QSpace
 _INTERMEDIATES = 4
 
 
+@full_precision
 def evaluate(
     x: Tensor, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilter, budget: int
 ) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tripq.backends.precision import full_precision
 from tripq.backends.tables import embed_p
 from tripq.filter import PQFilter, path_coupling
 from tripq.graph import NodeSpace, PEdges, QSpace
@@ -29,6 +30,7 @@ from tripq.radial import ConstantFunction, RadialFunctions
 _SAME_LENGTH = 1e-12
 
 
+@full_precision
 def evaluate(
     x: Tensor, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilter, budget: int
 ) -> Tensor:

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from tripq.backends.parts import by_directions, parts_of, recomputed
+from tripq.backends.precision import full_precision
 from tripq.backends.tables import embed_p, embed_q, mixing_at
 from tripq.filter import PQFilter, coupling_tensor
 from tripq.graph import NodeSpace, PEdges, QSpace
@@ -32,6 +33,7 @@ from tripq.kernels.p_stage import aggregate_on_edges, aggregate_on_grid
 from tripq.recoupling import Block, Mixing
 
 
+@full_precision
 def evaluate(
     x: Tensor, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilter, budget: int
 ) -> Tensor:
