@@ -46,8 +46,10 @@ def to_markdown(text: str) -> str:
 
 def _display(match: re.Match[str]) -> str:
     first, _, rest = match[2].partition("\n")
-    lines = [first.strip(), *dedent(rest).strip().splitlines()]
-    return "\n".join(match[1] + line for line in (r"\[", *filter(None, lines), r"\]"))
+    lines = [line for line in (first.strip(), *dedent(rest).strip().splitlines()) if line]
+    if any(line.endswith(r"\\") for line in lines):  # numpydoc aligns lines at & by itself
+        lines = [r"\begin{aligned}", *lines, r"\end{aligned}"]
+    return "\n".join(match[1] + line for line in (r"\[", *lines, r"\]"))
 
 
 class Docstrings(griffe.Extension):
