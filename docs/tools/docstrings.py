@@ -59,9 +59,9 @@ class Docstrings(griffe.Extension):
         """Add ``kernels/``, which is installed as ``tripq.kernels``, and translate."""
         if pkg.name != "tripq":
             return
-        if "kernels" not in pkg.members:
-            root = Path(__file__).parents[2]
-            pkg.set_member("kernels", loader.load("kernels", search_paths=[root]))
+        if "kernels" not in pkg.members:  # unless a link stands for it
+            folder = Path(__file__).parents[2] / "kernels"
+            pkg.set_member("kernels", loader.load(folder))
         for obj in _walk(pkg):
             if obj.docstring is not None:
                 text = to_markdown(obj.docstring.value)
