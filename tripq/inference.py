@@ -174,7 +174,7 @@ def segment(
         graph = PQGraph.from_grid(seen, affine, dwi.q, radius).to(device)
         signal = torch.from_numpy(dwi.signal[number[block.outer][seen]]).to(device)
         with torch.inference_mode():
-            values = torch.sigmoid(network(signal, graph)).cpu().numpy()
+            values = torch.sigmoid(network(signal, graph).float()).cpu().numpy()
         wanted = np.zeros_like(dwi.mask)
         wanted[block.inner] = True
         wanted = wanted[block.outer][seen]

@@ -10,8 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
+from tripq.dwi import B_REFERENCE
+from tripq.layer import Group
 from tripq.models import ConvSegmenter, LesionSegmenter
 from tripq.simulate import GradientTable, random_rotation
 
@@ -101,6 +104,13 @@ class Condition:
     pose: int = 0
     turn_tables: bool = False
 
+    @property
+    def q(self) -> NDArray[np.float64]:
+        """The q-vectors of its scans, b0 first, ``|q| = sqrt(b / b_ref)``."""
+        length = np.sqrt(self.table.b_values / B_REFERENCE)[:, None]
+        weighted = ~self.table.b0
+        return np.concatenate([np.zeros((1, 3)), (length * self.table.directions)[weighted]])
+
 
 _TABLE = GradientTable.from_shells([1000.0], [32])
 _OTHER_WAY = random_rotation(np.random.default_rng(7))
@@ -140,7 +150,7 @@ class Contender:
     says : str
         What the page calls it.
     build : callable
-        Makes the network, with fresh weights.
+        Makes the network, with fresh weights, from the size of the voxels in mm.
     learning_rate : float
         The highest.
     steps : int
@@ -155,7 +165,7 @@ class Contender:
 
     name: str
     says: str
-    build: Callable[[], nn.Module]
+    build: Callable[[float], nn.Module]
     learning_rate: float
     steps: int
     every: int
@@ -163,7 +173,7 @@ class Contender:
     poses: bool = False
 
 
-RADIUS = 3.6  # mm: 27 voxels of 2 mm
+RADIUS = 1.8  # voxels: of a layer's neighbourhood, 27 of them
 
 
 def _equivariant(
@@ -174,9 +184,20 @@ def _equivariant(
     *,
     rate: float = 1e-2,
     layers: int = 2,
+    filter: str = "tp",
+    group: Group = "SO3",
+    antipodal: bool = True,
 ) -> Contender:
-    def build() -> nn.Module:
-        return LesionSegmenter(p_radius=RADIUS, q_features=q, p_features=p, n_p_layers=layers)
+    def build(voxel_size: float) -> nn.Module:
+        return LesionSegmenter(
+            p_radius=RADIUS * voxel_size,
+            q_features=q,
+            p_features=p,
+            n_p_layers=layers,
+            filter=filter,
+            group=group,
+            antipodal=antipodal,
+        )
 
     return Contender(name, says, build, rate, steps=1200, every=100, settle=True)
 
@@ -184,7 +205,7 @@ def _equivariant(
 def _convolutional(
     name: str, says: str, widths: tuple[int, ...], *, rate: float = 3e-3, poses: bool = False
 ) -> Contender:
-    def build() -> nn.Module:
+    def build(voxel_size: float) -> nn.Module:
         return ConvSegmenter(len(_TABLE), widths=widths)
 
     return Contender(name, says, build, rate, 4000, every=250, settle=False, poses=poses)
@@ -193,22 +214,110 @@ def _convolutional(
 _Q, _P = "24x0e + 8x2e + 4x4e", "24x0e + 6x1o + 8x2e"
 _Q_SMALL, _P_SMALL = "16x0e + 6x2e + 2x4e", "16x0e + 4x1o + 4x2e"
 
-#: From these, tuning takes the network that is best on the validation patients.
+#: From these, tuning takes the network that is best on the validation patients; as many of each.
 CANDIDATES = {
     "equivariant": (
+        _equivariant("eq-small", "small", _Q_SMALL, _P_SMALL),
         _equivariant("eq", "default", _Q, _P),
-        _equivariant("eq-slow", "default, half the learning rate", _Q, _P, rate=5e-3),
-        _equivariant("eq-small", "smaller", _Q_SMALL, _P_SMALL),
-        _equivariant("eq-small-deep", "smaller, a layer more", _Q_SMALL, _P_SMALL, layers=3),
-        _equivariant("eq-024", "no vectors", _Q_SMALL, "24x0e + 6x2e"),
+        _equivariant("eq-small-deep", "small, a layer more", _Q_SMALL, _P_SMALL, layers=3),
+        _equivariant("eq-small-slow", "small, half the rate", _Q_SMALL, _P_SMALL, rate=5e-3),
     ),
     "reference": (
-        _convolutional("conv-24", "24, 24, 24 channels", (24, 24, 24)),
         _convolutional("conv-48", "48, 48, 32 channels", (48, 48, 32)),
-        _convolutional(
-            "conv-48-slow", "48, 48, 32 channels, a third of the rate", (48, 48, 32), rate=1e-3
-        ),
+        _convolutional("conv-48-slow", "48, 48, 32 channels, rate 1e-3", (48, 48, 32), rate=1e-3),
         _convolutional("conv-64", "64, 64, 64, 64 channels", (64, 64, 64, 64), rate=1e-3),
         _convolutional("conv-48-poses", "48, 48, 32 channels, all poses", (48, 48, 32), poses=True),
     ),
 }
+
+#: Beside the equivariant network that tuning takes, at the full training set.
+VARIANTS = (
+    Contender(
+        "paper",
+        "the authors' network",
+        lambda voxel_size: LesionSegmenter.paper(p_radius=RADIUS * voxel_size),
+        1e-2,
+        steps=600,
+        every=100,
+        settle=True,
+    ),
+    _equivariant("diff", 'filter "diff"', _Q_SMALL, _P_SMALL, filter="diff"),
+    _equivariant("p-only", 'filter "p": mean signal only', "16x0e + 6x2e", _P_SMALL, filter="p"),
+    _equivariant("signed", "not antipodal", _Q_SMALL + " + 4x1o", _P_SMALL, antipodal=False),
+    _equivariant("mirror", "O(3)", _Q_SMALL, _P_SMALL, group="O3"),
+    _convolutional("conv-12", "as few weights", (12, 12, 12)),
+)
+
+
+# -- all of it -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of it.
+
+    Parameters
+    ----------
+    voxel_size : float
+        Of the scans, mm.
+    patients : tuple of str, optional
+        The default is all of the sources.
+    n_validation, n_test : int
+        Patients to choose on and to score.
+    seeds : int
+        Splits.
+    fractions : tuple of float
+        Shares of the training patients.
+    candidates : int, optional
+        Of each family, at most, to tune.
+    variants : bool
+        Whether to train `VARIANTS`.
+    other_tables : tuple of Condition
+        Tests with other gradient tables.
+    box_size, n_boxes : int
+        Of a batch.
+    largest_steps : int, optional
+        Of any network, with two validations on the way, instead of its own.
+    patience : int
+        See `tripq.training.Stopping`.
+    """
+
+    voxel_size: float = 2.0
+    patients: tuple[str, ...] | None = None
+    n_validation: int = 3
+    n_test: int = 4
+    seeds: int = 3
+    fractions: tuple[float, ...] = FRACTIONS
+    candidates: int | None = None
+    variants: bool = True
+    other_tables: tuple[Condition, ...] = OTHER_TABLES
+    box_size: int = 24
+    n_boxes: int = 2
+    largest_steps: int | None = None
+    patience: int = 4
+
+    def steps(self, contender: Contender) -> int:
+        """Steps of a network at most."""
+        return contender.steps if self.largest_steps is None else self.largest_steps
+
+    def every(self, contender: Contender) -> int:
+        """Steps between two validations."""
+        return contender.every if self.largest_steps is None else -(-self.largest_steps // 2)
+
+
+FULL = Plan()
+
+#: All parts of the program in minutes, and nothing to be learnt from the scores.
+QUICK = Plan(
+    voxel_size=4.0,
+    patients=("01", "05", "06", "10", "11", "12"),
+    n_validation=1,
+    n_test=2,
+    seeds=1,
+    fractions=(0.263, 1.0),
+    candidates=1,
+    variants=False,
+    other_tables=OTHER_TABLES[1:2],
+    box_size=10,
+    largest_steps=40,
+)

@@ -1,0 +1,64 @@
+"""The scans of the experiment: written once for each condition, then read like anyone's files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from paper.plan import USUAL, Condition
+from tripq.angular import resample_directions
+from tripq.datasets import LabelledSubject, OpenMS, cohort_anatomy, load_cohort, write_cohort
+from tripq.dwi import DWI, DWIError
+
+#: Signal-to-noise ratio of white matter at b = 0.
+SNR = 20.0
+
+
+@dataclass(frozen=True)
+class Scans:
+    """Folders of the cohorts.
+
+    Parameters
+    ----------
+    folder : Path
+        With a cohort for each condition.
+    """
+
+    folder: Path
+
+    def write(
+        self,
+        sources: OpenMS,
+        condition: Condition,
+        patients: Sequence[str],
+        voxel_size: float,
+    ) -> None:
+        """Simulate what is missing."""
+        missing = [p for p in patients if not (self.folder / condition.name / f"sub-{p}").is_dir()]
+        if not missing:
+            return
+        write_cohort(
+            self.folder / condition.name,
+            sources,
+            condition.table,
+            snr=SNR,
+            max_rotation=condition.max_rotation,
+            pose=condition.pose,
+            turn_tables=condition.turn_tables,
+            anatomy=cohort_anatomy(sources.fibres, voxel_size),
+            patients=missing,
+        )
+
+    def load(self, condition: Condition, patients: Sequence[str]) -> list[LabelledSubject]:
+        """Read the subjects."""
+        return load_cohort(self.folder / condition.name, [f"sub-{p}" for p in patients])
+
+
+def for_fixed_table(subject: LabelledSubject) -> LabelledSubject | None:
+    """The subject as a network made for the usual table can take it; None if it cannot be had."""
+    try:
+        dwi: DWI = resample_directions(subject.dwi, USUAL.q)
+    except DWIError:
+        return None
+    return replace(subject, dwi=dwi)

@@ -1,0 +1,171 @@
+"""One run, from the scans to its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from paper.cohort import SNR, Scans, for_fixed_table
+from paper.plan import ROTATED, TURNED, USUAL, Condition, Contender, Plan, Split
+from paper.results import Result, Run, SubjectResult, Tested, curve_of
+from tripq.checkpoint import save_network
+from tripq.datasets import LabelledSubject
+from tripq.evaluation import best_threshold, count_lesions, score
+from tripq.inference import graph_radius, segment
+from tripq.models import ConvSegmenter
+from tripq.training import Budget, PatchDataModule, Progress, Stopping, train
+
+CAUTION = "trained on simulated diffusion signal; for research only, not for diagnosis"
+
+Maps = list[NDArray[np.float32]]
+
+
+def train_and_test(
+    run: Run,
+    contender: Contender,
+    plan: Plan,
+    split: Split,
+    scans: Scans,
+    out: Path,
+    device: str,
+    report: Callable[[Progress], None],
+) -> Result:
+    """Train a network, and score it under every condition of the run.
+
+    Parameters
+    ----------
+    run, contender, plan, split : Run, Contender, Plan, Split
+        What to do.
+    scans : Scans
+        Written before.
+    out : Path
+        Folder of the run: checkpoints while it goes on, and the network.
+    device : str
+        Where to compute.
+    report : callable
+        Called after every step.
+    """
+    torch.manual_seed(run.seed)
+    network = contender.build(plan.voxel_size)
+    training = split.share(run.fraction)
+    validation = scans.load(USUAL, split.validation)
+    shown = scans.load(USUAL, training)
+    if contender.poses:
+        shown += scans.load(TURNED, training)
+    patches = PatchDataModule(
+        shown,
+        radius=graph_radius(network),
+        box_size=plan.box_size,
+        n_boxes=plan.n_boxes,
+        seed=run.seed,
+        validation=validation,
+    )
+    record = train(
+        network,
+        patches,
+        Budget(steps=plan.steps(contender)),
+        stopping=Stopping(plan.every(contender), plan.patience),
+        folder=out,
+        learning_rate=contender.learning_rate,
+        settle=contender.settle,
+        device=device,
+        precision="bf16-mixed",
+        report=report,
+    )
+    del shown, patches
+    network = network.to(device)
+    maps = [segment(network, subject.dwi, device=device) for subject in validation]
+    threshold = best_threshold(
+        np.concatenate(maps), np.concatenate([subject.lesion for subject in validation])
+    )
+    save_network(
+        network,
+        out / "network.safetensors",
+        {
+            "caution": CAUTION,
+            "threshold": f"{threshold:.4f}",
+            "voxel_size_mm": f"{plan.voxel_size:g}",
+            "run": run.key,
+        },
+    )
+    tests = {}
+    for name, subjects in _tests(run, network, plan, split, scans).items():
+        maps = [segment(network, subject.dwi, device=device) for subject in subjects]
+        tests[name] = score_maps(subjects, maps, threshold)
+        if name == USUAL.name:
+            np.savez_compressed(
+                out / "maps.npz",
+                **{s.name: p.astype(np.float16) for s, p in zip(subjects, maps, strict=True)},
+            )
+    return Result(
+        run,
+        settings={
+            "network": f"{type(network).__name__}: {contender.says}",
+            "learning_rate": contender.learning_rate,
+            "largest_steps": plan.steps(contender),
+            "boxes": f"{plan.n_boxes} of {plan.box_size} voxels",
+            "all_poses": contender.poses,
+            "batch_norms_settled": contender.settle,
+            "voxel_size_mm": plan.voxel_size,
+            "snr": SNR,
+            "training": list(training),
+            "validation": list(split.validation),
+            "test": list(split.test),
+            "tripq": version("tripq"),
+            "torch": torch.__version__,
+        },
+        weights=sum(weights.numel() for weights in network.parameters()),
+        steps=record.steps,
+        seconds=round(record.seconds, 1),
+        validation=record.scores,
+        threshold=threshold,
+        tests=tests,
+    )
+
+
+def score_maps(subjects: Sequence[LabelledSubject], maps: Maps, threshold: float) -> Tested:
+    """Scores of the maps of several subjects."""
+    results = []
+    for subject, probability in zip(subjects, maps, strict=True):
+        dwi, found = subject.dwi, probability >= threshold
+        ml = float(np.prod(dwi.voxel_size)) / 1000
+        results.append(
+            SubjectResult(
+                subject.name,
+                load_ml=round(float(subject.lesion.sum()) * ml, 4),
+                found_ml=round(float(found.sum()) * ml, 4),
+                scores=score(probability, subject.lesion, threshold),
+                lesions=count_lesions(dwi.volume(found), dwi.volume(subject.lesion)),
+                curve=curve_of(probability, subject.lesion),
+            )
+        )
+    lesions = np.concatenate([subject.lesion for subject in subjects])
+    return Tested(score(np.concatenate(maps), lesions, threshold), tuple(results))
+
+
+def _tests(
+    run: Run, network: nn.Module, plan: Plan, split: Split, scans: Scans
+) -> dict[str, list[LabelledSubject]]:
+    """The test subjects under each condition that the network can take."""
+    if run.stage == "tuning":
+        return {}  # choices are made on the validation patients alone
+    conditions: tuple[Condition, ...] = (USUAL, ROTATED)
+    if run.fraction == 1.0:
+        conditions += plan.other_tables
+    tests = {}
+    for condition in conditions:
+        subjects = scans.load(condition, split.test)
+        fixed = isinstance(network, ConvSegmenter)
+        if not fixed or len(condition.table) == len(USUAL.table):
+            tests[condition.name] = subjects
+        if fixed and condition is not USUAL:
+            resampled = [for_fixed_table(subject) for subject in subjects]
+            if whole := [subject for subject in resampled if subject is not None]:
+                tests[f"{condition.name}, resampled"] = whole
+    return tests

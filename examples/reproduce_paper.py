@@ -1,0 +1,134 @@
+"""The experiment of Müller et al. (arXiv:2102.06942): whether equivariance needs fewer scans.
+
+    python examples/reproduce_paper.py --accept-licences
+
+simulates diffusion scans of 30 patients with multiple sclerosis, with their real lesion outlines;
+tunes an equivariant network and one of 3D convolutions on a few of the patients; trains the best of
+both on growing shares of the others; and tests them on patients that neither has seen: in the usual
+pose, with heads and gradient tables turned at random, and with other gradient tables. It takes some
+hours on a small machine, in as many sittings as you like: a finished run is never repeated, and an
+interrupted one goes on from its last validation.
+
+Into the output folder it writes results.jsonl (every run), the networks, the figures and a page.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from paper.cohort import Scans
+from paper.page import write_page
+from paper.plan import FULL, QUICK, ROTATED, TURNED, USUAL, Plan, Split, split_patients
+from paper.results import Results
+from paper.schedule import (
+    Experiment,
+    candidates,
+    do,
+    main_runs,
+    other_runs,
+    tuning_runs,
+)
+from rich.console import Console
+
+from tripq.datasets import OpenMS, open_ms
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+console = Console()
+
+
+@app.command()
+def main(
+    out: Annotated[Path, typer.Option(help="Folder of all results.")] = Path("runs/paper"),
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the sources of the cohort.  [default: they are fetched]"),
+    ] = None,
+    accept_licences: Annotated[
+        bool, typer.Option("--accept-licences", help="That you keep to the licences of the data.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu, or cuda.")] = "cpu",
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at once.  [default: cores; 1 on cuda]")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Minutes: it shows that all works, and no more.")
+    ] = False,
+    save: Annotated[
+        bool, typer.Option("--save", help="Write docs/experiment.md from the results, too.")
+    ] = False,
+    page_only: Annotated[
+        bool, typer.Option("--page", help="Do no runs: write figures and page from the results.")
+    ] = False,
+) -> None:
+    """Compare equivariant networks with 3D convolutions on growing shares of the scans."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter("there is no CUDA device", param_hint="--device")
+    plan = QUICK if quick else FULL
+    results = Results(out / "results.jsonl")
+    failures: list[str] = []
+    sources = open_ms(accept_licences=accept_licences, local=data)
+    patients = plan.patients or sources.patients
+    splits = split_patients(patients, plan.n_validation, plan.n_test, plan.seeds)
+    scans = Scans(out / "cohorts")
+    experiment = Experiment(plan, splits, scans, out, device)
+    if not page_only:
+        write_cohorts(scans, sources, plan, patients, splits)
+        number = jobs or (1 if device == "cuda" else os.cpu_count() or 1)
+        failures += do(tuning_runs(plan), results, experiment, number, console)
+        if not failures:
+            failures += do(main_runs(results, plan), results, experiment, number, console)
+            failures += do(other_runs(plan), results, experiment, number, console)
+    if all(run in results for run in tuning_runs(plan)):
+        write_page(out, results, experiment)
+        if save:
+            publish(out)
+        console.print(f"results: {out}", markup=False)
+    if failures:
+        raise ValueError(f"{len(failures)} runs failed; start again to repeat them")
+
+
+def write_cohorts(
+    scans: Scans, sources: OpenMS, plan: Plan, patients: tuple[str, ...], splits: tuple[Split, ...]
+) -> None:
+    """Simulate the scans that are not there yet."""
+    tested = [p for p in patients if any(p in split.test for split in splits)]
+    trained = [p for p in patients if any(p in split.training for split in splits)]
+    wanted = [(USUAL, list(patients)), (ROTATED, tested)]
+    wanted += [(condition, tested) for condition in plan.other_tables]
+    tuned = [c for some in candidates(plan).values() for c in some]
+    if any(contender.poses for contender in tuned):
+        wanted.append((TURNED, trained))
+    for condition, some in wanted:
+        console.print(f"cohort: {condition.says}")
+        scans.write(sources, condition, some, plan.voxel_size)
+
+
+def publish(out: Path) -> None:
+    """Put the page, its figures and the results where the documentation has them."""
+    shutil.copy(out / "results.jsonl", DOCS / "experiment.jsonl")
+    shutil.copy(out / "experiment.md", DOCS / "experiment.md")
+    for figure in (out / "images").glob("experiment-*.png"):
+        shutil.copy(figure, DOCS / "images" / figure.name)
+
+
+def run() -> None:
+    """The command; what is wrong is told in one line."""
+    try:
+        app()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        sys.exit(f"error: {error.filename}: {reason}" if error.filename else f"error: {reason}")
+    except (ValueError, FloatingPointError) as error:
+        sys.exit("error: " + " ".join(str(error).split()))
+
+
+if __name__ == "__main__":
+    run()
