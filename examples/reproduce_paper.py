@@ -71,28 +71,41 @@ def main(
     """Compare equivariant networks with 3D convolutions on growing shares of the scans."""
     if device == "cuda" and not torch.cuda.is_available():
         raise typer.BadParameter("there is no CUDA device", param_hint="--device")
-    plan = QUICK if quick else FULL
-    results = Results(out / "results.jsonl")
-    failures: list[str] = []
+    number = jobs or (1 if device == "cuda" else os.cpu_count() or 1)
     sources = open_ms(accept_licences=accept_licences, local=data)
-    patients = plan.patients or sources.patients
-    splits = split_patients(patients, plan.n_validation, plan.n_test, plan.seeds)
-    scans = Scans(out / "cohorts")
-    experiment = Experiment(plan, splits, scans, out, device)
-    if not page_only:
-        write_cohorts(scans, sources, plan, patients, splits)
-        number = jobs or (1 if device == "cuda" else os.cpu_count() or 1)
-        failures += do(tuning_runs(plan), results, experiment, number, console)
-        if not failures:
-            failures += do(main_runs(results, plan), results, experiment, number, console)
-            failures += do(other_runs(plan), results, experiment, number, console)
-    if all(run in results for run in tuning_runs(plan)):
-        write_page(out, results, experiment)
-        if save:
-            publish(out)
-        console.print(f"results: {out}", markup=False)
+    failures = reproduce(
+        QUICK if quick else FULL, sources, out, device=device, jobs=0 if page_only else number
+    )
+    if save:
+        publish(out)
+    console.print(f"results: {out}", markup=False)
     if failures:
         raise ValueError(f"{len(failures)} runs failed; start again to repeat them")
+
+
+def reproduce(
+    plan: Plan, sources: OpenMS, out: Path, *, device: str = "cpu", jobs: int = 1
+) -> list[str]:
+    """Do the runs that are missing, as many at once as there are jobs, and write the page.
+
+    Returns what failed.
+    """
+    results = Results(out / "results.jsonl")
+    patients = plan.patients or sources.patients
+    splits = split_patients(patients, plan.n_validation, plan.n_test, plan.seeds)
+    experiment = Experiment(plan, splits, Scans(out / "cohorts"), out, device)
+    failures: list[str] = []
+    if jobs:
+        write_cohorts(experiment.scans, sources, plan, patients, splits)
+        failures += do(tuning_runs(plan), results, experiment, jobs, console)
+        if not failures:
+            failures += do(main_runs(results, plan), results, experiment, jobs, console)
+            failures += do(other_runs(plan), results, experiment, jobs, console)
+    if all(run in results for run in tuning_runs(plan)):
+        write_page(out, results, experiment)
+    elif not failures:
+        raise ValueError(f"{results.path}: no page before all candidates are tuned")
+    return failures
 
 
 def write_cohorts(

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from selenium.webdriver.chrome.webdriver import WebDriver
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One thread for each worker; read by torch and BLAS when they are first imported.
@@ -26,16 +32,60 @@ settings.register_profile(
 settings.load_profile("ci")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests marked ``gpu`` where torch sees no CUDA device."""
-    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
-    if not on_gpu:
-        return
+CHROMIUM = tuple(map(shutil.which, ("chromium", "chromedriver")))
+
+
+def has_cuda() -> bool:
+    """Tell whether torch sees a CUDA device."""
     import torch
 
-    if not torch.cuda.is_available():
-        config.hook.pytest_deselected(items=on_gpu)
-        items[:] = [item for item in items if item not in on_gpu]
+    return torch.cuda.is_available()
+
+
+def has_chromium() -> bool:
+    """Tell whether there are Chromium and its driver."""
+    return None not in CHROMIUM
+
+
+NEEDS = {"gpu": has_cuda, "browser": has_chromium}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests marked ``gpu`` or ``browser`` where there is none."""
+    for marker, is_there in NEEDS.items():
+        marked = [item for item in items if item.get_closest_marker(marker)]
+        if marked and not is_there():
+            config.hook.pytest_deselected(items=marked)
+            items[:] = [item for item in items if item not in marked]
+
+
+def pytest_report_header() -> str:
+    """Say whether the tests in a browser run."""
+    if has_chromium():
+        return f"browser: {CHROMIUM[0]}"
+    return "browser: no chromium and chromedriver: the tests marked browser are left out"
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
+    """Start Chromium without a screen and without a graphics card."""
+    from selenium.webdriver import Chrome, ChromeOptions
+    from selenium.webdriver.chrome.service import Service
+
+    program, driver = CHROMIUM
+    options = ChromeOptions()
+    options.binary_location = program
+    for argument in (
+        *("headless", "no-sandbox", "disable-gpu-sandbox", "no-first-run"),
+        *("disable-background-networking", "disable-component-update", "disable-sync"),
+        *("use-gl=angle", "use-angle=swiftshader", "enable-unsafe-swiftshader"),
+        *("window-size=1200,1000", f"user-data-dir={tmp_path_factory.mktemp('chromium')}"),
+    ):
+        options.add_argument(f"--{argument}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chromium = Chrome(options=options, service=Service(driver))
+    yield chromium
+    chromium.quit()
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
+from tests.open_ms import write_fibres, write_sources
 from tripq.datasets import (
     LICENCES,
     SOURCES,
@@ -37,52 +38,15 @@ from tripq.simulate import Anatomy, GradientTable, SimulationError, default_anat
 TABLE = GradientTable.from_shells([1000.0], [6])
 
 
-def write_ball(path: Path, centre: tuple[float, float, float], radius: float) -> None:
-    """Write a mask at 1 mm, stored from right to left as the real ones are."""
-    affine = np.diag([-1.0, 1.0, 1.0, 1.0])
-    affine[:3, 3] = 70, -90, -50
-    index = np.indices((140, 140, 120)).reshape(3, -1).T
-    distance = np.linalg.norm(nib.affines.apply_affine(affine, index) - centre, axis=1)
-    ball = (distance < radius).reshape(140, 140, 120).astype(np.uint8)
-    nib.Nifti1Image(ball, affine).to_filename(path)
-
-
-def write_fibres(path: Path, shape: tuple[int, int, int] = (80, 100, 80)) -> None:
-    """Write a template in which the first fibre runs along (0.6, 0.8, 0) of LPS."""
-    vertices = np.float32([[1, 0, 0], [0.6, 0.8, 0], [0, 0, 1]]).T
-    affine = np.diag([-2.0, -2.0, 2.0, 1.0])
-    affine[:3, 3] = 79.5, 81.5, -72
-    first = np.ones(shape, np.int16)
-    first[3, 2, 1] = 2  # and up
-    by_slice = (shape[0] * shape[1], shape[2])
-    tables = {f"fa{i}": np.full(by_slice, qa, np.float32) for i, qa in enumerate((0.3, 0.1, 0.0))}
-    places = {f"index{i}": np.zeros(by_slice, np.int16) for i in (1, 2)}
-    content = {
-        "dimension": np.int32([shape]),
-        "odf_vertices": vertices,
-        "trans": affine.T.astype(np.float32),
-        "index0": first.reshape(by_slice, order="F"),
-        **tables,
-        **places,
-    }
-    with gzip.open(path, "wb", compresslevel=1) as file:
-        savemat(file, content, format="4")
-
-
 @pytest.fixture(scope="session")
 def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sources of two patients: round brains of 60 mm, and a lesion each in deep white matter."""
     folder = tmp_path_factory.mktemp("sources")
-    (folder / "open_ms").mkdir()
-    for patient, x in (("01", -26.0), ("12", 26.0)):
-        write_ball(folder / f"open_ms/patient{patient}_brainmask.nii.gz", (0, -20, 10), 60)
-        lesions = folder / f"open_ms/patient{patient}_lesions_MNIrigid_1mm.nii.gz"
-        write_ball(lesions, (x, -20, 25), 7)
+    write_sources(folder, {"01": (-26.0, -20.0, 25.0), "12": (26.0, -20.0, 25.0)})
     (folder / "open_ms/patient_info.csv").write_text(
         "patient_id,age,sex,ms_type,edss,criteria\n"
         "1,31,F,RR,1.5,McDonald 2010\n12,40,M,N/A,N/A,N/A\n"
     )
-    write_fibres(folder / "ICBM152_adult.fib.gz")
     return folder
 
 

@@ -84,7 +84,14 @@ def test_wheel_holds_every_module_of_the_tree(sources: Path, tmp_path: Path) -> 
         if ".dist-info/" not in name
     }
 
-    assert names == modules | kernels | {"tripq/py.typed"}, "see `packages` in pyproject.toml"
+    data = {
+        path.relative_to(sources).as_posix()
+        for folder in ("assets", "niivue", "templates")
+        for path in sources.glob(f"tripq/report/{folder}/*")
+    }
+    assert names == modules | kernels | data | {"tripq/py.typed"}, (
+        "see `packages` and `package-data` in pyproject.toml"
+    )
 
 
 def test_citation_gives_the_installed_version() -> None:

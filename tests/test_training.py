@@ -160,8 +160,14 @@ def test_interrupted_training_goes_on_as_if_it_had_not_been(  # type: ignore[no-
     resumed = run(again, tmp_path / "parts")
 
     assert (resumed.losses, resumed.scores) == (record.losses, record.scores)
-    for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
+    # And what is finished is not done again.
+    third = make()
+    repeated = run(third, tmp_path / "parts", stop=1)
+    assert (repeated.losses, repeated.scores) == (record.losses, record.scores)
+    for network in (again, third):
+        assert not network.training
+        for a, b in zip(whole.state_dict().values(), network.state_dict().values(), strict=True):
+            assert torch.equal(a, b)
 
 
 def test_half_precision_learns_the_same() -> None:

@@ -1,6 +1,351 @@
-"""placeholder"""
+"""The page of the experiment, and its figures: every number from the results."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-def write_page(out, results, experiment): ...
+from paper import figures, statistics
+from paper.baselines import BASELINES
+from paper.plan import FULL, OTHER_TABLES, ROTATED, SMALL_LOAD, USUAL
+from paper.results import Result, Results, Run, SubjectResult
+from paper.schedule import (
+    CONTENDERS,
+    Experiment,
+    best,
+    candidates,
+    main_runs,
+    other_runs,
+    tuning_runs,
+)
+from paper.statistics import Estimate, Score
+
+Subjects = list[list[SubjectResult]]
+
+#: What the paper gains over its reference with all training scans (Müller et al., section 4).
+PAPER = {"ROC AUC": 0.03, "average precision": 0.39, "Dice": 0.22}
+
+VOXELWISE: Mapping[str, Score] = {
+    "ROC AUC": statistics.roc_auc,
+    "average precision": statistics.average_precision,
+    "Dice": statistics.dice,
+}
+LESIONWISE: Mapping[str, Score] = {
+    "lesion sensitivity": statistics.lesion_sensitivity,
+    "lesion precision": statistics.lesion_precision,
+    "lesion F1": statistics.lesion_f1,
+    "volume off by (ml)": statistics.volume_difference,
+}
+
+
+def write_page(out: Path, results: Results, experiment: Experiment) -> None:
+    """Write ``experiment.md`` and ``images/experiment-*.png`` into a folder.
+
+    Parts of the experiment that have not been run are left out, and the page says so.
+    """
+    images = out / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    page = _Page(results, experiment)
+    names = []
+    for number, figure in page.figures().items():
+        name = f"experiment-{number}.png"
+        figure.savefig(images / name, dpi=120)
+        names.append(name)
+    text = "\n\n".join(part for part in page.parts(names) if part)
+    (out / "experiment.md").write_text(text + "\n", encoding="utf-8")
+
+
+class _Page:
+    """What is told of the results that are there."""
+
+    def __init__(self, results: Results, experiment: Experiment) -> None:
+        self.results = results
+        self.experiment = experiment
+        self.plan = experiment.plan
+        families = candidates(self.plan)
+        self.names = {family: best(results, self.plan, family).name for family in families}
+
+    def main(self, family: str, fraction: float = 1.0) -> list[Result]:
+        """The runs of a family on a share, for all splits; empty unless all are there."""
+        return self._of("main", self.names[family], fraction)
+
+    def _of(self, stage: str, contender: str, fraction: float = 1.0) -> list[Result]:
+        runs = [Run(stage, contender, fraction, seed) for seed in range(self.plan.seeds)]
+        if not all(run in self.results for run in runs):
+            return []
+        return [self.results[run] for run in runs]
+
+    # -- figures ---------------------------------------------------------------------------------
+
+    def figures(self) -> dict[int, object]:
+        """Those that can be drawn."""
+        drawn: dict[int, object] = {}
+        first = {family: self.main(family)[:1] for family in self.names}
+        split = self.experiment.splits[0]
+        if all(first.values()):
+            subjects = self.experiment.scans.load(USUAL, split.test)
+            drawn[1] = figures.figure_1(
+                self.experiment.out, {name: some[0] for name, some in first.items()}, subjects
+            )
+            drawn[2] = figures.figure_2(
+                {
+                    label: {
+                        family: {
+                            fraction: statistics.estimate(score, _tested(runs, USUAL.name))
+                            for fraction in self.plan.fractions
+                            if (runs := self.main(family, fraction))
+                        }
+                        for family in self.names
+                    }
+                    for label, score in VOXELWISE.items()
+                }
+            )
+            drawn[3] = figures.figure_3(
+                self.experiment.out,
+                {
+                    family: {
+                        fraction: runs[0]
+                        for fraction in self.plan.fractions
+                        if (runs := self.main(family, fraction))
+                    }
+                    for family in self.names
+                },
+                subjects,
+            )
+        return drawn
+
+    # -- text ------------------------------------------------------------------------------------
+
+    def parts(self, images: Sequence[str]) -> list[str]:
+        """The parts of the page, some of them empty."""
+        pictures = {name.removeprefix("experiment-")[0]: f"![](images/{name})" for name in images}
+        return [
+            "# Does equivariance need fewer scans?",
+            self._about(),
+            "## All training patients",
+            self._margins(),
+            self._scores(),
+            pictures.get("1", ""),
+            "## Fewer training patients",
+            self._fractions(),
+            pictures.get("2", ""),
+            pictures.get("3", ""),
+            "## Heads and tables turned",
+            self._conditions([ROTATED.name], "usual pose"),
+            "## Other gradient tables",
+            self._conditions([condition.name for condition in self.plan.other_tables], "usual"),
+            "## Small and large loads",
+            self._loads(),
+            "## What a voxel tells by itself",
+            self._table_of("baselines", BASELINES),
+            "## Other networks",
+            self._table_of("variants", {c.name: c.says for c in CONTENDERS.values()}),
+            "## Tuning",
+            self._tuning(),
+        ]
+
+    def _about(self) -> str:
+        split = self.experiment.splits[0]
+        wanted = [
+            *tuning_runs(self.plan),
+            *main_runs(self.results, self.plan),
+            *other_runs(self.plan),
+        ]
+        done = sum(run in self.results for run in wanted)
+        counts = ", ".join(str(len(split.share(f))) for f in self.plan.fractions)
+        splits = "One split" if self.plan.seeds == 1 else f"{self.plan.seeds} splits"
+        return (
+            "<!-- by `python examples/reproduce_paper.py --save`, from experiment.jsonl -->\n"
+            "The experiment of [Müller et al.](https://arxiv.org/abs/2102.06942) on data that "
+            "everyone can have. **The diffusion signal is simulated**: the lesion outlines are "
+            "those of real patients (Lesjak et al. 2017), the fibre directions those of the "
+            "HCP1065 template; signal, severity of lesions, shapes and poses of heads and noise "
+            "are a model's. So the numbers are not those of the paper, and say nothing of a "
+            "clinic; they compare networks.\n\n"
+            + (
+                ""
+                if self.plan == FULL
+                else "**This is a shortened run**: it shows that all parts work, and its numbers "
+                "say nothing.\n\n"
+            )
+            + f"{splits} of {sum(map(len, vars(split).values()))} patients: "
+            f"{len(split.test)} to test on (others in each split), {len(split.validation)} to "
+            f"choose everything on (never tested), and {counts} of {len(split.training)} to train "
+            "on. Scores are of all voxels of a split's test patients together, averaged over the "
+            "splits, with 95 % intervals of a bootstrap over the test patients. Every network was "
+            "trained until the average precision of the validation patients stopped rising, or its "
+            "largest number of steps was done.\n\n"
+            f"{done} of {len(wanted)} runs are done."
+            + ("" if done == len(wanted) else " What is missing is left out below.")
+        )
+
+    def _margins(self) -> str:
+        ours, theirs = self.main("equivariant"), self.main("reference")
+        if not (ours and theirs):
+            return "Not yet run."
+        rows = []
+        for label, score in VOXELWISE.items():
+            gain = statistics.ratio(score, _tested(ours), _tested(theirs))
+            reached = "yes" if gain.value >= PAPER[label] else "no"
+            rows.append([label, _percent(gain), f"{100 * PAPER[label]:+.0f} %", reached])
+        return "The gain of the equivariant network over the reference:\n\n" + _table(
+            ["score", "gain", "the paper's", "reached"], rows
+        )
+
+    def _scores(self) -> str:
+        rows = []
+        for family, name in self.names.items():
+            if runs := self.main(family):
+                rows.append(
+                    [
+                        f"{family}: {CONTENDERS[name].says}",
+                        f"{runs[0].weights:,}",
+                        *_row({**VOXELWISE, **LESIONWISE}, _tested(runs)),
+                    ]
+                )
+        if not rows:
+            return ""
+        return (
+            _table(["network", "weights", *VOXELWISE, *LESIONWISE], rows)
+            + "\n\nA found lesion and a true one match where their intersection over union is 0.1 "
+            "or more, each once (panoptica). Thresholds are those at which Dice is highest on the "
+            "validation patients."
+        )
+
+    def _fractions(self) -> str:
+        rows = []
+        reference = self.main("reference")
+        for fraction in self.plan.fractions:
+            for family in self.names:
+                if runs := self.main(family, fraction):
+                    cells = _row(VOXELWISE, _tested(runs))
+                    if reference and family == "equivariant":
+                        gain = statistics.ratio(
+                            statistics.average_precision, _tested(runs), _tested(reference)
+                        )
+                        cells.append(_percent(gain))
+                    else:
+                        cells.append("")
+                    patients = len(self.experiment.splits[0].share(fraction))
+                    rows.append([f"{100 * fraction:g} % ({patients})", family, *cells])
+        if not rows:
+            return "Not yet run."
+        return _table(
+            ["patients", "network", *VOXELWISE, "average precision over the reference on all"], rows
+        )
+
+    def _conditions(self, names: Sequence[str], usual: str) -> str:
+        rows = []
+        says = {c.name: c.says for c in (ROTATED, *OTHER_TABLES)}
+        for family in self.names:
+            runs = self.main(family)
+            if not runs:
+                continue
+            rows.append([family, usual, *_row(VOXELWISE, _tested(runs)), ""])
+            for name in names:
+                for suffix in ("", ", resampled"):
+                    if all(name + suffix in run.tests for run in runs):
+                        turned = _tested(runs, name + suffix)
+                        change = statistics.ratio(
+                            statistics.average_precision, turned, _tested(runs)
+                        )
+                        label = says[name] + suffix
+                        rows.append([family, label, *_row(VOXELWISE, turned), _percent(change)])
+                if not any(name + suffix in runs[0].tests for suffix in ("", ", resampled")):
+                    rows.append([family, says[name], *["cannot run"] * len(VOXELWISE), ""])
+        if not rows:
+            return "Not yet run."
+        return (
+            _table(["network", "test", *VOXELWISE, "change of average precision"], rows)
+            + "\n\nResampled: the signal was fitted by spherical harmonics and read off along the "
+            "directions that the reference was trained with."
+        )
+
+    def _loads(self) -> str:
+        rows = []
+        for family in self.names:
+            runs = self.main(family)
+            for label, small in (
+                (f"below {SMALL_LOAD:g} ml", True),
+                (f"{SMALL_LOAD:g} ml and more", False),
+            ):
+                groups = [
+                    [s for s in subjects if (s.load_ml < SMALL_LOAD) == small]
+                    for subjects in _tested(runs)
+                ]
+                if kept := [group for group in groups if group]:
+                    number = sum(map(len, kept))
+                    rows.append([family, f"{label} ({number})", *_row(VOXELWISE, kept)])
+        if not rows:
+            return "Not yet run."
+        return _table(["network", "load (patients)", *VOXELWISE], rows)
+
+    def _table_of(self, stage: str, says: Mapping[str, str]) -> str:
+        rows = []
+        for name, label in says.items():
+            if runs := self._of(stage, name):
+                weights = f"{runs[0].weights:,}" if runs[0].weights else ""
+                rows.append([label, weights, *_row(VOXELWISE, _tested(runs))])
+        if not rows:
+            return "Not yet run."
+        return _table(["", "weights", *VOXELWISE], rows)
+
+    def _tuning(self) -> str:
+        rows = []
+        for family, some in candidates(self.plan).items():
+            taken = self.names[family]
+            for contender in some:
+                result = self.results[Run("tuning", contender.name, 1.0, 0)]
+                step, score = max(result.validation, key=lambda item: item[1])
+                rows.append(
+                    [
+                        family,
+                        contender.says + (" (taken)" if contender.name == taken else ""),
+                        f"{result.weights:,}",
+                        f"{contender.learning_rate:g}",
+                        f"{score:.3f}",
+                        f"{step:,} of {result.steps:,}",
+                        f"{result.seconds / 60:.0f}",
+                    ]
+                )
+        return (
+            "As many candidates of each family, on the first split; the best on the validation "
+            "patients is taken. No test patient was looked at.\n\n"
+            + _table(
+                [
+                    "family",
+                    "network",
+                    "weights",
+                    "learning rate",
+                    "validation average precision",
+                    "best at step",
+                    "minutes",
+                ],
+                rows,
+            )
+        )
+
+
+def _tested(runs: Sequence[Result], name: str = USUAL.name) -> Subjects:
+    return [list(run.tests[name].subjects) for run in runs]
+
+
+def _row(scores: Mapping[str, Score], subjects: Subjects) -> list[str]:
+    return [_number(statistics.estimate(score, subjects)) for score in scores.values()]
+
+
+def _number(estimate: Estimate) -> str:
+    if math.isnan(estimate.value):
+        return "none"
+    return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
+
+
+def _percent(estimate: Estimate) -> str:
+    value, low, high = (100 * x for x in (estimate.value, estimate.low, estimate.high))
+    return f"{value:+.1f} % ({low:+.1f} to {high:+.1f})"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -107,9 +107,7 @@ def do(
     with (
         context.Manager() as manager,
         _bars(console) as bars,
-        ProcessPoolExecutor(
-            jobs, context, torch.set_num_threads, (threads,), max_tasks_per_child=1
-        ) as pool,
+        ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool,
     ):
         shares: MutableMapping[str, tuple[float, str]] = manager.dict()
         whole = bars.add_task(

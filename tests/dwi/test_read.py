@@ -45,6 +45,7 @@ def test_signal_is_intensity_over_mean_b0(scan, tmp_path):
     )
     np.testing.assert_array_equal(dwi.affine, scan.affine)
     assert dwi.notes == ("No mask was given; usable voxels: 24.",)
+    assert dwi.b0_volumes == len(B0)
 
 
 def test_b_values_stay_those_of_the_volumes(scan, tmp_path):

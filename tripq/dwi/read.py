@@ -120,6 +120,7 @@ def read_dwi(
         path=scan,
         notes=notes,
         shell_tolerance=shell_tolerance,
+        b0_volumes=int(np.count_nonzero(b0_volumes)),
     )
 
 

@@ -48,6 +48,8 @@ class DWI:
         What the reader did to voxels and intensities that could not be used as they were.
     shell_tolerance : float, optional
         See `tripq.dwi.shells.SHELL_TOLERANCE`.
+    b0_volumes : int, optional
+        How many b0 volumes the mean is of.
 
     Raises
     ------
@@ -85,6 +87,7 @@ class DWI:
     path: Path | None = None
     notes: tuple[str, ...] = ()
     shell_tolerance: float = SHELL_TOLERANCE
+    b0_volumes: int = 1
 
     def __post_init__(self) -> None:
         if self.mask.ndim != 3 or self.mask.dtype != np.bool_:

@@ -379,4 +379,5 @@ def _scan(
         affine=grid.affine,
         b0=b0,
         notes=("simulated",),
+        b0_volumes=int(np.count_nonzero(table.b0)),
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +28,10 @@ Precision = Literal["32-true", "bf16-mixed"]
 
 #: Gradients are clipped to this norm: a few boxes are dominated by a single large lesion.
 CLIP_NORM = 1.0
+
+
+# Files in the folder of a training; Lightning gives the second one its name.
+_BEST, _LAST, _RECORD = "best.ckpt", "last.ckpt", "training.json"
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,8 @@ def train(
         Stop when the validation scans are segmented no better any more.
     folder : path, optional
         Of the checkpoints, which a `stopping` writes at every validation. Training that was
-        interrupted goes on from the last one in this folder, as if it had not been.
+        interrupted goes on from the last one in this folder, as if it had not been; training that
+        was finished is not repeated.
     learning_rate, weight_decay, positive_weight : float
         See `SegmentationModule`.
     settle : bool
@@ -161,6 +167,10 @@ def train(
         positive_weight=positive_weight,
         settle=settle,
     )
+    if folder is not None and (finished := _read_record(Path(folder))) is not None:
+        _take_best(module, Path(folder))
+        network.eval()
+        return finished
     keeper = BudgetCallback(budget, report, fall=stopping is None)
     with _quiet_lightning(), _folder(folder) as checkpoints:
         trainer = L.Trainer(
@@ -180,7 +190,7 @@ def train(
             enable_progress_bar=False,
             default_root_dir=checkpoints,
         )
-        last = checkpoints / "last.ckpt"
+        last = checkpoints / _LAST
         with _interruptible():
             trainer.fit(
                 module,
@@ -188,18 +198,42 @@ def train(
                 ckpt_path=last if stopping and last.is_file() else None,
                 weights_only=True,
             )
-        if stopping is not None and (checkpoints / "best.ckpt").is_file():
-            best = torch.load(checkpoints / "best.ckpt", map_location="cpu", weights_only=True)
-            module.load_state_dict(best["state_dict"])
+        network.eval()
+        if not math.isfinite(keeper.losses[-1]):
+            raise FloatingPointError(
+                f"the loss is {keeper.losses[-1]} after {len(keeper.losses)} steps: try a learning "
+                f"rate below {learning_rate:g}"
+            )
+        record = TrainingRecord(tuple(keeper.losses), keeper.seconds, tuple(keeper.scores))
+        if keeper.scores:
+            _take_best(module, checkpoints)
+            _write_record(record, checkpoints)
         elif settle:
             settle_batch_norm(network, patches.anywhere())
-    network.eval()
-    if not math.isfinite(keeper.losses[-1]):
-        raise FloatingPointError(
-            f"the loss is {keeper.losses[-1]} after {len(keeper.losses)} steps: try a learning "
-            f"rate below {learning_rate:g}"
-        )
-    return TrainingRecord(tuple(keeper.losses), keeper.seconds, tuple(keeper.scores))
+            network.eval()
+    return record
+
+
+def _take_best(module: SegmentationModule, folder: Path) -> None:
+    best = torch.load(folder / _BEST, map_location="cpu", weights_only=True)
+    module.load_state_dict(best["state_dict"])
+
+
+def _write_record(record: TrainingRecord, folder: Path) -> None:
+    """Last of all, as it says that training is finished."""
+    part = folder / f".{_RECORD}.part"
+    part.write_text(json.dumps(asdict(record)) + "\n", encoding="utf-8")
+    part.replace(folder / _RECORD)
+
+
+def _read_record(folder: Path) -> TrainingRecord | None:
+    """What training did that was finished in a folder."""
+    path = folder / _RECORD
+    if not path.is_file():
+        return None
+    content = json.loads(path.read_text(encoding="utf-8"))
+    scores = tuple((int(step), float(score)) for step, score in content["scores"])
+    return TrainingRecord(tuple(content["losses"]), content["seconds"], scores)
 
 
 def _callbacks(stopping: Stopping, folder: Path) -> list[L.Callback]:
@@ -208,7 +242,7 @@ def _callbacks(stopping: Stopping, folder: Path) -> list[L.Callback]:
         EarlyStopping(VALIDATION_SCORE, mode="max", patience=stopping.patience),
         ModelCheckpoint(
             folder,
-            filename="best",
+            filename=Path(_BEST).stem,
             monitor=VALIDATION_SCORE,
             mode="max",
             save_last=True,

@@ -1,0 +1,166 @@
+"""Scores of several subjects and splits, and how sure they are.
+
+A score of a split is that of all voxels of its test patients together. Scores of the splits are
+averaged. Intervals are percentiles of a bootstrap over the test patients, within each split; those
+of a ratio of two networks take the same patients for both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paper.results import Result, SubjectResult, Tested
+from tripq.evaluation import LesionCounts
+
+_RESAMPLES = 1000
+_LEVEL = 0.95
+
+Score = Callable[[Sequence[SubjectResult]], float]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+# -- scores of the voxels of several subjects together -------------------------------------------
+
+
+def roc_auc(subjects: Sequence[SubjectResult]) -> float:
+    """Area under the ROC curve, from the curves of the subjects."""
+    healthy, sick = _counts(subjects)
+    if not healthy[0] or not sick[0]:
+        return math.nan
+    return float(-np.trapezoid(_to_zero(sick) / sick[0], _to_zero(healthy) / healthy[0]))
+
+
+def average_precision(subjects: Sequence[SubjectResult]) -> float:
+    """Mean precision over recall, from the curves of the subjects."""
+    healthy, sick = _counts(subjects)
+    if not sick[0]:
+        return math.nan
+    precision = sick / np.maximum(healthy + sick, 1)
+    return float(-(np.diff(_to_zero(sick)) * precision).sum() / sick[0])
+
+
+def dice(subjects: Sequence[SubjectResult]) -> float:
+    """Dice of the voxels of all subjects, at the threshold of the run."""
+    total = [s.load_ml + s.found_ml for s in subjects]
+    common = [
+        0.0 if math.isnan(s.scores.dice) else s.scores.dice * both / 2
+        for s, both in zip(subjects, total, strict=True)
+    ]
+    return 2 * sum(common) / sum(total) if sum(total) else math.nan
+
+
+def lesions(subjects: Sequence[SubjectResult]) -> LesionCounts:
+    """Lesions of all subjects."""
+    return sum((s.lesions for s in subjects), LesionCounts(0, 0, 0))
+
+
+def lesion_sensitivity(subjects: Sequence[SubjectResult]) -> float:
+    """Share of the lesions that were found."""
+    return lesions(subjects).sensitivity
+
+
+def lesion_precision(subjects: Sequence[SubjectResult]) -> float:
+    """Share of what was found that are lesions."""
+    return lesions(subjects).precision
+
+
+def lesion_f1(subjects: Sequence[SubjectResult]) -> float:
+    """Harmonic mean of both."""
+    return lesions(subjects).f1
+
+
+def volume_difference(subjects: Sequence[SubjectResult]) -> float:
+    """Mean of |found - true| in ml."""
+    return float(np.mean([abs(s.found_ml - s.load_ml) for s in subjects]))
+
+
+# -- over splits ---------------------------------------------------------------------------------
+
+
+def estimate(score: Score, splits: Sequence[Sequence[SubjectResult]]) -> Estimate:
+    """Mean over the splits, with its interval."""
+    return _interval(
+        float(np.mean([score(subjects) for subjects in splits])),
+        [
+            float(np.mean([score(chosen) for chosen in drawn]))
+            for drawn in _draws([list(subjects) for subjects in splits])
+        ],
+    )
+
+
+def ratio(
+    score: Score,
+    ours: Sequence[Sequence[SubjectResult]],
+    theirs: Sequence[Sequence[SubjectResult]],
+) -> Estimate:
+    """By how much the mean over the splits is higher than another one: 0.1 is 10 %."""
+    pairs = [list(zip(a, b, strict=True)) for a, b in zip(ours, theirs, strict=True)]
+
+    def gain(chosen: Sequence[Sequence[tuple[SubjectResult, SubjectResult]]]) -> float:
+        means = [
+            np.mean([score([pair[side] for pair in split]) for split in chosen]) for side in (0, 1)
+        ]
+        return float(means[0] / means[1] - 1) if means[1] else math.nan
+
+    return _interval(gain(pairs), [gain(drawn) for drawn in _draws(pairs)])
+
+
+def exact(tests: Sequence[Tested], name: str) -> float:
+    """Mean over the splits of a score that was taken from the maps themselves."""
+    return float(np.mean([getattr(tested.pooled, name) for tested in tests]))
+
+
+def by_seed(results: Sequence[Result]) -> list[Result]:
+    """In the order of the splits."""
+    return sorted(results, key=lambda result: result.run.seed)
+
+
+def _draws(splits: list[list]) -> list[list[list]]:  # type: ignore[type-arg]
+    rng = np.random.default_rng(0)
+    return [
+        [[split[i] for i in rng.integers(len(split), size=len(split))] for split in splits]
+        for _ in range(_RESAMPLES)
+    ]
+
+
+def _interval(value: float, resampled: list[float]) -> Estimate:
+    known = [number for number in resampled if math.isfinite(number)]
+    if not known:
+        return Estimate(value, math.nan, math.nan)
+    tail = (1 - _LEVEL) / 2
+    low, high = np.quantile(known, [tail, 1 - tail])
+    return Estimate(value, float(low), float(high))
+
+
+def _counts(
+    subjects: Sequence[SubjectResult],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Healthy and lesion voxels at or above each logit; all of them first."""
+    curves = np.sum([_curve(subject.curve) for subject in subjects], axis=0)
+    voxels = sum(s.scores.voxels for s in subjects)
+    sick = sum(s.scores.lesion_voxels for s in subjects)
+    healthy, ill = np.vstack([[voxels - sick, sick], curves]).T
+    return healthy, ill
+
+
+@cache
+def _curve(curve: tuple[tuple[int, int], ...]) -> NDArray[np.int64]:
+    return np.array(curve)
+
+
+def _to_zero(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.append(counts, 0)

@@ -1,0 +1,24 @@
+"""Pages to look at: of one subject, of a group, of an evaluation.
+
+Each is one HTML file that holds all it needs: styles, programs, pictures and volumes. It asks for
+nothing from any network, and its content security policy forbids the browser to. Names, notes and
+settings are text of others and are shown as text, whatever is in them.
+
+>>> from tripq.report import write_subject_report
+"""
+
+from __future__ import annotations
+
+from tripq.report.evaluation import EvaluatedSubject, write_evaluation_report
+from tripq.report.group import SubjectSummary, write_group_report
+from tripq.report.page import ReportError
+from tripq.report.subject import write_subject_report
+
+__all__ = [
+    "EvaluatedSubject",
+    "ReportError",
+    "SubjectSummary",
+    "write_evaluation_report",
+    "write_group_report",
+    "write_subject_report",
+]
