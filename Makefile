@@ -1,12 +1,12 @@
-# make demo | test | lint: each makes the environment .venv where it is missing, and can be run
-# again. PYTHON=python3.12 chooses the interpreter of a new environment; ARGS=... goes to the demo
+# make demo | test | lint | docs: each makes the environment .venv where it is missing, and can be
+# run again. PYTHON=python3.12 chooses the interpreter of a new environment; ARGS=... goes to the demo
 # or to pytest.
 
 PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 .NOTPARALLEL:
 
 demo: .venv/.installed-ms
@@ -22,6 +22,10 @@ lint: .venv/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site, in site/index.html: it opens from a disk, without a network.
+docs: .venv/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 .venv/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing tripq[$*] into .venv (the first time takes a few minutes)"
 	$(BIN)/python -m pip install -qq --disable-pip-version-check \
@@ -33,5 +37,5 @@ $(BIN)/python:
 
 # Builds and caches; the environment stays (rm -r .venv removes it), and so do the results in runs/.
 clean:
-	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist site *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./.venv -prune -o -name __pycache__ -prune -exec rm -rf {} +

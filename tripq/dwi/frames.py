@@ -1,16 +1,12 @@
 r"""Gradient directions, from the frame they are written in to world axes.
 
 World axes are the millimetre axes of the affine (RAS+: x to the right, y to the front, z up). With
-:math:`R` the orthogonal part of the affine, a direction :math:`g` of a table becomes
+:math:`R` the orthogonal part of the affine, a direction :math:`g` of a table is in world axes
 
-===========  ========================================================  ===============
-frame        components are written along                              in world axes
-===========  ========================================================  ===============
-``"fsl"``    the image axes, x negated when det(affine) > 0            :math:`R F g`
-             (bvec files of FSL, of BIDS, of dcm2niix)
-``"voxel"``  the image axes as they are stored                         :math:`R g`
-``"world"``  the world axes (tables of MRtrix)                         :math:`g`
-===========  ========================================================  ===============
+* :math:`R F g` for ``"fsl"``, where components are written along the image axes, x negated when
+  det(affine) > 0: the bvec files of FSL, of BIDS, of dcm2niix;
+* :math:`R g` for ``"voxel"``: along the image axes as they are stored;
+* :math:`g` for ``"world"``: along the world axes, as in the tables of MRtrix;
 
 where :math:`F = \mathrm{diag}(-1, 1, 1)` if det(affine) > 0 and the identity otherwise. The rule
 for x is that of FSL ("Diffusion data in FSL", https://fsl.fmrib.ox.ac.uk), which BIDS adopts: bvecs
@@ -134,7 +130,7 @@ def to_world(directions: ArrayLike, affine: ArrayLike, frame: Frame) -> NDArray[
     affine : (4, 4) array-like
         Of the image, from voxel indices to world coordinates in mm.
     frame : {"fsl", "voxel", "world"}
-        See the table at the top of this module.
+        See the list at the top of this module.
 
     Returns
     -------
