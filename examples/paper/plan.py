@@ -199,7 +199,7 @@ def _equivariant(
             antipodal=antipodal,
         )
 
-    return Contender(name, says, build, rate, steps=1200, every=100, settle=True)
+    return Contender(name, says, build, rate, steps=3000, every=100, settle=True)
 
 
 def _convolutional(
@@ -208,7 +208,7 @@ def _convolutional(
     def build(voxel_size: float) -> nn.Module:
         return ConvSegmenter(len(_TABLE), widths=widths)
 
-    return Contender(name, says, build, rate, 4000, every=250, settle=False, poses=poses)
+    return Contender(name, says, build, rate, 12_000, every=250, settle=False, poses=poses)
 
 
 _Q, _P = "24x0e + 8x2e + 4x4e", "24x0e + 6x1o + 8x2e"
@@ -237,7 +237,7 @@ VARIANTS = (
         "the authors' network",
         lambda voxel_size: LesionSegmenter.paper(p_radius=RADIUS * voxel_size),
         1e-2,
-        steps=600,
+        steps=3000,
         every=100,
         settle=True,
     ),
