@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -134,6 +135,8 @@ def publish(out: Path) -> None:
 
 def run() -> None:
     """The command; what is wrong is told in one line."""
+    # A job that a cluster ends takes its runs with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app()
     except OSError as error:
