@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 import typer
 from paper.cohort import SNR, Scans
+from paper.command import OUT, AcceptLicences, Data, Device, Out, start
 from paper.plan import CANDIDATES, FULL, OTHER_TABLES, ROTATED, TURNED, USUAL, split_patients
 from paper.statistics import lesions
 from paper.work import CAUTION, score_maps
@@ -42,17 +42,10 @@ console = Console()
 
 @app.command()
 def main(
-    out: Annotated[Path, typer.Option(help="Folder of cohorts and checkpoints.")] = Path(
-        "runs/paper"
-    ),
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Folder with the sources of the cohort.  [default: they are fetched]"),
-    ] = None,
-    accept_licences: Annotated[
-        bool, typer.Option("--accept-licences", help="That you keep to the licences of the data.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="cpu, or cuda.")] = "cpu",
+    out: Out = OUT,
+    data: Data = None,
+    accept_licences: AcceptLicences = False,
+    device: Device = "cpu",
     steps: Annotated[int, typer.Option(min=1, help="At most.")] = 4000,
 ) -> None:
     """Train, test, and write weights and card; training that was interrupted goes on."""
@@ -152,13 +145,5 @@ def main(
     console.print(f"written: {WEIGHTS}, {CARD}", markup=False)
 
 
-def run() -> None:
-    """The command; what is wrong is told in one line."""
-    try:
-        app()
-    except (OSError, ValueError, FloatingPointError) as error:
-        sys.exit("error: " + " ".join(str(error).split()))
-
-
 if __name__ == "__main__":
-    run()
+    start(app)
