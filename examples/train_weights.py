@@ -46,7 +46,7 @@ def main(
     data: Data = None,
     accept_licences: AcceptLicences = False,
     device: Device = "cpu",
-    steps: Annotated[int, typer.Option(min=1, help="At most.")] = 4000,
+    steps: Annotated[int, typer.Option(min=1, help="At most.")] = 2400,
 ) -> None:
     """Train, test, and write weights and card; training that was interrupted goes on."""
     plan = FULL
