@@ -322,7 +322,8 @@ def test_another_pose_is_the_same_head_turned_and_tables_turn_by_themselves(
             radius[key] = np.linalg.norm(place)
             radius[f"{key} place"] = place
         assert abs(radius["before"] - radius["after"]) < 6.0  # mm; voxels have 5
-        assert np.linalg.norm(radius["before place"] - radius["after place"]) > 5.0
+        # In the same pose it would not move at all.
+        assert np.linalg.norm(radius["before place"] - radius["after place"]) > 1.0
         assert 0.5 < after.lesion.sum() / before.lesion.sum() < 2.0
 
         old, new = before.dwi.q[1:], after.dwi.q[1:]
