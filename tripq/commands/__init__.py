@@ -15,6 +15,7 @@ import typer
 
 from tripq import __version__
 from tripq.commands.check import check
+from tripq.commands.evaluate import evaluate
 from tripq.commands.info import info
 from tripq.commands.segment import segment
 from tripq.commands.segment_bids import BIDSCommand, segment_bids
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.command()(segment)
 app.command(cls=BIDSCommand)(segment_bids)
+app.command()(evaluate)
 app.command()(info)
 app.command()(check)
 
