@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,16 +26,13 @@ if TYPE_CHECKING:
 
 _WEIGHTS, _PAGE, _RECORD = "lesion-segmenter.safetensors", "validation.html", "training.json"
 _SETTINGS = "settings.json"
-_NEEDED = ("lightning", "panoptica", "pydantic", "torchmetrics")
 
 
 def _show_example(wanted: bool) -> None:
     if wanted:
-        with session(quiet=False, verbose=False, log_file=None):
-            need("pydantic")
-            from tripq.config import example_config
+        from tripq.config import example_config
 
-            typer.echo(example_config(), nl=False)
+        typer.echo(example_config(), nl=False)
         raise typer.Exit
 
 
@@ -108,7 +104,7 @@ def train(
         tripq train cohort --config train.toml -o trained
     """
     with session(quiet=quiet, verbose=verbose, log_file=log or out / "training.log") as screen:
-        need(*_NEEDED, *(("tomli",) if sys.version_info < (3, 11) else ()))
+        need("lightning", "panoptica", "torchmetrics")
         from tripq.commands.lesions import choose_device, use_threads
         from tripq.config import ConfigError, TrainingConfig, read_config
 
