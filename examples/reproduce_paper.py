@@ -16,13 +16,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from paper.cohort import Scans
+from paper.command import OUT, AcceptLicences, Data, Device, Out, start
 from paper.page import write_page
 from paper.plan import FULL, QUICK, ROTATED, TURNED, USUAL, Plan, Split, split_patients
 from paper.results import Results
@@ -46,15 +45,10 @@ console = Console()
 
 @app.command()
 def main(
-    out: Annotated[Path, typer.Option(help="Folder of all results.")] = Path("runs/paper"),
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Folder with the sources of the cohort.  [default: they are fetched]"),
-    ] = None,
-    accept_licences: Annotated[
-        bool, typer.Option("--accept-licences", help="That you keep to the licences of the data.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="cpu, or cuda.")] = "cpu",
+    out: Out = OUT,
+    data: Data = None,
+    accept_licences: AcceptLicences = False,
+    device: Device = "cpu",
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs at once.  [default: cores; 1 on cuda]")
     ] = None,
@@ -69,8 +63,6 @@ def main(
     ] = False,
 ) -> None:
     """Compare equivariant networks with 3D convolutions on growing shares of the scans."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise typer.BadParameter("there is no CUDA device", param_hint="--device")
     number = jobs or (1 if device == "cuda" else os.cpu_count() or 1)
     sources = open_ms(accept_licences=accept_licences, local=data)
     failures = reproduce(
@@ -132,16 +124,5 @@ def publish(out: Path) -> None:
         shutil.copy(figure, DOCS / "images" / figure.name)
 
 
-def run() -> None:
-    """The command; what is wrong is told in one line."""
-    try:
-        app()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        sys.exit(f"error: {error.filename}: {reason}" if error.filename else f"error: {reason}")
-    except (ValueError, FloatingPointError) as error:
-        sys.exit("error: " + " ".join(str(error).split()))
-
-
 if __name__ == "__main__":
-    run()
+    start(app)

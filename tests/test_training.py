@@ -113,7 +113,7 @@ def test_a_loss_that_is_no_number_is_an_error() -> None:
 @pytest.mark.parametrize("make", [equivariant, convolutional])
 def test_the_weights_of_the_best_validation_are_kept(make) -> None:  # type: ignore[no-untyped-def]
     network, validation = make(), [labelled_scan(2), labelled_scan(3)]
-    stopping = Stopping(every=3, patience=2, decay=0.5)
+    stopping = Stopping(every=3, patience=2, decay=0.5, warm_up=4)
     record = train(
         network, boxes(validation=validation), Budget(steps=40), stopping=stopping, settle=False
     )
@@ -185,7 +185,7 @@ def test_stopping_needs_scans_to_validate_on(tmp_path: Path) -> None:
         train(convolutional(), boxes(), Budget(steps=1), stopping=Stopping())
     with pytest.raises(ValueError, match="give stopping as well"):
         train(convolutional(), boxes(), Budget(steps=1), folder=tmp_path)
-    for numbers in ({"every": 0}, {"patience": 0}, {"decay": 1.0}):
+    for numbers in ({"every": 0}, {"patience": 0}, {"warm_up": 0}, {"decay": 1.0}):
         with pytest.raises(ValueError, match="stopping needs"):
             Stopping(**numbers)  # type: ignore[arg-type]
     healthy = labelled_scan(2)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from tripq.dwi import DWI, Frame, read_dwi, to_world
+from tripq.dwi.coherence import CHANGES, fibre_coherence
 from tripq.simulate import (
     Anatomy,
     GradientTable,
@@ -136,7 +137,7 @@ def wrong_figure(anatomy: Anatomy) -> Figure:
             )
             fa, direction = fit_tensor(dwi)
             draw_fibres(axes, dwi, fa, direction, height=12.0)
-            share = coherence(dwi, fa, direction)
+            share = fibre_coherence(dwi).of(CHANGES[0])
             axes.set_title(
                 f'frame="{frame}", {word}: coherence {share:.2f}', fontsize=11, color=colour
             )
@@ -149,27 +150,6 @@ def fit_tensor(dwi: DWI) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     table = gradient_table(dwi.b_values, bvecs=dwi.q / np.where(length > 0, length, 1))
     fit = TensorModel(table).fit(dwi.signal)
     return fit.fa, fit.evecs[..., 0]
-
-
-def coherence(
-    dwi: DWI, fa: NDArray[np.float64], direction: NDArray[np.float64], min_fa: float = 0.3
-) -> float:
-    """How well fibres continue: mean |cosine| with the direction found one voxel further along.
-
-    After Schilling et al., Magn. Reson. Imaging 58 (2019) 82-89. Steps that leave the fibres
-    count 0.
-    """
-    fibre = fa > min_fa
-    field = dwi.volume(np.where(fibre[:, None], direction, 0.0))
-    to_voxels = np.linalg.inv(dwi.affine)
-    cosines = []
-    for sign in (1, -1):
-        step = sign * 1.5 * dwi.voxel_size.max() * direction[fibre]
-        index = np.rint(apply_affine(to_voxels, dwi.voxel_centres()[fibre] + step)).astype(int)
-        inside = np.all((index >= 0) & (index < dwi.mask.shape), axis=1)
-        reached = field[tuple(index[inside].T)]
-        cosines.append(np.abs(np.sum(reached * direction[fibre][inside], axis=1)))
-    return float(np.concatenate(cosines).sum() / (2 * np.count_nonzero(fibre)))
 
 
 def draw_fibres(

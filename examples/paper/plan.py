@@ -199,7 +199,7 @@ def _equivariant(
             antipodal=antipodal,
         )
 
-    return Contender(name, says, build, rate, steps=1200, every=100, settle=True)
+    return Contender(name, says, build, rate, steps=3000, every=200, settle=True)
 
 
 def _convolutional(
@@ -208,7 +208,7 @@ def _convolutional(
     def build(voxel_size: float) -> nn.Module:
         return ConvSegmenter(len(_TABLE), widths=widths)
 
-    return Contender(name, says, build, rate, 4000, every=250, settle=False, poses=poses)
+    return Contender(name, says, build, rate, 12_000, every=500, settle=False, poses=poses)
 
 
 _Q, _P = "24x0e + 8x2e + 4x4e", "24x0e + 6x1o + 8x2e"
@@ -237,8 +237,8 @@ VARIANTS = (
         "the authors' network",
         lambda voxel_size: LesionSegmenter.paper(p_radius=RADIUS * voxel_size),
         1e-2,
-        steps=600,
-        every=100,
+        steps=3000,
+        every=200,
         settle=True,
     ),
     _equivariant("diff", 'filter "diff"', _Q_SMALL, _P_SMALL, filter="diff"),
@@ -294,7 +294,7 @@ class Plan:
     box_size: int = 24
     n_boxes: int = 2
     largest_steps: int | None = None
-    patience: int = 4
+    patience: int = 3
 
     def steps(self, contender: Contender) -> int:
         """Steps of a network at most."""

@@ -54,19 +54,17 @@ class Budget:
         return min(1.0, max(seconds / self.seconds, by_steps))
 
 
-def learning_rate_factor(spent: float, fall: bool = True) -> float:
-    """Share of the highest learning rate: a rise, then half a cosine to 0 or no fall at all.
+def learning_rate_factor(spent: float) -> float:
+    """Share of the highest learning rate: a rise, then half a cosine to 0.
 
     Examples
     --------
     >>> [round(learning_rate_factor(spent), 3) for spent in (0.05, 0.1, 0.55, 1.0)]
     [0.5, 1.0, 0.5, 0.0]
-    >>> [learning_rate_factor(spent, fall=False) for spent in (0.05, 0.1, 1.0)]
-    [0.5, 1.0, 1.0]
     """
     if spent < WARM_UP:
         return spent / WARM_UP
-    return 0.5 * (1 + math.cos(math.pi * (spent - WARM_UP) / (1 - WARM_UP))) if fall else 1.0
+    return 0.5 * (1 + math.cos(math.pi * (spent - WARM_UP) / (1 - WARM_UP)))
 
 
 @dataclass(frozen=True)
@@ -103,8 +101,9 @@ class BudgetCallback(L.Callback):
         To keep to.
     report : callable, optional
         Called with a `Progress` after every step.
-    fall : bool
-        Whether the learning rate falls after its rise; see `learning_rate_factor`.
+    warm_up : int, optional
+        Steps in which the learning rate rises; then it stays. By default it rises and falls with
+        the budget; see `learning_rate_factor`.
     """
 
     def __init__(
@@ -112,11 +111,11 @@ class BudgetCallback(L.Callback):
         budget: Budget,
         report: Callable[[Progress], None] | None = None,
         *,
-        fall: bool = True,
+        warm_up: int | None = None,
     ) -> None:
         self.budget = budget
         self.report = report
-        self.fall = fall
+        self.warm_up = warm_up
         self.losses: list[float] = []
         self.scores: list[tuple[int, float]] = []
         self.seconds = 0.0
@@ -131,10 +130,13 @@ class BudgetCallback(L.Callback):
     ) -> None:
         """Set the learning rate for the middle of the step to come."""
         assert isinstance(pl_module, SegmentationModule)
-        steps = len(self.losses)
-        elapsed = self._elapsed()
-        half = 0.5 * (elapsed / steps if steps else 0.0)
-        factor = learning_rate_factor(self.budget.spent(elapsed + half, steps + 0.5), self.fall)
+        middle = len(self.losses) + 0.5
+        if self.warm_up is not None:
+            factor = min(1.0, middle / self.warm_up)
+        else:
+            elapsed = self._elapsed()
+            half = 0.5 * (elapsed / len(self.losses) if self.losses else 0.0)
+            factor = learning_rate_factor(self.budget.spent(elapsed + half, middle))
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = factor * pl_module.learning_rate

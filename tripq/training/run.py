@@ -52,6 +52,8 @@ class Stopping:
     decay : float
         Of the running average in a step, below 1; it begins lower, so that the first steps are soon
         forgotten.
+    warm_up : int
+        Steps in which the learning rate rises; then it stays.
 
     Raises
     ------
@@ -62,11 +64,13 @@ class Stopping:
     every: int = 100
     patience: int = 5
     decay: float = 0.99
+    warm_up: int = 100
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.patience < 1 or not 0 <= self.decay < 1:
+        if min(self.every, self.patience, self.warm_up) < 1 or not 0 <= self.decay < 1:
             raise ValueError(
-                f"stopping needs every and patience of 1 or more and a decay below 1, not {self}"
+                "stopping needs every, patience and warm_up of 1 or more and a decay below 1, not "
+                f"{self}"
             )
 
 
@@ -178,7 +182,7 @@ def train(
         _take_best(module, Path(folder))
         network.eval()
         return finished
-    keeper = BudgetCallback(budget, report, fall=stopping is None)
+    keeper = BudgetCallback(budget, report, warm_up=stopping.warm_up if stopping else None)
     with _quiet_lightning(), _folder(folder) as checkpoints:
         trainer = L.Trainer(
             accelerator=device,

@@ -1,0 +1,149 @@
+"""Train the network that comes with tripq, and write its model card.
+
+    python examples/train_weights.py --accept-licences
+
+It uses the cohort of examples/reproduce_paper.py and its first split: the training patients,
+scanned in every way that is there (poses, gradient tables, shells); the validation patients end the
+training and set the threshold; the test patients are segmented once, for the card.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from paper.cohort import SNR, Scans
+from paper.command import OUT, AcceptLicences, Data, Device, Out, start
+from paper.plan import CANDIDATES, FULL, OTHER_TABLES, ROTATED, TURNED, USUAL, split_patients
+from paper.statistics import lesions
+from paper.work import CAUTION, score_maps
+from reproduce_paper import write_cohorts
+from rich.console import Console
+
+from tripq.checkpoint import save_network
+from tripq.datasets import open_ms
+from tripq.evaluation import best_threshold
+from tripq.inference import graph_radius, segment
+from tripq.training import Budget, PatchDataModule, Progress, Stopping, train
+
+ROOT = Path(__file__).parents[1]
+WEIGHTS = ROOT / "tripq" / "weights" / "lesion-segmenter.safetensors"
+CARD = ROOT / "docs" / "weights.md"
+TEMPLATE = Path(__file__).parent / "paper" / "weights_card.md"
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+console = Console()
+
+
+@app.command()
+def main(
+    out: Out = OUT,
+    data: Data = None,
+    accept_licences: AcceptLicences = False,
+    device: Device = "cpu",
+    steps: Annotated[int, typer.Option(min=1, help="At most.")] = 4000,
+) -> None:
+    """Train, test, and write weights and card; training that was interrupted goes on."""
+    plan = FULL
+    sources = open_ms(accept_licences=accept_licences, local=data)
+    splits = split_patients(sources.patients, plan.n_validation, plan.n_test, plan.seeds)
+    scans, split = Scans(out / "cohorts"), splits[0]
+    write_cohorts(scans, sources, plan, sources.patients, splits)
+    elsewhere = {patient for other in splits[1:] for patient in other.test}
+    trained = [p for p in split.training if p in elsewhere]  # those with scans of every condition
+    shown = [
+        *scans.load(USUAL, split.training),
+        *scans.load(TURNED, split.training),
+        *(s for condition in (ROTATED, *OTHER_TABLES) for s in scans.load(condition, trained)),
+    ]
+    validation = scans.load(USUAL, split.validation)
+    contender = CANDIDATES["equivariant"][0]
+    torch.manual_seed(0)
+    network = contender.build(plan.voxel_size)
+    patches = PatchDataModule(
+        shown,
+        radius=graph_radius(network),
+        box_size=plan.box_size,
+        n_boxes=plan.n_boxes,
+        validation=validation,
+    )
+
+    def report(progress: Progress) -> None:
+        if progress.steps % 50 == 0:
+            console.print(f"step {progress.steps}, loss {progress.loss:.4f}")
+
+    record = train(
+        network,
+        patches,
+        Budget(steps=steps),
+        stopping=Stopping(every=200, patience=5),
+        folder=out / "runs" / "weights",
+        learning_rate=contender.learning_rate,
+        precision="bf16-mixed",
+        device=device,
+        report=report,
+    )
+    network = network.to(device)
+    maps = [segment(network, subject.dwi, device=device) for subject in validation]
+    threshold = best_threshold(
+        np.concatenate(maps), np.concatenate([subject.lesion for subject in validation])
+    )
+    b_values = sorted({round(shell.b_value) for s in shown for shell in s.dwi.shells})
+    save_network(
+        network,
+        WEIGHTS,
+        {
+            "caution": CAUTION,
+            "threshold": f"{threshold:.4f}",
+            "voxel_size_mm": f"{plan.voxel_size:g}",
+            "b_values": " ".join(map(str, b_values)),
+            "data": "simulated diffusion signal, real lesion outlines (Lesjak et al. 2017)",
+        },
+    )
+    rows = []
+    for condition in (USUAL, ROTATED, *OTHER_TABLES):
+        subjects = scans.load(condition, split.test)
+        tested = score_maps(
+            subjects, [segment(network, s.dwi, device=device) for s in subjects], threshold
+        )
+        counts = lesions(tested.subjects)
+        values = (
+            tested.pooled.roc_auc,
+            tested.pooled.average_precision,
+            tested.pooled.dice,
+            counts.sensitivity,
+            counts.precision,
+        )
+        rows.append(f"| {condition.says} | " + " | ".join(f"{v:.3f}" for v in values) + " |")
+    step, score = record.best or (0, float("nan"))
+    CARD.write_text(
+        TEMPLATE.read_text(encoding="utf-8").format(
+            weights=sum(weights.numel() for weights in network.parameters()),
+            kilobytes=os.path.getsize(WEIGHTS) / 1000,
+            network=json.dumps(contender.says),
+            training=len(split.training),
+            validation=len(split.validation),
+            test=len(split.test),
+            scans=len(shown),
+            voxel_size=plan.voxel_size,
+            snr=SNR,
+            steps=record.steps,
+            minutes=record.seconds / 60,
+            step=step,
+            score=score,
+            threshold=threshold,
+            b_values=", ".join(map(str, b_values)),
+            rows="\n".join(rows),
+        ),
+        encoding="utf-8",
+    )
+    console.print(f"written: {WEIGHTS}, {CARD}", markup=False)
+
+
+if __name__ == "__main__":
+    start(app)
