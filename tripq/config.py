@@ -87,7 +87,12 @@ class OptimisationConfig:
     patience: Annotated[
         int, Field(ge=1, description="validations without a new best after which training stops")
     ] = 5
-    learning_rate: Annotated[float, Field(gt=0, description="the highest; of AdamW")] = 1e-2
+    decay: Annotated[
+        float,
+        Field(ge=0, lt=1, description="of the running average of the weights, which is validated"),
+    ] = 0.99
+    warm_up: Annotated[int, Field(ge=1, description="steps in which the learning rate rises")] = 100
+    learning_rate: Annotated[float, Field(gt=0, description="then; of AdamW")] = 1e-2
     weight_decay: Annotated[float, Field(ge=0, description="of AdamW")] = 1e-2
     positive_weight: Annotated[
         float, Field(gt=0, description="how many healthy voxels a lesion voxel counts for")
@@ -203,7 +208,7 @@ def example_config() -> str:
     True
     """
     lines = ["# Settings of tripq train.  What is left out has the value that stands here."]
-    for section in fields(TrainingConfig):  # type: ignore[arg-type]
+    for section in fields(TrainingConfig):
         values = getattr(TrainingConfig(), section.name)
         lines += ["", f"[{section.name}]"]
         for name, about in type(values).__pydantic_fields__.items():
@@ -220,7 +225,7 @@ def _explain(error: ValidationError) -> str:
     section, *key = map(str, found["loc"][:2])
     place = f"[{section}] {key[0]}" if key else f"[{section}]"
     if found["type"] == "unexpected_keyword_argument":
-        known = fields(TrainingConfig)  # type: ignore[arg-type]
+        known = fields(TrainingConfig)
         if key:
             known = fields(getattr(TrainingConfig(), section))
         return f"{place}: no such key; there are {', '.join(name.name for name in known)}."
