@@ -261,6 +261,14 @@ def test_a_mask_of_another_grid_is_an_error_that_names_it(fit, data: Path) -> No
     assert f"{path}: a mask of shape (3, 3, 3)" in done.error
 
 
+def test_nobody_can_be_validated_on_without_a_lesion(fit, data: Path, config: Path) -> None:
+    path = data / "derivatives/truth/sub-03/dwi/sub-03_label-lesion_mask.nii.gz"
+    nib.Nifti1Image(np.zeros(SHAPE, np.uint8), AFFINE).to_filename(path)
+    done = fit()
+    assert done.status == 1
+    assert f"{config}: [split]: the participants to validate on (03) have no lesion" in done.error
+
+
 def test_scans_without_known_lesions_are_left_out_aloud(fit, data: Path) -> None:
     (data / "derivatives/truth/sub-02/dwi/sub-02_label-lesion_mask.nii.gz").unlink()
     done = fit()

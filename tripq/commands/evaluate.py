@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 _PAGE, _TABLE, _SCORES = "report.html", "scores.tsv", "scores.json"
 _SHOWN = (
     ("roc_auc", "ROC AUC"),
-    ("average_precision", "average precision"),
+    ("average_precision", "AP"),
     ("dice", "Dice"),
-    ("lesion_sensitivity", "lesion sensitivity"),
-    ("lesion_precision", "lesion precision"),
-    ("lesion_f1", "lesion F1"),
+    ("lesion_sensitivity", "sensitivity"),
+    ("lesion_precision", "precision"),
+    ("lesion_f1", "F1"),
     ("true_ml", "true ml"),
     ("found_ml", "found ml"),
 )
@@ -106,7 +106,10 @@ def evaluate(
 
 def show_scores(rows: Sequence[MapScores], threshold: float) -> Table:
     """Table of scores for the screen."""
-    table = Table(caption=f"lesion: a probability of {threshold:g} or more")
+    table = Table(
+        caption=f"lesion: a probability of {threshold:.3g} or more; AP: average precision; "
+        "sensitivity, precision and F1: of whole lesions"
+    )
     table.add_column("scan")
     for _, title in _SHOWN:
         table.add_column(title, justify="right")

@@ -235,6 +235,11 @@ def _read_cohort(
             (validation if is_held_out else training).append(read_labelled(files, frame))
             kind = "validation_scans" if is_held_out else "scans"
             fingerprints[kind][files.name] = _digests(files)
+    if not any(scan.lesion.any() for scan in validation):
+        raise ConfigError(
+            f"[split]: the participants to validate on ({', '.join(held_out)}) have no lesion "
+            "voxel: choose others (validation), or another seed."
+        )
     name, simulated = _describe(data)
     return Cohort(name, simulated, training, validation, voxel_size, fingerprints)
 
