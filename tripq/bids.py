@@ -1,4 +1,4 @@
-"""Diffusion scans of a BIDS dataset, and where results about them go.
+"""Diffusion scans of a BIDS dataset, what is known of them, and where results about them go.
 
 The Brain Imaging Data Structure (https://bids-specification.readthedocs.io) names files by
 entities: ``sub-01_ses-02_run-1_dwi.nii.gz``.  A table beside the scan is found, and so is one
@@ -24,6 +24,10 @@ _OF_MASKS = {"space", "res", "den", "label", "desc"}  # say what a mask is, not 
 
 class BIDSError(ValueError):
     """A dataset is not as BIDS has it, or holds nothing to work on; the message says why."""
+
+
+class BIDSMissingError(BIDSError):
+    """A scan lacks a file that should be its own; the message says where it was looked for."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class BIDSName:
 
 @dataclass(frozen=True)
 class BIDSScan:
-    """A diffusion scan of a dataset.
+    """A diffusion scan of a dataset, or a map of a scan in a dataset of derivatives.
 
     Parameters
     ----------
@@ -151,20 +155,48 @@ class BIDSScan:
 
         Raises
         ------
+        BIDSMissingError
+            If there is none.
         BIDSError
-            If there is none, or two hold equally.
+            If two hold equally.
         """
+        return self._own(derivatives, "desc-brain_mask")
+
+    def lesion_mask(self, derivatives: Path) -> Path:
+        """Its known lesions in a dataset of derivatives: a ``label-lesion_mask``.
+
+        Parameters
+        ----------
+        derivatives : Path
+            Root of the dataset, such as ``derivatives/truth`` of a cohort of `tripq.datasets`.
+
+        Returns
+        -------
+        Path
+            As for `brain_mask`.
+
+        Raises
+        ------
+        BIDSMissingError
+            If there is none.
+        BIDSError
+            If two hold equally.
+        """
+        return self._own(derivatives, "label-lesion_mask")
+
+    def _own(self, derivatives: Path, ending: str) -> Path:
+        """A mask in its folder of the derivatives, with no entity that it has not itself."""
         folder = derivatives / self.relative.parent
         spaces = {None, "orig", self.name.entities.get("space")}
         found = []
         for extension in _EXTENSIONS:
-            for file in folder.glob(f"*desc-brain_mask{extension}"):
+            for file in folder.glob(f"*{ending}{extension}"):
                 entities = BIDSName.parse(file.name).entities
                 whose = {k: v for k, v in entities.items() if k not in _OF_MASKS}
                 if whose.items() <= self.name.entities.items() and entities.get("space") in spaces:
                     found.append(file)
         if not found:
-            raise BIDSError(f"{self.path}: no *_desc-brain_mask.nii.gz in {folder} is its own.")
+            raise BIDSMissingError(f"{self.path}: no *_{ending}.nii.gz in {folder} is its own.")
         return _most_specific(found, self)
 
     def result(self, suffix: str, extension: str) -> Path:
@@ -234,6 +266,51 @@ def find_scans(
     if not chosen:
         raise BIDSError(f"{root}: no diffusion scan of session {', '.join(sorted(of_session))}.")
     return chosen
+
+
+def find_maps(root: Path) -> list[BIDSScan]:
+    """Lesion maps of a dataset of derivatives: ``sub-*/**/*_label-lesion_probseg.nii[.gz]``.
+
+    Parameters
+    ----------
+    root : Path
+        Of the dataset, as ``tripq segment-bids`` writes it.
+
+    Returns
+    -------
+    list of BIDSScan
+        By name.
+
+    Raises
+    ------
+    BIDSError
+        If there is none.
+    """
+    return _find_derivatives(root, "label-lesion_probseg")
+
+
+def find_lesion_masks(root: Path) -> list[Path]:
+    """Lesion masks of a dataset of derivatives: ``sub-*/**/*_label-lesion_mask.nii[.gz]``.
+
+    Raises
+    ------
+    BIDSError
+        If there is none.
+    """
+    return [found.path for found in _find_derivatives(root, "label-lesion_mask")]
+
+
+def _find_derivatives(root: Path, ending: str) -> list[BIDSScan]:
+    if not root.is_dir():
+        raise BIDSError(f"{root}: no such folder.")
+    files = [
+        file
+        for extension in _EXTENSIONS
+        for file in root.glob(f"sub-*/**/sub-*_{ending}{extension}")
+    ]
+    if not files:
+        raise BIDSError(f"{root}: no sub-*/**/*_{ending}.nii.gz in this folder.")
+    return [BIDSScan(root, file) for file in sorted(files)]
 
 
 def _labels(given: Iterable[str], prefix: str) -> set[str]:

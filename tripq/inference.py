@@ -161,7 +161,7 @@ def segment(
     """
     if network.training:
         raise ValueError("the network is in training mode: call network.eval() first")
-    _check_b_values(network, dwi)
+    check_b_values(network, dwi)
     number = np.full(dwi.mask.shape, -1, dtype=np.int64)
     number[dwi.mask] = np.arange(len(dwi.b0))
     probabilities = np.empty(len(dwi.b0), dtype=np.float32)
@@ -190,7 +190,14 @@ def _tensor_field_layers(network: nn.Module) -> list[PQTensorFieldLayer]:
     return [module for module in network.modules() if isinstance(module, PQTensorFieldLayer)]
 
 
-def _check_b_values(network: nn.Module, dwi: DWI) -> None:
+def check_b_values(network: nn.Module, dwi: DWI) -> None:
+    """Make sure that a network takes the b-values of a scan.
+
+    Raises
+    ------
+    DWIError
+        If one is higher than ``q_max`` of a layer allows.
+    """
     limits = [layer.q_max for layer in _tensor_field_layers(network) if layer.q_in is not None]
     highest = B_REFERENCE * min(limits, default=np.inf) ** 2
     if dwi.b_values.max() > highest * (1 + 1e-6):

@@ -15,9 +15,11 @@ import typer
 
 from tripq import __version__
 from tripq.commands.check import check
+from tripq.commands.evaluate import evaluate
 from tripq.commands.info import info
 from tripq.commands.segment import segment
 from tripq.commands.segment_bids import BIDSCommand, segment_bids
+from tripq.commands.train import train
 
 app = typer.Typer(
     name="tripq",
@@ -30,6 +32,8 @@ app = typer.Typer(
 )
 app.command()(segment)
 app.command(cls=BIDSCommand)(segment_bids)
+app.command()(train)
+app.command()(evaluate)
 app.command()(info)
 app.command()(check)
 

@@ -66,9 +66,7 @@ class Settings:
         threads: int | None,
     ) -> Settings:
         """Read the checkpoint and see what this computer has."""
-        if threads is not None:
-            torch.set_num_threads(threads)
-            threadpool_limits(threads)
+        use_threads(threads)
         model = load_model(weights or default_weights())
         if model.caution:
             log.warning("%s: %s", model.path.name, model.caution)
@@ -111,6 +109,13 @@ class Lesions:
     count: int
     volume_ml: float
     seconds: float
+
+
+def use_threads(threads: int | None) -> None:
+    """Compute with so many threads of the CPU; None leaves it to the libraries."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+        threadpool_limits(threads)
 
 
 def choose_device(device: Device) -> str:

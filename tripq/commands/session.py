@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import typer
@@ -44,11 +45,16 @@ class Session:
 
         Until then it moves to and fro.
         """
+        with self.meter(name) as update:
+            yield lambda done, total: update(done / total, f"{done:,} of {total:,} {unit}")
+
+    @contextmanager
+    def meter(self, name: str) -> Iterator[Callable[[float, str], None]]:
+        """Show a bar; call what is yielded with the share that is done and a word on it."""
         task = self.progress.add_task(name, total=None, detail="")
 
-        def update(done: int, total: int) -> None:
-            detail = f"{done:,} of {total:,} {unit}"
-            self.progress.update(task, completed=done, total=total, detail=detail)
+        def update(share: float, detail: str) -> None:
+            self.progress.update(task, completed=share, total=1.0, detail=detail)
 
         try:
             yield update
@@ -138,12 +144,24 @@ def explain(error: Exception) -> str:
         return f"{error.filename}: {reason}" if error.filename else reason
     if isinstance(error, MemoryError):
         return f"{text or 'out of memory.'} Close other programs or take a larger machine."
-    if isinstance(error, ValueError):
+    if isinstance(error, ValueError | FloatingPointError):
         return text
     return (
         f"{type(error).__name__}: {text}. This is a mistake in tripq: please report it, with the "
         "file of --log."
     )
+
+
+def need(*modules: str) -> None:
+    """Make sure that packages of the extra ``ms`` are installed.
+
+    Raises
+    ------
+    ValueError
+        If one is not; the message says what to install.
+    """
+    if missing := [name for name in modules if find_spec(name) is None]:
+        raise ValueError(f"{', '.join(missing)} not installed: pip install 'tripq[ms]'.")
 
 
 class _ConsoleHandler(logging.Handler):

@@ -1,6 +1,7 @@
-"""The open cohort of patients with multiple sclerosis, as files in the layout of BIDS.
+"""Labelled scans in the layout of BIDS, and the open cohort of patients with multiple sclerosis.
 
-Outlines of lesions and directions of fibres are real; the diffusion signal is simulated.
+In the cohort outlines of lesions and directions of fibres are real; the diffusion signal is
+simulated.
 
 >>> from tripq.datasets import load_cohort, open_ms, write_cohort
 >>> from tripq.simulate import GradientTable
@@ -16,22 +17,36 @@ from __future__ import annotations
 from tripq.datasets.bids import LabelledSubject, load_cohort, load_subject, write_cohort
 from tripq.datasets.errors import DatasetError
 from tripq.datasets.heads import brain_scale, cohort_anatomy, lesion_coverage, read_fibres
+from tripq.datasets.labelled import (
+    LabelledFiles,
+    LabelledScans,
+    common_voxel_size,
+    draw_validation,
+    find_labelled,
+    read_labelled,
+)
 from tripq.datasets.sources import LICENCES, SOURCES, Licence, OpenMS, Source, open_ms
 
 __all__ = [
     "LICENCES",
     "SOURCES",
     "DatasetError",
+    "LabelledFiles",
+    "LabelledScans",
     "LabelledSubject",
     "Licence",
     "OpenMS",
     "Source",
     "brain_scale",
     "cohort_anatomy",
+    "common_voxel_size",
+    "draw_validation",
+    "find_labelled",
     "lesion_coverage",
     "load_cohort",
     "load_subject",
     "open_ms",
     "read_fibres",
+    "read_labelled",
     "write_cohort",
 ]

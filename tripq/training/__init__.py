@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from tripq.training.budget import Budget, BudgetCallback, Progress, learning_rate_factor
 from tripq.training.patches import Batch, LabelledScan, PatchDataModule, PatchDataset, cut_box
-from tripq.training.run import Stopping, TrainingRecord, train
+from tripq.training.run import Stopping, TrainingRecord, train, training_state
+from tripq.training.segmenter import build_segmenter, train_segmenter
 from tripq.training.task import (
     VALIDATION_SCORE,
     SegmentationModule,
@@ -39,9 +40,12 @@ __all__ = [
     "SegmentationModule",
     "Stopping",
     "TrainingRecord",
+    "build_segmenter",
     "cut_box",
     "initialise",
     "learning_rate_factor",
     "settle_batch_norm",
     "train",
+    "train_segmenter",
+    "training_state",
 ]

@@ -69,11 +69,24 @@ def learning_rate_factor(spent: float) -> float:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands: share of the budget spent, steps done, loss of the last batch."""
+    """Where training stands.
+
+    Attributes
+    ----------
+    spent : float
+        Share of the budget, from 0 to 1.
+    steps : int
+        That are done.
+    loss : float
+        Of the last batch.
+    scores : tuple of (int, float)
+        Step and average precision of every validation so far.
+    """
 
     spent: float
     steps: int
     loss: float
+    scores: tuple[tuple[int, float], ...] = ()
 
 
 class BudgetCallback(L.Callback):
@@ -141,7 +154,7 @@ class BudgetCallback(L.Callback):
         self.seconds = self._elapsed()
         spent = self.budget.spent(self.seconds, len(self.losses))
         if self.report is not None:
-            self.report(Progress(spent, len(self.losses), self.losses[-1]))
+            self.report(Progress(spent, len(self.losses), self.losses[-1], tuple(self.scores)))
         if spent >= 1:
             trainer.should_stop = True
 

@@ -103,6 +103,13 @@ class TrainingRecord:
         return max(self.scores, key=lambda item: item[1], default=None)
 
 
+def training_state(folder: str | PathLike[str]) -> Literal["new", "interrupted", "finished"]:
+    """What `train` will find in a folder of checkpoints: it begins, goes on, or has ended."""
+    if (Path(folder) / _RECORD).is_file():
+        return "finished"
+    return "interrupted" if (Path(folder) / _LAST).is_file() else "new"
+
+
 def train(
     network: nn.Module,
     patches: PatchDataModule,

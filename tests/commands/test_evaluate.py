@@ -1,0 +1,214 @@
+"""Scores of lesion maps: those of the library, of all maps that can be used, and of no others."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tests.commands.conftest import Call
+from tripq.evaluation import LesionCounts, count_lesions, evaluate
+
+AFFINE = np.diag([-2.0, 2.0, 2.5, 1.0])
+SUBJECTS = ("sub-01", "sub-02")
+THRESHOLD = 0.6
+
+
+def save(path: Path, values: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(values.astype(np.float32), affine)
+    image.header.set_xyzt_units("mm")
+    image.to_filename(path)
+    return path
+
+
+class Cohort:
+    """Two maps with random blobs, and the truth about them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.maps, self.truth, self.out = folder / "maps", folder / "truth", folder / "out"
+        self.probability, self.lesion, self.brain = {}, {}, {}
+        for seed, name in enumerate(SUBJECTS):
+            rng = np.random.default_rng(seed)
+            lesion = np.zeros((9, 8, 7), bool)
+            lesion[1:4, 1:3, 1:3] = lesion[6:8, 5:7, 4:6] = True
+            brain = np.ones_like(lesion)
+            brain[0] = False
+            probability = np.clip(0.5 * lesion + rng.uniform(0, 0.55, lesion.shape), 0, 1)
+            self.probability[name] = probability.astype(np.float32)
+            self.lesion[name], self.brain[name] = lesion, brain
+            save(self.map(name), probability)
+            self.map(name).with_name(f"{name}_space-orig_label-lesion_probseg.json").write_text(
+                json.dumps({"Threshold": THRESHOLD})
+            )
+            save(self.known(name), lesion)
+            save(self.truth / name / "dwi" / f"{name}_desc-brain_mask.nii.gz", brain)
+
+    def map(self, name: str) -> Path:
+        return self.maps / name / "dwi" / f"{name}_space-orig_label-lesion_probseg.nii.gz"
+
+    def known(self, name: str) -> Path:
+        return self.truth / name / "dwi" / f"{name}_label-lesion_mask.nii.gz"
+
+    def rows(self) -> dict[str, dict[str, str]]:
+        with (self.out / "scores.tsv").open(newline="") as file:
+            return {row["scan"]: row for row in csv.DictReader(file, delimiter="\t")}
+
+    def scores(self) -> dict:
+        return json.loads((self.out / "scores.json").read_text())
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Cohort:
+    return Cohort(tmp_path)
+
+
+@pytest.fixture
+def score(call: Call, cohort: Cohort):
+    return lambda *more: call("evaluate", cohort.maps, cohort.truth, "-o", cohort.out, *more)
+
+
+def test_scores_are_those_of_the_library_on_the_same_voxels(score, cohort: Cohort) -> None:
+    done = score()
+    assert done.status == 0, done.stderr
+    expected = evaluate(
+        [cohort.probability[name][cohort.brain[name]] for name in SUBJECTS],
+        [cohort.lesion[name][cohort.brain[name]] for name in SUBJECTS],
+        THRESHOLD,
+    )
+    counts = [
+        count_lesions(
+            (cohort.probability[name] >= THRESHOLD) & cohort.brain[name], cohort.lesion[name]
+        )
+        for name in SUBJECTS
+    ]
+    scores = cohort.scores()
+    assert scores["threshold"] == THRESHOLD
+    rows = [*scores["scans"], scores["pooled"]]
+    everything = [*counts, sum(counts, start=LesionCounts(0, 0, 0))]
+    for row, wanted, count in zip(
+        rows, [*expected.subjects, expected.pooled], everything, strict=True
+    ):
+        assert row["roc_auc"] == wanted.roc_auc
+        assert row["average_precision"] == wanted.average_precision
+        assert row["dice"] == wanted.dice
+        assert row["lesion_voxels"] == wanted.lesion_voxels
+        assert row["lesion_sensitivity"] == count.sensitivity
+        assert row["lesion_precision"] == count.precision
+        assert row["lesion_f1"] == count.f1
+        assert row["true_ml"] == pytest.approx(wanted.lesion_voxels * 0.01)
+    assert [row["scan"] for row in rows] == [*SUBJECTS, "all"]
+
+
+def test_table_page_and_screen_tell_the_same(score, cohort: Cohort) -> None:
+    done = score()
+    rows, scores = cohort.rows(), cohort.scores()
+    assert tuple(rows) == (*SUBJECTS, "all")
+    for row in (*scores["scans"], scores["pooled"]):
+        for key, value in row.items():
+            if key != "scan":
+                assert float(rows[row["scan"]][key]) == pytest.approx(value, abs=1e-6)
+    assert f"{scores['pooled']['dice']:.3f}" in done.stdout
+    page = (cohort.out / "report.html").read_text()
+    assert all(name in page for name in SUBJECTS)
+
+
+def test_a_threshold_that_is_given_goes_before_that_of_the_maps(score, cohort: Cohort) -> None:
+    assert score("--threshold", 0.9).status == 0
+    found = sum((cohort.probability[n] >= 0.9)[cohort.brain[n]].sum() for n in SUBJECTS)
+    assert cohort.scores()["pooled"]["found_ml"] == pytest.approx(found * 0.01)
+    assert cohort.scores()["threshold"] == 0.9
+
+
+def test_without_any_brain_mask_all_voxels_are_scored(score, cohort: Cohort) -> None:
+    for mask in cohort.truth.rglob("*desc-brain*"):
+        mask.unlink()
+    done = score()
+    assert done.status == 0
+    assert "sub-01: no brain mask: all voxels are scored" in done.stderr
+    assert cohort.scores()["scans"][0]["voxels"] == 9 * 8 * 7
+
+
+def test_brain_masks_of_another_folder_are_taken_and_what_they_cut_off_is_told(
+    score, cohort: Cohort, tmp_path: Path
+) -> None:
+    brain = np.ones((9, 8, 7), bool)
+    brain[5:] = False
+    for name in SUBJECTS:
+        save(tmp_path / "masks" / name / "dwi" / f"{name}_desc-brain_mask.nii.gz", brain)
+    done = score("--masks", tmp_path / "masks")
+    assert done.status == 0
+    assert cohort.scores()["scans"][0]["voxels"] == brain.sum()
+    assert "8 lesion voxels lie outside the brain mask" in done.stderr
+    missing = score("--masks", tmp_path / "nowhere", "--overwrite")
+    assert (missing.status, "no such folder" in missing.error) == (1, True)
+
+
+def test_another_grid_is_an_error_that_names_both_files_and_the_rest_is_scored(
+    score, cohort: Cohort
+) -> None:
+    save(cohort.known("sub-01"), cohort.lesion["sub-01"], np.diag([2.0, 2.0, 2.5, 1.0]))
+    done = score()
+    assert done.status == 1
+    assert cohort.known("sub-01").name in done.error
+    assert cohort.map("sub-01").name in done.error
+    assert "another grid" in done.error
+    assert list(cohort.rows()) == ["sub-02", "all"]
+    assert list(cohort.scores()["failed"]) == ["sub-01/dwi/" + cohort.map("sub-01").name]
+    assert "Not scored" in (cohort.out / "report.html").read_text()
+
+
+def test_a_map_without_truth_and_values_that_are_no_probabilities_are_reported(
+    score, cohort: Cohort
+) -> None:
+    cohort.known("sub-01").unlink()
+    assert "no *_label-lesion_mask.nii.gz in" in score().error
+    save(cohort.map("sub-02"), cohort.probability["sub-02"] - 2)
+    done = score("--overwrite")
+    assert done.status == 1
+    assert "no probabilities from 0 to 1" in done.stderr
+    assert "none of its 2 maps can be scored" in done.stderr
+    assert list(cohort.rows()) == ["sub-02", "all"]  # of the first call
+
+
+def test_truth_without_a_map_is_told(score, cohort: Cohort) -> None:
+    cohort.map("sub-01").unlink()
+    done = score()
+    assert done.status == 0
+    assert "1 of 2 lesion masks belong to no map" in done.stderr
+
+
+def test_thresholds_must_be_known_and_agree(score, cohort: Cohort) -> None:
+    first, second = sorted(cohort.maps.rglob("*.json"))
+    first.write_text(json.dumps({"Threshold": 0.3}))
+    done = score()
+    assert done.status == 1
+    assert "several thresholds, 0.3" in done.error
+    first.unlink()
+    second.write_text(json.dumps({"Threshold": "high"}))
+    done = score()
+    assert done.status == 1
+    assert "with its threshold: give --threshold" in done.stderr
+    assert "'high', no number from 0 to 1" in done.stderr
+    assert not cohort.out.exists()
+
+
+def test_results_are_not_replaced_unawares(score, call: Call, cohort: Cohort) -> None:
+    assert score().status == 0
+    again = score()
+    assert (again.status, "--overwrite replaces it" in again.error) == (1, True)
+    assert score("--overwrite").status == 0
+    itself = call("evaluate", cohort.truth, cohort.truth, "-o", cohort.out, "--overwrite")
+    assert "must not be the same folder" in itself.error
+
+
+def test_what_is_not_installed_is_told_in_one_line(score, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "panoptica", None)
+    done = score()
+    assert done.status == 1
+    assert done.stderr == "error: panoptica not installed: pip install 'tripq[ms]'.\n"

@@ -1,0 +1,234 @@
+r"""Settings of a training, read from a TOML file and checked.
+
+Each section of the file is a dataclass here, and each key a field of it: `example_config` writes
+them all with what they mean.
+
+>>> TrainingConfig().training.learning_rate
+0.01
+>>> parse_config("[training]\nlearning_rat = 0.1", "train.toml")
+Traceback (most recent call last):
+...
+tripq.config.ConfigError: train.toml: [training] learning_rat: no such key; there are steps, ...
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import field, fields
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_CHECKED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ConfigError(ValueError):
+    """A file of settings cannot be used; the message names the file and the key."""
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class NetworkConfig:
+    """Arguments of `tripq.models.LesionSegmenter`."""
+
+    p_radius: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            description="radius of the neighbourhood of a voxel in mm; by default 1.45 voxels, "
+            "which reach the 18 that share a face or an edge",
+        ),
+    ] = None
+    q_features: Annotated[
+        str, Field(min_length=1, description="features of the first layer, as e3nn writes them")
+    ] = "24x0e + 8x2e + 4x4e"
+    p_features: Annotated[
+        str, Field(min_length=1, description="features of the layers that follow")
+    ] = "24x0e + 6x1o + 8x2e"
+    n_p_layers: Annotated[
+        int, Field(ge=0, description="how many layers follow, without the last")
+    ] = 2
+    batch_norm: Annotated[bool, Field(description="normalise the features of every layer")] = True
+    q_max: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="sqrt(b / 1000) of the highest b-value in s/mm2 that any scan has, now or "
+            "later",
+        ),
+    ] = 2.0
+    filter: Annotated[
+        str, Field(min_length=1, description="of the first layer; see PQTensorFieldLayer")
+    ] = "tp"
+    group: Annotated[Literal["SO3", "O3"], Field(description="symmetries of the first layer")] = (
+        "SO3"
+    )
+    antipodal: Annotated[
+        bool, Field(description="whether the sign of a gradient direction means nothing")
+    ] = True
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class OptimisationConfig:
+    """Arguments of `tripq.training.train` and of what it is given."""
+
+    steps: Annotated[int, Field(ge=1, description="of the optimiser, at most")] = 5000
+    hours: Annotated[
+        float | None, Field(gt=0, description="of training, at most; by default any number")
+    ] = None
+    every: Annotated[int, Field(ge=1, description="steps between two validations")] = 100
+    patience: Annotated[
+        int, Field(ge=1, description="validations without a new best after which training stops")
+    ] = 5
+    decay: Annotated[
+        float,
+        Field(ge=0, lt=1, description="of the running average of the weights, which is validated"),
+    ] = 0.99
+    warm_up: Annotated[int, Field(ge=1, description="steps in which the learning rate rises")] = 100
+    learning_rate: Annotated[float, Field(gt=0, description="then; of AdamW")] = 1e-2
+    weight_decay: Annotated[float, Field(ge=0, description="of AdamW")] = 1e-2
+    positive_weight: Annotated[
+        float, Field(gt=0, description="how many healthy voxels a lesion voxel counts for")
+    ] = 1.0
+    box_size: Annotated[int, Field(ge=1, description="edge of the boxes in voxels")] = 24
+    n_boxes: Annotated[int, Field(ge=1, description="boxes in a step")] = 1
+    lesion_share: Annotated[
+        float, Field(ge=0, le=1, description="share of the boxes that lie on a lesion")
+    ] = 0.5
+    precision: Annotated[
+        Literal["32-true", "bf16-mixed"],
+        Field(description="bf16-mixed is faster where the processor knows bfloat16"),
+    ] = "32-true"
+    seed: Annotated[int, Field(ge=0, description="of the first weights and of the boxes")] = 0
+
+    def __post_init__(self) -> None:
+        if self.every > self.steps:
+            raise ValueError(f"every = {self.every} is more than steps = {self.steps}")
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class SplitConfig:
+    """Which participants are left out of training, to validate on."""
+
+    validation: Annotated[
+        tuple[str, ...] | None,
+        Field(
+            min_length=1,
+            description='their labels, such as ["03", "07"]; by default drawn by share and seed',
+        ),
+    ] = None
+    share: Annotated[float, Field(gt=0, lt=1, description="of the participants; at least one")] = (
+        0.2
+    )
+    seed: Annotated[int, Field(ge=0, description="of the draw")] = 0
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class NotesConfig:
+    """What the file of weights says about itself."""
+
+    data: Annotated[
+        str, Field(description="what it was trained on; by default the name of the dataset")
+    ] = ""
+    caution: Annotated[str, Field(description="shown whenever the weights are used")] = (
+        "for research only, not for diagnosis"
+    )
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class TrainingConfig:
+    """All settings of a training; each section of the file is an attribute."""
+
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    training: OptimisationConfig = field(default_factory=OptimisationConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    notes: NotesConfig = field(default_factory=NotesConfig)
+
+
+def read_config(path: Path) -> TrainingConfig:
+    """Read the settings of a training.
+
+    Parameters
+    ----------
+    path : Path
+        A TOML file such as `example_config` gives.
+
+    Raises
+    ------
+    ConfigError
+        If it is missing, no TOML, or a key or a value is wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: no text file: {error}.") from error
+    return parse_config(text, str(path))
+
+
+def parse_config(text: str, name: str) -> TrainingConfig:
+    """Settings from the text of a TOML file; `name` is what errors call it.
+
+    Raises
+    ------
+    ConfigError
+        If it is no TOML, or a key or a value is wrong.
+    """
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name}: no TOML: {error}.") from error
+    try:
+        # by way of JSON, which has lists and tables where tuples and dataclasses are wanted
+        return TypeAdapter(TrainingConfig).validate_json(json.dumps(content, default=str))
+    except ValidationError as error:
+        raise ConfigError(f"{name}: {_explain(error)}") from error
+
+
+def example_config() -> str:
+    """A TOML file with every setting, its default and what it means.
+
+    Examples
+    --------
+    >>> print(example_config())
+    # Settings of tripq train. ...
+    [network]
+    # radius of the neighbourhood of a voxel in mm; ...
+    # p_radius =
+    ...
+    >>> parse_config(example_config(), "example") == TrainingConfig()
+    True
+    """
+    lines = ["# Settings of tripq train.  What is left out has the value that stands here."]
+    for section in fields(TrainingConfig):
+        values = getattr(TrainingConfig(), section.name)
+        lines += ["", f"[{section.name}]"]
+        for name, about in type(values).__pydantic_fields__.items():
+            value = getattr(values, name)
+            # TOML's strings, numbers and booleans are written as those of JSON
+            shown = f"# {name} =" if value is None else f"{name} = {json.dumps(value)}"
+            lines += [f"# {about.description}", shown]
+    return "\n".join(lines) + "\n"
+
+
+def _explain(error: ValidationError) -> str:
+    """What is wrong first of all, in one line."""
+    found = error.errors()[0]
+    section, *key = map(str, found["loc"][:2])
+    place = f"[{section}] {key[0]}" if key else f"[{section}]"
+    if found["type"] == "unexpected_keyword_argument":
+        known = fields(TrainingConfig)
+        if key:
+            known = fields(getattr(TrainingConfig(), section))
+        return f"{place}: no such key; there are {', '.join(name.name for name in known)}."
+    if found["type"] == "value_error":
+        return f"{place}: {found['ctx']['error']}."
+    return f"{place}: {found['msg']}, not {found['input']!r}."
