@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
+from tripq.files import write_bytes
 from tripq.models import ConvSegmenter, LesionSegmenter, PaperSegmenter
 
 #: The networks that a file may name.
@@ -56,7 +57,7 @@ def save_network(
     }
     metadata = {**(notes or {}), "network": name, "arguments": json.dumps(arguments)}
     weights = {key: value.contiguous() for key, value in network.state_dict().items()}
-    save_file(weights, path, metadata=metadata)
+    write_bytes(Path(path), save(weights, metadata=metadata))
 
 
 def load_network(path: str | PathLike[str]) -> nn.Module:

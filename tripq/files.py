@@ -13,23 +13,28 @@ from tempfile import mkdtemp
 from typing import Any
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
     """Write a file under another name and move it, so that there is never half of it.
 
     Parameters
     ----------
     path : Path
         An existing file is replaced; a missing folder is made.
-    text : str
-        Written as UTF-8.
+    content : bytes
+        Of the whole file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(content)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text as UTF-8 by `write_bytes`."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
