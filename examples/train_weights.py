@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -19,14 +20,14 @@ import torch
 import typer
 from paper.cohort import SNR, Scans
 from paper.command import OUT, AcceptLicences, Data, Device, Out, start
-from paper.plan import CANDIDATES, FULL, OTHER_TABLES, ROTATED, TURNED, USUAL, split_patients
+from paper.plan import CANDIDATES, FULL, ROTATED, TURNED, USUAL, Plan, Split, split_patients
 from paper.statistics import lesions
 from paper.work import CAUTION, score_maps
 from reproduce_paper import write_cohorts
 from rich.console import Console
 
 from tripq.checkpoint import save_network
-from tripq.datasets import open_ms
+from tripq.datasets import LabelledSubject, OpenMS, open_ms
 from tripq.evaluation import best_threshold
 from tripq.inference import graph_radius, segment
 from tripq.training import Budget, PatchDataModule, Progress, Stopping, train
@@ -49,18 +50,27 @@ def main(
     steps: Annotated[int, typer.Option(min=1, help="At most.")] = 2400,
 ) -> None:
     """Train, test, and write weights and card; training that was interrupted goes on."""
-    plan = FULL
     sources = open_ms(accept_licences=accept_licences, local=data)
-    splits = split_patients(sources.patients, plan.n_validation, plan.n_test, plan.seeds)
+    ship(FULL, sources, out, WEIGHTS, CARD, steps=steps, every=200, device=device)
+
+
+def ship(
+    plan: Plan,
+    sources: OpenMS,
+    out: Path,
+    weights: Path,
+    card: Path,
+    *,
+    steps: int,
+    every: int,
+    device: str = "cpu",
+) -> None:
+    """Train on the first split of a plan, and write the weights and their card."""
+    patients = plan.patients or sources.patients
+    splits = split_patients(patients, plan.n_validation, plan.n_test, plan.seeds)
     scans, split = Scans(out / "cohorts"), splits[0]
-    write_cohorts(scans, sources, plan, sources.patients, splits)
-    elsewhere = {patient for other in splits[1:] for patient in other.test}
-    trained = [p for p in split.training if p in elsewhere]  # those with scans of every condition
-    shown = [
-        *scans.load(USUAL, split.training),
-        *scans.load(TURNED, split.training),
-        *(s for condition in (ROTATED, *OTHER_TABLES) for s in scans.load(condition, trained)),
-    ]
+    write_cohorts(scans, sources, plan, patients, splits)
+    shown = scans_of(plan, sources, scans, splits)
     validation = scans.load(USUAL, split.validation)
     contender = CANDIDATES["equivariant"][0]
     torch.manual_seed(0)
@@ -81,7 +91,7 @@ def main(
         network,
         patches,
         Budget(steps=steps),
-        stopping=Stopping(every=200, patience=5),
+        stopping=Stopping(every, patience=5),
         folder=out / "runs" / "weights",
         learning_rate=contender.learning_rate,
         precision="bf16-mixed",
@@ -96,7 +106,7 @@ def main(
     b_values = sorted({round(shell.b_value) for s in shown for shell in s.dwi.shells})
     save_network(
         network,
-        WEIGHTS,
+        weights,
         {
             "caution": CAUTION,
             "threshold": f"{threshold:.4f}",
@@ -106,7 +116,7 @@ def main(
         },
     )
     rows = []
-    for condition in (USUAL, ROTATED, *OTHER_TABLES):
+    for condition in (USUAL, ROTATED, *plan.other_tables):
         subjects = scans.load(condition, split.test)
         tested = score_maps(
             subjects, [segment(network, s.dwi, device=device) for s in subjects], threshold
@@ -121,10 +131,10 @@ def main(
         )
         rows.append(f"| {condition.says} | " + " | ".join(f"{v:.3f}" for v in values) + " |")
     step, score = record.best or (0, float("nan"))
-    CARD.write_text(
+    card.write_text(
         TEMPLATE.read_text(encoding="utf-8").format(
-            weights=sum(weights.numel() for weights in network.parameters()),
-            kilobytes=os.path.getsize(WEIGHTS) / 1000,
+            weights=sum(values.numel() for values in network.parameters()),
+            kilobytes=os.path.getsize(weights) / 1000,
             network=json.dumps(contender.says),
             training=len(split.training),
             validation=len(split.validation),
@@ -142,7 +152,21 @@ def main(
         ),
         encoding="utf-8",
     )
-    console.print(f"written: {WEIGHTS}, {CARD}", markup=False)
+    console.print(f"written: {weights}, {card}", markup=False)
+
+
+def scans_of(
+    plan: Plan, sources: OpenMS, scans: Scans, splits: Sequence[Split]
+) -> list[LabelledSubject]:
+    """All scans of the training patients; other tables of those whom other splits test."""
+    training = splits[0].training
+    scans.write(sources, TURNED, training, plan.voxel_size)
+    elsewhere = {patient for split in splits[1:] for patient in split.test}
+    shown = [*scans.load(USUAL, training), *scans.load(TURNED, training)]
+    if both := [patient for patient in training if patient in elsewhere]:
+        for condition in (ROTATED, *plan.other_tables):
+            shown += scans.load(condition, both)
+    return shown
 
 
 if __name__ == "__main__":
