@@ -15,20 +15,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import typer
 from paper.cohort import SNR, Scans
 from paper.command import OUT, AcceptLicences, Data, Device, Out, start
 from paper.plan import CANDIDATES, FULL, ROTATED, TURNED, USUAL, Plan, Split, split_patients
 from paper.statistics import lesions
-from paper.work import CAUTION, score_maps
+from paper.work import CAUTION, choose_threshold, score_maps
 from reproduce_paper import write_cohorts
 from rich.console import Console
 
 from tripq.checkpoint import save_network
 from tripq.datasets import LabelledSubject, OpenMS, open_ms
-from tripq.evaluation import best_threshold
 from tripq.inference import graph_radius, segment
 from tripq.training import Budget, PatchDataModule, Progress, Stopping, train
 
@@ -100,9 +98,7 @@ def ship(
     )
     network = network.to(device)
     maps = [segment(network, subject.dwi, device=device) for subject in validation]
-    threshold = best_threshold(
-        np.concatenate(maps), np.concatenate([subject.lesion for subject in validation])
-    )
+    threshold = choose_threshold(validation, maps)
     b_values = sorted({round(shell.b_value) for s in shown for shell in s.dwi.shells})
     save_network(
         network,

@@ -240,16 +240,8 @@ def find_scans(
     BIDSError
         If there is none, or none of a participant that was asked for.
     """
-    if not root.is_dir():
-        raise BIDSError(f"{root}: no such folder.")
-    files = [
-        file
-        for pattern in ("sub-*/dwi", "sub-*/ses-*/dwi")
-        for extension in _EXTENSIONS
-        for file in root.glob(f"{pattern}/sub-*_dwi{extension}")
-    ]
-    scans = [BIDSScan(root, file) for file in sorted(files)]
-    scans = [scan for scan in scans if scan.name.entities.get("part") not in _NO_MAGNITUDE]
+    found = _list(root, "sub-*/dwi/sub-*_dwi", "sub-*/ses-*/dwi/sub-*_dwi")
+    scans = [scan for scan in found if scan.name.entities.get("part") not in _NO_MAGNITUDE]
     if not scans:
         raise BIDSError(
             f"{root}: no diffusion scans sub-*/[ses-*/]dwi/*_dwi.nii.gz in this folder."
@@ -301,15 +293,22 @@ def find_lesion_masks(root: Path) -> list[Path]:
 
 
 def _find_derivatives(root: Path, ending: str) -> list[BIDSScan]:
+    found = _list(root, f"sub-*/**/sub-*_{ending}")
+    if not found:
+        raise BIDSError(f"{root}: no sub-*/**/*_{ending}.nii.gz in this folder.")
+    return found
+
+
+def _list(root: Path, *patterns: str) -> list[BIDSScan]:
+    """Images in a folder whose paths without extension match one of the patterns, by name."""
     if not root.is_dir():
         raise BIDSError(f"{root}: no such folder.")
     files = [
         file
+        for pattern in patterns
         for extension in _EXTENSIONS
-        for file in root.glob(f"sub-*/**/sub-*_{ending}{extension}")
+        for file in root.glob(f"{pattern}{extension}")
     ]
-    if not files:
-        raise BIDSError(f"{root}: no sub-*/**/*_{ending}.nii.gz in this folder.")
     return [BIDSScan(root, file) for file in sorted(files)]
 
 

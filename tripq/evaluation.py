@@ -251,7 +251,7 @@ def write_metrics(
         What else is worth keeping, such as how the networks were trained.
     """
     content = {**(about or {}), "networks": {k: asdict(v) for k, v in evaluations.items()}}
-    text = json.dumps(_without_nan(content), indent=2, allow_nan=False)
+    text = json.dumps(without_nan(content), indent=2, allow_nan=False)
     Path(path).write_text(text + "\n", encoding="utf-8")
 
 
@@ -298,9 +298,16 @@ def _checked(
     return values, truth
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """The same tree of mappings, lists and numbers with None for every number that is not finite.
+
+    Examples
+    --------
+    >>> without_nan({"dice": [0.5, float("nan")]})
+    {'dice': [0.5, None]}
+    """
     if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

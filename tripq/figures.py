@@ -287,7 +287,7 @@ def map_figure(dwi: DWI, probability: ArrayLike, *, title: str, n_slices: int = 
     for (plain, overlaid), index in zip(grid.T, chosen, strict=True):
         slices.draw(plain, index)
         slices.draw(overlaid, index)
-        slices.overlay(overlaid, volume[index], _see_through(PROBABILITY_COLOURS))
+        slices.overlay_probability(overlaid, volume[index])
     grid[0, 0].set_ylabel("scan: mean diffusion-weighted signal")
     grid[1, 0].set_ylabel("with lesion probability")
     _name_sides(grid[0, 0])
@@ -335,7 +335,7 @@ def slice_figure(
         slices.outline(outlined, lesion[index], TRUTH_COLOUR)
     slices.outline(outlined, labels[index] > 0, FOUND_COLOUR)
     _number_lesions(outlined, labels[index])
-    slices.overlay(overlaid, probability[index], _see_through(PROBABILITY_COLOURS))
+    slices.overlay_probability(overlaid, probability[index])
     for axes, name in zip(panels, ("b0", "outlines", "probability"), strict=True):
         _name_sides(axes)
         _write(axes, 0.5, 0.03, name, "center", color="0.75", fontsize=9)

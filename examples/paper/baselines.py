@@ -15,10 +15,9 @@ from sklearn.preprocessing import StandardScaler
 from paper.cohort import SNR, Scans
 from paper.plan import USUAL, Plan, Split
 from paper.results import Result, Run
-from paper.work import score_maps
+from paper.work import choose_threshold, score_maps
 from tripq.datasets import LabelledSubject
 from tripq.dwi import DWI
-from tripq.evaluation import best_threshold
 
 #: Names of the baselines, and what the page calls them.
 BASELINES = {
@@ -39,9 +38,7 @@ def test_baseline(run: Run, plan: Plan, split: Split, scans: Scans) -> Result:
         maps, tested = _regress(training, [validation, test], run.seed)
     else:
         maps, tested = ([_tensor_map(s.dwi, run.contender) for s in g] for g in (validation, test))
-    threshold = best_threshold(
-        np.concatenate(maps), np.concatenate([subject.lesion for subject in validation])
-    )
+    threshold = choose_threshold(validation, maps)
     return Result(
         run,
         settings={

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from paper.plan import USUAL, Condition
 from tripq.angular import resample_directions
 from tripq.datasets import LabelledSubject, OpenMS, cohort_anatomy, load_cohort, write_cohort
 from tripq.dwi import DWI, DWIError
+from tripq.simulate import Anatomy
 
 #: Signal-to-noise ratio of white matter at b = 0.
 SNR = 20.0
@@ -46,13 +48,18 @@ class Scans:
             max_rotation=condition.max_rotation,
             pose=condition.pose,
             turn_tables=condition.turn_tables,
-            anatomy=cohort_anatomy(sources.fibres, voxel_size),
+            anatomy=_anatomy(sources.fibres, voxel_size),
             patients=missing,
         )
 
     def load(self, condition: Condition, patients: Sequence[str]) -> list[LabelledSubject]:
         """Read the subjects."""
         return load_cohort(self.folder / condition.name, [f"sub-{p}" for p in patients])
+
+
+@cache  # every condition has the same, and it takes seconds
+def _anatomy(fibres: Path, voxel_size: float) -> Anatomy:
+    return cohort_anatomy(fibres, voxel_size)
 
 
 def for_fixed_table(subject: LabelledSubject) -> LabelledSubject | None:

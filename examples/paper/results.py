@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tripq.evaluation import LesionCounts, Scores
+from tripq.evaluation import LesionCounts, Scores, without_nan
 
 #: Logits at which the curves of a run are kept.
 LOGITS = np.linspace(-12.0, 12.0, 97)
@@ -148,7 +148,7 @@ class Results:
     def add(self, result: Result) -> None:
         """Append a line; it is on the disk when this returns."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps(_without_nan(asdict(result)), allow_nan=False) + "\n"
+        line = json.dumps(without_nan(asdict(result)), allow_nan=False) + "\n"
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line)
             file.flush()
@@ -202,14 +202,6 @@ def _result(content: dict[str, Any]) -> Result:
     return Result(
         **{**content, "run": Run(**content["run"]), "validation": validation, "tests": tests}
     )
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _with_nan(value: dict[str, Any]) -> dict[str, Any]:

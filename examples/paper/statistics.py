@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from paper.results import Result, SubjectResult, Tested
+from paper.results import SubjectResult
 from tripq.evaluation import LesionCounts
 
 _RESAMPLES = 1000
@@ -120,16 +120,6 @@ def ratio(
         return float(means[0] / means[1] - 1) if means[1] else math.nan
 
     return _interval(gain(pairs), [gain(drawn) for drawn in _draws(pairs)])
-
-
-def exact(tests: Sequence[Tested], name: str) -> float:
-    """Mean over the splits of a score that was taken from the maps themselves."""
-    return float(np.mean([getattr(tested.pooled, name) for tested in tests]))
-
-
-def by_seed(results: Sequence[Result]) -> list[Result]:
-    """In the order of the splits."""
-    return sorted(results, key=lambda result: result.run.seed)
 
 
 def _draws(splits: list[list]) -> list[list[list]]:  # type: ignore[type-arg]

@@ -81,9 +81,7 @@ def train_and_test(
     del shown, patches
     network = network.to(device)
     maps = [segment(network, subject.dwi, device=device) for subject in validation]
-    threshold = best_threshold(
-        np.concatenate(maps), np.concatenate([subject.lesion for subject in validation])
-    )
+    threshold = choose_threshold(validation, maps)
     save_network(
         network,
         out / "network.safetensors",
@@ -126,6 +124,13 @@ def train_and_test(
         validation=record.scores,
         threshold=threshold,
         tests=tests,
+    )
+
+
+def choose_threshold(subjects: Sequence[LabelledSubject], maps: Maps) -> float:
+    """Where Dice of all voxels of the validation subjects is highest."""
+    return best_threshold(
+        np.concatenate(maps), np.concatenate([subject.lesion for subject in subjects])
     )
 
 

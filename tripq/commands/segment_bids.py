@@ -21,8 +21,7 @@ from tripq.commands import options
 from tripq.commands.paths import ResultFiles, ScanFiles
 from tripq.commands.session import FAILED, Session, explain, session
 from tripq.commands.session import log as messages
-from tripq.dwi import B0_THRESHOLD
-from tripq.dwi.gradients import read_bval
+from tripq.dwi.gradients import has_only_b0
 from tripq.files import write_json, write_text
 
 if TYPE_CHECKING:
@@ -212,7 +211,7 @@ def _segment_one(
 def _find_files(scan: BIDSScan, masks: Path | None) -> ScanFiles | None:
     """Files of a scan; None if it has b0 volumes only, as scans for distortion correction do."""
     bval = scan.table(".bval")
-    if read_bval(bval).max() <= B0_THRESHOLD:
+    if has_only_b0(bval):
         return None
     mask = None if masks is None else scan.brain_mask(masks)
     return ScanFiles(scan.path, bval, scan.table(".bvec"), mask)

@@ -19,8 +19,8 @@ import numpy as np
 from tripq.bids import BIDSMissingError, find_scans
 from tripq.datasets.bids import LabelledSubject
 from tripq.datasets.errors import DatasetError
-from tripq.dwi import B0_THRESHOLD, Frame, read_dwi
-from tripq.dwi.gradients import read_bval
+from tripq.dwi import Frame, read_dwi
+from tripq.dwi.gradients import has_only_b0
 from tripq.dwi.nifti import open_nifti, read_mask
 from tripq.segmentation import VOXEL_TOLERANCE
 
@@ -100,7 +100,7 @@ def find_labelled(data: Path, truth: Path) -> LabelledScans:
     for scan in find_scans(data):
         place = scan.relative.as_posix()
         bval = scan.table(".bval")
-        if read_bval(bval).max() <= B0_THRESHOLD:
+        if has_only_b0(bval):
             left_out[place] = "no diffusion-weighted volume"
             continue
         try:

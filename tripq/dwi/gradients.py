@@ -29,6 +29,14 @@ MAX_B_VALUE = 1e6
 """b-values above this, in s/mm2, must be in another unit; ex vivo scans reach 1e5."""
 
 
+def has_only_b0(bval: Path) -> bool:
+    """Whether a file of b-values is that of a scan without diffusion weighting.
+
+    Scans for the correction of distortions are so.  For errors see `read_bval`.
+    """
+    return bool(read_bval(bval).max() <= B0_THRESHOLD)
+
+
 def read_bval(path: Path) -> NDArray[np.float64]:
     """b-values in s/mm2, (N,): numbers in one row or one column.
 

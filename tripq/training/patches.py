@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import count
 from typing import Protocol
@@ -136,6 +137,19 @@ class PatchDataset(IterableDataset[Batch]):
             graph = PQGraph.merge(graphs)
             yield Batch(graph.stack(signals), graph, torch.cat(lesions))
 
+    def starting_at(self, start: int) -> PatchDataset:
+        """The same batches from another one on."""
+        stream = copy(self)
+        stream.start = start
+        return stream
+
+    def anywhere(self) -> PatchDataset:
+        """Other boxes of the same scans, none of them placed on a lesion."""
+        stream = copy(self)
+        stream.lesion_share = 0.0
+        stream.seed = self.seed + 1
+        return stream
+
     def _centre(self, scan: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """A voxel near a lesion, or any voxel of the mask."""
         voxels, lesions = self._voxels[scan], self._lesions[scan]
@@ -198,20 +212,15 @@ class PatchDataModule(L.LightningDataModule):
 
     def anywhere(self) -> Iterator[Batch]:
         """Batches without end, from anywhere in the masks, as a whole scan is seen."""
-        p = self.patches
-        return iter(PatchDataset(p.scans, p.radius, p.box_size, p.n_boxes, 0.0, p.seed + 1))
+        return iter(self.patches.anywhere())
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches without end, from where a trainer that was interrupted had come.
 
         Cutting one takes milliseconds, so no workers are started.
         """
-        p = self.patches
         start = self.trainer.global_step if self.trainer is not None else 0
-        stream = PatchDataset(
-            p.scans, p.radius, p.box_size, p.n_boxes, p.lesion_share, p.seed, start
-        )
-        return DataLoader(stream, batch_size=None)
+        return DataLoader(self.patches.starting_at(start), batch_size=None)
 
     def val_dataloader(self) -> DataLoader[LabelledScan] | list[LabelledScan]:
         """The scans to validate on, one by one."""

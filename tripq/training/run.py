@@ -20,6 +20,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
 from torch import Tensor, nn
 
+from tripq.files import write_text
 from tripq.training.budget import Budget, BudgetCallback, Progress
 from tripq.training.patches import PatchDataModule
 from tripq.training.task import VALIDATION_SCORE, SegmentationModule, settle_batch_norm
@@ -232,9 +233,7 @@ def _take_best(module: SegmentationModule, folder: Path) -> None:
 
 def _write_record(record: TrainingRecord, folder: Path) -> None:
     """Last of all, as it says that training is finished."""
-    part = folder / f".{_RECORD}.part"
-    part.write_text(json.dumps(asdict(record)) + "\n", encoding="utf-8")
-    part.replace(folder / _RECORD)
+    write_text(folder / _RECORD, json.dumps(asdict(record)) + "\n")
 
 
 def _read_record(folder: Path) -> TrainingRecord | None:
