@@ -180,12 +180,22 @@ def test_half_precision_learns_the_same() -> None:
     np.testing.assert_allclose(losses[1], losses[0], atol=0.05)
 
 
+def test_a_small_gain_is_no_rise() -> None:
+    record = train(
+        convolutional(),
+        boxes(validation=[labelled_scan(2)]),
+        Budget(steps=40),
+        stopping=Stopping(every=1, patience=2, rise=0.999),  # the first validation, and no more
+    )
+    assert record.steps == 3
+
+
 def test_stopping_needs_scans_to_validate_on(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs scans to validate on"):
         train(convolutional(), boxes(), Budget(steps=1), stopping=Stopping())
     with pytest.raises(ValueError, match="give stopping as well"):
         train(convolutional(), boxes(), Budget(steps=1), folder=tmp_path)
-    for numbers in ({"every": 0}, {"patience": 0}, {"warm_up": 0}, {"decay": 1.0}):
+    for numbers in ({"every": 0}, {"patience": 0}, {"warm_up": 0}, {"decay": 1.0}, {"rise": -1.0}):
         with pytest.raises(ValueError, match="stopping needs"):
             Stopping(**numbers)  # type: ignore[arg-type]
     healthy = labelled_scan(2)

@@ -85,8 +85,11 @@ class OptimisationConfig:
     ] = None
     every: Annotated[int, Field(ge=1, description="steps between two validations")] = 100
     patience: Annotated[
-        int, Field(ge=1, description="validations without a new best after which training stops")
+        int, Field(ge=1, description="validations without a rise after which training stops")
     ] = 5
+    rise: Annotated[
+        float, Field(ge=0, lt=1, description="what the score must gain for it to count as one")
+    ] = 0.0
     decay: Annotated[
         float,
         Field(ge=0, lt=1, description="of the running average of the weights, which is validated"),

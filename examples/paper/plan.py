@@ -199,7 +199,7 @@ def _equivariant(
             antipodal=antipodal,
         )
 
-    return Contender(name, says, build, rate, steps=3000, every=200, settle=True)
+    return Contender(name, says, build, rate, steps=3200, every=200, settle=True)
 
 
 def _convolutional(
@@ -237,7 +237,7 @@ VARIANTS = (
         "the authors' network",
         lambda voxel_size: LesionSegmenter.paper(p_radius=RADIUS * voxel_size),
         1e-2,
-        steps=3000,
+        steps=3200,
         every=200,
         settle=True,
     ),
@@ -278,7 +278,10 @@ class Plan:
         Of a batch.
     largest_steps : int, optional
         Of any network, with two validations on the way, instead of its own.
+    tuning : float
+        Share of the steps of a network in which the candidates are compared.
     patience : int
+    rise : float
         See `tripq.training.Stopping`.
     """
 
@@ -294,11 +297,15 @@ class Plan:
     box_size: int = 24
     n_boxes: int = 2
     largest_steps: int | None = None
+    tuning: float = 0.25
     patience: int = 3
+    rise: float = 0.005
 
-    def steps(self, contender: Contender) -> int:
+    def steps(self, contender: Contender, *, tuning: bool = False) -> int:
         """Steps of a network at most."""
-        return contender.steps if self.largest_steps is None else self.largest_steps
+        if self.largest_steps is not None:
+            return self.largest_steps
+        return round(contender.steps * (self.tuning if tuning else 1))
 
     def every(self, contender: Contender) -> int:
         """Steps between two validations."""

@@ -70,12 +70,12 @@ def best(results: Results, plan: Plan, family: str) -> Contender:
 
 
 def main_runs(results: Results, plan: Plan) -> list[Run]:
-    """The best of both families on every share and split; the largest share first."""
+    """The best of both families on every split and share; the largest share first."""
     names = [best(results, plan, family).name for family in CANDIDATES]
     return [
         Run("main", name, fraction, seed)
-        for fraction in sorted(plan.fractions, reverse=True)
         for seed in range(plan.seeds)
+        for fraction in sorted(plan.fractions, reverse=True)
         for name in names
     ]
 

@@ -51,6 +51,7 @@ def train_and_test(
     report : callable
         Called after every step.
     """
+    steps = plan.steps(contender, tuning=run.stage == "tuning")
     torch.manual_seed(run.seed)
     network = contender.build(plan.voxel_size)
     training = split.share(run.fraction)
@@ -69,8 +70,8 @@ def train_and_test(
     record = train(
         network,
         patches,
-        Budget(steps=plan.steps(contender)),
-        stopping=Stopping(plan.every(contender), plan.patience),
+        Budget(steps=steps),
+        stopping=Stopping(plan.every(contender), plan.patience, plan.rise),
         folder=out,
         learning_rate=contender.learning_rate,
         settle=contender.settle,
@@ -106,7 +107,7 @@ def train_and_test(
         settings={
             "network": f"{type(network).__name__}: {contender.says}",
             "learning_rate": contender.learning_rate,
-            "largest_steps": plan.steps(contender),
+            "largest_steps": steps,
             "boxes": f"{plan.n_boxes} of {plan.box_size} voxels",
             "all_poses": contender.poses,
             "batch_norms_settled": contender.settle,

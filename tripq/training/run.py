@@ -49,7 +49,10 @@ class Stopping:
     every : int
         Steps between two validations.
     patience : int
-        Validations in a row without a new best after which training stops.
+        Validations in a row without a rise of the score after which training stops.
+    rise : float
+        What the score must gain for it to count as one. The weights of the best validation are kept
+        all the same.
     decay : float
         Of the running average in a step, below 1; it begins lower, so that the first steps are soon
         forgotten.
@@ -64,14 +67,19 @@ class Stopping:
 
     every: int = 100
     patience: int = 5
+    rise: float = 0.0
     decay: float = 0.99
     warm_up: int = 100
 
     def __post_init__(self) -> None:
-        if min(self.every, self.patience, self.warm_up) < 1 or not 0 <= self.decay < 1:
+        if (
+            min(self.every, self.patience, self.warm_up) < 1
+            or not 0 <= self.rise < 1
+            or not 0 <= self.decay < 1
+        ):
             raise ValueError(
-                "stopping needs every, patience and warm_up of 1 or more and a decay below 1, not "
-                f"{self}"
+                "stopping needs every, patience and warm_up of 1 or more, and a rise and a decay "
+                f"from 0 to below 1, not {self}"
             )
 
 
@@ -249,7 +257,12 @@ def _read_record(folder: Path) -> TrainingRecord | None:
 def _callbacks(stopping: Stopping, folder: Path) -> list[L.Callback]:
     return [
         WeightAveraging(avg_fn=_running_average(stopping.decay)),
-        EarlyStopping(VALIDATION_SCORE, mode="max", patience=stopping.patience),
+        EarlyStopping(
+            VALIDATION_SCORE,
+            mode="max",
+            patience=stopping.patience,
+            min_delta=stopping.rise,
+        ),
         ModelCheckpoint(
             folder,
             filename=Path(_BEST).stem,
