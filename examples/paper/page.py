@@ -66,15 +66,24 @@ class _Page:
         families = candidates(self.plan)
         self.names = {family: best(results, self.plan, family).name for family in families}
 
-    def main(self, family: str, fraction: float = 1.0) -> list[Result]:
-        """The runs of a family on a share, for all splits; empty unless all are there."""
-        return self._of("main", self.names[family], fraction)
+    def main(self, family: str, fraction: float = 1.0, of: float = 1.0) -> list[Result]:
+        """The runs of a family on a share, of the splits that both families have done.
 
-    def _of(self, stage: str, contender: str, fraction: float = 1.0) -> list[Result]:
-        runs = [Run(stage, contender, fraction, seed) for seed in range(self.plan.seeds)]
-        if not all(run in self.results for run in runs):
-            return []
-        return [self.results[run] for run in runs]
+        ``of`` is another share that they must have done there.
+        """
+        return [
+            self.results[Run("main", self.names[family], fraction, seed)]
+            for seed in range(self.plan.seeds)
+            if all(
+                Run("main", name, share, seed) in self.results
+                for name in self.names.values()
+                for share in (fraction, of)
+            )
+        ]
+
+    def _of(self, stage: str, contender: str) -> list[Result]:
+        runs = [Run(stage, contender, 1.0, seed) for seed in range(self.plan.seeds)]
+        return [self.results[run] for run in runs if run in self.results]
 
     # -- figures ---------------------------------------------------------------------------------
 
@@ -174,10 +183,16 @@ class _Page:
             f"choose everything on (never tested), and {counts} of {len(split.training)} to train "
             "on. Scores are of all voxels of a split's test patients together, averaged over the "
             "splits, with 95 % intervals of a bootstrap over the test patients. Every network was "
-            "trained until the average precision of the validation patients stopped rising, or its "
-            "largest number of steps was done.\n\n"
+            "trained until the average precision of the validation patients had not risen by "
+            f"{self.plan.rise:g} in {self.plan.patience} validations, or its largest number of "
+            "steps was done.\n\n"
             f"{done} of {len(wanted)} runs are done."
-            + ("" if done == len(wanted) else " What is missing is left out below.")
+            + (
+                ""
+                if done == len(wanted)
+                else " What is missing is left out below; two "
+                "networks are compared on the splits that both have done."
+            )
         )
 
     def _margins(self) -> str:
@@ -201,13 +216,14 @@ class _Page:
                     [
                         f"{family}: {CONTENDERS[name].says}",
                         f"{runs[0].weights:,}",
+                        str(len(runs)),
                         *_row({**VOXELWISE, **LESIONWISE}, _tested(runs)),
                     ]
                 )
         if not rows:
             return ""
         return (
-            _table(["network", "weights", *VOXELWISE, *LESIONWISE], rows)
+            _table(["network", "weights", "splits", *VOXELWISE, *LESIONWISE], rows)
             + "\n\nA found lesion and a true one match where their intersection over union is 0.1 "
             "or more, each once (panoptica). Thresholds are those at which Dice is highest on the "
             "validation patients."
@@ -215,14 +231,16 @@ class _Page:
 
     def _fractions(self) -> str:
         rows = []
-        reference = self.main("reference")
         for fraction in self.plan.fractions:
             for family in self.names:
                 if runs := self.main(family, fraction):
-                    cells = _row(VOXELWISE, _tested(runs))
-                    if reference and family == "equivariant":
+                    cells = [str(len(runs)), *_row(VOXELWISE, _tested(runs))]
+                    reference = self.main("reference", of=fraction)
+                    if family == "equivariant":
                         gain = statistics.ratio(
-                            statistics.average_precision, _tested(runs), _tested(reference)
+                            statistics.average_precision,
+                            _tested(runs),
+                            _tested(reference),
                         )
                         cells.append(_percent(gain))
                     else:
@@ -232,7 +250,14 @@ class _Page:
         if not rows:
             return "Not yet run."
         return _table(
-            ["patients", "network", *VOXELWISE, "average precision over the reference on all"], rows
+            [
+                "patients",
+                "network",
+                "splits",
+                *VOXELWISE,
+                "average precision over the reference on all",
+            ],
+            rows,
         )
 
     def _conditions(self, names: Sequence[str], usual: str) -> str:
@@ -286,10 +311,10 @@ class _Page:
         for name, label in says.items():
             if runs := self._of(stage, name):
                 weights = f"{runs[0].weights:,}" if runs[0].weights else ""
-                rows.append([label, weights, *_row(VOXELWISE, _tested(runs))])
+                rows.append([label, weights, str(len(runs)), *_row(VOXELWISE, _tested(runs))])
         if not rows:
             return "Not yet run."
-        return _table(["", "weights", *VOXELWISE], rows)
+        return _table(["", "weights", "splits", *VOXELWISE], rows)
 
     def _tuning(self) -> str:
         rows = []
@@ -310,7 +335,8 @@ class _Page:
                     ]
                 )
         return (
-            "As many candidates of each family, on the first split; the best on the validation "
+            "As many candidates of each family, on the first split, in "
+            f"{self.plan.tuning:.0%} of their largest number of steps; the best on the validation "
             "patients is taken. No test patient was looked at.\n\n"
             + _table(
                 [
