@@ -9,7 +9,9 @@ from e3nn import nn as e3nn_nn
 from e3nn import o3
 from e3nn.math import normalize2mom
 from torch import Tensor, nn
+from torch import distributed as dist
 
+from tripq.distributed import sum_over_ranks
 from tripq.graph import NodeSpace, PQGraph, QSpace
 from tripq.layer import PQTensorFieldLayer
 from tripq.radial import Radial, RadialFunctions
@@ -68,7 +70,8 @@ class BatchNorm(e3nn_nn.BatchNorm):
     """e3nn's batch normalisation, of all features at once.
 
     Scalars get mean 0 and variance 1 over a batch, features of order l > 0 components of mean
-    square 1; then each feature a learned factor, and each scalar a learned constant.
+    square 1; then each feature a learned factor, and each scalar a learned constant.  While
+    several processes train one network, the batch is that of all of them.
 
     Parameters
     ----------
@@ -94,9 +97,12 @@ class BatchNorm(e3nn_nn.BatchNorm):
         # e3nn takes the features apart: the gradient of each slice fills a whole tensor.
         mean = x.new_zeros(x.shape[-1])
         if self.training:
-            variance, averages = torch.var_mean(x.flatten(0, -2), dim=0, correction=0)
-            mean = mean.index_copy(0, self._scalar, averages[self._scalar])
-            squares = variance + (averages - mean).square()
+            if dist.is_initialized():
+                mean, squares = self._moments_over_ranks(x.flatten(0, -2))
+            else:
+                variance, averages = torch.var_mean(x.flatten(0, -2), dim=0, correction=0)
+                mean = mean.index_copy(0, self._scalar, averages[self._scalar])
+                squares = variance + (averages - mean).square()
             count = self._feature.bincount(minlength=self.irreps.num_irreps)
             power = x.new_zeros(len(count)).index_add(0, self._feature, squares) / count
             with torch.no_grad():
@@ -108,6 +114,14 @@ class BatchNorm(e3nn_nn.BatchNorm):
         scale = ((power + self.eps).rsqrt() * self.weight)[self._feature]
         shift = (-mean * scale).index_add(0, self._scalar, self.bias)
         return torch.addcmul(shift, x, scale)
+
+    def _moments_over_ranks(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean of the scalars, 0 for the others, and mean square about it; (N, dim) -> (dim,)."""
+        sums = sum_over_ranks(torch.cat([x.sum(dim=0), x.new_tensor([float(len(x))])]))
+        number = sums[-1]
+        scalars = (sums[:-1] / number)[self._scalar]
+        mean = x.new_zeros(x.shape[-1]).index_copy(0, self._scalar, scalars)
+        return mean, sum_over_ranks((x - mean).square().sum(dim=0)) / number
 
 
 class NormsAsScalars(nn.Module):

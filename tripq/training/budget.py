@@ -134,7 +134,7 @@ class BudgetCallback(L.Callback):
         if self.warm_up is not None:
             factor = min(1.0, middle / self.warm_up)
         else:
-            elapsed = self._elapsed()
+            elapsed = self._elapsed(trainer)
             half = 0.5 * (elapsed / len(self.losses) if self.losses else 0.0)
             factor = learning_rate_factor(self.budget.spent(elapsed + half, middle))
         for optimizer in trainer.optimizers:
@@ -150,8 +150,10 @@ class BudgetCallback(L.Callback):
         batch_idx: int,
     ) -> None:
         """Note the loss, report, and stop when the budget is spent."""
-        self.losses.append(float(outputs["loss"]))
-        self.seconds = self._elapsed()
+        self.losses.append(
+            float(trainer.strategy.reduce(outputs["loss"].clone(), reduce_op="mean"))
+        )
+        self.seconds = self._elapsed(trainer)
         spent = self.budget.spent(self.seconds, len(self.losses))
         if self.report is not None:
             self.report(Progress(spent, len(self.losses), self.losses[-1], tuple(self.scores)))
@@ -172,5 +174,8 @@ class BudgetCallback(L.Callback):
         self.scores = [(int(step), float(score)) for step, score in state_dict["scores"]]
         self.seconds = float(state_dict["seconds"])
 
-    def _elapsed(self) -> float:
-        return time.perf_counter() - self._start
+    def _elapsed(self, trainer: L.Trainer) -> float:
+        elapsed = time.perf_counter() - self._start
+        if math.isinf(self.budget.seconds):
+            return elapsed
+        return trainer.strategy.broadcast(elapsed)  # all processes stop at the same step

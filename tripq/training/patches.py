@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from tripq.distributed import ALONE, Rank
 from tripq.dwi import DWI
 from tripq.graph import PQGraph
 
@@ -111,6 +112,7 @@ class PatchDataset(IterableDataset[Batch]):
         lesion_share: float,
         seed: int,
         start: int = 0,
+        rank: Rank = ALONE,
     ) -> None:
         super().__init__()
         self.scans = tuple(scans)
@@ -120,6 +122,7 @@ class PatchDataset(IterableDataset[Batch]):
         self.lesion_share = lesion_share
         self.seed = seed
         self.start = start
+        self.rank = rank
         self._voxels = [np.argwhere(scan.dwi.mask) for scan in self.scans]
         self._lesions = [np.flatnonzero(scan.lesion) for scan in self.scans]
 
@@ -129,9 +132,10 @@ class PatchDataset(IterableDataset[Batch]):
             rng = np.random.default_rng((self.seed, index))
             # Boxes of one scan side by side: they share their directions and fuse into one graph.
             chosen = np.sort(rng.integers(len(self.scans), size=self.n_boxes))
+            centres = [(i, self._centre(i, rng)) for i in chosen]
             boxes = [
-                cut_box(self.scans[i], self._centre(i, rng), self.box_size, self.radius)
-                for i in chosen
+                cut_box(self.scans[i], centre, self.box_size, self.radius)
+                for i, centre in self.rank.share(centres)
             ]
             signals, graphs, lesions = zip(*boxes, strict=True)
             graph = PQGraph.merge(graphs)
@@ -141,6 +145,12 @@ class PatchDataset(IterableDataset[Batch]):
         """The same batches from another one on."""
         stream = copy(self)
         stream.start = start
+        return stream
+
+    def part_of(self, rank: Rank) -> PatchDataset:
+        """The same batches, of each only the boxes that fall to one process."""
+        stream = copy(self)
+        stream.rank = rank
         return stream
 
     def anywhere(self) -> PatchDataset:
@@ -210,9 +220,18 @@ class PatchDataModule(L.LightningDataModule):
         self.patches = PatchDataset(scans, radius, box_size, n_boxes, lesion_share, seed)
         self.validation = tuple(validation)
 
+    @property
+    def n_boxes(self) -> int:
+        """Boxes in a batch."""
+        return self.patches.n_boxes
+
+    def first(self) -> Batch:
+        """The whole first batch."""
+        return next(iter(self.patches))
+
     def anywhere(self) -> Iterator[Batch]:
         """Batches without end, from anywhere in the masks, as a whole scan is seen."""
-        return iter(self.patches.anywhere())
+        return iter(self.patches.anywhere().part_of(self._rank))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches without end, from where a trainer that was interrupted had come.
@@ -220,11 +239,16 @@ class PatchDataModule(L.LightningDataModule):
         Cutting one takes milliseconds, so no workers are started.
         """
         start = self.trainer.global_step if self.trainer is not None else 0
-        return DataLoader(self.patches.starting_at(start), batch_size=None)
+        return DataLoader(self.patches.starting_at(start).part_of(self._rank), batch_size=None)
 
     def val_dataloader(self) -> DataLoader[LabelledScan] | list[LabelledScan]:
         """The scans to validate on, one by one."""
         return DataLoader(self.validation, batch_size=None) if self.validation else []  # type: ignore[arg-type]
+
+    @property
+    def _rank(self) -> Rank:
+        trainer = self.trainer
+        return ALONE if trainer is None else Rank(trainer.global_rank, trainer.world_size)
 
     def transfer_batch_to_device(
         self, batch: Batch | LabelledScan, device: torch.device, dataloader_idx: int

@@ -20,10 +20,16 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
 from torch import Tensor, nn
 
+from tripq.distributed import Rank, connected
 from tripq.files import write_text
 from tripq.training.budget import Budget, BudgetCallback, Progress
 from tripq.training.patches import PatchDataModule
-from tripq.training.task import VALIDATION_SCORE, SegmentationModule, settle_batch_norm
+from tripq.training.task import (
+    VALIDATION_SCORE,
+    SegmentationModule,
+    initialise,
+    settle_batch_norm,
+)
 
 Precision = Literal["32-true", "bf16-mixed"]
 
@@ -158,7 +164,9 @@ def train(
     settle : bool
         Whether to set batch norms by `settle_batch_norm` at each validation and at the end.
     device : str
-        ``"cpu"``, ``"cuda"`` or another accelerator of Lightning.
+        ``"cpu"``, ``"cuda"`` or another accelerator of Lightning.  In processes that torchrun
+        started each batch is divided among them, and so are the validation scans: all have the
+        weights that one process would, to rounding.
     precision : {"32-true", "bf16-mixed"}
         Lightning's; with the second, convolutions and matrix products are of bfloat16, which is
         twice as fast where the processor knows it.
@@ -172,7 +180,8 @@ def train(
     Raises
     ------
     ValueError
-        If there is a `stopping` but no scan to validate on, or a `folder` but no `stopping`.
+        If there is a `stopping` but no scan to validate on, or a `folder` but no `stopping`; if
+        several processes cannot divide the boxes of a batch evenly, or have no `folder` to share.
     FloatingPointError
         If the loss is no number any more.
     """
@@ -180,6 +189,14 @@ def train(
         raise ValueError("stopping needs scans to validate on: PatchDataModule(validation=...)")
     if stopping is None and folder is not None:
         raise ValueError("checkpoints are written at validations: give stopping as well")
+    rank = Rank.here()
+    if patches.n_boxes % rank.count:
+        raise ValueError(
+            f"{rank.count} processes cannot share the {patches.n_boxes} boxes of a batch: n_boxes "
+            f"must be a multiple of {rank.count}"
+        )
+    if stopping is not None and folder is None and rank.count > 1:
+        raise ValueError("several processes need a folder that all of them see")
     module = SegmentationModule(
         network,
         learning_rate=learning_rate,
@@ -192,10 +209,17 @@ def train(
         network.eval()
         return finished
     keeper = BudgetCallback(budget, report, warm_up=stopping.warm_up if stopping else None)
-    with _quiet_lightning(), _folder(folder) as checkpoints:
+    with _quiet_lightning(), connected(rank), _folder(folder) as checkpoints:
+        last = checkpoints / _LAST
+        goes_on = stopping is not None and last.is_file()
+        if not goes_on:
+            initialise(network, patches.first())
         trainer = L.Trainer(
             accelerator=device,
-            devices=1,
+            devices=rank.local_count,
+            num_nodes=rank.machines,
+            strategy="ddp" if rank.count > 1 else "auto",
+            use_distributed_sampler=False,
             precision=precision,
             max_epochs=-1,
             gradient_clip_val=CLIP_NORM,
@@ -210,12 +234,11 @@ def train(
             enable_progress_bar=False,
             default_root_dir=checkpoints,
         )
-        last = checkpoints / _LAST
         with _interruptible():
             trainer.fit(
                 module,
                 datamodule=patches,
-                ckpt_path=last if stopping and last.is_file() else None,
+                ckpt_path=last if goes_on else None,
                 weights_only=True,
             )
         network.eval()
@@ -227,7 +250,8 @@ def train(
         record = TrainingRecord(tuple(keeper.losses), keeper.seconds, tuple(keeper.scores))
         if keeper.scores:
             _take_best(module, checkpoints)
-            _write_record(record, checkpoints)
+            if rank.leads:
+                _write_record(record, checkpoints)
         elif settle:
             settle_batch_norm(network, patches.anywhere())
             network.eval()
@@ -318,6 +342,8 @@ def _quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*does not have many workers.*")
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+            # torchmetrics has put the processes' scores together already.
+            warnings.filterwarnings("ignore", ".*`sync_dist=True`.*", UserWarning)
             warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
             yield
     finally:

@@ -72,10 +72,13 @@ class SegmentationModule(L.LightningModule):
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Lightning's hook; the loss of a batch."""
-        if self.global_step == 0:
-            initialise(self.network, batch)
-        return self.loss(batch)
+        """Lightning's hook; the loss of a batch, or of this process's part of it.
+
+        The mean over the processes is the mean over the voxels of all of them.
+        """
+        number = torch.tensor(float(len(batch.lesion)), device=self.device)
+        mean_number = self.trainer.strategy.reduce(number.clone(), reduce_op="mean")
+        return self.loss(batch) * (number / mean_number)
 
     def on_validation_epoch_start(self) -> None:
         """Lightning's hook, after averaged weights were put in."""
@@ -84,13 +87,16 @@ class SegmentationModule(L.LightningModule):
             assert isinstance(patches, PatchDataModule)
             settle_batch_norm(self.network, patches.anywhere())
             self.network.eval()
+        # A process that no scan falls to has no scores, but it has to say so to the others.
+        self.average_precision.update(torch.empty(0), torch.empty(0, dtype=torch.int64))
 
     def validation_step(self, scan: LabelledScan, batch_idx: int) -> None:
-        """Lightning's hook; segments a whole scan."""
-        probability = segment(self.network, scan.dwi, device=self.device)
-        self.average_precision.update(
-            torch.from_numpy(probability), torch.from_numpy(scan.lesion.astype(np.int64))
-        )
+        """Lightning's hook; segments a whole scan, if it falls to this process."""
+        if batch_idx % self.trainer.world_size == self.global_rank:
+            probability = segment(self.network, scan.dwi, device=self.device)
+            self.average_precision.update(
+                torch.from_numpy(probability), torch.from_numpy(scan.lesion.astype(np.int64))
+            )
 
     def on_validation_epoch_end(self) -> None:
         """Lightning's hook; the average precision over the voxels of all validation scans."""
@@ -111,10 +117,11 @@ def initialise(network: nn.Module, batch: Batch) -> None:
     Parameters
     ----------
     network : Module
-        Changed in place; its last bias is taken for that of the logit.
+        Changed in place, and left in training mode; its last bias is taken for that of the logit.
     batch : Batch
         With the share of lesion voxels that is expected in training.
     """
+    network.train()
     scale_initial_weights(network, batch.signal, batch.graph)
     biases = [p for name, p in network.named_parameters() if name.endswith("bias")]
     if biases and biases[-1].numel() == 1:
