@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.test_training import convolutional, equivariant, labelled_scan
-from tripq.distributed import ALONE, Rank, by_leader, connected, gather
+from tripq.distributed import by_leader, connected, gather
+from tripq.rank import ALONE, Rank
 from tripq.training import Budget, PatchDataModule, Stopping, train
 
 PROGRAM = Path(__file__).parent / "programs" / "train_in_ranks.py"

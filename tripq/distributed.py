@@ -1,14 +1,9 @@
-"""Several processes at one task, as torchrun starts them, on one machine or on many.
-
-Alone, a process is the only one of its kind, and nothing here costs anything.
-"""
+"""What the processes at one task tell each other; nothing, if there is only one."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -16,75 +11,23 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from tripq.rank import Rank
+
 T = TypeVar("T")
 
 # Processes wait for the slowest. A dead one is torchrun's business, which ends the others.
 _PATIENCE = timedelta(days=30)
 
 
-@dataclass(frozen=True)
-class Rank:
-    """One process among others.
-
-    Attributes
-    ----------
-    number : int
-        From 0 to ``count - 1``, on all machines.
-    count : int
-        How many there are.
-    local : int
-        Its number on its own machine.
-    local_count : int
-        How many this machine has.
-    """
-
-    number: int = 0
-    count: int = 1
-    local: int = 0
-    local_count: int = 1
-
-    @classmethod
-    def here(cls, environment: Mapping[str, str] = os.environ) -> Rank:
-        """The process that runs, by what torchrun told it.
-
-        Examples
-        --------
-        >>> Rank.here({})
-        Rank(number=0, count=1, local=0, local_count=1)
-        """
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        if any(name not in environment for name in names):
-            return cls()
-        return cls(*(int(environment[name]) for name in names))
-
-    @property
-    def leads(self) -> bool:
-        """Whether this one does what only one may do."""
-        return self.number == 0
-
-    @property
-    def machines(self) -> int:
-        """How many machines, if all have as many processes."""
-        return self.count // self.local_count
-
-    def share(self, tasks: Sequence[T]) -> Sequence[T]:
-        """Every ``count``-th task, from the ``number``-th on.
-
-        Examples
-        --------
-        >>> Rank(number=1, count=3).share("abcdefgh")
-        'beh'
-        """
-        return tasks[self.number :: self.count]
-
-
-#: A process that has no others.
-ALONE = Rank()
-
-
 @contextmanager
 def connected(rank: Rank) -> Iterator[None]:
-    """Let processes talk to each other; does nothing for one alone."""
+    """Let processes talk to each other; does nothing for one alone.
+
+    Raises
+    ------
+    ConnectionError
+        If another process has ended before its time.
+    """
     if rank.count == 1 or dist.is_initialized():
         yield
         return
@@ -96,6 +39,11 @@ def connected(rank: Rank) -> Iterator[None]:
     dist.init_process_group(backend, timeout=_PATIENCE)
     try:
         yield
+    except RuntimeError as error:
+        # gloo's have no type of their own
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise ConnectionError("another process has ended before its time") from error
+        raise
     finally:
         dist.destroy_process_group()
 

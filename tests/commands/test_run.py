@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,22 +12,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.commands.conftest import write_mask, write_scan
+from tests.commands.conftest import start, write_mask, write_scan
 from tripq.checkpoint import save_network
 from tripq.models import PaperSegmenter
-
-COMMAND = (sys.executable, "-c", "from tripq.commands import run; run()")
-
-
-def start(*arguments: object, cwd: Path, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "150", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def test_version_and_help_need_no_torch(tmp_path: Path) -> None:

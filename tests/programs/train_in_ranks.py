@@ -14,7 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.test_training import equivariant, labelled_scan
-from tripq.distributed import Rank
+from tripq.rank import Rank
 from tripq.training import Budget, PatchDataModule, Stopping, train
 
 out, n_validation = Path(sys.argv[1]), int(sys.argv[2])

@@ -24,6 +24,7 @@ from tripq.dwi.coherence import fibre_coherence
 from tripq.dwi.read import find_table
 from tripq.files import sha256, staged, write_json
 from tripq.lesions import find_lesions
+from tripq.rank import Rank
 from tripq.report import write_subject_report
 from tripq.segmentation import Model, Segmentation, load_model, segment_scan
 from tripq.weights import default_weights
@@ -68,13 +69,16 @@ class Settings:
         """Read the checkpoint and see what this computer has."""
         use_threads(threads)
         model = load_model(weights or default_weights())
-        if model.caution:
+        if model.caution and Rank.here().leads:
             log.warning("%s: %s", model.path.name, model.caution)
+        chosen = choose_device(device)
+        if chosen == "cpu":
+            memory /= Rank.here().local_count  # a CUDA device is one process's own
         return cls(
             model=model,
             threshold=model.threshold if threshold is None else threshold,
             frame=frame,
-            device=choose_device(device),
+            device=chosen,
             memory=memory,
         )
 

@@ -17,12 +17,13 @@ from typer.core import TyperCommand
 
 from tripq import __version__
 from tripq.bids import BIDS_VERSION, BIDSError, BIDSScan, find_scans
-from tripq.commands import options
+from tripq.commands import options, ranks
 from tripq.commands.paths import ResultFiles, ScanFiles
 from tripq.commands.session import FAILED, Session, explain, session
 from tripq.commands.session import log as messages
 from tripq.dwi.gradients import has_only_b0
 from tripq.files import write_json, write_text
+from tripq.rank import Rank
 
 if TYPE_CHECKING:
     from tripq.commands.lesions import Settings
@@ -117,6 +118,8 @@ def segment_bids(
     device: options.DeviceOption = "auto",
     memory: options.Memory = "4GB",  # type: ignore[assignment]  # parsed by the option
     threads: options.Threads = None,
+    devices: ranks.Devices = 1,
+    nodes: ranks.Nodes = 1,
     overwrite: options.Overwrite = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -133,27 +136,40 @@ def segment_bids(
         tripq segment-bids data data/derivatives/tripq participant
 
         tripq segment-bids data out participant --participant-label 01 02 --masks qsiprep
+
+        tripq segment-bids data out participant --devices 4
     """
     if out_dir.resolve() == bids_dir.resolve():
         raise typer.BadParameter("the results must not go into the dataset itself.")
     with session(quiet=quiet, verbose=verbose, log_file=log) as screen:
+        ranks.divide(devices, nodes, threads)
+        rank = Rank.here()
         from tripq.commands.lesions import Settings
+        from tripq.distributed import by_leader, connected, gather
 
         scans = find_scans(bids_dir, participant_label or (), session_label or ())
         if masks is not None and not masks.is_dir():
             raise BIDSError(f"{masks}: no such folder; --masks names a dataset of derivatives.")
         settings = Settings.choose(weights, threshold, frame, device, memory, threads)
-        _describe(out_dir, bids_dir)
-        rows: list[Row] = []
-        with screen.bar("all scans", "scans") as update:
-            for number, scan in enumerate(scans):
-                update(number, len(scans))
-                rows.append(_segment_one(scan, out_dir, masks, settings, overwrite, screen))
-                _write_summary(out_dir / "summary.tsv", rows)
-        _write_page(out_dir, bids_dir, scans, rows, settings)
+        summary = out_dir / "summary.tsv"
+        with connected(rank):
+            by_leader(rank, lambda: _describe(out_dir, bids_dir))
+            own: list[Row] = []
+            with screen.bar("all scans", "scans") as update:
+                for number, scan in enumerate(mine := rank.share(scans)):
+                    update(number, len(mine))
+                    own.append(_segment_one(scan, out_dir, masks, settings, overwrite, screen))
+                    if rank.count == 1:
+                        _write_summary(summary, own)
+            rows = {row.scan: row for some in gather(rank, own) for row in some}
+        if not rank.leads:
+            return
+        ordered = [rows[scan.relative.as_posix()] for scan in scans]
+        _write_summary(summary, ordered)
+        _write_page(out_dir, bids_dir, scans, ordered, settings)
         if not quiet:
-            _show(rows, screen)
-        if any(row.status == "failed" for row in rows):
+            _show(ordered, screen)
+        if any(row.status == "failed" for row in ordered):
             raise typer.Exit(FAILED)
 
 

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from tripq.rank import Rank
+
 log = logging.getLogger("tripq")
 """Where all commands say what they do."""
 
@@ -78,7 +80,8 @@ def session(*, quiet: bool, verbose: bool, log_file: Path | None) -> Iterator[Se
     quiet, verbose : bool
         Show errors alone, or details, too.
     log_file : Path or None
-        All messages are appended to it, tracebacks included.
+        All messages are appended to it, tracebacks included; those of all processes, if several do
+        the command.
 
     Raises
     ------
@@ -86,8 +89,12 @@ def session(*, quiet: bool, verbose: bool, log_file: Path | None) -> Iterator[Se
         With status 1 in place of an error, and 130 in place of a ``KeyboardInterrupt``.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO
-    handlers: list[logging.Handler] = [_ConsoleHandler(console, level)]
+    rank = Rank.here()
+    # Of several processes one tells how things go, and the others what the matter is.
+    usual = logging.INFO if rank.leads else logging.WARNING
+    level = logging.ERROR if quiet else logging.DEBUG if verbose else usual
+    who = "" if rank.count == 1 else f"process {rank.number + 1} of {rank.count}: "
+    handlers: list[logging.Handler] = [_ConsoleHandler(console, level, who)]
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -95,7 +102,7 @@ def session(*, quiet: bool, verbose: bool, log_file: Path | None) -> Iterator[Se
         TextColumn("{task.fields[detail]}"),
     )
     progress = Progress(*columns, console=console, transient=True)
-    shown = progress if console.is_terminal and not quiet else nullcontext()
+    shown = progress if console.is_terminal and not quiet and rank.leads else nullcontext()
     # Libraries warn of their own affairs: not on the screen.
     logging.captureWarnings(True)
     warnings = logging.getLogger("py.warnings")
@@ -104,7 +111,7 @@ def session(*, quiet: bool, verbose: bool, log_file: Path | None) -> Iterator[Se
     log.setLevel(logging.DEBUG)
     try:
         if log_file is not None:
-            handlers.append(_log_file(log_file))
+            handlers.append(_log_file(log_file, who))
             warnings.addHandler(handlers[-1])
         for handler in handlers:
             log.addHandler(handler)
@@ -167,17 +174,18 @@ def need(*modules: str) -> None:
 class _ConsoleHandler(logging.Handler):
     """Lines on the screen, above the bars; no markup, as file names may hold brackets."""
 
-    def __init__(self, console: Console, level: int) -> None:
+    def __init__(self, console: Console, level: int, who: str) -> None:
         super().__init__(level)
         self._console = console
+        self._who = who
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = _PREFIXES.get(record.levelno, "") + self.format(record)
+        text = _PREFIXES.get(record.levelno, "") + self._who + self.format(record)
         self._console.print(text, markup=False)
 
 
-def _log_file(path: Path) -> logging.Handler:
+def _log_file(path: Path, who: str) -> logging.Handler:
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {who}%(message)s"))
     return handler

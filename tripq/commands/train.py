@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tripq import __version__
-from tripq.commands import options
+from tripq.commands import options, ranks
 from tripq.commands.session import Session, need, session
 from tripq.commands.session import log as messages
 from tripq.files import sha256, staged, write_json
+from tripq.rank import Rank
 
 if TYPE_CHECKING:
     from tripq.config import TrainingConfig
@@ -64,6 +65,8 @@ def train(
     frame: options.FrameOption = "fsl",
     device: options.DeviceOption = "auto",
     threads: options.Threads = None,
+    devices: ranks.Devices = 1,
+    nodes: ranks.Nodes = 1,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Forget an earlier training in this folder.")
     ] = False,
@@ -94,6 +97,8 @@ def train(
     the best network is kept, and its threshold is where their Dice is highest.  Call it again to go
     on where it was interrupted.
 
+    Several processes divide the boxes of each step (n_boxes), and learn what one would.
+
     Writes the network (lesion-segmenter.safetensors), its scores on the participants that it is
     validated on (validation.html), and how it was trained (training.json).
 
@@ -105,8 +110,11 @@ def train(
     """
     with session(quiet=quiet, verbose=verbose, log_file=log or out / "training.log") as screen:
         need("lightning", "panoptica", "torchmetrics")
+        ranks.divide(devices, nodes, threads)
+        rank = Rank.here()
         from tripq.commands.lesions import choose_device, use_threads
         from tripq.config import ConfigError, TrainingConfig, read_config
+        from tripq.distributed import by_leader, connected
 
         settings = TrainingConfig() if config is None else read_config(config)
         use_threads(threads)
@@ -115,10 +123,14 @@ def train(
             known = truth or data / "derivatives" / "truth"
             cohort = _read_cohort(data, known, settings, frame, screen)
             folder = out / "checkpoints"
-            _claim(folder, {"frame": frame, **cohort.fingerprints, **asdict(settings)}, overwrite)
-            network, record = _train(cohort, settings, folder, chosen, screen)
+            wanted = {"frame": frame, **cohort.fingerprints, **asdict(settings)}
+            with connected(rank):
+                by_leader(rank, lambda: _claim(folder, wanted, overwrite))
+                network, record = _train(cohort, settings, folder, chosen, screen)
         except ConfigError as error:
             raise ConfigError(f"{config or 'default settings'}: {error}") from error
+        if not rank.leads:
+            return
         lines = _write(out, network, record, cohort, settings, chosen, screen)
         if not quiet:
             screen.show(*lines, *(f"  {out / name}" for name in (_WEIGHTS, _PAGE, _RECORD)))

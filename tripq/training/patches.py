@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from tripq.distributed import ALONE, Rank
 from tripq.dwi import DWI
 from tripq.graph import PQGraph
+from tripq.rank import ALONE, Rank
 
 
 class LabelledScan(Protocol):

@@ -20,8 +20,9 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
 from torch import Tensor, nn
 
-from tripq.distributed import Rank, connected
+from tripq.distributed import connected
 from tripq.files import write_text
+from tripq.rank import Rank
 from tripq.training.budget import Budget, BudgetCallback, Progress
 from tripq.training.patches import PatchDataModule
 from tripq.training.task import (
@@ -192,8 +193,8 @@ def train(
     rank = Rank.here()
     if patches.n_boxes % rank.count:
         raise ValueError(
-            f"{rank.count} processes cannot share the {patches.n_boxes} boxes of a batch: n_boxes "
-            f"must be a multiple of {rank.count}"
+            f"n_boxes must be a multiple of {rank.count}, for {rank.count} processes to divide a "
+            f"batch evenly, not {patches.n_boxes}"
         )
     if stopping is not None and folder is None and rank.count > 1:
         raise ValueError("several processes need a folder that all of them see")

@@ -1,0 +1,161 @@
+"""A command in several processes gives what it gives in one, and a dead one loses nothing."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from tests.commands.conftest import start, write_scan, write_weights
+from tests.commands.test_train import CONFIG, write_labelled
+
+SUBJECTS = [f"{number:02}" for number in range(1, 6)]
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    for name in SUBJECTS:
+        write_scan(tmp_path / f"raw/sub-{name}/dwi/sub-{name}_dwi.nii.gz")
+    return tmp_path / "raw"
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    return write_weights(tmp_path / "tiny.safetensors")
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Status, stdout and stderr."""
+    stdout, stderr = process.communicate(timeout=300)
+    return process.returncode, stdout, stderr
+
+
+def maps(out: Path) -> dict[str, bytes]:
+    """The values of all maps."""
+    files = sorted(out.rglob("*.nii.gz"))
+    return {
+        path.relative_to(out).as_posix(): nib.load(path).dataobj[...].tobytes() for path in files
+    }
+
+
+def table(out: Path) -> list[tuple[str, str, str]]:
+    with (out / "summary.tsv").open(newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    return [(row["scan"], row["status"], row["volume_ml"]) for row in rows]
+
+
+def children(of: int) -> list[int]:
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True)
+    pairs = [tuple(map(int, line.split())) for line in listed.stdout.splitlines()]
+    return [pid for pid, parent in pairs if parent == of]
+
+
+def test_scans_are_divided_and_the_maps_are_the_same(
+    raw: Path, weights: Path, tmp_path: Path
+) -> None:
+    broken = raw / "sub-04/dwi/sub-04_dwi.bval"
+    broken.write_text("what?")
+    common = (raw, "OUT", "participant", "--weights", weights)
+    ends = {}
+    for count in (1, 2):
+        words = [f"out-{count}" if word == "OUT" else word for word in common]
+        process = start("segment-bids", *words, "--devices", count, cwd=tmp_path)
+        ends[count] = end(process)
+    for status, stdout, stderr in ends.values():
+        assert status == 1, stderr
+        assert f"{broken}: line 1: 'what?' is no number." in stdout
+        assert "Traceback" not in stderr
+    # The fourth of the scans is the second process's.
+    assert f"error: process 2 of 2: {broken}" in ends[2][2]
+    assert len(maps(tmp_path / "out-1")) == 2 * (len(SUBJECTS) - 1)
+    assert maps(tmp_path / "out-1") == maps(tmp_path / "out-2")
+    assert table(tmp_path / "out-1") == table(tmp_path / "out-2")
+
+
+def test_a_killed_process_leaves_what_was_finished(
+    raw: Path, weights: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    common = ("segment-bids", raw, out, "participant", "--weights", weights, "--devices", 2)
+    large = raw / "sub-04/dwi/sub-04_dwi.nii.gz"  # it takes seconds
+    small = nib.load(large)
+    nib.Nifti1Image(np.tile(small.get_fdata(), (3, 3, 3, 1)), small.affine).to_filename(large)
+    process = start(*common, cwd=tmp_path)
+
+    def wait_for(*names: str) -> None:
+        deadline = time.monotonic() + 200
+        while not all(list(out.glob(f"sub-{name}/dwi/*.html")) for name in names):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+
+    wait_for("02")
+    (second,) = [
+        pid
+        for pid in children(process.pid)
+        if b"RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    ]
+    os.kill(second, signal.SIGSTOP)
+    wait_for("01", "03", "05")
+    before = maps(out)
+    os.kill(second, signal.SIGKILL)
+    status, _, stderr = end(process)
+    assert status == 1
+    errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert errors[-1].startswith("error: process 2 of 2 was ended by SIGKILL")
+    assert all("has ended before its time" in line for line in errors[:-1])
+    assert "Traceback" not in stderr
+    assert maps(out) == before
+
+    status, _, stderr = end(start(*common, cwd=tmp_path))
+    assert status == 0, stderr
+    assert before.items() < maps(out).items()
+    statuses = {scan[4:6]: how for scan, how, _ in table(out)}
+    assert statuses == {**dict.fromkeys(("01", "02", "03", "05"), "there already"), "04": "done"}
+
+
+def test_machines_meet_and_divide_the_scans(raw: Path, weights: Path, tmp_path: Path) -> None:
+    command = ("segment-bids", raw, "out", "participant", "--weights", weights, "--num-nodes", 2)
+    status, _, stderr = end(start(*command, cwd=tmp_path))
+    assert (status, "set MASTER_ADDR" in stderr) == (2, True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    machines = [start(*command, cwd=tmp_path, **place) for _ in range(2)]
+    ends = [end(machine) for machine in machines]
+    assert [status for status, _, _ in ends] == [0, 0], ends
+    assert {how for _, how, _ in table(tmp_path / "out")} == {"done"}
+    assert len(table(tmp_path / "out")) == len(SUBJECTS)
+    # One of them tells what all have done.
+    assert sum("sub-05" in stdout for _, stdout, _ in ends) == 1
+
+
+def test_a_network_trained_by_two_is_that_of_one(tmp_path: Path) -> None:
+    for name in ("sub-01", "sub-02", "sub-03"):
+        write_labelled(tmp_path / "data", name)
+    config = tmp_path / "train.toml"
+    config.write_text(CONFIG)
+    command = ("train", "data", "--config", config, "--device", "cpu")
+    status, _, stderr = end(start(*command, "-o", "odd", "--devices", 2, cwd=tmp_path))
+    assert (status, "n_boxes must be a multiple of 2" in stderr) == (1, True)
+    config.write_text(CONFIG.replace("[training]", "[training]\nn_boxes = 2"))
+    for count in (1, 2):
+        trained = start(*command, "-o", f"out-{count}", "--devices", count, cwd=tmp_path)
+        status, _, stderr = end(trained)
+        assert status == 0, stderr
+    one, two = (
+        load_file(tmp_path / f"out-{count}" / "lesion-segmenter.safetensors") for count in (1, 2)
+    )
+    assert one.keys() == two.keys()
+    for name, values in one.items():
+        # Weights of order 1 in float32, after a few steps: the order of the sums is all.
+        assert (values - two[name]).abs().max() < 1e-4, name
