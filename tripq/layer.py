@@ -98,6 +98,8 @@ class PQTensorFieldLayer(nn.Module):
     ----------
     paths : tuple of Path
         The paths of all filters.
+    scalars_out : tuple of int
+        The output components that a bias is added to.
 
     Examples
     --------
@@ -204,7 +206,7 @@ class PQTensorFieldLayer(nn.Module):
                 f"a bias is added to scalars, and the output {self.irreps_out} has none"
             )
         self.bias = nn.Parameter(torch.zeros(len(scalars))) if bias else None
-        self._scalars = tuple(scalars)
+        self.scalars_out = tuple(scalars)
 
     def _make_filter(
         self,
@@ -277,7 +279,7 @@ class PQTensorFieldLayer(nn.Module):
         if self.bias is not None:
             out = out.to(self.bias.dtype)  # autocast
             out = out.index_add(
-                -1, self._index(self._scalars), self.bias.expand(*out.shape[:-1], -1)
+                -1, self._index(self.scalars_out), self.bias.expand(*out.shape[:-1], -1)
             )
         return out[:, 0] if isinstance(q, QSpace) and self.q_out is None else out
 
