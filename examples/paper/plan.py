@@ -154,7 +154,7 @@ class Contender:
     learning_rate : float
         The highest.
     steps : int
-        At most.
+        At most; so many that on a processor no equivariant network takes longer than a reference.
     every : int
         Steps between two validations.
     settle : bool
@@ -183,6 +183,7 @@ def _equivariant(
     p: str,
     *,
     rate: float = 1e-2,
+    steps: int = 3200,
     layers: int = 2,
     filter: str = "tp",
     group: Group = "SO3",
@@ -199,16 +200,22 @@ def _equivariant(
             antipodal=antipodal,
         )
 
-    return Contender(name, says, build, rate, steps=3200, every=200, settle=True)
+    return Contender(name, says, build, rate, steps, every=200, settle=True)
 
 
 def _convolutional(
-    name: str, says: str, widths: tuple[int, ...], *, rate: float = 3e-3, poses: bool = False
+    name: str,
+    says: str,
+    widths: tuple[int, ...],
+    *,
+    rate: float = 3e-3,
+    steps: int = 12_000,
+    poses: bool = False,
 ) -> Contender:
     def build(voxel_size: float) -> nn.Module:
         return ConvSegmenter(len(_TABLE), widths=widths)
 
-    return Contender(name, says, build, rate, 12_000, every=500, settle=False, poses=poses)
+    return Contender(name, says, build, rate, steps, every=500, settle=False, poses=poses)
 
 
 _Q, _P = "24x0e + 8x2e + 4x4e", "24x0e + 6x1o + 8x2e"
@@ -218,14 +225,16 @@ _Q_SMALL, _P_SMALL = "16x0e + 6x2e + 2x4e", "16x0e + 4x1o + 4x2e"
 CANDIDATES = {
     "equivariant": (
         _equivariant("eq-small", "small", _Q_SMALL, _P_SMALL),
-        _equivariant("eq", "default", _Q, _P),
-        _equivariant("eq-small-deep", "small, a layer more", _Q_SMALL, _P_SMALL, layers=3),
+        _equivariant("eq", "default", _Q, _P, steps=1600),
+        _equivariant(
+            "eq-small-deep", "small, a layer more", _Q_SMALL, _P_SMALL, layers=3, steps=2400
+        ),
         _equivariant("eq-small-slow", "small, half the rate", _Q_SMALL, _P_SMALL, rate=5e-3),
     ),
     "reference": (
         _convolutional("conv-48", "48, 48, 32 channels", (48, 48, 32)),
         _convolutional("conv-48-slow", "48, 48, 32 channels, rate 1e-3", (48, 48, 32), rate=1e-3),
-        _convolutional("conv-64", "64, 64, 64, 64 channels", (64, 64, 64, 64), rate=1e-3),
+        _convolutional("conv-64", "64, 64, 64, 64 channels", (64,) * 4, rate=1e-3, steps=6000),
         _convolutional("conv-48-poses", "48, 48, 32 channels, all poses", (48, 48, 32), poses=True),
     ),
 }
@@ -237,8 +246,8 @@ VARIANTS = (
         "the authors' network",
         lambda voxel_size: LesionSegmenter.paper(p_radius=RADIUS * voxel_size),
         1e-2,
-        steps=3200,
-        every=200,
+        steps=450,
+        every=50,
         settle=True,
     ),
     _equivariant("diff", 'filter "diff"', _Q_SMALL, _P_SMALL, filter="diff"),
