@@ -161,6 +161,18 @@ def test_an_interrupted_training_goes_on_and_ends_the_same(
         np.testing.assert_array_equal(values, undisturbed[name])
 
 
+def test_scans_that_do_not_fit_in_memory_are_trained_on_from_files(
+    fit, config: Path, out: Path
+) -> None:
+    assert fit().status == 0
+    in_memory = weights(out).read_bytes()
+    assert not (out / "scans").exists()
+    done = fit("--overwrite", "--memory", "1B")
+    assert done.status == 0, done.stderr
+    assert len(list((out / "scans").iterdir())) == 3
+    assert weights(out).read_bytes() == in_memory
+
+
 def test_a_finished_training_is_not_repeated(fit, out: Path) -> None:
     fit()
     before, notes = load_file(weights(out)), read_notes(weights(out))

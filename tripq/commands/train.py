@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +24,7 @@ from tripq.rank import Rank
 if TYPE_CHECKING:
     from tripq.config import TrainingConfig
     from tripq.datasets import LabelledFiles, LabelledSubject
+    from tripq.datasets.shelf import Shelf
     from tripq.models import LesionSegmenter
     from tripq.training import Progress, TrainingRecord
 
@@ -64,6 +67,15 @@ def train(
     ] = None,
     frame: options.FrameOption = "fsl",
     device: options.DeviceOption = "auto",
+    memory: Annotated[
+        float,
+        typer.Option(
+            parser=options.parse_memory,
+            metavar="SIZE",
+            help="What the scans may take, about.  More of them stay in files in the folder of the "
+            "results; training is then as fast as the disk.",
+        ),
+    ] = "8GB",  # type: ignore[assignment]  # parsed by the option
     threads: options.Threads = None,
     devices: ranks.Devices = 1,
     nodes: ranks.Nodes = 1,
@@ -114,6 +126,7 @@ def train(
         rank = Rank.here()
         from tripq.commands.lesions import choose_device, use_threads
         from tripq.config import ConfigError, TrainingConfig, read_config
+        from tripq.datasets.shelf import Shelf
         from tripq.distributed import by_leader, connected
 
         settings = TrainingConfig() if config is None else read_config(config)
@@ -121,8 +134,9 @@ def train(
         chosen = choose_device(device)
         try:
             known = truth or data / "derivatives" / "truth"
-            cohort = _read_cohort(data, known, settings, frame, screen)
             folder = out / "checkpoints"
+            shelf = Shelf(out / "scans", memory / rank.local_count)
+            cohort = _read_cohort(data, known, settings, frame, shelf, screen)
             wanted = {"frame": frame, **cohort.fingerprints, **asdict(settings)}
             with connected(rank):
                 by_leader(rank, lambda: _claim(folder, wanted, overwrite))
@@ -217,7 +231,12 @@ def _clock(seconds: float) -> str:
 
 
 def _read_cohort(
-    data: Path, truth: Path, settings: TrainingConfig, frame: Any, screen: Session
+    data: Path,
+    truth: Path,
+    settings: TrainingConfig,
+    frame: Any,
+    shelf: Shelf,
+    screen: Session,
 ) -> Cohort:
     """Find, split and read the scans; headers first, as reading takes long."""
     from tripq.config import ConfigError
@@ -243,10 +262,13 @@ def _read_cohort(
     with screen.bar("reading", "scans") as update:
         for number, files in enumerate(found.files):
             update(number, len(found.files))
+            digests = _digests(files)
+            key = hashlib.sha256(" ".join((files.name, frame, *digests)).encode()).hexdigest()
+            scan = shelf.keep(key, partial(read_labelled, files, frame))
             is_held_out = files.participant in held_out
-            (validation if is_held_out else training).append(read_labelled(files, frame))
+            (validation if is_held_out else training).append(scan)
             kind = "validation_scans" if is_held_out else "scans"
-            fingerprints[kind][files.name] = _digests(files)
+            fingerprints[kind][files.name] = digests
     if not any(scan.lesion.any() for scan in validation):
         raise ConfigError(
             f"[split]: the participants to validate on ({', '.join(held_out)}) have no lesion "

@@ -123,8 +123,6 @@ class PatchDataset(IterableDataset[Batch]):
         self.seed = seed
         self.start = start
         self.rank = rank
-        self._voxels = [np.argwhere(scan.dwi.mask) for scan in self.scans]
-        self._lesions = [np.flatnonzero(scan.lesion) for scan in self.scans]
 
     def __iter__(self) -> Iterator[Batch]:
         for index in count(self.start):
@@ -132,7 +130,7 @@ class PatchDataset(IterableDataset[Batch]):
             rng = np.random.default_rng((self.seed, index))
             # Boxes of one scan side by side: they share their directions and fuse into one graph.
             chosen = np.sort(rng.integers(len(self.scans), size=self.n_boxes))
-            centres = [(i, self._centre(i, rng)) for i in chosen]
+            centres = [(i, self._centre(self.scans[i], rng)) for i in chosen]
             boxes = [
                 cut_box(self.scans[i], centre, self.box_size, self.radius)
                 for i, centre in self.rank.share(centres)
@@ -160,14 +158,20 @@ class PatchDataset(IterableDataset[Batch]):
         stream.seed = self.seed + 1
         return stream
 
-    def _centre(self, scan: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    def _centre(self, scan: LabelledScan, rng: np.random.Generator) -> NDArray[np.int64]:
         """A voxel near a lesion, or any voxel of the mask."""
-        voxels, lesions = self._voxels[scan], self._lesions[scan]
+        # Looked for each time: lists of voxels would take more memory than a mask, scan by scan.
+        lesions = np.flatnonzero(scan.lesion)
         if len(lesions) == 0 or rng.random() >= self.lesion_share:
-            return voxels[rng.integers(len(voxels))]
+            return _voxel(scan.dwi.mask, int(rng.integers(len(scan.lesion))))
         # Off the middle of the box, so that place in the box tells nothing of lesions.
         shift = rng.integers(-(self.box_size // 3), self.box_size // 3 + 1, size=3)
-        return voxels[rng.choice(lesions)] + shift
+        return _voxel(scan.dwi.mask, rng.choice(lesions)) + shift
+
+
+def _voxel(mask: NDArray[np.bool_], number: int) -> NDArray[np.int64]:
+    """Row ``number`` of ``np.argwhere(mask)``."""
+    return np.array(np.unravel_index(np.flatnonzero(mask)[number], mask.shape))
 
 
 class PatchDataModule(L.LightningDataModule):

@@ -1,0 +1,111 @@
+"""Labelled scans in files rather than in memory, for more of them than a machine could hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tripq.datasets.bids import LabelledSubject
+from tripq.dwi import DWI
+from tripq.files import staged, write_json
+
+_META = "scan.json"
+
+
+class Shelf:
+    """Scans in memory as long as there is room, and the others in a folder.
+
+    Files are mapped into memory: what was looked at stays there until something else needs the
+    place, and processes of one machine share it.  Values are the same either way.
+
+    Parameters
+    ----------
+    folder : Path
+        Made when the first scan is put there.
+    memory : float
+        Bytes of the scans that are not in files.
+    """
+
+    def __init__(self, folder: Path, memory: float) -> None:
+        self.folder = folder
+        self._left = memory
+
+    def keep(self, key: str, read: Callable[[], LabelledSubject]) -> LabelledSubject:
+        """A scan, which is read unless an earlier run has put it into a file.
+
+        Parameters
+        ----------
+        key : str
+            Name of its folder; another scan has another one.
+        read : callable
+            Gives the scan, in memory.
+
+        Raises
+        ------
+        OSError
+            If the files cannot be written, as on a full disk.
+        """
+        if (there := self._get(key)) is not None:
+            return there
+        subject = read()
+        size = sum(array.nbytes for array in _arrays(subject).values())
+        if size <= self._left:
+            self._left -= size
+            return subject
+        self._put(key, subject)
+        there = self._get(key)
+        assert there is not None
+        return there
+
+    def _put(self, key: str, subject: LabelledSubject) -> None:
+        dwi = subject.dwi
+        with staged(self.folder / key, last=_META) as part:
+            for name, array in _arrays(subject).items():
+                np.save(part / f"{name}.npy", array)
+            write_json(
+                part / _META,
+                {
+                    "name": subject.name,
+                    "b_values": dwi.b_values.tolist(),
+                    "q": dwi.q.tolist(),
+                    "affine": dwi.affine.tolist(),
+                    "path": None if dwi.path is None else str(dwi.path),
+                    "notes": dwi.notes,
+                    "shell_tolerance": dwi.shell_tolerance,
+                    "b0_volumes": dwi.b0_volumes,
+                },
+            )
+
+    def _get(self, key: str) -> LabelledSubject | None:
+        """A scan that was put there whole; None if it was not."""
+        folder = self.folder / key
+        if not (folder / _META).is_file():
+            return None
+        about: dict[str, Any] = json.loads((folder / _META).read_text(encoding="utf-8"))
+        maps = {
+            name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
+            for name in ("signal", "mask", "b0", "lesion")
+        }
+        dwi = DWI(
+            signal=maps["signal"],
+            b_values=np.array(about["b_values"]),
+            q=np.array(about["q"]),
+            mask=maps["mask"],
+            affine=np.array(about["affine"]),
+            b0=maps["b0"],
+            path=None if about["path"] is None else Path(about["path"]),
+            notes=tuple(about["notes"]),
+            shell_tolerance=about["shell_tolerance"],
+            b0_volumes=about["b0_volumes"],
+        )
+        return LabelledSubject(about["name"], dwi, maps["lesion"])
+
+
+def _arrays(subject: LabelledSubject) -> dict[str, NDArray[Any]]:
+    dwi = subject.dwi
+    return {"signal": dwi.signal, "mask": dwi.mask, "b0": dwi.b0, "lesion": subject.lesion}
