@@ -315,16 +315,17 @@ def show(result: Result, console: Console) -> None:
     """Print the table."""
     table = Table(
         title=f"{result.voxels:,} voxels with a spread of {result.spread:.3f}; "
-        f"shifted scan {_percent(result.shifted_scan)}"
+        f"shifted scan {percent(result.shifted_scan)}"
     )
     for name in ("degrees", *COLUMNS):
         table.add_column(name.replace("_", " "), justify="right")
     for row in result.rows:
-        table.add_row(f"{row.degrees:g}", *(_percent(getattr(row, name)) for name in COLUMNS))
+        table.add_row(f"{row.degrees:g}", *(percent(getattr(row, name)) for name in COLUMNS))
     console.print(table)
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share in words."""
     return f"{100 * share:.1f} %" if share > 1e-4 else f"{100 * share:.0e} %"
 
 

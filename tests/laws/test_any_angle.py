@@ -60,3 +60,14 @@ def test_a_ball_that_does_not_fit_is_told(rotation: ModuleType) -> None:
         rotation.measure([90.0], radius=18.0)
     with pytest.raises(ValueError, match="a smaller radius"):
         rotation.measure([90.0], radius=70.0)
+
+
+def test_the_page_shows_what_was_measured(rotation: ModuleType) -> None:
+    kept = json.loads((PERF / "results/laws/rotation.json").read_text())
+    page = (PERF.parent / "docs/laws.md").read_text()
+    assert f"differs by {rotation.percent(kept['shifted_scan'])}" in page
+    assert f"{kept['voxels']:,} voxels" in page
+    for row in kept["rows"]:
+        values = (rotation.percent(row[name]) for name in rotation.COLUMNS)
+        line = " | ".join((f"{row['degrees']:g}", *values))
+        assert f"| {line} |" in page

@@ -90,11 +90,11 @@ def test_a_gpu_gives_the_map_of_the_cpu_and_always_the_same(
     written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the Triton kernels, through the whole program."""
+    head = make_head()
+    expected = written(head).volume
     model = load_model(default_weights())
     put_on(model.network, "triton")
     monkeypatch.setattr(lesions, "load_model", lambda path: model)
-    head = make_head()
-    expected = written(head).volume
     first, second = (
         segment(head, tmp_path / run, "--device", "cuda").volume for run in ("first", "second")
     )
