@@ -112,14 +112,22 @@ class Memory:
             import torch
 
             return torch.cuda.memory_allocated() if now else torch.cuda.max_memory_allocated()
-        # Linux hands ru_maxrss on to children, so that it would start at the peak of the parent.
-        status = _kilobytes("/proc/self/status", "VmRSS" if now else "VmHWM")
-        if status is not None:
-            return 1024 * status
-        import resource
+        return resident(peak=not now)
 
-        unit = 1 if sys.platform == "darwin" else 1024
-        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def resident(*, peak: bool = False) -> float:
+    """Bytes of memory that this process has now, or had at most.
+
+    Where the system does not tell what it has now, it is what it had at most.
+    """
+    # Linux hands ru_maxrss on to children, so that it would start at the peak of the parent.
+    status = _kilobytes("/proc/self/status", "VmHWM" if peak else "VmRSS")
+    if status is not None:
+        return 1024 * status
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _kilobytes(file: str, entry: str) -> int | None:

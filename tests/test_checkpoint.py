@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tripq import PQGraph
@@ -37,6 +37,19 @@ def test_a_network_comes_back_as_it_was(network: nn.Module, tmp_path: Path) -> N
     assert read_notes(tmp_path / "network.safetensors")["trained on"] == "nothing"
     signal = torch.rand(64, 4)
     torch.testing.assert_close(loaded(signal, GRAPH), network.eval()(signal, GRAPH), rtol=0, atol=0)
+
+
+def test_equal_networks_give_equal_files(tmp_path: Path) -> None:
+    """A map names its weights by the SHA-256 of their file."""
+    network = LesionSegmenter(p_radius=2.5, n_p_layers=1)
+    notes = {f"note {i}, älter": str(i) for i in range(9)}
+    files = [tmp_path / f"{i}.safetensors" for i in range(4)]
+    for file in files:
+        save_network(network, file, dict(reversed(notes.items())) if file == files[1] else notes)
+    assert len({file.read_bytes() for file in files}) == 1
+    assert notes.items() <= read_notes(files[0]).items()
+    for name, values in load_file(files[0]).items():
+        assert torch.equal(values, network.state_dict()[name])
 
 
 def test_only_known_networks_are_saved(tmp_path: Path) -> None:

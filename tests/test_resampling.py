@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tracemalloc
+from itertools import permutations, product
 
 import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nibabel.orientations import apply_orientation, inv_ornt_aff
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
@@ -133,6 +135,38 @@ def test_every_voxel_gets_a_value_of_a_voxel_nearby() -> None:
     values = np.where(other.voxel_centres()[:, 0] > 4, 0.9, 0.1)
     back = dwi.volume(map_back(values, other, dwi), fill=np.nan)
     np.testing.assert_allclose(back[12:, 5, 5], 0.9)
+
+
+@pytest.mark.parametrize("edges", [(1.0,) * 3, (1.6,) * 3, (2.5,) * 3, (2.5, 2.5, 3.0)])
+@pytest.mark.parametrize("kind", ["ball", "ragged"])
+def test_the_order_of_the_axes_in_a_file_decides_nothing(
+    kind: str, edges: tuple[float, ...]
+) -> None:
+    """In all 48 storages.  Many voxels are half covered, and many have several nearest ones."""
+    rng = np.random.default_rng(1)
+    shape = (9, 8, 7)
+    mask = ball(shape, 0.9) if kind == "ball" else rng.random(shape) < 0.5
+    intensity = rng.uniform(100, 1000, (*shape, 2))
+
+    def resampled(axes: tuple[int, ...], signs: tuple[int, ...]) -> tuple[NDArray, ...]:
+        """Places and signal of the new voxels, and places and values of a map brought back."""
+        orientation = np.stack([axes, signs], axis=1)
+        affine = np.diag([*edges, 1.0]) @ inv_ornt_aff(orientation, shape)
+        dwi = make_scan(
+            apply_orientation(intensity, orientation),
+            affine,
+            apply_orientation(mask, orientation),
+        )
+        other = resample(dwi, 2.0)
+        at, to = other.voxel_centres(), dwi.voxel_centres()
+        back = map_back(0.5 + 0.4 * np.sin(at @ (0.3, 0.5, 0.7)), other, dwi)
+        one, two = (np.lexsort(places.round(3).T) for places in (at, to))
+        return at[one], other.signal[one], to[two], back[two]
+
+    expected = resampled((0, 1, 2), (1, 1, 1))
+    for storage in product(permutations(range(3)), product((1, -1), repeat=3)):
+        for found, value in zip(resampled(*storage), expected, strict=True):
+            np.testing.assert_allclose(found, value, rtol=0, atol=2e-6)
 
 
 def test_what_was_done_is_noted_and_directions_stay() -> None:

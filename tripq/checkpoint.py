@@ -39,7 +39,8 @@ def save_network(
     network : Module
         One of `NETWORKS`.  It keeps the arguments of its constructor as attributes of their names.
     path : path
-        ``.safetensors``; an existing file is replaced.
+        ``.safetensors``; an existing file is replaced.  Equal networks with equal notes give equal
+        files, byte by byte.
     notes : mapping of str to str, optional
         What else is worth knowing, such as what the network was trained on; kept in the metadata.
 
@@ -57,7 +58,7 @@ def save_network(
     }
     metadata = {**(notes or {}), "network": name, "arguments": json.dumps(arguments)}
     weights = {key: value.contiguous() for key, value in network.state_dict().items()}
-    write_bytes(Path(path), save(weights, metadata=metadata))
+    write_bytes(Path(path), _in_order(save(weights, metadata=metadata)))
 
 
 def load_network(path: str | PathLike[str]) -> nn.Module:
@@ -98,6 +99,20 @@ def read_notes(path: str | PathLike[str]) -> dict[str, str]:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from error
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with its metadata sorted.
+
+    The library writes them in an order that changes from call to call.  Maps name their weights by
+    the SHA-256 of the file, so that equal weights would not be known as such.
+    """
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the numbers behind it stay aligned
+    return len(text).to_bytes(8, "little") + text + content[start:]
 
 
 def _build(name: str, arguments: dict[str, Any]) -> nn.Module:

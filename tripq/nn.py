@@ -86,10 +86,17 @@ class BatchNorm(e3nn_nn.BatchNorm):
         scalar = torch.tensor([ir.is_scalar() for ir in features], dtype=torch.bool)
         self._feature: Tensor
         self._scalar: Tensor
+        self._dims: Tensor
+        self._belongs: Tensor
         feature = torch.arange(len(dims)).repeat_interleave(dims)
         # The feature that each component belongs to, and where the scalars stand.
         self.register_buffer("_feature", feature, persistent=False)
         self.register_buffer("_scalar", scalar[feature].nonzero()[:, 0], persistent=False)
+        # 1 where a component belongs to a feature.  A sum by index would be shorter, but a GPU
+        # takes it in any order, and no two trainings would end alike.
+        belongs = (feature[:, None] == torch.arange(len(dims))).float()
+        self.register_buffer("_belongs", belongs, persistent=False)
+        self.register_buffer("_dims", dims, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., irreps.dim) -> (..., irreps.dim)."""
@@ -103,8 +110,7 @@ class BatchNorm(e3nn_nn.BatchNorm):
                 variance, averages = torch.var_mean(x.flatten(0, -2), dim=0, correction=0)
                 mean = mean.index_copy(0, self._scalar, averages[self._scalar])
                 squares = variance + (averages - mean).square()
-            count = self._feature.bincount(minlength=self.irreps.num_irreps)
-            power = x.new_zeros(len(count)).index_add(0, self._feature, squares) / count
+            power = (squares[:, None] * self._belongs).sum(dim=0) / self._dims
             with torch.no_grad():
                 self.running_mean.lerp_(mean[self._scalar], self.momentum)
                 self.running_var.lerp_(power, self.momentum)

@@ -21,8 +21,9 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.ndimage import distance_transform_edt, gaussian_filter1d
+from scipy.ndimage import gaussian_filter1d
 from scipy.sparse import csr_array
+from scipy.spatial import cKDTree
 
 from tripq.dwi import DWI, DWIError
 
@@ -31,6 +32,10 @@ _COVERAGE = 0.5
 
 #: Rounding of voxel sizes in headers makes no further row of voxels, nor a turn of the axes.
 _ROUNDING = 1e-3
+
+#: Shares of a neighbourhood that differ by less are equal.  Grids with one centre make many that
+#: are exactly a half: rounding would decide, and with it the order of the axes in a file.
+_SAME_SHARE = 1e-4
 
 
 def resample(dwi: DWI, voxel_size: float) -> DWI:
@@ -75,7 +80,7 @@ def resample(dwi: DWI, voxel_size: float) -> DWI:
     shape, affine = _cubic_grid(dwi, voxel_size)
     weights = _axis_weights(dwi.mask.shape, dwi.affine, shape, affine)
     coverage = _apply(weights, dwi.mask)
-    mask = coverage >= _COVERAGE
+    mask = coverage > _COVERAGE - _SAME_SHARE
     if not mask.any():
         raise DWIError(
             f"{dwi.path or 'scan'}: nothing is left of its mask on voxels of {voxel_size:g} mm."
@@ -114,7 +119,7 @@ def map_back(probability: ArrayLike, from_dwi: DWI, to_dwi: DWI) -> NDArray[np.f
     -------
     (W,) float32 array
         One value for each voxel of `to_dwi`, within the range of the map.  A voxel without a
-        neighbour in the mask of `from_dwi` has the value of the nearest voxel there.
+        neighbour in the mask of `from_dwi` has the mean of the voxels there that are nearest.
 
     Raises
     ------
@@ -126,12 +131,11 @@ def map_back(probability: ArrayLike, from_dwi: DWI, to_dwi: DWI) -> NDArray[np.f
     grid = (from_dwi.mask.shape, from_dwi.affine, to_dwi.mask.shape, to_dwi.affine)
     weights = _axis_weights(*grid)
     coverage = _apply(weights, from_dwi.mask)[to_dwi.mask]
-    covered = coverage > _ROUNDING
+    covered = coverage > _SAME_SHARE
     mapped = np.empty(len(coverage), dtype=np.float32)
     mapped[covered] = _apply(weights, volume)[to_dwi.mask][covered] / coverage[covered]
     if not covered.all():
-        alone = np.argwhere(to_dwi.mask)[~covered]
-        mapped[~covered] = volume[_nearest(alone, from_dwi, to_dwi)]
+        mapped[~covered] = _mean_of_nearest(to_dwi.voxel_centres()[~covered], values, from_dwi)
     return np.clip(mapped, values.min(), values.max())
 
 
@@ -189,16 +193,16 @@ def _apply(weights: list[csr_array], volume: NDArray[np.generic]) -> NDArray[np.
     return array
 
 
-def _nearest(
-    voxels: NDArray[np.integer], from_dwi: DWI, to_dwi: DWI
-) -> tuple[NDArray[np.intp], ...]:
-    """Index of the voxel in the mask of one scan that is nearest to each voxel of another."""
-    to_from = np.linalg.inv(from_dwi.affine) @ to_dwi.affine
-    index = np.rint(nib.affines.apply_affine(to_from, voxels)).astype(int)
-    index = np.clip(index, 0, np.array(from_dwi.mask.shape) - 1)
-    nearest: NDArray[np.intp] = np.asarray(
-        distance_transform_edt(
-            ~from_dwi.mask, from_dwi.voxel_size, return_distances=False, return_indices=True
-        )
-    )
-    return tuple(axis[tuple(index.T)] for axis in nearest)
+def _mean_of_nearest(
+    points: NDArray[np.float64], values: NDArray[np.float32], dwi: DWI
+) -> NDArray[np.float64]:
+    """Mean of the values of the voxels of a mask that are nearest to each point (P, 3), in mm.
+
+    Often several are equally near, and a choice between them would follow the order of the axes.
+    """
+    tree = cKDTree(dwi.voxel_centres())
+    distance, _ = tree.query(points)
+    nearest = list(tree.query_ball_point(points, distance * (1 + _ROUNDING)))
+    number = np.array([len(voxels) for voxels in nearest])
+    listed = values[np.concatenate(nearest)].astype(np.float64)
+    return np.asarray(np.add.reduceat(listed, np.cumsum(number) - number) / number)

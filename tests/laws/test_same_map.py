@@ -1,0 +1,200 @@
+"""One scan has one map, however it is written down and however the work is split.
+
+Everything goes through files and the whole program, and is compared voxel by voxel in the world.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import permutations, product
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tests.laws.conftest import ROUNDING, Head, Map, assert_same, make_head, segment, tripq
+from tripq import PQTensorFieldLayer, inference
+from tripq.commands import lesions
+from tripq.dwi import read_dwi
+from tripq.segmentation import _PROGRAM_BYTES, bytes_per_voxel, least_voxels, load_model
+from tripq.weights import default_weights
+
+Written = Callable[[Head], Map]
+
+FRAMES = ("fsl", "voxel", "world")
+STORAGES = list(product(permutations(range(3)), product((1, -1), repeat=3)))
+"""All 48: the order of the axes of the file, and which of them run the other way."""
+
+
+def name(value: object) -> str:
+    return "".join("-+"[v > 0] if v in (1, -1) else str(v) for v in np.ravel(value))  # type: ignore[call-overload]
+
+
+# -- how a scan is stored ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("linear", ["plain", "oblique"])
+@pytest.mark.parametrize("number", range(48))
+def test_the_storage_of_a_scan_changes_no_map(
+    number: int, linear: str, written: Written, tmp_path: Path
+) -> None:
+    """In one of the three frames each, so that every frame meets both determinants."""
+    head, frame = make_head(linear), FRAMES[number % 3]
+    found = segment(head.stored(*STORAGES[number]), tmp_path, frame=frame)
+    assert_same(found.at(head.scan.affine), written(head).volume)
+
+
+def test_every_frame_meets_both_determinants() -> None:
+    """Of the plain head alone: half of the storages are mirrors of the others."""
+    affine = make_head().scan
+    met = {
+        (FRAMES[number % 3], np.linalg.det(affine.reoriented(*storage).affine) > 0)
+        for number, storage in enumerate(STORAGES)
+    }
+    assert len(met) == 6
+
+
+@pytest.mark.parametrize("number", range(48))
+def test_the_storage_of_a_scan_changes_no_map_of_other_voxels(
+    number: int, written: Written, tmp_path: Path
+) -> None:
+    """Voxels of 2.5 mm are brought to those of the training, and the map back."""
+    head = make_head("oblique", edge=2.5)
+    found = segment(head.stored(*STORAGES[number]), tmp_path, frame=FRAMES[number % 3])
+    assert_same(found.at(head.scan.affine), written(head).volume)
+
+
+@pytest.mark.parametrize("number", range(48))
+def test_the_storage_of_a_scan_changes_no_brain_that_is_found(
+    number: int, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Without a mask."""
+    head = make_head("oblique")
+
+    def found(head: Head, folder: Path) -> Map:
+        tripq("segment", head.write(folder), "-o", folder, "--device", "cpu")
+        return Map.read(folder / "dwi_label-lesion_probseg.nii.gz")
+
+    first = found(head, tmp_path / "first").volume
+    assert 0.8 < np.count_nonzero(first) / np.count_nonzero(head.brain) < 1.2
+    second = found(head.stored(*STORAGES[number]), tmp_path / "second").at(head.scan.affine)
+    np.testing.assert_array_equal(second > 0, first > 0)
+    assert_same(second, first)
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+def test_a_wrong_frame_gives_another_map(frame: str, written: Written, tmp_path: Path) -> None:
+    """So that the laws above are about something: the map does depend on the table."""
+    head = make_head("oblique")
+    scan = head.write(tmp_path, frame)
+    for other in set(FRAMES) - {frame}:
+        out = tmp_path / other
+        mask = ("--mask", tmp_path / "mask.nii.gz")
+        tripq("segment", scan, *mask, "--frame", other, "-o", out, "--device", "cpu")
+        found = Map.read(out / "dwi_label-lesion_probseg.nii.gz").volume
+        assert np.abs(found - written(head).volume).max() > 1000 * ROUNDING
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_order_of_volumes_and_the_signs_of_directions_change_no_map(
+    seed: int, written: Written, tmp_path: Path
+) -> None:
+    """Both b0 volumes and both shells are mixed."""
+    head = make_head()
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(head.scan.b_values))
+    signs = rng.choice([-1.0, 1.0], len(order))
+    scan = replace(
+        head.scan,
+        data=head.scan.data[..., order],
+        b_values=head.scan.b_values[order],
+        directions=head.scan.directions[order] * signs[:, None],
+    )
+    found = segment(replace(head, scan=scan), tmp_path)
+    assert_same(found.volume, written(head).volume)
+
+
+# -- how the work is done ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("backend", "budget"),
+    [
+        ("edges", None),  # in parts as it is; with a small budget it takes minutes
+        *product(("dense", "fourier", "recoupled", "triton"), (None, 1_000_000)),
+    ],
+)
+def test_every_back_end_gives_the_map(
+    backend: str, budget: int | None, written: Written, tmp_path: Path, monkeypatch
+) -> None:
+    """In one piece, and split by a budget of 1 MB; "triton" runs in plain torch on a CPU."""
+    model = load_model(default_weights())
+    layers = [m for m in model.network.modules() if isinstance(m, PQTensorFieldLayer)]
+    for layer in layers:
+        layer.backend, layer.memory_budget = backend, budget
+    assert len(layers) == 4
+    monkeypatch.setattr(lesions, "load_model", lambda path: model)
+    head = make_head()
+    assert_same(segment(head, tmp_path).volume, written(head).volume)
+
+
+def test_any_split_of_memory_gives_the_map(
+    written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--memory` decides how large the blocks are, and with that how many."""
+    head = make_head(shape=(15, 16, 44))
+    split_blocks, counts = inference.split_blocks, []
+
+    def counted(*arguments):
+        blocks = split_blocks(*arguments)
+        counts.append(len(blocks))
+        return blocks
+
+    monkeypatch.setattr(inference, "split_blocks", counted)
+    expected = written(head).volume
+    network = load_model(default_weights()).network
+    dwi = read_dwi(head.write(tmp_path), mask=tmp_path / "mask.nii.gz")
+    least = least_voxels(network, dwi)
+    for voxels in (least, least + 300, least + 900):
+        memory = _PROGRAM_BYTES + dwi.signal.nbytes + (voxels + 1) * bytes_per_voxel(network, 17)
+        found = segment(head, tmp_path / str(voxels), "--memory", f"{memory / 1e3:.0f}kB")
+        assert_same(found.volume, expected)
+    assert counts[0] == 1
+    assert sorted(set(counts), reverse=True) == counts[1:] + counts[:1]
+    assert counts[1] > 3
+
+
+def test_segmenting_goes_on_as_if_nothing_had_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dataset that was interrupted in its second scan ends with the same maps, bit by bit."""
+    raw = tmp_path / "raw"
+    for subject, linear in (("sub-01", "plain"), ("sub-02", "oblique"), ("sub-03", "plain")):
+        make_head(linear).write(raw / subject / "dwi", name=f"{subject}_dwi.nii.gz")
+        (raw / subject / "dwi/mask.nii.gz").unlink()
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    tripq("segment-bids", raw, whole, "participant", "--device", "cpu")
+
+    write_map = lesions.write_map
+
+    def interrupted(values, dwi, path):
+        write_map(values, dwi, path)
+        if "sub-02" in path.name:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(lesions, "write_map", interrupted)
+    with pytest.raises(AssertionError, match="interrupted"):
+        tripq("segment-bids", raw, parts, "participant", "--device", "cpu")
+    assert not list(parts.rglob("sub-02*.*"))
+    monkeypatch.setattr(lesions, "write_map", write_map)
+    tripq("segment-bids", raw, parts, "participant", "--device", "cpu")
+
+    maps = sorted(path.relative_to(whole) for path in whole.rglob("*.nii.gz"))
+    assert len(maps) == 6
+    for path in maps:
+        first, second = (nib.load(folder / path) for folder in (whole, parts))
+        np.testing.assert_array_equal(first.affine, second.affine)
+        np.testing.assert_array_equal(np.asarray(first.dataobj), np.asarray(second.dataobj))
+        assert np.asarray(first.dataobj).any() or "mask" in path.name
