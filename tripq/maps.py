@@ -25,7 +25,7 @@ from tripq.bids import BIDSError, BIDSMissingError, BIDSScan
 from tripq.dwi import DWIError
 from tripq.dwi.nifti import open_nifti, read_mask, read_volumes
 from tripq.evaluation import LesionCounts, Scores, score
-from tripq.files import read_json
+from tripq.files import printable, read_json
 from tripq.report import EvaluatedSubject
 
 POOLED = "all"
@@ -158,7 +158,9 @@ def scan_name(found: BIDSScan) -> str:
     'sub-01_ses-a'
     """
     entities = found.name.entities.items()
-    return "_".join(f"{key}-{label}" for key, label in entities if key not in ("space", "label"))
+    return printable(
+        "_".join(f"{key}-{label}" for key, label in entities if key not in ("space", "label"))
+    )
 
 
 def read_map(files: MapFiles) -> LesionMap:

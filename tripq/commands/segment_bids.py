@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -232,14 +233,12 @@ def _numbers(results: ResultFiles) -> dict[str, str]:
     """What the summary says about a scan that is there already."""
     about = read_json(results.sidecar)
     try:
-        return {
-            "lesions": str(int(about["LesionCount"])),
-            "volume_ml": f"{float(about['LesionVolumeMillilitres']):.4f}",
-        }
+        count, volume = int(about["LesionCount"]), float(about["LesionVolumeMillilitres"])
     except (LookupError, TypeError, ValueError, OverflowError):
-        raise BIDSError(
-            f"{results.sidecar}: does not tell the lesions; --overwrite replaces it."
-        ) from None
+        count, volume = -1, math.nan
+    if count < 0 or not 0 <= volume < math.inf:
+        raise BIDSError(f"{results.sidecar}: does not tell the lesions; --overwrite replaces it.")
+    return {"lesions": str(count), "volume_ml": f"{volume:.4f}"}
 
 
 def _describe(out_dir: Path, bids_dir: Path) -> None:
