@@ -32,7 +32,7 @@ from tripq.checkpoint import NETWORKS, CheckpointError, save_network
 from tripq.commands.paths import ResultFiles
 from tripq.dwi import DWI, DWIError, read_dwi, write_map
 from tripq.files import printable
-from tripq.maps import MapFiles, read_map, read_threshold
+from tripq.maps import MapFiles, read_map, read_threshold, scan_name
 from tripq.models import ConvSegmenter, LesionSegmenter
 from tripq.segmentation import Model, load_model, segment_scan
 
@@ -414,6 +414,7 @@ def test_names_of_files(names: list[str]) -> None:
                 assert path.parent == Path("sub-01/dwi")
                 assert ".." not in PurePosixPath(path).parts
             assert printable(str(scan.path)).isprintable()
+            assert scan_name(scan).isprintable()
 
 
 def test_the_bounds_hold() -> None:
