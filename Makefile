@@ -1,4 +1,4 @@
-# make demo | test | lint | docs: each makes the environment .venv where it is missing, and can be
+# make demo | test | fuzz | lint | docs: each makes the environment .venv where it is missing, and can be
 # run again. PYTHON=python3.12 chooses the interpreter of a new environment; ARGS=... goes to the demo
 # or to pytest.
 
@@ -6,7 +6,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test fuzz lint docs clean
 .NOTPARALLEL:
 
 demo: .venv/.installed-ms
@@ -16,6 +16,10 @@ demo: .venv/.installed-ms
 test: .venv/.installed-dev
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
 	TRITON_INTERPRET=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal -m interpreter tests/kernels
+
+# Thousands of damaged files, other ones each time; a few run with the tests.
+fuzz: .venv/.installed-dev
+	$(BIN)/pytest --hypothesis-profile fuzz --hypothesis-show-statistics $(ARGS) tests/trust/test_fuzz.py
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

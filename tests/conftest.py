@@ -29,6 +29,8 @@ settings.register_profile(
 settings.register_profile(
     "thorough", settings.get_profile("ci"), max_examples=500, derandomize=False, print_blob=True
 )
+# `make fuzz`, for tests/trust/test_fuzz.py
+settings.register_profile("fuzz", settings.get_profile("thorough"), max_examples=1000)
 settings.load_profile("ci")
 
 

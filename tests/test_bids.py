@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tripq.bids import BIDSError, BIDSName, BIDSScan, find_scans
+from tripq.bids import BIDSError, BIDSName, BIDSScan, find_maps, find_scans
 
 
 def make(root: Path, *names: str) -> Path:
@@ -122,3 +122,20 @@ def test_results_are_named_by_the_rules_of_derivatives(name: str, result: str) -
     parsed = BIDSName.parse(expected.name)
     assert parsed.entities["label"] == "lesion"
     assert str(parsed) == expected.name
+
+
+def test_hidden_folders_and_other_names_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = "sub-01_label-lesion_probseg.nii.gz"
+    make(tmp_path, f"sub-01/dwi/{name}", f"sub-01/dwi/.tripq-x/{name}")
+    assert [found.relative.as_posix() for found in find_maps(tmp_path)] == [f"sub-01/dwi/{name}"]
+    make(tmp_path, "sub-01/dwi/sub-01_dwi.nii.gz", "sub-01/dwi/sub-01.old_dwi.nii.gz")
+    assert only(tmp_path).path.name == "sub-01_dwi.nii.gz"
+    assert "sub-01.old_dwi.nii.gz: left out: not a name of BIDS." in caplog.text
+
+
+def test_folders_that_hold_themselves_are_searched_once(tmp_path: Path) -> None:
+    make(tmp_path, "sub-01/dwi/sub-01_label-lesion_probseg.nii.gz")
+    (tmp_path / "sub-01/dwi/again").symlink_to(tmp_path / "sub-01", target_is_directory=True)
+    assert len(find_maps(tmp_path)) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tests.trust.bounds import bounded
 from tripq import PQGraph
 from tripq.checkpoint import CheckpointError, load_network, read_notes, save_network
 from tripq.models import ConvSegmenter, LesionSegmenter, PaperSegmenter
@@ -64,7 +66,10 @@ def test_only_known_networks_are_saved(tmp_path: Path) -> None:
         ({"network": "Other", "arguments": "{}"}, "'Other' is unknown"),
         ({"network": "ConvSegmenter", "arguments": "{"}, "property name"),
         ({"network": "ConvSegmenter", "arguments": '{"depth": 3}'}, "depth"),
-        ({"network": "ConvSegmenter", "arguments": '{"n_directions": 4}'}, "state_dict"),
+        (
+            {"network": "ConvSegmenter", "arguments": '{"n_directions": 4}'},
+            r"layers\.0\.bias is missing",
+        ),
     ],
 )
 def test_another_file_is_refused(metadata: dict[str, str], reason: str, tmp_path: Path) -> None:
@@ -82,3 +87,118 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(CheckpointError, match=r"network\.safetensors: not a whole"):
         load_network(path)
+
+
+def tiny(path: Path, **notes: str) -> Path:
+    network = LesionSegmenter(
+        p_radius=2.9, q_features="2x0e+1x2e", p_features="2x0e", n_p_layers=0, q_max=2.0
+    )
+    save_network(network, path, notes)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "reason"),
+    [
+        ("q_features", "1000000000x0e", "more features than there are weights"),
+        ("q_features", "30x0e+1x2e", "a filter needs .* weights, and only"),
+        ("q_features", "1x1000e", "orders go up to 11"),
+        ("q_features", 5, "the argument q_features is 5"),
+        ("p_features", "1x0e+" * 300, "the argument p_features is '1x0e"),
+        ("n_p_layers", 10**9, "n_p_layers is 1000000000"),
+        ("n_p_layers", True, "the argument n_p_layers is True"),
+        ("p_radius", 1e9, "a radius of 1e.09 mm reaches 5e.08 voxels far"),
+        ("p_radius", float("nan"), "the argument p_radius is nan"),
+        ("batch_norm", "no", "the argument batch_norm is 'no'"),
+        ("filter", ["tp"], "the argument filter is"),
+        ("depth", 3, "LesionSegmenter has no argument 'depth'"),
+    ],
+)
+def test_sizes_that_the_tensors_do_not_have_are_refused_at_once(
+    argument: str, value: object, reason: str, tmp_path: Path
+) -> None:
+    path = tiny(tmp_path / "net.safetensors")
+    arguments = {**json.loads(read_notes(path)["arguments"]), argument: value}
+    metadata = {"network": "LesionSegmenter", "arguments": json.dumps(arguments)}
+    save_file(load_file(path), path, metadata)
+    with (
+        bounded(20, 50, with_torch=True),
+        pytest.raises(CheckpointError, match=rf"net\.safetensors: holds no network.*{reason}"),
+    ):
+        load_network(path)
+
+
+def test_convolutions_as_wide_as_a_stranger_says_take_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    wide = {"n_directions": 10**5, "widths": [10**5] * 9, "kernel_size": 9}
+    metadata = {"network": "ConvSegmenter", "arguments": json.dumps(wide)}
+    save_file({"layers.0.bias": torch.zeros(10**5)}, path, metadata)
+    with bounded(20, 50, with_torch=True), pytest.raises(CheckpointError, match="is missing"):
+        load_network(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda tensors: tensors.popitem(), "is missing"),
+        (
+            lambda tensors: tensors.update(more=torch.zeros(1)),
+            "the tensor more belongs to something",
+        ),
+        (
+            lambda tensors: tensors.update(bias=torch.zeros(2)),
+            r"is \(2,\) of torch.float32, not \(1,\)",
+        ),
+        (lambda tensors: tensors.update(bias=torch.zeros(1).double()), "of torch.float64, not"),
+        (lambda tensors: tensors.update(bias=torch.zeros(1) / 0), "values that are no numbers"),
+    ],
+)
+def test_tampered_tensors_are_refused(change, reason: str, tmp_path: Path) -> None:
+    path = tiny(tmp_path / "net.safetensors")
+    tensors, metadata = load_file(path), read_notes(path)
+    tensors["bias"] = tensors.pop("head.bias")
+    change(tensors)
+    if "bias" in tensors:
+        tensors["head.bias"] = tensors.pop("bias")
+    save_file(tensors, path, metadata)
+    with pytest.raises(CheckpointError, match=rf"net\.safetensors: holds no network.*{reason}"):
+        load_network(path)
+
+
+def test_another_version_is_named_where_a_file_does_not_fit(tmp_path: Path) -> None:
+    path = tiny(tmp_path / "net.safetensors", tripq="9.9")
+    assert isinstance(load_network(path), LesionSegmenter)
+    metadata = {**read_notes(path), "arguments": '{"depth": 3}'}
+    save_file(load_file(path), path, metadata)
+    with pytest.raises(CheckpointError, match=r"written by tripq 9\.9; this is "):
+        load_network(path)
+
+
+class Payload:
+    """Leaves a file where a pickle of it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_pickle_is_not_loaded(zipped: bool, tmp_path: Path) -> None:
+    path, traces = tmp_path / "net.safetensors", tmp_path / "traces"
+    content = {"state_dict": {}, "more": Payload(traces)}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(
+        CheckpointError, match=r"net\.safetensors: a file of torch\.save, which can"
+    ):
+        load_network(path)
+    assert not traces.exists()
+    torch.load(path.rename(tmp_path / "net.ckpt"), weights_only=False)
+    assert traces.exists()  # so it was one
+
+
+def test_endless_notes_are_refused(tmp_path: Path) -> None:
+    path = tiny(tmp_path / "net.safetensors", caution="x" * 2_000_000)
+    with pytest.raises(CheckpointError, match=r"2,000,\d\d\d characters of notes"):
+        read_notes(path)

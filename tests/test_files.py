@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
-from tripq.files import sha256, staged, write_json, write_text
+from tripq.files import printable, read_json, sha256, staged, write_json, write_text
 
 
 def test_files_appear_together_with_the_last_at_last(tmp_path: Path) -> None:
@@ -76,3 +80,73 @@ def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
     content = bytes(range(256)) * 9000  # more than is read at once
     (tmp_path / "a").write_bytes(content)
     assert sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("step", ["write", "move"])
+def test_a_full_disk_is_told_with_the_name_of_the_file(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of the system while it writes names no file, or that of a part."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    monkeypatch.setattr(*((Path, "write_bytes") if step == "write" else (os, "replace")), fail)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/a\.json'$"):
+        write_text(path, "new")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "b.nii").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"/b\.nii'$"):
+        write_all(tmp_path, ("a.json", "b.nii"), then=lambda: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["b.nii"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tripq.files import staged
+with staged(Path(sys.argv[1]), last="a.json") as part:
+    (part / "a.json").write_text("half")
+    if sys.argv[2] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    print(part, flush=True)
+    input()
+"""
+
+
+def test_what_a_killed_process_left_goes_and_that_of_a_living_one_stays(tmp_path: Path) -> None:
+    command = (sys.executable, "-c", KILLED, str(tmp_path))
+    subprocess.run([*command, "killed"], check=False)
+    assert len(list(tmp_path.glob(".tripq-*"))) == 1
+    with subprocess.Popen([*command, "alive"], stdin=PIPE, stdout=PIPE, text=True) as other:
+        assert other.stdout is not None
+        living = Path(other.stdout.readline().strip())
+        assert list(tmp_path.iterdir()) == [living]  # it has removed what the first one left
+        write_all(tmp_path, ("b.nii",), then=lambda: None)
+        assert (living / "a.json").is_file()
+        other.communicate("go on")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", "b.nii"}
+
+
+def test_text_of_names_that_are_no_text_is_written(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"name": "sub-\udcff"})
+    (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert read_json(tmp_path / "a.json") == {"name": "sub-\udcff"}
+
+
+@pytest.mark.parametrize("content", [b"[1]", b"{", b"\xff", b"[" * 100_000, b""])
+def test_other_files_are_no_json(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.json: no JSON"):
+        read_json(tmp_path / "a.json")
+
+
+def test_nothing_that_steers_a_terminal_is_printable() -> None:
+    text = "".join(map(chr, range(0x3000))) + "\u202e\udcff\ufeff"
+    assert printable(text).isprintable()
+    assert printable("sub-01_dwi.nii.gz: µ – ’") == "sub-01_dwi.nii.gz: µ – ’"

@@ -125,7 +125,7 @@ def test_out_of_memory_is_tried_again_with_smaller_blocks(error: Exception) -> N
 
 
 def test_out_of_memory_for_good_is_told_and_other_errors_are_kept() -> None:
-    with pytest.raises(MemoryError, match="out of memory with 64 voxels"):
+    with pytest.raises(MemoryError, match="out of memory even with blocks of 64 voxels"):
         segment_scan(make_model(Greedy(10, MemoryError())), make_scan())
     with pytest.raises(RuntimeError, match="sizes do not match"):
         segment_scan(make_model(Greedy(10, RuntimeError("sizes do not match"))), make_scan())
@@ -213,7 +213,7 @@ def test_a_checkpoint_says_what_it_is_for(tmp_path: Path) -> None:
         ({"b_values": "1000 high"}, "its b_values is '1000 high', no number"),
         ({"threshold": "1.2"}, "its threshold is 1.2, not from 0 to 1"),
         ({"threshold": "nan"}, "its threshold is nan, not from 0 to 1"),
-        ({"voxel_size_mm": "0"}, "its voxel size is 0.0 mm, not above 0"),
+        ({"voxel_size_mm": "0"}, "its voxel size is 0.0 mm, not from 0.01 to 100"),
         ({"voxel_size_mm": "inf"}, "its voxel size is inf mm"),
     ],
 )

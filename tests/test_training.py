@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 import time
@@ -273,3 +274,53 @@ def test_graphs_of_boxes_are_those_of_the_scan() -> None:
     whole = PQGraph.from_grid(scan.dwi.mask, AFFINE, Q, 2.6)
     assert torch.equal(graph.scans[0].edges.dst, whole.scans[0].edges.dst)
     assert torch.equal(graph.scans[0].edges.offsets, whole.scans[0].edges.offsets)
+
+
+class Payload:
+    """Leaves a file where a pickle of it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:  # type: ignore[type-arg]
+        return Path.touch, (self.path,)
+
+
+def test_no_checkpoint_can_run_a_program(tmp_path: Path) -> None:
+    """Checkpoints of Lightning are pickles, of which only tensors, numbers and words are taken."""
+    folder, traces = tmp_path / "checkpoints", tmp_path / "traces"
+    folder.mkdir()
+    torch.save({"state_dict": {}, "more": Payload(traces)}, folder / "last.ckpt")
+    patches = boxes(validation=[labelled_scan(2)])
+    how = {"stopping": Stopping(every=1), "folder": folder}
+    with pytest.raises(ValueError, match=r"checkpoints/last\.ckpt: damaged, or made by something"):
+        train(convolutional(), patches, Budget(steps=2), **how)  # type: ignore[arg-type]
+    assert not traces.exists()
+    torch.load(folder / "last.ckpt", weights_only=False)
+    assert traces.exists()  # so it was one
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("last.ckpt", b""),
+        ("last.ckpt", b"PK\x03\x04 and no more"),
+        ("best.ckpt", None),
+        ("best.ckpt", b"text"),
+        ("training.json", b"{}"),
+        ("training.json", b"[1, 2"),
+    ],
+)
+def test_a_damaged_folder_of_checkpoints_says_so(
+    name: str, content: bytes | None, tmp_path: Path
+) -> None:
+    finished = {"losses": [1.0], "seconds": 1.0, "scores": [[1, 0.5]]}
+    if name != "last.ckpt":
+        (tmp_path / "training.json").write_text(json.dumps(finished))
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    patches = boxes(validation=[labelled_scan(2)])
+    with pytest.raises(ValueError, match=rf"{name}: .* Begin anew: remove .*--overwrite"):
+        train(
+            convolutional(), patches, Budget(steps=2), stopping=Stopping(every=1), folder=tmp_path
+        )

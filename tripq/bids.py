@@ -9,6 +9,7 @@ Nothing is indexed: the few folders with diffusion scans are listed when they ar
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 BIDS_VERSION = "1.10.0"
 """The version of the specification that results follow."""
 
+_log = logging.getLogger("tripq")
 _EXTENSIONS = (".nii.gz", ".nii")
 _ORDER = ("sub", "ses", "sample", "task", "acq", "ce", "rec", "dir", "run", "echo", "part", "space")
 _NO_MAGNITUDE = {"phase", "real", "imag"}  # values of the entity "part"
@@ -300,7 +302,11 @@ def _find_derivatives(root: Path, ending: str) -> list[BIDSScan]:
 
 
 def _list(root: Path, *patterns: str) -> list[BIDSScan]:
-    """Images in a folder whose paths without extension match one of the patterns, by name."""
+    """Images in a folder whose paths without extension match one of the patterns, by name.
+
+    Hidden folders are left out, in which `tripq.files.staged` works, and names that are not made of
+    entities and one extension: nobody knows whose they are.
+    """
     if not root.is_dir():
         raise BIDSError(f"{root}: no such folder.")
     files = [
@@ -308,8 +314,13 @@ def _list(root: Path, *patterns: str) -> list[BIDSScan]:
         for pattern in patterns
         for extension in _EXTENSIONS
         for file in root.glob(f"{pattern}{extension}")
+        if not any(part.startswith(".") for part in file.relative_to(root).parts)
     ]
-    return [BIDSScan(root, file) for file in sorted(files)]
+    scans = [BIDSScan(root, file) for file in sorted(files)]
+    for scan in scans:
+        if "sub" not in scan.name.entities:
+            _log.warning("%s: left out: not a name of BIDS.", scan.path)
+    return [scan for scan in scans if "sub" in scan.name.entities]
 
 
 def _labels(given: Iterable[str], prefix: str) -> set[str]:

@@ -1,28 +1,48 @@
 """Networks in files: weights as safetensors, and in the metadata how to build the network again.
 
-Nothing is unpickled, so a file from a stranger can be read.
+Nothing is unpickled, so a file from a stranger can be read.  It is not believed, either: what it
+says of the sizes of a network must agree with the tensors that it holds, before memory is taken.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
+from e3nn import o3
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
-from tripq.files import write_bytes
+from tripq import __version__
+from tripq.files import printable, write_bytes
+from tripq.filter import weights_at_most
 from tripq.models import ConvSegmenter, LesionSegmenter, PaperSegmenter
 
 #: The networks that a file may name.
 NETWORKS: dict[str, type[nn.Module]] = {
     network.__name__: network for network in (LesionSegmenter, PaperSegmenter, ConvSegmenter)
 }
+
+MAX_NOTES = 2**20
+"""Characters of all metadata of a file, at most; ours have less than a thousand."""
+
+MAX_ARGUMENT = 1000
+"""Characters of one argument of a network, at most, as it stands in the file."""
+
+MAX_ORDER = 11
+"""Largest order of a feature: spherical harmonics go so far in e3nn."""
+
+MAX_LAYERS = 100
+"""Largest number of layers that a file may ask for."""
+
+_VERSION = "tripq"  # the note that says which version wrote a file
 
 
 class CheckpointError(ValueError):
@@ -75,12 +95,25 @@ def load_network(path: str | PathLike[str]) -> nn.Module:
         If the file is missing, damaged or holds something else.
     """
     metadata = read_notes(path)
+    if not {"network", "arguments"} <= metadata.keys():
+        raise CheckpointError(
+            f"{path}: holds no network of this program: its metadata names no network."
+        )
     try:
-        network = _build(metadata["network"], json.loads(metadata["arguments"]))
-        network.load_state_dict(load_file(path))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: holds no network of this program: {reason}") from error
+        arguments = _check_arguments(metadata["network"], json.loads(metadata["arguments"]))
+        with safe_open(path, framework="pt") as file:
+            number = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+        network = _build(metadata["network"], arguments, number)
+        _take(network, load_file(path))
+    except (
+        *(TypeError, ValueError, RuntimeError, ArithmeticError, AssertionError),
+        *(SafetensorError, OSError),
+    ) as error:
+        (reason, *_) = str(error).splitlines() or [type(error).__name__]
+        raise CheckpointError(
+            f"{path}: holds no network of this program: {printable(reason[:200])}"
+            f"{_other_version(metadata)}"
+        ) from error
     return network.eval()
 
 
@@ -96,9 +129,17 @@ def read_notes(path: str | PathLike[str]) -> dict[str, str]:
         raise CheckpointError(f"{path}: no such file.")
     try:
         with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
+            notes = dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
+        if _is_pickle(Path(path)):
+            raise CheckpointError(
+                f"{path}: a file of torch.save, which can hold programs; it was not read. Networks "
+                "come as .safetensors; `tripq train` writes one beside its folder of checkpoints."
+            ) from error
         raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from error
+    if (length := sum(map(len, (*notes, *notes.values())))) > MAX_NOTES:
+        raise CheckpointError(f"{path}: {length:,} characters of notes; at most {MAX_NOTES:,}.")
+    return notes
 
 
 def _in_order(content: bytes) -> bytes:
@@ -115,7 +156,84 @@ def _in_order(content: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + content[start:]
 
 
-def _build(name: str, arguments: dict[str, Any]) -> nn.Module:
+def _is_pickle(path: Path) -> bool:
+    """Whether a file begins as those of torch.save do, new ones and old ones."""
+    try:
+        with path.open("rb") as file:
+            return file.read(2) in (b"PK", b"\x80\x02")
+    except OSError:
+        return False
+
+
+def _check_arguments(name: str, arguments: Any) -> dict[str, Any]:
+    """The arguments of a network, if they are of its types and of possible sizes."""
     if name not in NETWORKS:
         raise ValueError(f"the network {name!r} is unknown.")
-    return NETWORKS[name](**arguments)
+    if not isinstance(arguments, dict):
+        raise ValueError(f"the arguments are {arguments!r}")
+    known = inspect.signature(NETWORKS[name]).parameters
+    for key, value in arguments.items():
+        if key not in known:
+            raise ValueError(f"{name} has no argument {key!r}")
+        shown = repr(value)
+        if len(shown) > MAX_ARGUMENT or not _is_like(value, known[key].default):
+            raise ValueError(f"the argument {key} is {shown[:50]}")
+    if not 0 <= arguments.get("n_p_layers", 0) <= MAX_LAYERS:
+        raise ValueError(f"n_p_layers is {arguments['n_p_layers']}")
+    return arguments
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether a value has the type of the default; without one, that of a count."""
+    if isinstance(default, tuple):
+        return isinstance(value, list) and all(_is_like(item, 0) for item in value)
+    if isinstance(default, bool | str):
+        return type(value) is type(default)
+    if isinstance(default, float):
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is int
+
+
+def _build(name: str, arguments: Mapping[str, Any], number: int) -> nn.Module:
+    """A network with so many weights and no values, or a `ValueError` before it takes memory."""
+    for key, value in arguments.items():
+        if key.endswith("_features"):
+            irreps = o3.Irreps(value)
+            if irreps.num_irreps > number:
+                raise ValueError(f"{key} = {value}: more features than there are weights")
+            if irreps.lmax > MAX_ORDER:
+                raise ValueError(f"{key} = {value}: orders go up to {MAX_ORDER}")
+    if NETWORKS[name] is ConvSegmenter:
+        with torch.device("meta"):
+            return ConvSegmenter(**arguments)
+    with weights_at_most(number):
+        return NETWORKS[name](**arguments)
+
+
+def _take(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a network the tensors of a file, which must be exactly those that it needs."""
+    needed = network.state_dict()
+    if missing := sorted({*needed} - {*tensors}):
+        raise ValueError(f"the tensor {missing[0]} is missing")
+    if others := sorted({*tensors} - {*needed}):
+        raise ValueError(f"the tensor {others[0]} belongs to something else")
+    for key, tensor in tensors.items():
+        wanted = needed[key]
+        if (tensor.shape, tensor.dtype) != (wanted.shape, wanted.dtype):
+            raise ValueError(
+                f"the tensor {key} is {tuple(tensor.shape)} of {tensor.dtype}, not "
+                f"{tuple(wanted.shape)} of {wanted.dtype}"
+            )
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"the tensor {key} holds values that are no numbers")
+    if next(network.parameters()).is_meta:
+        network.to_empty(device="cpu")
+    network.load_state_dict(tensors)
+
+
+def _other_version(notes: Mapping[str, str]) -> str:
+    """Where a file comes from another version of this program, that is the likely reason."""
+    written = notes.get(_VERSION, __version__)
+    if written == __version__:
+        return ""
+    return f" (written by tripq {printable(written[:20])}; this is {__version__})"

@@ -6,11 +6,30 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
+
+if sys.platform != "win32":
+    import fcntl
+
+_STAGE = ".tripq-"  # prefix of the hidden folders of `staged`
+
+
+def printable(text: str) -> str:
+    r"""Text on one line, with all that could steer a terminal or break a table spelled out.
+
+    Names of files and notes of checkpoints come from others.
+
+    >>> print(printable("sub-01\n\x1b[2J"))
+    sub-01\n\x1b[2J
+    """
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -22,24 +41,51 @@ def write_bytes(path: Path, content: bytes) -> None:
         An existing file is replaced; a missing folder is made.
     content : bytes
         Of the whole file.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; it names the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.write_bytes(content)
         os.replace(part, path)
+    except OSError as error:
+        raise _naming(error, path) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text as UTF-8 by `write_bytes`."""
-    write_bytes(path, text.encode())
+    """Write text as UTF-8 by `write_bytes`; bytes of names that are no text are spelled out."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON by `write_text`."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read JSON that holds names and values.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    ValueError
+        If it holds anything else; the message names the file.
+    """
+    try:
+        content = json.loads(path.read_bytes().decode())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: no JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: no JSON with names and values.")
+    return content
 
 
 @contextmanager
@@ -60,17 +106,19 @@ def staged(folder: Path, last: str) -> Iterator[Path]:
     Raises
     ------
     OSError
-        If nothing can be written there.
+        If nothing can be written there; it names the file or the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    part = Path(mkdtemp(prefix=".tripq-", dir=folder))
-    try:
+    _remove_abandoned(folder)
+    with _hidden_folder(folder) as part:
         yield part
         (folder / last).unlink(missing_ok=True)
         for file in sorted(part.iterdir(), key=lambda file: file.name == last):
-            os.replace(file, folder / file.name)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+            target = folder / file.name
+            try:
+                os.replace(file, target)
+            except OSError as error:
+                raise _naming(error, target) from error
 
 
 def sha256(path: Path) -> str:
@@ -86,3 +134,57 @@ def sha256(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
         return digest.hexdigest()
+
+
+def _naming(error: OSError, path: Path) -> OSError:
+    """The same error about another file: that which the user knows."""
+    return OSError(error.errno, error.strerror or str(error), str(path))
+
+
+@contextmanager
+def _hidden_folder(folder: Path) -> Iterator[Path]:
+    """A new folder that goes at the end; while it is locked, `_remove_abandoned` leaves it."""
+    try:
+        part = Path(mkdtemp(prefix=_STAGE, dir=folder))
+    except OSError as error:
+        raise _naming(error, folder) from error
+    try:
+        with _locked(part):
+            yield part
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what a process left that was killed: the system has taken its lock back."""
+    for part in folder.glob(f"{_STAGE}*"):
+        with suppress(OSError), _locked(part, wait=False) as sure:
+            # one without a file may have been made this moment, and not be locked yet
+            if sure and any(part.iterdir()):
+                shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Lock a folder; whether that was done, which some file systems cannot.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process has locked it, and not to `wait` was asked.
+    """
+    if sys.platform == "win32":
+        yield False
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 
 import numpy as np
@@ -19,6 +21,26 @@ from tripq.recoupling import Recoupling, clebsch_gordan
 
 #: Voxel size (mm) of an ordinary diffusion scan, for the scale of the first weights only.
 TYPICAL_VOXEL_MM = 2.0
+
+_weights_left: ContextVar[float] = ContextVar("_weights_left", default=math.inf)
+
+
+@contextmanager
+def weights_at_most(number: int) -> Iterator[None]:
+    """Refuse, inside, to make filters that have more weights than this together.
+
+    For networks whose sizes a stranger names: nothing is allocated before it is refused.
+
+    Raises
+    ------
+    ValueError
+        Where there would be more.
+    """
+    token = _weights_left.set(number)
+    try:
+        yield
+    finally:
+        _weights_left.reset(token)
 
 
 class PQFilter(nn.Module):
@@ -73,8 +95,14 @@ class PQFilter(nn.Module):
         self.unit_directions = unit_directions
         self.antipodal = antipodal
         self.radial = (phi_p.number, phi_q_out.number, phi_q_in.number)
+        number = sum(self._numel(path) for path in paths)
+        if number > _weights_left.get():
+            raise ValueError(
+                f"a filter needs {number:,} weights, and only {_weights_left.get():,} are left"
+            )
+        _weights_left.set(_weights_left.get() - number)
         self.recoupling = Recoupling.build(paths, channels_in, channels_out, self.radial)
-        self.weight = nn.Parameter(torch.empty(sum(self._numel(path) for path in paths)))
+        self.weight = nn.Parameter(torch.empty(number))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

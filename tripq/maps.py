@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from tripq.bids import BIDSError, BIDSMissingError, BIDSScan
 from tripq.dwi import DWIError
 from tripq.dwi.nifti import open_nifti, read_mask, read_volumes
 from tripq.evaluation import LesionCounts, Scores, score
+from tripq.files import printable, read_json
 from tripq.report import EvaluatedSubject
 
 POOLED = "all"
@@ -158,7 +158,9 @@ def scan_name(found: BIDSScan) -> str:
     'sub-01_ses-a'
     """
     entities = found.name.entities.items()
-    return "_".join(f"{key}-{label}" for key, label in entities if key not in ("space", "label"))
+    return printable(
+        "_".join(f"{key}-{label}" for key, label in entities if key not in ("space", "label"))
+    )
 
 
 def read_map(files: MapFiles) -> LesionMap:
@@ -217,8 +219,8 @@ def read_threshold(probability: Path) -> float:
     if not path.is_file():
         raise BIDSError(f"{probability}: no {path.name} with its threshold: give --threshold.")
     try:
-        threshold = json.loads(path.read_text(encoding="utf-8"))["Threshold"]
-    except (ValueError, LookupError, TypeError):
+        threshold = read_json(path)["Threshold"]
+    except (ValueError, LookupError):
         raise BIDSError(f"{path}: tells no Threshold: give --threshold.") from None
     number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
     if not number or not 0 <= threshold <= 1:

@@ -11,6 +11,10 @@ from scipy.spatial import KDTree
 #: rounding, a rotated copy of a scan would have other edges.
 RELATIVE_TIE = 1e-5
 
+#: Offsets that are looked at for one radius: 50 voxels to each side.  A radius that reaches further
+#: is in another unit than the voxels, or one of them is broken.
+MAX_OFFSETS = 10**6
+
 
 def closer_than(lengths: NDArray[np.float64], radius: float) -> NDArray[np.bool_]:
     """Whether each length is below `radius`; ties are not, a length of 0 always is.
@@ -38,6 +42,11 @@ def grid_offsets(linear: NDArray[np.float64], radius: float) -> NDArray[np.int64
     ndarray of shape (T, 3)
         In lexicographic order; (0, 0, 0) is always among them.
 
+    Raises
+    ------
+    ValueError
+        If there would be more than about `MAX_OFFSETS`.
+
     Examples
     --------
     >>> len(grid_offsets(np.diag([2.0, 2.0, 2.0]), 3.5))
@@ -46,7 +55,12 @@ def grid_offsets(linear: NDArray[np.float64], radius: float) -> NDArray[np.int64
     1
     """
     # |d_i| = |row_i(A^-1) A d| <= |row_i(A^-1)| |A d|
-    reach = np.floor(np.linalg.norm(np.linalg.inv(linear), axis=1) * radius).astype(int)
+    furthest = np.floor(np.linalg.norm(np.linalg.inv(linear), axis=1) * radius)
+    if not np.prod(2 * furthest + 1) <= MAX_OFFSETS:
+        raise ValueError(
+            f"a radius of {radius:g} mm reaches {furthest.max():g} voxels far: too many neighbours"
+        )
+    reach = furthest.astype(int)
     ranges = [np.arange(-r, r + 1) for r in reach]
     candidates = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, 3)
     lengths = np.linalg.norm(candidates @ linear.T, axis=1)

@@ -103,6 +103,37 @@ def resample(dwi: DWI, voxel_size: float) -> DWI:
     )
 
 
+def bytes_to_resample(dwi: DWI, voxel_size: float) -> float:
+    """About what the result of `resample` takes, with a volume and the weights of the longest axis.
+
+    Parameters
+    ----------
+    dwi : DWI
+        The scan.
+    voxel_size : float
+        Edge of the new voxels in mm.
+
+    Examples
+    --------
+    >>> mask = np.ones((4, 4, 4), dtype=bool)
+    >>> dwi = DWI(
+    ...     signal=np.ones((64, 2), dtype=np.float32),
+    ...     b_values=np.array([0.0, 1000.0]),
+    ...     q=np.array([[0.0, 0, 0], [1, 0, 0]]),
+    ...     mask=mask,
+    ...     affine=np.diag([2.0, 2.0, 2.0, 1.0]),
+    ...     b0=np.ones(64, dtype=np.float32),
+    ... )
+    >>> f"{bytes_to_resample(dwi, 2e-3):.1e}"
+    '7.7e+11'
+    """
+    new = np.maximum(np.array(dwi.mask.shape) * dwi.voxel_size / voxel_size, 1)
+    grid = float(np.prod(new))
+    voxels = grid * np.count_nonzero(dwi.mask) / dwi.mask.size
+    weights = float((new * dwi.mask.shape).max())
+    return 4 * (voxels * dwi.signal.shape[1] + grid) + 8 * weights
+
+
 def map_back(probability: ArrayLike, from_dwi: DWI, to_dwi: DWI) -> NDArray[np.float32]:
     """Bring a map from a resampled scan to the scan that it was made of.
 

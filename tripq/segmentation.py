@@ -25,10 +25,11 @@ from torch import nn
 
 from tripq.checkpoint import CheckpointError, load_network, read_notes
 from tripq.dwi import DWI, DWIError
+from tripq.dwi.nifti import VOXEL_EDGES
 from tripq.files import sha256
 from tripq.inference import receptive_field, segment
 from tripq.layer import PQTensorFieldLayer
-from tripq.resampling import map_back, resample
+from tripq.resampling import bytes_to_resample, map_back, resample
 
 VOXEL_TOLERANCE = 0.05
 """Voxels may differ from those of the training by this share: the sum over neighbours grows with
@@ -48,6 +49,9 @@ _LIVE_TENSORS = 8
 
 Measured on the CPU with blocks of 14,000 to 110,000 voxels of 33 to 97 samples: 3 to 4 for
 `LesionSegmenter`, 4 to 7 for `PaperSegmenter`."""
+
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+"""In messages of torch's `RuntimeError`: on Linux, on Windows, of CUDA and of its libraries."""
 
 _LEAST_WIDTH = 4
 """Voxels along an axis that a block has at least, without its halo."""
@@ -128,8 +132,11 @@ def load_model(path: str | PathLike[str]) -> Model:
     voxel_size = _number(notes, "voxel_size_mm", file)
     if threshold is not None and not 0 <= threshold <= 1:
         raise CheckpointError(f"{file}: its threshold is {threshold}, not from 0 to 1.")
-    if voxel_size is not None and not 0 < voxel_size < np.inf:
-        raise CheckpointError(f"{file}: its voxel size is {voxel_size} mm, not above 0.")
+    shortest, longest = VOXEL_EDGES
+    if voxel_size is not None and not shortest <= voxel_size <= longest:
+        raise CheckpointError(
+            f"{file}: its voxel size is {voxel_size} mm, not from {shortest:g} to {longest:g}."
+        )
     return Model(
         path=file,
         sha256=sha256(file),
@@ -251,14 +258,20 @@ def segment_scan(
     notes = [*dwi.notes, *_cautions(model, dwi)]
     suited = dwi
     if model.voxel_size is not None and not fits(dwi, model.voxel_size):
+        _check_resampling(dwi, model.voxel_size, memory)
         suited = resample(dwi, model.voxel_size)
         notes.append(
             suited.notes[-1].rstrip(".")
             + ", the size that the network was trained on; the map was brought back."
         )
     held = 0 if suited is dwi else dwi.signal.nbytes
+    try:
+        least = least_voxels(model.network, suited)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{model.path}: not for {dwi.path or 'this scan'}: {error}."
+        ) from error
     max_voxels = min(voxels_within(memory, model.network, suited, held), len(suited.b0))
-    least = least_voxels(model.network, suited)
     network = model.network.to(device)
     while True:
         try:
@@ -272,14 +285,33 @@ def segment_scan(
             if not _is_out_of_memory(error):
                 raise
         if max_voxels <= least:
-            raise MemoryError(f"{dwi.path or 'scan'}: out of memory with {max_voxels} voxels.")
+            raise MemoryError(
+                f"{dwi.path or 'scan'}: out of memory even with blocks of {max_voxels} voxels, the "
+                "smallest that make sense."
+            )
         max_voxels = max(max_voxels // 2, least)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         notes.append(f"Out of memory: tried again with blocks of {max_voxels} voxels.")
     if suited is not dwi:
         values = map_back(values, suited, dwi)
+    if not np.isfinite(values).all():
+        raise DWIError(
+            f"{dwi.path or 'scan'}: {np.count_nonzero(~np.isfinite(values))} of the probabilities "
+            f"that {model.path} gives are no numbers. Are the intensities extreme?"
+        )
     return Segmentation(dwi, values, tuple(notes))
+
+
+def _check_resampling(dwi: DWI, voxel_size: float, memory: float) -> None:
+    """Refuse to resample a scan to a size that cannot fit, before it takes all memory."""
+    need = _PROGRAM_BYTES + dwi.signal.nbytes + bytes_to_resample(dwi, voxel_size)
+    if need > memory:
+        old = " x ".join(f"{edge:.3g}" for edge in dwi.voxel_size)
+        raise DWIError(
+            f"{dwi.path or 'scan'}: {memory / 1e9:.2f} GB of memory are not enough to resample "
+            f"voxels of {old} mm to {voxel_size:g} mm; it takes more than {need / 1e9:,.2f} GB."
+        )
 
 
 def _cautions(model: Model, dwi: DWI) -> list[str]:
@@ -322,4 +354,4 @@ def _numbers(notes: Mapping[str, str], name: str, path: Path) -> tuple[float, ..
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether torch or numpy ran out of memory; on the CPU, torch has no class for that."""
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or "can't allocate memory" in str(error)
+    return known or any(words in str(error) for words in _NO_MEMORY)

@@ -93,3 +93,15 @@ def test_a_finished_run_writes_all_and_says_so(scan: Path, weights: Path, tmp_pa
     assert "lesion" in stdout
     for line in stdout.splitlines()[1:]:
         assert (tmp_path / line.strip()).is_file()
+
+
+def test_a_full_device_behind_stdout_is_one_line(weights: Path, tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "tripq", "info", weights],
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")

@@ -231,3 +231,76 @@ def test_a_scan_gives_the_same_map_as_by_itself(
         )
     )
     np.testing.assert_array_equal(first, second)
+
+
+HOSTILE = ("<script>alert(1)<", "x\n\x1b[2Jerror: y", "'\"&`$;|", "[red]", "\udcff", "..")
+
+
+def test_names_of_files_are_words_wherever_they_are_shown(
+    call: Call, weights: Path, out: Path, tmp_path: Path
+) -> None:
+    raw = tmp_path / "raw"
+    for label in HOSTILE:
+        write_scan(raw / f"sub-{label}" / "dwi" / f"sub-{label.replace('.', '')}_dwi.nii.gz")
+    log = tmp_path / "log.txt"
+    arguments = ("segment-bids", raw, out, "participant", "--weights", weights, "--log", log)
+    (raw / f"sub-{HOSTILE[1]}" / "dwi" / f"sub-{HOSTILE[1]}_dwi.bvec").write_text("no table")
+    done = call(*arguments)
+    assert done.status == 1
+    assert done.error.startswith("error: ")
+    table = (out / "summary.tsv").read_text(encoding="utf-8")
+    for text in (done.stdout, done.stderr, log.read_text(encoding="utf-8"), table):
+        assert "\x1b" not in text
+        assert not any(line.startswith("error: y") or "\r" in line for line in text.splitlines())
+    assert sorted(row["status"] for row in summary(out).values()) == ["done"] * 5 + ["failed"]
+    assert len(table.splitlines()) == 1 + len(HOSTILE)
+    for page in out.rglob("*.html"):
+        assert "<script>alert" not in page.read_text(encoding="utf-8")
+    assert {path.relative_to(out).parts[0] for path in out.rglob("*_probseg.json")} <= {
+        f"sub-{label}" for label in HOSTILE
+    }
+    again = call(*arguments)
+    assert again.status == 1
+    assert len(summary(out)) == len(HOSTILE)
+    assert [row["status"] for row in summary(out).values()].count("there already") == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        (f"{RESULTS[0]}_probseg.json", b"[" * 100_000, "(a sidecar that cannot be read)"),
+        (f"{RESULTS[0]}_probseg.json", b"[1]", "(a sidecar that cannot be read)"),
+        ("summary.tsv", b"scan\n\xff\xfe", "summary.tsv: no table that tripq wrote"),
+        ("summary.tsv", b"scan\n" + b"x" * 200_000, "summary.tsv: no table that tripq wrote"),
+        ("dataset_description.json", b"\xff", "a dataset of something else"),
+    ],
+)
+def test_damaged_results_are_named(
+    name: str, content: bytes, reason: str, segment_all, out: Path
+) -> None:
+    only = ("--participant-label", "01")
+    segment_all(*only)
+    (out / name).write_bytes(content)
+    done = segment_all(*only)
+    assert done.status == 1
+    assert reason in done.error
+    assert (out / name).read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("LesionCount", value) for value in ("many", -1, None, [1], float("inf"))),
+        *(("LesionVolumeMillilitres", value) for value in ("much", float("nan"), float("inf"))),
+    ],
+)
+def test_a_sidecar_that_does_not_tell_the_lesions_is_named(
+    key: str, value: object, segment_all, out: Path
+) -> None:
+    only = ("--participant-label", "01")
+    segment_all(*only)
+    sidecar = out / f"{RESULTS[0]}_probseg.json"
+    sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), key: value}))
+    done = segment_all(*only)
+    assert done.status == 1
+    assert done.error.endswith("json: does not tell the lesions; --overwrite replaces it.")

@@ -76,3 +76,45 @@ def test_a_session_leaves_no_handler_behind() -> None:
     with session(quiet=True, verbose=False, log_file=None):
         assert len(logging.getLogger("tripq").handlers) == len(before) + 1
     assert logging.getLogger("tripq").handlers == before
+
+
+def test_a_full_log_file_is_told_once_and_the_work_goes_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with session(quiet=False, verbose=False, log_file=Path("/dev/full")) as screen:
+        logging.getLogger("tripq").info("working")
+        screen.show("done")
+    out, err = capsys.readouterr()
+    assert out == "done\n"
+    assert err.splitlines() == [
+        "caution: /dev/full: cannot be written: [Errno 28] No space left on device",
+        "working",
+    ]
+
+
+HOSTILE = "sub-\x1b[2J\nerror: all is lost\r\udcff"
+
+
+def test_words_of_others_stay_on_one_line_and_steer_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log.txt"
+    with session(quiet=False, verbose=False, log_file=log) as screen:
+        logging.getLogger("tripq").info("%s", HOSTILE)
+        screen.show(HOSTILE)
+    shown = "sub-\\x1b[2J\\nerror: all is lost\\r\\udcff"
+    assert capsys.readouterr() == (f"{shown}\n", f"{shown}\n")
+    assert log.read_text(encoding="utf-8").splitlines()[-1].endswith(f"INFO {shown}")
+    code, err = end(ValueError(HOSTILE), capsys, log_file=log)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "\x1b" not in err + log.read_text(encoding="utf-8")
+
+
+def test_a_bar_takes_any_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a terminal: elsewhere there are no bars."""
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    with session(quiet=False, verbose=False, log_file=None) as screen:
+        for name in ("[/red]", "[red]x", HOSTILE):
+            with screen.bar(f"reading {name}", "voxels") as report:
+                report(1, 2)
+                screen.progress.refresh()

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.trust.bounds import bounded
 from tripq.dwi import DWIError
 from tripq.dwi.gradients import (
+    MAX_TABLE_BYTES,
     UNIT_TOLERANCE,
     find_b0,
     read_bval,
@@ -166,3 +170,25 @@ def test_directions_that_are_missing_name_the_volumes(rubbish):
     table[[1, 3]] = rubbish
     with pytest.raises(DWIError, match=r"volumes 1, 3 .* b = 1000 s/mm2 but no direction"):
         unit_directions(table, B_VALUES, B0)
+
+
+@pytest.mark.parametrize("read", [read_bval, read_bvec, read_mrtrix])
+def test_what_is_no_file_is_not_read(tmp_path, read):
+    """A pipe would be waited for, and a device has no end."""
+    os.mkfifo(tmp_path / "pipe.bval")
+    (tmp_path / "zero.bval").symlink_to("/dev/zero")
+    (tmp_path / "folder.bval").mkdir()
+    for name in ("pipe", "zero", "folder"):
+        with bounded(5, 10), pytest.raises(DWIError, match=rf"{name}\.bval: not a file"):
+            read(tmp_path / f"{name}.bval")
+
+
+def test_tables_are_short(text_file):
+    path = text_file("1 " * (MAX_TABLE_BYTES // 2) + "1")
+    with bounded(10, 30), pytest.raises(DWIError, match=r"table\.txt: too large"):
+        read_bval(path)
+
+
+def test_the_message_about_ragged_rows_is_short(text_file):
+    with pytest.raises(DWIError, match=r"rows differ in length: 1, 1, 1, 1, \.\.\.\.$"):
+        read_bvec(text_file("1\n" * 1000 + "1 2"))

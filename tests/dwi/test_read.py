@@ -2,16 +2,15 @@ from __future__ import annotations
 
 import gzip
 import re
+import struct
 import tracemalloc
-from contextlib import suppress
 from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
+from tests.trust.bounds import bounded
 from tripq.dwi import DWIError, read_dwi
 
 WEIGHTED = [0, 2, 3, 5, 6]  # volumes of the made-up scan that are not b0
@@ -437,19 +436,86 @@ def test_masks_of_another_grid(scan, tmp_path):
     refuses(r"mask: the mask is empty", path, mask=np.zeros((4, 3, 2)))
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    damage=st.lists(st.tuples(st.integers(0, 351), st.integers(0, 255)), min_size=1, max_size=4),
-    packed=st.booleans(),
-)
-def test_any_damage_to_a_header_is_read_or_refused(scan, tmp_path, damage, packed):
-    """Whatever stands in the header, nothing but a `DWIError` comes out, and nothing explodes."""
-    path = scan.write(tmp_path, name="dwi.nii", image_class=nib.Nifti1Image)
-    content = bytearray(path.read_bytes())
-    for position, value in damage:
-        content[position] = value
-    if packed:
-        path = tmp_path / "dwi.nii.gz"
+def patched(path, field, value):
+    """Write another value into a field of the header of a NIfTI-1 file, packed or not."""
+    packed = path.suffix == ".gz"
+    content = bytearray(gzip.decompress(path.read_bytes()) if packed else path.read_bytes())
+    header = np.ndarray((), nib.Nifti1Header.template_dtype, content[:348])
+    header[field] = value
+    content[:348] = header.tobytes()
     path.write_bytes(gzip.compress(content) if packed else content)
-    with suppress(DWIError):
-        assert np.isfinite(read_dwi(path).signal).all()
+
+
+@pytest.mark.parametrize("name", ["dwi.nii", "dwi.nii.gz"])
+@pytest.mark.parametrize("offset", [0, -16, 347, 2**27, np.nan, np.inf])
+def test_intensities_begin_behind_the_header_and_not_far(scan, tmp_path, name, offset):
+    """An offset of 0 would make intensities of the header; extensions are read as a whole."""
+    path = scan.write(tmp_path, name=name, image_class=nib.Nifti1Image)
+    patched(path, "vox_offset", offset)
+    refuses(rf"{re.escape(name)}: the header is wrong: intensities cannot begin at byte", path)
+
+
+def test_packed_extensions_are_not_unpacked_without_limit(scan, tmp_path):
+    path = scan.write(tmp_path, image_class=nib.Nifti1Image)
+    patched(path, "vox_offset", 2**29)
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[348:360] = struct.pack("<4sii", b"\1\0\0\0", 2**29 - 352, 6)
+    with gzip.open(path, "wb") as file:
+        file.write(content)
+        for _ in range(100):
+            file.write(bytes(2**20))
+    with bounded(10, 30):
+        refuses("intensities cannot begin at byte", path)
+
+
+def test_what_is_packed_behind_the_image_is_not_unpacked_without_limit(scan, tmp_path):
+    path = scan.write(tmp_path)
+    content = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(content + bytes(2**20)))
+    assert len(read_dwi(path).b0) == 24
+    with gzip.open(path, "wb") as file:
+        file.write(content)
+        for _ in range(200):
+            file.write(bytes(2**20))
+    with bounded(10, 30):
+        refuses(r"dwi\.nii\.gz: holds much more than the \(4, 3, 2, 7\) values", path)
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "reason"), [(1e-9, "takes 0.0 GB of memory to read"), (0.02, "takes 0.1 GB")]
+)
+def test_what_does_not_fit_into_memory_is_refused(
+    make_scan, tmp_path, monkeypatch, gigabytes, reason
+):
+    """A file of zeros is a thousandth of them: this one has 250 kB, and would take 112 MB."""
+    path = make_scan().write(tmp_path, image_class=nib.Nifti1Image)
+    image = nib.Nifti1Image(np.zeros((126, 126, 126, 7), np.uint8), np.diag([2.0, 2, 2, 1]))
+    image.to_filename(path)
+    monkeypatch.setattr("tripq.dwi.nifti._physical_memory", lambda: 1e9 * gigabytes)
+    with bounded(20, 30):
+        refuses(rf"dwi\.nii\.gz: {reason}.* and this computer has", path)
+
+
+@pytest.mark.parametrize("edges", [(1e30, 2, 2), (2, 2, 1e-30), (0.002, 0.002, 0.002)])
+def test_voxels_that_no_scan_has(make_scan, tmp_path, edges):
+    path = make_scan(affine=np.diag([*edges, 1.0])).write(tmp_path)
+    refuses(r"dwi\.nii\.gz: the header gives voxels of .* mm wide. Are they in another unit", path)
+
+
+def test_scans_are_not_at_the_end_of_the_world(make_scan, tmp_path):
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    affine[1, 3] = 1e7
+    path = make_scan(affine=affine).write(tmp_path)
+    refuses(r"dwi\.nii\.gz: the header puts the first voxel at \[0.0, 10000000.0, 0.0\] mm", path)
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Pair, nib.AnalyzeImage, nib.MGHImage])
+def test_images_of_other_kinds_are_not_even_opened(scan, tmp_path, kind):
+    path = scan.write(tmp_path, name="dwi.nii")
+    image = kind(scan.data[..., 0].astype(np.int16), np.diag([2.0, 2, 2, 1]))
+    names = image.filespec_to_file_map(
+        tmp_path / "other.mgz" if kind is nib.MGHImage else tmp_path / "other.img"
+    )
+    image.to_filename(names["image"].filename)
+    (tmp_path / names.get("header", names["image"]).filename).rename(path)
+    refuses(r"dwi\.nii: (cannot be read as NIfTI|the header is wrong)", path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,7 +21,7 @@ from tripq.commands.session import Session, log
 from tripq.dwi import DWI, DWIError, Frame, read_dwi, write_map
 from tripq.dwi.coherence import fibre_coherence
 from tripq.dwi.read import find_table
-from tripq.files import sha256, staged, write_json
+from tripq.files import read_json, sha256, staged, write_json
 from tripq.lesions import find_lesions
 from tripq.rank import Rank
 from tripq.report import write_subject_report
@@ -179,6 +178,21 @@ def segment_files(
     sources : sequence of str, optional
         The BIDS URIs of the files.
     """
+    try:
+        return _segment_files(files, results, settings, screen, sources)
+    except MemoryError as error:
+        if str(files.scan) in str(error):
+            raise
+        raise MemoryError(f"{files.scan}: out of memory: {error}.") from error
+
+
+def _segment_files(
+    files: ScanFiles,
+    results: ResultFiles,
+    settings: Settings,
+    screen: Session,
+    sources: Sequence[str],
+) -> Lesions:
     start = perf_counter()
     dwi = read_brain(files, settings.frame, screen)
     table = find_table(files.scan, files.bval, files.bvec, settings.frame)
@@ -217,7 +231,7 @@ def segment_files(
 def made_otherwise(results: ResultFiles, settings: Settings) -> list[str]:
     """Which of the settings finished results were made with differ from those that are wanted."""
     try:
-        about = json.loads(results.sidecar.read_text(encoding="utf-8"))
+        about = read_json(results.sidecar)
     except ValueError:
         return ["a sidecar that cannot be read"]
     return [name for name, value in settings.lasting.items() if about.get(name) != value]

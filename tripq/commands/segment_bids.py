@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
-import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from tripq.commands.paths import ResultFiles, ScanFiles
 from tripq.commands.session import FAILED, Session, explain, session
 from tripq.commands.session import log as messages
 from tripq.dwi.gradients import has_only_b0
-from tripq.files import write_json, write_text
+from tripq.files import printable, read_json, write_json, write_text
 from tripq.rank import Rank
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def spread_labels(arguments: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Row:
-    """One scan in the summary; the fields are the columns."""
+    """One scan in the summary; the fields are the columns, of printable text."""
 
     participant_id: str
     session_id: str
@@ -128,8 +129,8 @@ def segment_bids(
     """Lesion maps of all diffusion scans of a BIDS dataset.
 
     Call it again to go on where it stopped: finished scans are left alone.  A scan that cannot be
-    used is reported and the others are not held up.  summary.tsv lists all of them, and report.html
-    shows those of this call.  The exit status is 1 if any failed.
+    used is reported and the others are not held up; a full disk ends it.  summary.tsv lists all of
+    them, and report.html shows those of this call.  The exit status is 1 if any failed.
 
     For example:
 
@@ -185,9 +186,9 @@ def _segment_one(
     from tripq.commands.lesions import made_otherwise, segment_files
 
     row = Row(
-        participant_id=f"sub-{scan.subject}",
-        session_id=f"ses-{scan.session}" if scan.session else "n/a",
-        scan=scan.relative.as_posix(),
+        participant_id=printable(f"sub-{scan.subject}"),
+        session_id=printable(f"ses-{scan.session}") if scan.session else "n/a",
+        scan=printable(scan.relative.as_posix()),
         status="done",
     )
     results = ResultFiles.named(lambda *name: out_dir / scan.result(*name))
@@ -211,8 +212,10 @@ def _segment_one(
         ]
         found = segment_files(files, results, settings, screen, sources)
     except Exception as error:
+        if _is_full(error):
+            raise  # the others could not be written, either
         # one scan must not stop the others, whatever is the matter with it
-        reason = explain(error)
+        reason = printable(explain(error))
         messages.error(reason)
         messages.debug("where it happened:", exc_info=True)
         return replace(row, status="failed", reason=reason)
@@ -222,6 +225,15 @@ def _segment_one(
         volume_ml=f"{found.volume_ml:.4f}",
         seconds=f"{found.seconds:.1f}",
     )
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one behind it, is that the disk is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _find_files(scan: BIDSScan, masks: Path | None) -> ScanFiles | None:
@@ -235,11 +247,14 @@ def _find_files(scan: BIDSScan, masks: Path | None) -> ScanFiles | None:
 
 def _numbers(results: ResultFiles) -> dict[str, str]:
     """What the summary says about a scan that is there already."""
-    about = json.loads(results.sidecar.read_text(encoding="utf-8"))
-    return {
-        "lesions": str(about["LesionCount"]),
-        "volume_ml": f"{about['LesionVolumeMillilitres']:.4f}",
-    }
+    about = read_json(results.sidecar)
+    try:
+        count, volume = int(about["LesionCount"]), float(about["LesionVolumeMillilitres"])
+    except (LookupError, TypeError, ValueError, OverflowError):
+        count, volume = -1, math.nan
+    if count < 0 or not 0 <= volume < math.inf:
+        raise BIDSError(f"{results.sidecar}: does not tell the lesions; --overwrite replaces it.")
+    return {"lesions": str(count), "volume_ml": f"{volume:.4f}"}
 
 
 def _describe(out_dir: Path, bids_dir: Path) -> None:
@@ -247,7 +262,7 @@ def _describe(out_dir: Path, bids_dir: Path) -> None:
     path = out_dir / "dataset_description.json"
     if path.is_file():
         try:
-            made_by = json.loads(path.read_text(encoding="utf-8"))["GeneratedBy"][0]["Name"]
+            made_by = read_json(path)["GeneratedBy"][0]["Name"]
         except (ValueError, LookupError, TypeError):
             made_by = "something else"
         if made_by != "tripq":
@@ -270,9 +285,12 @@ def _write_summary(path: Path, rows: Sequence[Row]) -> None:
     columns = [column.name for column in fields(Row)]
     table = {}
     if path.is_file():
-        with path.open(encoding="utf-8", newline="") as file:
-            earlier = csv.DictReader(file, delimiter="\t")
-            table = {row["scan"]: row for row in earlier if list(row) == columns}
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                earlier = csv.DictReader(file, delimiter="\t")
+                table = {row["scan"]: row for row in earlier if list(row) == columns}
+        except (ValueError, csv.Error) as error:
+            raise BIDSError(f"{path}: no table that tripq wrote: {error}: remove it.") from error
     table |= {row.scan: asdict(row) for row in rows}
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, delimiter="\t", lineterminator="\n")

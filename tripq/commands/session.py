@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from tripq.files import printable
 from tripq.rank import Rank
 
 log = logging.getLogger("tripq")
@@ -53,7 +55,7 @@ class Session:
     @contextmanager
     def meter(self, name: str) -> Iterator[Callable[[float, str], None]]:
         """Show a bar; call what is yielded with the share that is done and a word on it."""
-        task = self.progress.add_task(name, total=None, detail="")
+        task = self.progress.add_task(printable(name), total=None, detail="")
 
         def update(share: float, detail: str) -> None:
             self.progress.update(task, completed=share, total=1.0, detail=detail)
@@ -64,11 +66,11 @@ class Session:
             self.progress.remove_task(task)
 
     def show(self, *lines: str | Table) -> None:
-        """Print what the user asked for; the bars end."""
+        """Print what the user asked for, each text on one line; the bars end."""
         if self.progress.live.is_started:
             self.progress.stop()
         for line in lines:
-            self.results.print(line, markup=False)
+            self.results.print(printable(line) if isinstance(line, str) else line, markup=False)
 
 
 @contextmanager
@@ -96,7 +98,7 @@ def session(*, quiet: bool, verbose: bool, log_file: Path | None) -> Iterator[Se
     who = "" if rank.count == 1 else f"process {rank.number + 1} of {rank.count}: "
     handlers: list[logging.Handler] = [_ConsoleHandler(console, level, who)]
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TimeElapsedColumn(),
         TextColumn("{task.fields[detail]}"),
@@ -108,6 +110,8 @@ def session(*, quiet: bool, verbose: bool, log_file: Path | None) -> Iterator[Se
     warnings = logging.getLogger("py.warnings")
     warnings.propagate = False
     warnings.addHandler(logging.NullHandler())
+    of_headers = logging.getLogger("nibabel.global")  # the same stands in its errors
+    of_headers.disabled = True
     log.setLevel(logging.DEBUG)
     try:
         if log_file is not None:
@@ -131,6 +135,7 @@ def session(*, quiet: bool, verbose: bool, log_file: Path | None) -> Iterator[Se
         raise typer.Exit(FAILED) from None
     finally:
         logging.captureWarnings(False)
+        of_headers.disabled = False
         for handler in handlers:
             log.removeHandler(handler)
             warnings.removeHandler(handler)
@@ -171,11 +176,23 @@ def need(*modules: str) -> None:
         raise ValueError(f"{', '.join(missing)} not installed: pip install 'tripq[ms]'.")
 
 
+class _Lines(logging.Formatter):
+    """Every message on one line: what stands in a file must not look like another message."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(map(printable, super().formatException(ei).splitlines()))
+
+
 class _ConsoleHandler(logging.Handler):
     """Lines on the screen, above the bars; no markup, as file names may hold brackets."""
 
     def __init__(self, console: Console, level: int, who: str) -> None:
         super().__init__(level)
+        self.setFormatter(_Lines())
         self._console = console
         self._who = who
 
@@ -184,8 +201,20 @@ class _ConsoleHandler(logging.Handler):
         self._console.print(text, markup=False)
 
 
+class _FileHandler(logging.FileHandler):
+    """Appends to a file; where it is full, that is said once, and the work goes on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        self.setLevel(logging.CRITICAL + 1)
+        log.warning("%s: cannot be written: %s", self.baseFilename, sys.exc_info()[1])
+
+    def close(self) -> None:
+        with suppress(OSError):  # what could not be written before cannot be now
+            super().close()
+
+
 def _log_file(path: Path, who: str) -> logging.Handler:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {who}%(message)s"))
+    handler = _FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(_Lines(f"%(asctime)s %(levelname)s {who}%(message)s"))
     return handler

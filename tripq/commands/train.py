@@ -18,7 +18,7 @@ from tripq import __version__
 from tripq.commands import options, ranks
 from tripq.commands.session import Session, need, session
 from tripq.commands.session import log as messages
-from tripq.files import sha256, staged, write_json
+from tripq.files import read_json, sha256, staged, write_json
 from tripq.rank import Rank
 
 if TYPE_CHECKING:
@@ -290,9 +290,9 @@ def _describe(data: Path) -> tuple[str, bool]:
     if not path.is_file():
         return data.resolve().name, False
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = read_json(path)
         return str(about.get("Name", data.resolve().name)), "Simulation" in about
-    except (ValueError, AttributeError):
+    except ValueError:
         messages.warning("%s: cannot be read.", path)
         return data.resolve().name, False
 

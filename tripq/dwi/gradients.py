@@ -28,6 +28,9 @@ DIPY's gradient tables allow the same.
 MAX_B_VALUE = 1e6
 """b-values above this, in s/mm2, must be in another unit; ex vivo scans reach 1e5."""
 
+MAX_TABLE_BYTES = 2**22
+"""Size of a file with a gradient table, at most: 30,000 volumes have half of it."""
+
 
 def has_only_b0(bval: Path) -> bool:
     """Whether a file of b-values is that of a scan without diffusion weighting.
@@ -188,7 +191,14 @@ def _spell(vector: NDArray[np.float64]) -> str:
 def _read_rows(path: Path) -> NDArray[np.float64]:
     """Rows of numbers, apart by spaces, tabs or commas; ``#`` begins a comment."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        # neither a device, which has no end, nor a pipe, which may have none
+        if path.exists() and not path.is_file():
+            raise DWIError("not a file.")
+        with path.open("rb") as file:
+            content = file.read(MAX_TABLE_BYTES + 1)
+        if len(content) > MAX_TABLE_BYTES:
+            raise DWIError("too large; a gradient table holds a few numbers for each volume.")
+        text = content.decode("utf-8-sig")
     except OSError as error:
         raise DWIError(f"cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
@@ -201,7 +211,8 @@ def _read_rows(path: Path) -> NDArray[np.float64]:
     if not rows:
         raise DWIError("the file holds no numbers.")
     if len({len(row) for row in rows}) > 1:
-        raise DWIError(f"its rows differ in length: {', '.join(str(len(row)) for row in rows)}.")
+        lengths = ", ".join(str(len(row)) for row in rows[:4]) + (", ..." if len(rows) > 4 else "")
+        raise DWIError(f"its rows differ in length: {lengths}.")
     return np.array(rows)
 
 

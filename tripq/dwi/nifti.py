@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import zlib
 from collections.abc import Iterator
 from math import prod
@@ -11,6 +13,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
@@ -24,14 +27,29 @@ SUFFIXES = (".nii.gz", ".nii")
 MAX_GZIP_RATIO = 1032
 """The deflate format packs no more than 1032 bytes into one (zlib technical details)."""
 
+MAX_HEADER_BYTES = 2**26
+"""Where the intensities of an image begin at the latest: headers and their extensions are read at
+once, and these can be compressed a thousandfold."""
+
+MAX_BYTES_BEHIND = 2**20
+"""What a file may hold behind the intensities, besides the checksum."""
+
+VOXEL_EDGES = (0.01, 100.0)
+"""Shortest and longest edge of a voxel in mm: from diffusion microscopy to single voxels."""
+
+MAX_PLACE = 1e5
+"""Largest distance of the first voxel from the origin of the world along an axis, in mm."""
+
 MASK_TOLERANCE = 0.1
 """Largest distance between corresponding voxel centres of scan and mask, in voxel edges.
 
 Rounding of orientations in headers stays far below; a mask of another grid goes far above.
 """
 
+_SCALED_BYTES = 8  # of an intensity, with its slope
 _METRE, _MICRON = 1, 3  # codes of the lower three bits of xyzt_units in the NIfTI-1 standard
 _BROKEN = (OSError, EOFError, zlib.error)
+_NO_NIFTI = (ImageFileError, HeaderDataError, WrapStructError, ValueError, ArithmeticError)
 
 
 def split_name(path: Path) -> tuple[str, str]:
@@ -58,18 +76,20 @@ def open_nifti(path: Path) -> nib.Nifti1Image:
     ------
     DWIError
         If the file is missing, not NIfTI, smaller than its header says, or holds complex numbers or
-        colours; if its affine cannot be used, or is not in millimetres.
+        colours; if a volume does not fit into memory; if its affine cannot be used, is not in
+        millimetres, or not that of a scan by `VOXEL_EDGES` and `MAX_PLACE`.
     """
     _, suffix = split_name(path)
     with about(path):
         if not path.is_file():
             raise DWIError("there is no such file.")
         try:
-            image = nib.load(path)
-        except (ImageFileError, HeaderDataError, WrapStructError, ValueError, *_BROKEN) as error:
+            # not nib.load, which knows other kinds of images, and programs to read them
+            image = _image_class(path).from_filename(path)
+        except DWIError:
+            raise
+        except (*_BROKEN, *_NO_NIFTI) as error:
             raise DWIError(f"cannot be read as NIfTI: {error}") from error
-        if not isinstance(image, nib.Nifti1Image):
-            raise DWIError(f"not a NIfTI file but a {type(image).__name__}.")
         proxy: Any = image.dataobj
         if proxy.dtype.kind not in "iuf":
             raise DWIError(f"holds {proxy.dtype} values; magnitudes are real numbers.")
@@ -81,7 +101,8 @@ def open_nifti(path: Path) -> nib.Nifti1Image:
                 f"truncated, or its header is wrong: an image of shape {proxy.shape} takes {need} "
                 f"bytes, and the file has {path.stat().st_size}."
             )
-        check_affine(image.affine)
+        check_memory(prod(proxy.shape[:3]) * (proxy.dtype.itemsize + _SCALED_BYTES))
+        _check_place(check_affine(image.affine))
         unit = int(image.header["xyzt_units"]) & 7
         if unit in (_METRE, _MICRON):
             raise DWIError(
@@ -89,6 +110,64 @@ def open_nifti(path: Path) -> nib.Nifti1Image:
                 "scale the affine to millimetres and set the unit to mm."
             )
         return image
+
+
+def _image_class(path: Path) -> type[nib.Nifti1Image]:
+    """The version of NIfTI that a file has, if its intensities begin shortly behind the header."""
+    with ImageOpener(str(path), "rb") as file:
+        start = file.read(nib.Nifti2Header.sizeof_hdr)
+    for image_class in (nib.Nifti1Image, nib.Nifti2Image):
+        header_class = image_class.header_class
+        if header_class.may_contain_header(start):
+            size = header_class.sizeof_hdr
+            offset = float(header_class(start[:size], check=False)["vox_offset"])
+            if not size <= offset <= MAX_HEADER_BYTES:
+                raise DWIError(
+                    f"the header is wrong: intensities cannot begin at byte {offset:g}, but only "
+                    f"from {size} to {MAX_HEADER_BYTES}."
+                )
+            return image_class
+    raise DWIError("cannot be read as NIfTI: it does not begin with such a header.")
+
+
+def _check_place(affine: NDArray[np.float64]) -> None:
+    """Make sure that an affine is one of a scan, of people or smaller."""
+    edges = nib.affines.voxel_sizes(affine)
+    shortest, longest = VOXEL_EDGES
+    if edges.min() < shortest or edges.max() > longest:
+        raise DWIError(
+            f"the header gives voxels of {' x '.join(f'{edge:.3g}' for edge in edges)} mm; they "
+            f"are from {shortest:g} to {longest:g} mm wide. Are they in another unit?"
+        )
+    if np.abs(affine[:3, 3]).max() > MAX_PLACE:
+        raise DWIError(
+            f"the header puts the first voxel at {affine[:3, 3].tolist()} mm, further than "
+            f"{MAX_PLACE:g} mm from the origin. Restore its sform or qform."
+        )
+
+
+def check_memory(need: float) -> None:
+    """Make sure that bytes that are to be taken are fewer than this computer has.
+
+    A file of zeros takes a thousandth of them.
+
+    Raises
+    ------
+    DWIError
+        If they are not.
+    """
+    if need > (there := _physical_memory()):
+        raise DWIError(
+            f"takes {need / 1e9:,.1f} GB of memory to read, and this computer has "
+            f"{there / 1e9:,.1f} GB. Is its header right? A mask of the brain makes it less."
+        )
+
+
+def _physical_memory() -> float:
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):  # not known on this system
+        return math.inf
 
 
 def read_volumes(image: nib.Nifti1Image, path: Path) -> Iterator[NDArray[Any]]:
@@ -118,8 +197,11 @@ def read_volumes(image: nib.Nifti1Image, path: Path) -> Iterator[NDArray[Any]]:
                         with np.errstate(over="ignore", invalid="ignore"):  # infinite, NaN
                             volume = volume * float(proxy.slope) + float(proxy.inter)
                     yield volume
-                while file.read(1 << 20):
-                    pass
+                if len(file.read(MAX_BYTES_BEHIND + 1)) > MAX_BYTES_BEHIND:
+                    raise DWIError(
+                        f"holds much more than the {proxy.shape} values of its header: one of them "
+                        "is wrong."
+                    )
         except _BROKEN as error:
             raise DWIError(f"truncated or damaged: {error}") from error
 

@@ -21,7 +21,7 @@ from tripq.dwi.gradients import (
     read_mrtrix,
     unit_directions,
 )
-from tripq.dwi.nifti import open_nifti, read_mask, read_volumes, split_name
+from tripq.dwi.nifti import check_memory, open_nifti, read_mask, read_volumes, split_name
 from tripq.dwi.scan import B_REFERENCE, DWI
 from tripq.dwi.shells import SHELL_TOLERANCE
 
@@ -100,6 +100,8 @@ def read_dwi(
     directions = np.concatenate([np.zeros((1, 3)), directions])
 
     candidates = _find_candidates(mask, image)
+    with about(scan):  # twice: volume by volume as they are read, and voxel by voxel
+        check_memory(2 * 4 * float(np.count_nonzero(candidates)) * len(b_values))
     signal, b0, kept, notes = _normalise(read_volumes(image, scan), candidates, b0_volumes)
     if not kept.any():
         raise DWIError(f"{scan}: no voxel can be used. {' '.join(notes)}")

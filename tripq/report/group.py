@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -67,7 +68,7 @@ class SubjectSummary:
     @property
     def link(self) -> str | None:
         """Address of the page, relative and quoted: it never names another place or a program."""
-        return None if self.page is None else f"./{quote(self.page.as_posix())}"
+        return None if self.page is None else f"./{quote(os.fsencode(self.page.as_posix()))}"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import pickle
 import signal
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -21,7 +22,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, WeightAv
 from torch import Tensor, nn
 
 from tripq.distributed import connected
-from tripq.files import write_text
+from tripq.files import read_json, write_text
 from tripq.rank import Rank
 from tripq.training.budget import Budget, BudgetCallback, Progress
 from tripq.training.patches import PatchDataModule
@@ -181,8 +182,9 @@ def train(
     Raises
     ------
     ValueError
-        If there is a `stopping` but no scan to validate on, or a `folder` but no `stopping`; if
-        several processes cannot divide the boxes of a batch evenly, or have no `folder` to share.
+        If there is a `stopping` but no scan to validate on, or a `folder` but no `stopping`; if a
+        file of the folder cannot be used; if several processes cannot divide the boxes of a batch
+        evenly, or have no `folder` to share.
     FloatingPointError
         If the loss is no number any more.
     """
@@ -235,6 +237,8 @@ def train(
             enable_progress_bar=False,
             default_root_dir=checkpoints,
         )
+        if goes_on:
+            _load(last)  # an error of its own, before Lightning meets it
         with _interruptible():
             trainer.fit(
                 module,
@@ -260,8 +264,39 @@ def train(
 
 
 def _take_best(module: SegmentationModule, folder: Path) -> None:
-    best = torch.load(folder / _BEST, map_location="cpu", weights_only=True)
-    module.load_state_dict(best["state_dict"])
+    best = _load(folder / _BEST)
+    try:
+        module.load_state_dict(best["state_dict"])
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise _unusable(folder / _BEST, "not of this network") from error
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """A checkpoint of Lightning: tensors, numbers and words; nothing else is unpickled.
+
+    Raises
+    ------
+    ValueError
+        If it is missing or damaged, or holds anything else.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise _unusable(path, "no such file") from error
+    except (
+        *(pickle.UnpicklingError, RuntimeError, OSError, EOFError),
+        *(ValueError, LookupError, TypeError, AttributeError),
+    ) as error:
+        raise _unusable(path, "damaged, or made by something else; it was not used") from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise _unusable(path, "no checkpoint of a training")
+    return content
+
+
+def _unusable(path: Path, reason: str) -> ValueError:
+    return ValueError(
+        f"{path}: {reason}. Begin anew: remove {path.parent} (tripq train: --overwrite)."
+    )
 
 
 def _write_record(record: TrainingRecord, folder: Path) -> None:
@@ -274,9 +309,13 @@ def _read_record(folder: Path) -> TrainingRecord | None:
     path = folder / _RECORD
     if not path.is_file():
         return None
-    content = json.loads(path.read_text(encoding="utf-8"))
-    scores = tuple((int(step), float(score)) for step, score in content["scores"])
-    return TrainingRecord(tuple(content["losses"]), content["seconds"], scores)
+    try:
+        content = read_json(path)
+        scores = tuple((int(step), float(score)) for step, score in content["scores"])
+        losses = tuple(map(float, content["losses"]))
+        return TrainingRecord(losses, float(content["seconds"]), scores)
+    except (ValueError, LookupError, TypeError) as error:
+        raise _unusable(path, "no record of a training") from error
 
 
 def _callbacks(stopping: Stopping, folder: Path) -> list[L.Callback]:
