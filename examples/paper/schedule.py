@@ -70,12 +70,16 @@ def best(results: Results, plan: Plan, family: str) -> Contender:
 
 
 def main_runs(results: Results, plan: Plan) -> list[Run]:
-    """The best of both families on every split and share; the largest share first."""
+    """The best of both families on every split and share.
+
+    All training patients come first, as the other shares are compared with them; then the smallest
+    share, as there the networks differ most.
+    """
     names = [best(results, plan, family).name for family in CANDIDATES]
     return [
         Run("main", name, fraction, seed)
         for seed in range(plan.seeds)
-        for fraction in sorted(plan.fractions, reverse=True)
+        for fraction in sorted(plan.fractions, key=lambda fraction: (fraction < 1.0, fraction))
         for name in names
     ]
 
