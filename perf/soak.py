@@ -206,7 +206,7 @@ def soak(
         Called with the phase, what is done and the number of all.
     """
     table = GradientTable.from_shells([1000.0], [12])
-    anatomy = default_anatomy(VOXEL).within((-40, -60, 0), (40, 40, 30))
+    anatomy = default_anatomy(VOXEL).within((-32, -48, 0), (32, 24, 20))
     many = LesionStatistics(count_log_mean=6.0)  # so that each has some in this part of a head
     subjects = [simulate_subject(anatomy, table, seed, statistics=many) for seed in range(3)]
     write_subject(subjects[0], folder / "scan")
@@ -255,7 +255,7 @@ def soak(
 
 def _boxes(subjects: list[Subject]) -> PatchDataModule:
     return PatchDataModule(
-        subjects[:2], radius=RADIUS, box_size=10, n_boxes=2, validation=subjects[2:]
+        subjects[:2], radius=RADIUS, box_size=8, n_boxes=2, validation=subjects[2:]
     )
 
 
