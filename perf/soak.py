@@ -60,7 +60,6 @@ from tripq.files import sha256
 from tripq.models import LesionSegmenter
 from tripq.simulate import (
     GradientTable,
-    LesionStatistics,
     Subject,
     default_anatomy,
     simulate_subject,
@@ -207,9 +206,12 @@ def soak(
     """
     table = GradientTable.from_shells([1000.0], [12])
     anatomy = default_anatomy(VOXEL).within((-32, -48, 0), (32, 24, 20))
-    many = LesionStatistics(count_log_mean=6.0)  # so that each has some in this part of a head
-    subjects = [simulate_subject(anatomy, table, seed, statistics=many) for seed in range(3)]
+    distance = np.linalg.norm(anatomy.grid.points() - (-10, -20, 10), axis=1)
+    lesion = (distance < 9.0).reshape(anatomy.mask.shape).astype(np.float32)
+    subjects = [simulate_subject(anatomy, table, seed, lesion_coverage=lesion) for seed in range(3)]
     write_subject(subjects[0], folder / "scan")
+
+    gc.freeze()  # what is there by now is no garbage, and takes most of the time to look through
 
     def short() -> dict[str, torch.Tensor]:
         network = make()
@@ -243,6 +245,7 @@ def soak(
         report("segmentations", number, segmentations - 1)
 
     last_weights = short()
+    gc.unfreeze()
     return Soak(
         (
             Phase("training steps", every, tuple(training)),
