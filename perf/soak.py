@@ -77,8 +77,9 @@ PEAK = 32e6
 CACHE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 """oneDNN, which torch convolves by, keeps a program for each of the last 1,024 shapes that it met.
 
-Boxes of a masked scan have hundreds of shapes, so that this fills for a thousand steps: 7 MB in the
-first 300.  It has a bound and is no leak, but would hide one; the command keeps it at 16."""
+Boxes of a masked scan have hundreds of shapes, so that this fills for a thousand steps: by 7 MB in
+300 steps on boxes of 10 voxels.  It has a bound and is no leak, but would hide one; the command
+keeps it at 16."""
 
 SAMPLES = 100
 VOXEL = 4.0  # mm
