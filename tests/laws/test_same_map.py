@@ -28,10 +28,6 @@ STORAGES = list(product(permutations(range(3)), product((1, -1), repeat=3)))
 """All 48: the order of the axes of the file, and which of them run the other way."""
 
 
-def name(value: object) -> str:
-    return "".join("-+"[v > 0] if v in (1, -1) else str(v) for v in np.ravel(value))  # type: ignore[call-overload]
-
-
 # -- how a scan is stored ------------------------------------------------------------------------
 
 
@@ -66,22 +62,26 @@ def test_the_storage_of_a_scan_changes_no_map_of_other_voxels(
     assert_same(found.at(head.scan.affine), written(head).volume)
 
 
+def segment_without_mask(head: Head, folder: Path) -> Map:
+    tripq("segment", head.write(folder), "-o", folder, "--device", "cpu")
+    return Map.read(folder / "dwi_label-lesion_probseg.nii.gz")
+
+
+@pytest.fixture(scope="module")
+def found_brain(tmp_path_factory: pytest.TempPathFactory) -> Map:
+    return segment_without_mask(make_head("oblique"), tmp_path_factory.mktemp("brain"))
+
+
 @pytest.mark.parametrize("number", range(48))
 def test_the_storage_of_a_scan_changes_no_brain_that_is_found(
-    number: int, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    number: int, found_brain: Map, tmp_path: Path
 ) -> None:
     """Without a mask."""
-    head = make_head("oblique")
-
-    def found(head: Head, folder: Path) -> Map:
-        tripq("segment", head.write(folder), "-o", folder, "--device", "cpu")
-        return Map.read(folder / "dwi_label-lesion_probseg.nii.gz")
-
-    first = found(head, tmp_path / "first").volume
-    assert 0.8 < np.count_nonzero(first) / np.count_nonzero(head.brain) < 1.2
-    second = found(head.stored(*STORAGES[number]), tmp_path / "second").at(head.scan.affine)
-    np.testing.assert_array_equal(second > 0, first > 0)
-    assert_same(second, first)
+    head, expected = make_head("oblique"), found_brain.volume
+    assert 0.8 < np.count_nonzero(expected) / np.count_nonzero(head.brain) < 1.2
+    found = segment_without_mask(head.stored(*STORAGES[number]), tmp_path).at(head.scan.affine)
+    np.testing.assert_array_equal(found > 0, expected > 0)
+    assert_same(found, expected)
 
 
 @pytest.mark.parametrize("frame", FRAMES)
