@@ -215,7 +215,7 @@ def train(
         last = checkpoints / _LAST
         if stopping and last.is_file():
             _load(last)  # an error of its own, before Lightning meets it
-        with _interruptible():
+        with _interruptible(), _named(checkpoints):
             trainer.fit(
                 module,
                 datamodule=patches,
@@ -332,6 +332,17 @@ def _folder(folder: str | PathLike[str] | None) -> Iterator[Path]:
         return
     with TemporaryDirectory(prefix="tripq-") as temporary:
         yield Path(temporary)
+
+
+@contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """Let an error while a checkpoint is written name the folder: Lightning's names nothing."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(folder)) from error
 
 
 @contextmanager
