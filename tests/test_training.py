@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import signal
@@ -324,3 +325,19 @@ def test_a_damaged_folder_of_checkpoints_says_so(
         train(
             convolutional(), patches, Budget(steps=2), stopping=Stopping(every=1), folder=tmp_path
         )
+
+
+def test_a_checkpoint_that_cannot_be_written_names_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lightning.fabric.plugins.io.torch_io._atomic_save", full)
+    how = {"stopping": Stopping(every=1), "folder": tmp_path}
+    patches = boxes(validation=[labelled_scan(2)])
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}'"):
+        train(convolutional(), patches, Budget(steps=2), **how)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    assert train(convolutional(), patches, Budget(steps=2), **how).steps == 2  # type: ignore[arg-type]

@@ -93,7 +93,7 @@ def staged(folder: Path, last: str) -> Iterator[Path]:
     """Write several files as if at once.
 
     Yields a hidden folder to write in.  At the end its files move to `folder`.  If anything goes
-    wrong before, none does.
+    wrong before, none does, and an error names the file that there would have been.
 
     Parameters
     ----------
@@ -111,7 +111,11 @@ def staged(folder: Path, last: str) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder)
     with _hidden_folder(folder) as part:
-        yield part
+        try:
+            yield part
+        except (OSError, ValueError) as error:
+            _reveal(error, part, folder)
+            raise
         (folder / last).unlink(missing_ok=True)
         for file in sorted(part.iterdir(), key=lambda file: file.name == last):
             target = folder / file.name
@@ -139,6 +143,14 @@ def sha256(path: Path) -> str:
 def _naming(error: OSError, path: Path) -> OSError:
     """The same error about another file: that which the user knows."""
     return OSError(error.errno, error.strerror or str(error), str(path))
+
+
+def _reveal(error: Exception, hidden: Path, folder: Path) -> None:
+    """Let an error speak of the folder that the user named."""
+    old, new = str(hidden), str(folder)
+    error.args = tuple(a.replace(old, new) if isinstance(a, str) else a for a in error.args)
+    if isinstance(error, OSError) and error.filename is not None:
+        error.filename = str(error.filename).replace(old, new)
 
 
 @contextmanager

@@ -239,7 +239,7 @@ def train(
         )
         if goes_on:
             _load(last)  # an error of its own, before Lightning meets it
-        with _interruptible():
+        with _interruptible(), _named(checkpoints):
             trainer.fit(
                 module,
                 datamodule=patches,
@@ -357,6 +357,17 @@ def _folder(folder: str | PathLike[str] | None) -> Iterator[Path]:
         return
     with TemporaryDirectory(prefix="tripq-") as temporary:
         yield Path(temporary)
+
+
+@contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """Let an error while a checkpoint is written name the folder: Lightning's names nothing."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(folder)) from error
 
 
 @contextmanager
