@@ -14,7 +14,7 @@ from tripq.datasets.bids import LabelledSubject
 from tripq.dwi import DWI
 from tripq.files import staged, write_json
 
-_META = "scan.json"
+_META, _ARRAYS = "scan.json", "arrays.bin"
 
 
 class Shelf:
@@ -53,7 +53,7 @@ class Shelf:
         if (there := self._get(key)) is not None:
             return there
         subject = read()
-        size = sum(array.nbytes for array in _arrays(subject).values())
+        size = sum(array.nbytes for array in _arrays(subject))
         if size <= self._left:
             self._left -= size
             return subject
@@ -65,12 +65,15 @@ class Shelf:
     def _put(self, key: str, subject: LabelledSubject) -> None:
         dwi = subject.dwi
         with staged(self.folder / key, last=_META) as part:
-            for name, array in _arrays(subject).items():
-                np.save(part / f"{name}.npy", array)
+            with (part / _ARRAYS).open("wb") as file:
+                for array in _arrays(subject):
+                    np.ascontiguousarray(array).tofile(file)
             write_json(
                 part / _META,
                 {
                     "name": subject.name,
+                    "shape": dwi.mask.shape,
+                    "voxels": len(dwi.b0),
                     "b_values": dwi.b_values.tolist(),
                     "q": dwi.q.tolist(),
                     "affine": dwi.affine.tolist(),
@@ -87,25 +90,27 @@ class Shelf:
         if not (folder / _META).is_file():
             return None
         about: dict[str, Any] = json.loads((folder / _META).read_text(encoding="utf-8"))
-        maps = {
-            name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
-            for name in ("signal", "mask", "b0", "lesion")
-        }
+        n_voxels, n_samples = about["voxels"], len(about["b_values"])
+        # One map for each scan: a system allows some ten thousands of them.
+        content = np.asarray(np.memmap(folder / _ARRAYS, np.uint8, "r"))
+        sizes = [4 * n_voxels * n_samples, 4 * n_voxels, n_voxels]
+        signal, b0, lesion, mask = np.split(content, np.cumsum(sizes))
         dwi = DWI(
-            signal=maps["signal"],
+            signal=signal.view(np.float32).reshape(n_voxels, n_samples),
             b_values=np.array(about["b_values"]),
             q=np.array(about["q"]),
-            mask=maps["mask"],
+            mask=mask.view(np.bool_).reshape(about["shape"]),
             affine=np.array(about["affine"]),
-            b0=maps["b0"],
+            b0=b0.view(np.float32),
             path=None if about["path"] is None else Path(about["path"]),
             notes=tuple(about["notes"]),
             shell_tolerance=about["shell_tolerance"],
             b0_volumes=about["b0_volumes"],
         )
-        return LabelledSubject(about["name"], dwi, maps["lesion"])
+        return LabelledSubject(about["name"], dwi, lesion.view(np.bool_))
 
 
-def _arrays(subject: LabelledSubject) -> dict[str, NDArray[Any]]:
+def _arrays(subject: LabelledSubject) -> tuple[NDArray[Any], ...]:
+    """What takes memory, in the order of the file: float32, float32, bool, bool."""
     dwi = subject.dwi
-    return {"signal": dwi.signal, "mask": dwi.mask, "b0": dwi.b0, "lesion": subject.lesion}
+    return dwi.signal, dwi.b0, subject.lesion, dwi.mask
