@@ -16,7 +16,7 @@ from typing import Any
 if sys.platform != "win32":
     import fcntl
 
-_STAGE = ".tripq-"  # prefix of the hidden folders of `staged`
+_STAGE = ".tripq-part-"  # prefix of the hidden folders of `staged`, which nobody else would use
 
 
 def printable(text: str) -> str:
