@@ -155,17 +155,18 @@ def segment_bids(
         summary = out_dir / "summary.tsv"
         with connected(rank):
             by_leader(rank, lambda: _describe(out_dir, bids_dir))
-            own: list[Row] = []
+            own: dict[Path, Row] = {}
             with screen.bar("all scans", "scans") as update:
                 for number, scan in enumerate(mine := rank.share(scans)):
                     update(number, len(mine))
-                    own.append(_segment_one(scan, out_dir, masks, settings, overwrite, screen))
+                    row = _segment_one(scan, out_dir, masks, settings, overwrite, screen)
+                    own[scan.relative] = row
                     if rank.count == 1:
-                        _write_summary(summary, own)
-            rows = {row.scan: row for some in gather(rank, own) for row in some}
+                        _write_summary(summary, tuple(own.values()))
+            rows = {place: row for some in gather(rank, own) for place, row in some.items()}
         if not rank.leads:
             return
-        ordered = [rows[scan.relative.as_posix()] for scan in scans]
+        ordered = [rows[scan.relative] for scan in scans]
         _write_summary(summary, ordered)
         _write_page(out_dir, bids_dir, scans, ordered, settings)
         if not quiet:
