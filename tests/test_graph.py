@@ -153,6 +153,12 @@ def test_shells_are_complete_within_themselves():
     assert q.reduction.equal(q_space().reduction), "a reduction joins all shells"
 
 
+@pytest.mark.parametrize("factor", [0.01, 100.0])
+def test_shells_do_not_depend_on_the_unit_of_q(factor):
+    scaled = PQGraph.from_points(np.zeros((1, 3)), factor * SHELLS, 1.0, q_edges="shell")
+    assert scan_of(scaled).q.weights.equal(q_space(q_edges="shell").weights)
+
+
 @pytest.mark.parametrize("as_given", [list, np.array, torch.tensor])
 def test_given_q_edges(as_given):
     q = q_space(q_edges=as_given([[0, 0, 3], [1, 2, 3]]))
@@ -289,6 +295,7 @@ def test_scans_that_differ_stay_apart():
     first = PQGraph.from_grid(mask, affine, q, RADIUS)
     others = [
         PQGraph.from_grid(mask, affine, q, 2 * RADIUS),
+        PQGraph.from_grid(mask, affine, q, 1.01 * RADIUS),  # with the same edges
         PQGraph.from_grid(mask, 1.5 * affine, q, RADIUS),
         PQGraph.from_grid(mask, affine, 0.9 * q, RADIUS),
         PQGraph.from_grid(mask, affine, q[:2], RADIUS),

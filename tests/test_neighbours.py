@@ -85,6 +85,14 @@ def test_closer_than():
     assert closer_than(lengths, 0.0).tolist() == [True] + [False] * 5
 
 
+def test_no_more_offsets_are_looked_at_than_allowed(monkeypatch):
+    monkeypatch.setattr("tripq.neighbours.MAX_OFFSETS", 5**3)
+    assert len(grid_offsets(np.eye(3), 2.5)) == 81
+    monkeypatch.setattr("tripq.neighbours.MAX_OFFSETS", 5**3 - 1)
+    with pytest.raises(ValueError, match=r"reaches 2 voxels far: too many neighbours"):
+        grid_offsets(np.eye(3), 2.5)
+
+
 class Cluster(SimpleNamespace):
     """torch-cluster's search, with its habits: float32, any order, a silent cap."""
 

@@ -146,5 +146,7 @@ def test_a_negative_cap_is_refused(name):
         Caps(**{name: -1})
 
 
-def test_channels_count_themselves():
-    assert Channels(2, 1, tuple(range(15))).mul == 3
+@pytest.mark.parametrize("l", range(4))
+@pytest.mark.parametrize("number", [0, 1, 3, 8])
+def test_channels_count_themselves(l, number):
+    assert Channels(l, 1, tuple(range(number * (2 * l + 1)))).mul == number

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from tests.trust.bounds import bounded
 from tripq.dwi import DWIError
 from tripq.dwi.gradients import (
+    MAX_B_VALUE,
     MAX_TABLE_BYTES,
     UNIT_TOLERANCE,
     find_b0,
+    has_only_b0,
     read_bval,
     read_bvec,
     read_mrtrix,
@@ -130,6 +132,15 @@ def test_threshold_belongs_to_b0(threshold):
 def test_b_values_that_are_none(values, reason):
     with pytest.raises(DWIError, match=reason):
         find_b0(np.array(values, dtype=float))
+
+
+def test_the_largest_b_value_is_one():
+    np.testing.assert_array_equal(find_b0(np.array([0.0, MAX_B_VALUE])), [True, False])
+
+
+@pytest.mark.parametrize(("text", "expected"), [("0 5 50", True), ("0 50.5 5", False)])
+def test_a_scan_for_the_correction_of_distortions_has_only_b0(text_file, text, expected):
+    assert has_only_b0(text_file(text)) is expected
 
 
 @pytest.mark.parametrize("threshold", [-1.0, np.nan])

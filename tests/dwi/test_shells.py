@@ -37,6 +37,11 @@ def test_tolerance_is_the_widest_gap_within_a_shell(gap, count):
     assert len(find_shells([1000, 1000 + gap])) == count
 
 
+def test_b_values_are_computed_with_in_float64():
+    (shell,) = find_shells(np.array([1999, 2000], dtype=np.float16))
+    assert shell.b_value == 1999.5, "float16 would round it to 2000"
+
+
 def test_no_shell_without_diffusion_weighting():
     assert find_shells([0, 0]) == ()
     assert find_shells([]) == ()

@@ -164,7 +164,7 @@ def unit_directions(
         If the direction of a diffusion-weighted volume is no number, zero, or further from length
         1 than `UNIT_TOLERANCE`; the message names the volume.
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # infinite lengths are refused below
+    with np.errstate(over="ignore"):  # infinite lengths are refused below
         lengths = np.where(b0, 1.0, np.linalg.norm(directions, axis=1))
     missing = np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))
     if len(missing):

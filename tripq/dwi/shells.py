@@ -68,7 +68,7 @@ def find_shells(b_values: ArrayLike, tolerance: float = SHELL_TOLERANCE) -> tupl
     weighted = np.flatnonzero(values > 0)
     if len(weighted) == 0:
         return ()
-    ascending = weighted[np.argsort(values[weighted], kind="stable")]
+    ascending = weighted[np.argsort(values[weighted])]
     cuts = np.flatnonzero(np.diff(values[ascending]) > tolerance) + 1
     return tuple(
         Shell(float(np.median(values[members])), np.sort(members))
