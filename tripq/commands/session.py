@@ -9,7 +9,6 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import typer
 from rich.console import Console
@@ -19,8 +18,19 @@ from rich.table import Table
 from tripq.files import printable
 from tripq.rank import Rank
 
+
+def _on_one_line(record: logging.LogRecord) -> bool:
+    """Make a message printable: what stands in a file must not look like another message."""
+    record.msg, record.args = printable(record.getMessage()), ()
+    if record.exc_info:
+        trace = logging.Formatter().formatException(record.exc_info)
+        record.exc_text = "\n".join(map(printable, trace.splitlines()))
+    return True
+
+
 log = logging.getLogger("tripq")
 """Where all commands say what they do."""
+log.addFilter(_on_one_line)
 
 FAILED, INTERRUPTED = 1, 130
 """Exit statuses; bad usage is 2, which is Typer's."""
@@ -109,6 +119,7 @@ def session(*, quiet: bool, verbose: bool, log_file: Path | None) -> Iterator[Se
     logging.captureWarnings(True)
     warnings = logging.getLogger("py.warnings")
     warnings.propagate = False
+    warnings.addFilter(_on_one_line)
     warnings.addHandler(logging.NullHandler())
     of_headers = logging.getLogger("nibabel.global")  # the same stands in its errors
     of_headers.disabled = True
@@ -176,23 +187,11 @@ def need(*modules: str) -> None:
         raise ValueError(f"{', '.join(missing)} not installed: pip install 'tripq[ms]'.")
 
 
-class _Lines(logging.Formatter):
-    """Every message on one line: what stands in a file must not look like another message."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        record.message = printable(record.message)
-        return super().formatMessage(record)
-
-    def formatException(self, ei: Any) -> str:
-        return "\n".join(map(printable, super().formatException(ei).splitlines()))
-
-
 class _ConsoleHandler(logging.Handler):
     """Lines on the screen, above the bars; no markup, as file names may hold brackets."""
 
     def __init__(self, console: Console, level: int, who: str) -> None:
         super().__init__(level)
-        self.setFormatter(_Lines())
         self._console = console
         self._who = who
 
@@ -216,5 +215,5 @@ class _FileHandler(logging.FileHandler):
 def _log_file(path: Path, who: str) -> logging.Handler:
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = _FileHandler(path, encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(_Lines(f"%(asctime)s %(levelname)s {who}%(message)s"))
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {who}%(message)s"))
     return handler
