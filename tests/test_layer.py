@@ -245,7 +245,7 @@ def test_the_layer_is_the_sum_of_its_kernel_over_all_pairs_of_nodes(filter, form
     if layer.self_interaction is not None:
         expected = expected + layer._self_interaction(x)
     if layer.bias is not None:
-        expected[..., list(layer._scalars)] += layer.bias
+        expected[..., list(layer.scalars_out)] += layer.bias
     for backend in backends_for(form, filter):
         found = with_backend(layer, backend)(x, domain.graph())
         assert relative_error(found, expected) < LIMIT, backend

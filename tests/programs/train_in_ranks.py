@@ -17,18 +17,24 @@ from tests.test_training import equivariant, labelled_scan
 from tripq.rank import Rank
 from tripq.training import Budget, PatchDataModule, Stopping, train
 
-out, n_validation = Path(sys.argv[1]), int(sys.argv[2])
-budget = Budget(seconds=float(sys.argv[3])) if len(sys.argv) > 3 else Budget(steps=6)
-network = equivariant()
-patches = PatchDataModule(
-    [labelled_scan(0), labelled_scan(1)],
-    radius=2.6,
-    box_size=8,
-    n_boxes=4,
-    validation=[labelled_scan(seed) for seed in range(2, 2 + n_validation)],
-)
-stopping = Stopping(every=3, patience=1000, warm_up=4)
-record = train(network, patches, budget, stopping=stopping, folder=out / "checkpoints")
-torch.save(
-    {"weights": network.state_dict(), **asdict(record)}, out / f"rank-{Rank.here().number}.pt"
-)
+
+def main() -> None:
+    out, n_validation = Path(sys.argv[1]), int(sys.argv[2])
+    budget = Budget(seconds=float(sys.argv[3])) if len(sys.argv) > 3 else Budget(steps=6)
+    network = equivariant()
+    patches = PatchDataModule(
+        [labelled_scan(0), labelled_scan(1)],
+        radius=2.6,
+        box_size=8,
+        n_boxes=4,
+        validation=[labelled_scan(seed) for seed in range(2, 2 + n_validation)],
+    )
+    stopping = Stopping(every=3, patience=1000, warm_up=4)
+    record = train(network, patches, budget, stopping=stopping, folder=out / "checkpoints")
+    torch.save(
+        {"weights": network.state_dict(), **asdict(record)}, out / f"rank-{Rank.here().number}.pt"
+    )
+
+
+if __name__ == "__main__":
+    main()
