@@ -23,7 +23,17 @@ import typer
 from paper.cohort import Scans
 from paper.command import OUT, AcceptLicences, Data, Device, Out, start
 from paper.page import write_page
-from paper.plan import FULL, QUICK, ROTATED, TURNED, USUAL, Plan, Split, split_patients
+from paper.plan import (
+    FULL,
+    MORE_HEADS,
+    QUICK,
+    ROTATED,
+    USUAL,
+    VARIANTS,
+    Plan,
+    Split,
+    split_patients,
+)
 from paper.results import Results
 from paper.schedule import (
     Experiment,
@@ -92,7 +102,7 @@ def reproduce(
         failures += do(tuning_runs(plan), results, experiment, jobs, console)
         if not failures:
             failures += do(main_runs(results, plan), results, experiment, jobs, console)
-            failures += do(other_runs(plan), results, experiment, jobs, console)
+            failures += do(other_runs(results, plan), results, experiment, jobs, console)
     if all(run in results for run in tuning_runs(plan)):
         write_page(out, results, experiment)
     elif not failures:
@@ -108,9 +118,12 @@ def write_cohorts(
     trained = [p for p in patients if any(p in split.training for split in splits)]
     wanted = [(USUAL, list(patients)), (ROTATED, tested)]
     wanted += [(condition, tested) for condition in plan.other_tables]
-    tuned = [c for some in candidates(plan).values() for c in some]
-    if any(contender.poses for contender in tuned):
-        wanted.append((TURNED, trained))
+    contenders = [c for some in candidates(plan).values() for c in some]
+    if plan.variants:
+        contenders += VARIANTS
+        wanted += [(condition, trained) for condition in MORE_HEADS]
+    shown = dict.fromkeys(condition for c in contenders for condition in c.more)
+    wanted += [(condition, trained) for condition in shown]
     for condition, some in wanted:
         console.print(f"cohort: {condition.says}")
         scans.write(sources, condition, some, plan.voxel_size)

@@ -132,10 +132,38 @@ def test_the_weights_of_the_best_validation_are_kept(make) -> None:  # type: ign
     assert score(probability, lesion, 0.5).average_precision == pytest.approx(best, abs=1e-6)
 
 
+@pytest.mark.parametrize("falling", [False, True])
+def test_the_learning_rate_stays_or_falls_with_the_budget(
+    falling: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = []
+    step = torch.optim.AdamW.step
+
+    def noted(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", noted)
+    train(
+        convolutional(),
+        boxes(validation=[labelled_scan(2)]),
+        Budget(steps=20),
+        stopping=Stopping(every=20, warm_up=4, falling=falling),
+        learning_rate=0.01,
+    )
+    if falling:
+        middles = (np.arange(20) + 0.5) / 20
+        assert rates == pytest.approx([0.01 * learning_rate_factor(m) for m in middles])
+    else:
+        risen = 0.01 * np.array([0.125, 0.375, 0.625, 0.875])
+        assert rates == pytest.approx([*risen, *[0.01] * 16])
+
+
+@pytest.mark.parametrize("falling", [False, True])
 @pytest.mark.parametrize("settle", [False, True])
 @pytest.mark.parametrize("make", [equivariant, convolutional])
 def test_interrupted_training_goes_on_as_if_it_had_not_been(  # type: ignore[no-untyped-def]
-    make, settle: bool, tmp_path: Path
+    make, settle: bool, falling: bool, tmp_path: Path
 ) -> None:
     def run(network: nn.Module, folder: Path, stop: int | None = None):  # type: ignore[no-untyped-def]
         def report(progress: Progress) -> None:
@@ -146,7 +174,7 @@ def test_interrupted_training_goes_on_as_if_it_had_not_been(  # type: ignore[no-
             network,
             boxes(validation=[labelled_scan(2)]),
             Budget(steps=9),
-            stopping=Stopping(every=2, patience=9, decay=0.9),
+            stopping=Stopping(every=2, patience=9, decay=0.9, falling=falling),
             folder=folder,
             settle=settle,
             report=report,

@@ -18,9 +18,6 @@ from tripq.dwi import B_REFERENCE, DWI, DWIError
 #: Highest order of the fit: at b = 1000 s/mm2 noise outweighs what lies above.
 HIGHEST_ORDER = 4
 
-#: A shell stands for another one if their b-values differ by no more than this share.
-LIKE_B = 0.1
-
 
 def resample_directions(dwi: DWI, q: NDArray[np.floating]) -> DWI:
     """Estimate what a scan would have measured with another gradient table.
@@ -57,12 +54,7 @@ def resample_directions(dwi: DWI, q: NDArray[np.floating]) -> DWI:
     signal = np.ones((len(dwi.b0), len(wanted)), dtype=np.float32)
     for b_value in np.unique(wanted[weighted].round(6)):
         targets = weighted[np.isclose(wanted[weighted], b_value)]
-        shell = min(dwi.shells, key=lambda shell: abs(shell.b_value - b_value))
-        if abs(shell.b_value - b_value) > LIKE_B * b_value:
-            raise DWIError(
-                f"{dwi.path or 'scan'}: no shell near b={b_value:.0f} s/mm2 to resample, only "
-                f"{', '.join(f'{s.b_value:.0f}' for s in dwi.shells)}."
-            )
+        shell = dwi.shell_near(b_value)
         fit = _fit(dwi.q[shell.indices], np.asarray(q)[targets])
         if fit is None:
             raise DWIError(

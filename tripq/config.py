@@ -95,7 +95,11 @@ class OptimisationConfig:
         Field(ge=0, lt=1, description="of the running average of the weights, which is validated"),
     ] = 0.99
     warm_up: Annotated[int, Field(ge=1, description="steps in which the learning rate rises")] = 100
-    learning_rate: Annotated[float, Field(gt=0, description="then; of AdamW")] = 1e-2
+    falling: Annotated[
+        bool,
+        Field(description="whether it rises and falls with the budget instead: for known lengths"),
+    ] = False
+    learning_rate: Annotated[float, Field(gt=0, description="the highest; of AdamW")] = 1e-2
     weight_decay: Annotated[float, Field(ge=0, description="of AdamW")] = 1e-2
     positive_weight: Annotated[
         float, Field(gt=0, description="how many healthy voxels a lesion voxel counts for")

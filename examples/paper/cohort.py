@@ -44,6 +44,7 @@ class Scans:
             self.folder / condition.name,
             sources,
             condition.table,
+            seed=condition.seed,
             snr=SNR,
             max_rotation=condition.max_rotation,
             pose=condition.pose,
@@ -60,6 +61,11 @@ class Scans:
 @cache  # every condition has the same, and it takes seconds
 def _anatomy(fibres: Path, voxel_size: float) -> Anatomy:
     return cohort_anatomy(fibres, voxel_size)
+
+
+def at_trained_shells(subject: LabelledSubject) -> LabelledSubject:
+    """The subject without the shells that no network was trained on."""
+    return replace(subject, dwi=subject.dwi.with_shells(USUAL.b_values))
 
 
 def for_fixed_table(subject: LabelledSubject) -> LabelledSubject | None:

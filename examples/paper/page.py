@@ -8,7 +8,7 @@ from pathlib import Path
 
 from paper import figures, statistics
 from paper.baselines import BASELINES
-from paper.plan import FULL, OTHER_TABLES, ROTATED, SMALL_LOAD, USUAL
+from paper.plan import FULL, MORE_HEADS, OTHER_TABLES, ROTATED, SMALL_LOAD, USUAL
 from paper.results import Result, Results, Run, SubjectResult
 from paper.schedule import (
     CONTENDERS,
@@ -22,6 +22,9 @@ from paper.schedule import (
 from paper.statistics import Estimate, Score
 
 Subjects = list[list[SubjectResult]]
+
+#: How a test is named that a scan was changed for.
+SUFFIXES = ("", ", resampled", ", trained shell")
 
 #: What the paper gains over its reference with all training scans (Müller et al., section 4).
 PAPER = {"ROC AUC": 0.03, "average precision": 0.39, "Dice": 0.22}
@@ -141,11 +144,13 @@ class _Page:
             pictures.get("2", ""),
             pictures.get("3", ""),
             "## Heads and tables turned",
-            self._conditions([ROTATED.name], "usual pose"),
+            self._conditions([ROTATED.name], "usual pose", variants=("conv-turned",)),
             "## Other gradient tables",
             self._conditions([condition.name for condition in self.plan.other_tables], "usual"),
             "## Small and large loads",
             self._loads(),
+            "## More heads to train on",
+            self._heads(),
             "## What a voxel tells by itself",
             self._table_of("baselines", BASELINES),
             "## Other networks",
@@ -159,7 +164,7 @@ class _Page:
         wanted = [
             *tuning_runs(self.plan),
             *main_runs(self.results, self.plan),
-            *other_runs(self.plan),
+            *other_runs(self.results, self.plan),
         ]
         done = sum(run in self.results for run in wanted)
         counts = ", ".join(str(len(split.share(f))) for f in self.plan.fractions)
@@ -183,9 +188,9 @@ class _Page:
             f"choose everything on (never tested), and {counts} of {len(split.training)} to train "
             "on. Scores are of all voxels of a split's test patients together, averaged over the "
             "splits, with 95 % intervals of a bootstrap over the test patients. Every network was "
-            "trained until the average precision of the validation patients had not risen by "
-            f"{self.plan.rise:g} in {self.plan.patience} validations, or its largest number of "
-            "steps was done.\n\n"
+            "trained, at a learning rate that falls to 0 with its largest number of steps, until "
+            "those were done or the average precision of the validation patients had not risen by "
+            f"{self.plan.rise:g} in {self.plan.patience} validations.\n\n"
             f"{done} of {len(wanted)} runs are done."
             + (
                 ""
@@ -260,16 +265,17 @@ class _Page:
             rows,
         )
 
-    def _conditions(self, names: Sequence[str], usual: str) -> str:
+    def _conditions(self, names: Sequence[str], usual: str, variants: Sequence[str] = ()) -> str:
         rows = []
         says = {c.name: c.says for c in (ROTATED, *OTHER_TABLES)}
-        for family in self.names:
-            runs = self.main(family)
+        compared = {family: self.main(family) for family in self.names}
+        compared |= {CONTENDERS[name].says: self._of("variants", name) for name in variants}
+        for family, runs in compared.items():
             if not runs:
                 continue
             rows.append([family, usual, *_row(VOXELWISE, _tested(runs)), ""])
             for name in names:
-                for suffix in ("", ", resampled"):
+                for suffix in SUFFIXES:
                     if all(name + suffix in run.tests for run in runs):
                         turned = _tested(runs, name + suffix)
                         change = statistics.ratio(
@@ -277,14 +283,33 @@ class _Page:
                         )
                         label = says[name] + suffix
                         rows.append([family, label, *_row(VOXELWISE, turned), _percent(change)])
-                if not any(name + suffix in runs[0].tests for suffix in ("", ", resampled")):
+                if not any(name + suffix in runs[0].tests for suffix in SUFFIXES):
                     rows.append([family, says[name], *["cannot run"] * len(VOXELWISE), ""])
         if not rows:
             return "Not yet run."
         return (
             _table(["network", "test", *VOXELWISE, "change of average precision"], rows)
             + "\n\nResampled: the signal was fitted by spherical harmonics and read off along the "
-            "directions that the reference was trained with."
+            "directions that the reference was trained with. Trained shell: the other shells were "
+            "left out. What a network has never seen, it cannot know: neither family saw a second "
+            "shell."
+        )
+
+    def _heads(self) -> str:
+        rows = []
+        for family, name in self.names.items():
+            for label, runs in (
+                ("one for each patient", self.main(family)),
+                (f"{1 + len(MORE_HEADS)} for each patient", self._of("heads", name)),
+            ):
+                if runs:
+                    rows.append([family, label, str(len(runs)), *_row(VOXELWISE, _tested(runs))])
+        if not any(self._of("heads", name) for name in self.names.values()):
+            return "Not yet run."
+        return (
+            "The same lesion outlines in further simulated heads, each with its own shape, tissue, "
+            "noise, and severity of lesions: how far scores rise with scans, not with patients.\n\n"
+            + _table(["network", "heads to train on", "splits", *VOXELWISE], rows)
         )
 
     def _loads(self) -> str:
@@ -335,8 +360,7 @@ class _Page:
                     ]
                 )
         return (
-            "As many candidates of each family, on the first split, in "
-            f"{self.plan.tuning:.0%} of their largest number of steps; the best on the validation "
+            "As many candidates of each family, on the first split; the best on the validation "
             "patients is taken. No test patient was looked at.\n\n"
             + _table(
                 [

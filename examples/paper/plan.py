@@ -95,6 +95,8 @@ class Condition:
         Which pose; see `tripq.datasets.write_cohort`.
     turn_tables : bool
         Whether each subject has its table turned in a way of its own.
+    seed : int
+        Of the heads, the severity of their lesions and the noise.
     """
 
     name: str
@@ -103,6 +105,7 @@ class Condition:
     max_rotation: float = 10.0
     pose: int = 0
     turn_tables: bool = False
+    seed: int = 0
 
     @property
     def q(self) -> NDArray[np.float64]:
@@ -110,6 +113,11 @@ class Condition:
         length = np.sqrt(self.table.b_values / B_REFERENCE)[:, None]
         weighted = ~self.table.b0
         return np.concatenate([np.zeros((1, 3)), (length * self.table.directions)[weighted]])
+
+    @property
+    def b_values(self) -> tuple[float, ...]:
+        """Of its shells, in s/mm2."""
+        return tuple(np.unique(self.table.b_values[~self.table.b0]).tolist())
 
 
 _TABLE = GradientTable.from_shells([1000.0], [32])
@@ -120,6 +128,15 @@ USUAL = Condition("usual", "usual pose", _TABLE)
 
 #: More poses of the training patients, for a network that has to learn them.
 TURNED = Condition("turned", "any pose, the same table", _TABLE, 180.0, pose=2)
+TILTED = tuple(
+    Condition(f"tilted-{pose}", "another usual pose", _TABLE, pose=pose) for pose in (3, 4)
+)
+
+#: More heads with the lesions of the training patients: other shapes, severities, tissue, noise.
+MORE_HEADS = tuple(
+    Condition(f"heads-{seed}", "other heads of the same patients", _TABLE, seed=seed)
+    for seed in (1, 2, 3, 4)
+)
 
 #: What networks are tested on besides.
 ROTATED = Condition(
@@ -159,8 +176,10 @@ class Contender:
         Steps between two validations.
     settle : bool
         See `tripq.training.settle_batch_norm`.
-    poses : bool
-        Whether the training patients are shown in other poses, too.
+    weight_decay : float
+        Of AdamW.
+    more : tuple of Condition
+        In which the training patients are shown, too.
     """
 
     name: str
@@ -170,7 +189,8 @@ class Contender:
     steps: int
     every: int
     settle: bool
-    poses: bool = False
+    weight_decay: float
+    more: tuple[Condition, ...] = ()
 
 
 RADIUS = 1.8  # voxels: of a layer's neighbourhood, 27 of them
@@ -183,11 +203,12 @@ def _equivariant(
     p: str,
     *,
     rate: float = 1e-2,
-    steps: int = 3200,
+    steps: int = 1200,
     layers: int = 2,
     filter: str = "tp",
     group: Group = "SO3",
     antipodal: bool = True,
+    more: tuple[Condition, ...] = (),
 ) -> Contender:
     def build(voxel_size: float) -> nn.Module:
         return LesionSegmenter(
@@ -200,7 +221,9 @@ def _equivariant(
             antipodal=antipodal,
         )
 
-    return Contender(name, says, build, rate, steps, every=200, settle=True)
+    return Contender(
+        name, says, build, rate, steps, every=200, settle=True, weight_decay=1e-2, more=more
+    )
 
 
 def _convolutional(
@@ -208,39 +231,41 @@ def _convolutional(
     says: str,
     widths: tuple[int, ...],
     *,
-    rate: float = 3e-3,
-    steps: int = 12_000,
-    poses: bool = False,
+    rate: float = 1e-3,
+    steps: int = 6000,
+    more: tuple[Condition, ...] = (),
 ) -> Contender:
     def build(voxel_size: float) -> nn.Module:
         return ConvSegmenter(len(_TABLE), widths=widths)
 
-    return Contender(name, says, build, rate, steps, every=500, settle=False, poses=poses)
+    return Contender(
+        name, says, build, rate, steps, every=500, settle=False, weight_decay=1e-1, more=more
+    )
 
 
 _Q, _P = "24x0e + 8x2e + 4x4e", "24x0e + 6x1o + 8x2e"
 _Q_SMALL, _P_SMALL = "16x0e + 6x2e + 2x4e", "16x0e + 4x1o + 4x2e"
+_WIDTHS = (48, 48, 32)
 
 #: From these, tuning takes the network that is best on the validation patients; as many of each.
 CANDIDATES = {
     "equivariant": (
         _equivariant("eq-small", "small", _Q_SMALL, _P_SMALL),
-        _equivariant("eq", "default", _Q, _P, steps=1600),
-        _equivariant(
-            "eq-small-deep", "small, a layer more", _Q_SMALL, _P_SMALL, layers=3, steps=2400
-        ),
         _equivariant("eq-small-slow", "small, half the rate", _Q_SMALL, _P_SMALL, rate=5e-3),
+        _equivariant("eq-small-tilts", "small, more poses", _Q_SMALL, _P_SMALL, more=TILTED),
+        _equivariant("eq", "default", _Q, _P, steps=800),
     ),
     "reference": (
-        _convolutional("conv-48", "48, 48, 32 channels", (48, 48, 32)),
-        _convolutional("conv-48-slow", "48, 48, 32 channels, rate 1e-3", (48, 48, 32), rate=1e-3),
-        _convolutional("conv-64", "64, 64, 64, 64 channels", (64,) * 4, rate=1e-3, steps=6000),
-        _convolutional("conv-48-poses", "48, 48, 32 channels, all poses", (48, 48, 32), poses=True),
+        _convolutional("conv-48", "48, 48, 32 channels", _WIDTHS),
+        _convolutional("conv-48-fast", "48, 48, 32 channels, rate 3e-3", _WIDTHS, rate=3e-3),
+        _convolutional("conv-48-tilts", "48, 48, 32 channels, more poses", _WIDTHS, more=TILTED),
+        _convolutional("conv-64", "64, 64, 64, 64 channels", (64,) * 4, steps=4000),
     ),
 }
 
-#: Beside the equivariant network that tuning takes, at the full training set.
+#: Beside the networks that tuning takes, at the full training set.
 VARIANTS = (
+    _convolutional("conv-turned", "reference, all poses", _WIDTHS, more=(TURNED,)),
     Contender(
         "paper",
         "the authors' network",
@@ -249,6 +274,7 @@ VARIANTS = (
         steps=450,
         every=50,
         settle=True,
+        weight_decay=1e-2,
     ),
     _equivariant("diff", 'filter "diff"', _Q_SMALL, _P_SMALL, filter="diff"),
     _equivariant("p-only", 'filter "p": mean signal only', "16x0e + 6x2e", _P_SMALL, filter="p"),
@@ -280,21 +306,19 @@ class Plan:
     candidates : int, optional
         Of each family, at most, to tune.
     variants : bool
-        Whether to train `VARIANTS`.
+        Whether to train `VARIANTS`, and the best of both families on `MORE_HEADS`.
     other_tables : tuple of Condition
         Tests with other gradient tables.
     box_size, n_boxes : int
         Of a batch.
     largest_steps : int, optional
         Of any network, with two validations on the way, instead of its own.
-    tuning : float
-        Share of the steps of a network in which the candidates are compared.
     patience : int
     rise : float
         See `tripq.training.Stopping`.
     """
 
-    voxel_size: float = 2.0
+    voxel_size: float = 2.5
     patients: tuple[str, ...] | None = None
     n_validation: int = 3
     n_test: int = 4
@@ -303,18 +327,15 @@ class Plan:
     candidates: int | None = None
     variants: bool = True
     other_tables: tuple[Condition, ...] = OTHER_TABLES
-    box_size: int = 24
+    box_size: int = 20
     n_boxes: int = 2
     largest_steps: int | None = None
-    tuning: float = 0.25
-    patience: int = 3
+    patience: int = 4
     rise: float = 0.005
 
-    def steps(self, contender: Contender, *, tuning: bool = False) -> int:
+    def steps(self, contender: Contender) -> int:
         """Steps of a network at most."""
-        if self.largest_steps is not None:
-            return self.largest_steps
-        return round(contender.steps * (self.tuning if tuning else 1))
+        return contender.steps if self.largest_steps is None else self.largest_steps
 
     def every(self, contender: Contender) -> int:
         """Steps between two validations."""

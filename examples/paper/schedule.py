@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import time
 from collections.abc import Iterator, MutableMapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from pathlib import Path
 
@@ -84,10 +85,12 @@ def main_runs(results: Results, plan: Plan) -> list[Run]:
     ]
 
 
-def other_runs(plan: Plan) -> list[Run]:
-    """Baselines, and variants of the networks, on all training patients."""
+def other_runs(results: Results, plan: Plan) -> list[Run]:
+    """On all training patients: baselines, the best with more heads, variants of the networks."""
     runs = [Run("baselines", name, 1.0, seed) for seed in range(plan.seeds) for name in BASELINES]
     if plan.variants:
+        names = [best(results, plan, family).name for family in CANDIDATES]
+        runs += [Run("heads", name, 1.0, s) for s in range(plan.seeds) for name in names]
         runs += [Run("variants", c.name, 1.0, s) for s in range(plan.seeds) for c in VARIANTS]
     return runs
 
@@ -157,10 +160,21 @@ def _work(
         plan,
         split,
         experiment.scans,
-        experiment.out / "runs" / run.key,
+        _folder(run, experiment.out / "runs"),
         experiment.device,
         report,
     )
+
+
+def _folder(run: Run, runs: Path) -> Path:
+    """Of a run; what was trained for tuning on the same scans is taken from there."""
+    folder, tuned = runs / run.key, runs / replace(run, stage="tuning").key
+    if run.stage == "main" and tuned.is_dir() and not folder.exists():
+        part = runs / f".{run.key}.part"
+        shutil.rmtree(part, ignore_errors=True)  # of an interrupted run
+        shutil.copytree(tuned, part)
+        os.replace(part, folder)
+    return folder
 
 
 def _finished(

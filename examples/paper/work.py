@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from paper.cohort import SNR, Scans, for_fixed_table
-from paper.plan import ROTATED, TURNED, USUAL, Condition, Contender, Plan, Split
+from paper.cohort import SNR, Scans, at_trained_shells, for_fixed_table
+from paper.plan import MORE_HEADS, ROTATED, USUAL, Condition, Contender, Plan, Split
 from paper.results import Result, Run, SubjectResult, Tested, curve_of
 from tripq.checkpoint import save_network
 from tripq.datasets import LabelledSubject
@@ -51,14 +51,13 @@ def train_and_test(
     report : callable
         Called after every step.
     """
-    steps = plan.steps(contender, tuning=run.stage == "tuning")
+    steps = plan.steps(contender)
     torch.manual_seed(run.seed)
     network = contender.build(plan.voxel_size)
     training = split.share(run.fraction)
     validation = scans.load(USUAL, split.validation)
-    shown = scans.load(USUAL, training)
-    if contender.poses:
-        shown += scans.load(TURNED, training)
+    conditions = (USUAL, *contender.more, *(MORE_HEADS if run.stage == "heads" else ()))
+    shown = [subject for condition in conditions for subject in scans.load(condition, training)]
     patches = PatchDataModule(
         shown,
         radius=graph_radius(network),
@@ -71,9 +70,10 @@ def train_and_test(
         network,
         patches,
         Budget(steps=steps),
-        stopping=Stopping(plan.every(contender), plan.patience, plan.rise),
+        stopping=Stopping(plan.every(contender), plan.patience, plan.rise, falling=True),
         folder=out,
         learning_rate=contender.learning_rate,
+        weight_decay=contender.weight_decay,
         settle=contender.settle,
         device=device,
         precision="bf16-mixed",
@@ -107,9 +107,10 @@ def train_and_test(
         settings={
             "network": f"{type(network).__name__}: {contender.says}",
             "learning_rate": contender.learning_rate,
+            "weight_decay": contender.weight_decay,
             "largest_steps": steps,
             "boxes": f"{plan.n_boxes} of {plan.box_size} voxels",
-            "all_poses": contender.poses,
+            "conditions": [condition.name for condition in conditions],
             "batch_norms_settled": contender.settle,
             "voxel_size_mm": plan.voxel_size,
             "snr": SNR,
@@ -164,14 +165,18 @@ def _tests(
     conditions: tuple[Condition, ...] = (USUAL, ROTATED)
     if run.fraction == 1.0:
         conditions += plan.other_tables
+    fixed = isinstance(network, ConvSegmenter)
     tests = {}
     for condition in conditions:
         subjects = scans.load(condition, split.test)
-        fixed = isinstance(network, ConvSegmenter)
         if not fixed or len(condition.table) == len(USUAL.table):
             tests[condition.name] = subjects
-        if fixed and condition is not USUAL:
-            resampled = [for_fixed_table(subject) for subject in subjects]
-            if whole := [subject for subject in resampled if subject is not None]:
+        if condition is USUAL:
+            continue
+        if fixed:
+            fitted = [for_fixed_table(subject) for subject in subjects]
+            if whole := [subject for subject in fitted if subject is not None]:
                 tests[f"{condition.name}, resampled"] = whole
+        elif condition.b_values != USUAL.b_values:
+            tests[f"{condition.name}, trained shell"] = [at_trained_shells(s) for s in subjects]
     return tests

@@ -51,6 +51,31 @@ def test_volume_needs_a_value_for_every_voxel(values):
         make(np.ones((2, 2, 2), dtype=bool)).volume(values)
 
 
+def two_shells():
+    dwi = make(np.ones((2, 2, 1), dtype=bool), samples=6)
+    b_values = np.array([0.0, 2010, 995, 1000, 1990, 1005])
+    signal = np.arange(24, dtype=np.float32).reshape(4, 6)
+    return replace(dwi, b_values=b_values, signal=signal, q=np.outer(b_values, [1e-3, 0, 0]))
+
+
+def test_shells_are_chosen_by_b_value_and_keep_their_order():
+    dwi = two_shells()
+    kept = dwi.with_shells([1000])
+    np.testing.assert_array_equal(kept.b_values, [0, 995, 1000, 1005])
+    np.testing.assert_array_equal(kept.signal, dwi.signal[:, [0, 2, 3, 5]])
+    np.testing.assert_array_equal(kept.q, dwi.q[[0, 2, 3, 5]])
+    assert kept.notes[-1] == "Left out 2 volumes of other shells."
+    assert dwi.with_shells([2000.0, 1000.0]) is dwi
+    assert dwi.shell_near(1900.0).b_value == 2000
+
+
+def test_a_shell_that_is_not_there_is_an_error():
+    with pytest.raises(DWIError, match=r"no shell near b=3000 s/mm2; there is 1000, 2000\."):
+        two_shells().with_shells([1000, 3000])
+    with pytest.raises(DWIError, match="there is none"):
+        make(np.ones((1, 1, 1), dtype=bool), samples=1).with_shells([1000])
+
+
 def test_repr_tells_what_there_is():
     assert repr(make(np.ones((20, 10, 10), dtype=bool), samples=4)) == (
         "DWI(2,000 voxels of 1.5 x 2 x 3 mm, 3 directions, shells b=1000 (3))"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tripq.dwi.errors import DWIError
-from tripq.dwi.shells import SHELL_TOLERANCE, Shell, find_shells
+from tripq.dwi.shells import LIKE_B, SHELL_TOLERANCE, Shell, find_shells
 
 B_REFERENCE = 1000.0
 """The b-value, in s/mm2, whose q-vectors have length 1: the commonest shell in clinical scans."""
@@ -113,6 +114,53 @@ class DWI:
     def shells(self) -> tuple[Shell, ...]:
         """Shells by ascending b-value; their indices are columns of `signal`."""
         return find_shells(self.b_values, self.shell_tolerance)
+
+    def shell_near(self, b_value: float) -> Shell:
+        """The shell that stands for a b-value in s/mm2.
+
+        Raises
+        ------
+        DWIError
+            If none comes near it.
+        """
+        shells = self.shells
+        nearest = min(shells, key=lambda shell: abs(shell.b_value - b_value), default=None)
+        if nearest is None or abs(nearest.b_value - b_value) > LIKE_B * b_value:
+            present = ", ".join(f"{shell.b_value:.0f}" for shell in shells) or "none"
+            raise DWIError(
+                f"{self.path or 'scan'}: no shell near b={b_value:.0f} s/mm2; there is {present}."
+            )
+        return nearest
+
+    def with_shells(self, b_values: Sequence[float]) -> DWI:
+        """Only b0 and the shells that stand for some b-values: what a network was trained on.
+
+        Parameters
+        ----------
+        b_values : sequence of float
+            In s/mm2.
+
+        Returns
+        -------
+        DWI
+            The samples in the same order.
+
+        Raises
+        ------
+        DWIError
+            If there is no shell near one of them.
+        """
+        kept = np.unique(np.concatenate([[0], *(self.shell_near(b).indices for b in b_values)]))
+        left_out = len(self.b_values) - len(kept)
+        if not left_out:
+            return self
+        return replace(
+            self,
+            signal=self.signal[:, kept],
+            b_values=self.b_values[kept],
+            q=self.q[kept],
+            notes=(*self.notes, f"Left out {left_out} volumes of other shells."),
+        )
 
     @property
     def voxel_size(self) -> NDArray[np.float64]:

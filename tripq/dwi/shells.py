@@ -15,6 +15,9 @@ nominal shell over some tens of s/mm2 (995, 1000 and 1005 in the Human Connectom
 shells that are meant to differ lie hundreds apart.
 """
 
+LIKE_B = 0.1
+"""A shell stands for a wanted b-value if they differ by no more than this share."""
+
 
 @dataclass(frozen=True, eq=False)
 class Shell:

@@ -50,7 +50,7 @@ class Stopping:
     A running average of the weights is kept while training goes on (Polyak and Juditsky, SIAM J
     Control Optim 30:838-855, 1992). It is what is validated, and what is returned, from the best
     validation. So the learning rate need not fall, and nobody needs to know beforehand how long
-    training will take.
+    training will take. Where that is known, a falling rate reaches the same scores in fewer steps.
 
     Parameters
     ----------
@@ -66,6 +66,8 @@ class Stopping:
         forgotten.
     warm_up : int
         Steps in which the learning rate rises; then it stays.
+    falling : bool
+        Let the learning rate rise and fall with the budget instead, as without a `Stopping`.
 
     Raises
     ------
@@ -78,6 +80,7 @@ class Stopping:
     rise: float = 0.0
     decay: float = 0.99
     warm_up: int = 100
+    falling: bool = False
 
     def __post_init__(self) -> None:
         if (
@@ -145,7 +148,7 @@ def train(
     """Train a network in place.
 
     Without `stopping` the learning rate falls to 0 as the budget is spent, and the last weights are
-    kept. With it, those of the best validation are.
+    kept. With it, those of the best validation are, and the rate falls only if it says so.
 
     Parameters
     ----------
@@ -211,7 +214,8 @@ def train(
         _take_best(module, Path(folder))
         network.eval()
         return finished
-    keeper = BudgetCallback(budget, report, warm_up=stopping.warm_up if stopping else None)
+    steady = stopping.warm_up if stopping is not None and not stopping.falling else None
+    keeper = BudgetCallback(budget, report, warm_up=steady)
     with _quiet_lightning(), connected(rank), _folder(folder) as checkpoints:
         last = checkpoints / _LAST
         goes_on = stopping is not None and last.is_file()

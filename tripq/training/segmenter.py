@@ -112,7 +112,7 @@ def train_segmenter(
         network,
         patches,
         Budget(inf if how.hours is None else 3600 * how.hours, how.steps),
-        stopping=Stopping(how.every, how.patience, how.rise, how.decay, how.warm_up),
+        stopping=Stopping(how.every, how.patience, how.rise, how.decay, how.warm_up, how.falling),
         folder=folder,
         learning_rate=how.learning_rate,
         weight_decay=how.weight_decay,
