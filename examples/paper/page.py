@@ -157,6 +157,8 @@ class _Page:
             self._table_of("variants", {c.name: c.says for c in CONTENDERS.values()}),
             "## Tuning",
             self._tuning(),
+            "## Twice as long",
+            self._longer(),
         ]
 
     def _about(self) -> str:
@@ -340,6 +342,32 @@ class _Page:
         if not rows:
             return "Not yet run."
         return _table(["", "weights", "splits", *VOXELWISE], rows)
+
+    def _longer(self) -> str:
+        rows = []
+        for family, name in self.names.items():
+            for stage in ("main", "longer"):
+                if (run := Run(stage, name, 1.0, 0)) in self.results:
+                    result = self.results[run]
+                    rows.append(
+                        [
+                            family,
+                            f"{result.settings['largest_steps']:,}",
+                            f"{result.steps:,}",
+                            f"{result.best:.3f}",
+                            *_row(VOXELWISE, _tested([result])),
+                        ]
+                    )
+        if not any(Run("longer", name, 1.0, 0) in self.results for name in self.names.values()):
+            return "Not yet run."
+        return (
+            "The networks of the comparison with twice the steps, on the first split: whether they "
+            "had learnt all they could.\n\n"
+            + _table(
+                ["network", "steps at most", "done", "validation average precision", *VOXELWISE],
+                rows,
+            )
+        )
 
     def _tuning(self) -> str:
         rows = []

@@ -306,7 +306,7 @@ class Plan:
     candidates : int, optional
         Of each family, at most, to tune.
     variants : bool
-        Whether to train `VARIANTS`, and the best of both families on `MORE_HEADS`.
+        Whether to train `VARIANTS`, and the best of both families on `MORE_HEADS` and for longer.
     other_tables : tuple of Condition
         Tests with other gradient tables.
     box_size, n_boxes : int
@@ -333,9 +333,10 @@ class Plan:
     patience: int = 4
     rise: float = 0.005
 
-    def steps(self, contender: Contender) -> int:
-        """Steps of a network at most."""
-        return contender.steps if self.largest_steps is None else self.largest_steps
+    def steps(self, contender: Contender, *, longer: bool = False) -> int:
+        """Steps of a network at most; twice as many to see whether more would help."""
+        steps = contender.steps if self.largest_steps is None else self.largest_steps
+        return 2 * steps if longer else steps
 
     def every(self, contender: Contender) -> int:
         """Steps between two validations."""

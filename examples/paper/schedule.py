@@ -86,11 +86,12 @@ def main_runs(results: Results, plan: Plan) -> list[Run]:
 
 
 def other_runs(results: Results, plan: Plan) -> list[Run]:
-    """On all training patients: baselines, the best with more heads, variants of the networks."""
+    """On all training patients: baselines; the best with more heads, and longer; variants."""
     runs = [Run("baselines", name, 1.0, seed) for seed in range(plan.seeds) for name in BASELINES]
     if plan.variants:
         names = [best(results, plan, family).name for family in CANDIDATES]
         runs += [Run("heads", name, 1.0, s) for s in range(plan.seeds) for name in names]
+        runs += [Run("longer", name, 1.0, 0) for name in names]
         runs += [Run("variants", c.name, 1.0, s) for s in range(plan.seeds) for c in VARIANTS]
     return runs
 

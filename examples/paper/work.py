@@ -51,7 +51,7 @@ def train_and_test(
     report : callable
         Called after every step.
     """
-    steps = plan.steps(contender)
+    steps = plan.steps(contender, longer=run.stage == "longer")
     torch.manual_seed(run.seed)
     network = contender.build(plan.voxel_size)
     training = split.share(run.fraction)
