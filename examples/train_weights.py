@@ -3,8 +3,8 @@
     python examples/train_weights.py --accept-licences
 
 It uses the cohort of examples/reproduce_paper.py and its first split: the training patients,
-scanned in every way that is there (poses, gradient tables, shells); the validation patients end the
-training and set the threshold; the test patients are segmented once, for the card.
+scanned in every way that is there (heads, poses, gradient tables, shells); the validation patients
+end the training and set the threshold; the test patients are segmented once, for the card.
 """
 
 from __future__ import annotations
@@ -19,7 +19,17 @@ import torch
 import typer
 from paper.cohort import SNR, Scans
 from paper.command import OUT, AcceptLicences, Data, Device, Out, start
-from paper.plan import CANDIDATES, FULL, ROTATED, TURNED, USUAL, Plan, Split, split_patients
+from paper.plan import (
+    CANDIDATES,
+    FULL,
+    MORE_HEADS,
+    ROTATED,
+    TURNED,
+    USUAL,
+    Plan,
+    Split,
+    split_patients,
+)
 from paper.statistics import lesions
 from paper.work import CAUTION, choose_threshold, score_maps
 from reproduce_paper import write_cohorts
@@ -89,9 +99,10 @@ def ship(
         network,
         patches,
         Budget(steps=steps),
-        stopping=Stopping(every, patience=5),
+        stopping=Stopping(every, patience=5, falling=True),
         folder=out / "runs" / "weights",
         learning_rate=contender.learning_rate,
+        weight_decay=contender.weight_decay,
         precision="bf16-mixed",
         device=device,
         report=report,
@@ -154,11 +165,13 @@ def ship(
 def scans_of(
     plan: Plan, sources: OpenMS, scans: Scans, splits: Sequence[Split]
 ) -> list[LabelledSubject]:
-    """All scans of the training patients; other tables of those whom other splits test."""
+    """All scans of the training patients, and other tables of those whom other splits test."""
     training = splits[0].training
-    scans.write(sources, TURNED, training, plan.voxel_size)
+    shown = []
+    for condition in (USUAL, TURNED, *MORE_HEADS):
+        scans.write(sources, condition, training, plan.voxel_size)
+        shown += scans.load(condition, training)
     elsewhere = {patient for split in splits[1:] for patient in split.test}
-    shown = [*scans.load(USUAL, training), *scans.load(TURNED, training)]
     if both := [patient for patient in training if patient in elsewhere]:
         for condition in (ROTATED, *plan.other_tables):
             shown += scans.load(condition, both)
