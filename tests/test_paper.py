@@ -51,6 +51,7 @@ def plan(program: ModuleType):  # type: ignore[no-untyped-def]
         patients=None,
         n_test=1,
         fractions=(0.5, 1.0),
+        other_tables=program.FULL.other_tables[1:],
         box_size=6,
         largest_steps=4,
     )
@@ -92,8 +93,52 @@ def test_a_fixed_network_is_tested_on_other_tables_only_resampled(out: Path) -> 
         for line in lines(out)
         if line["run"]["stage"] == "main" and line["run"]["fraction"] == 1.0
     }
-    assert tests["eq-small"] == {"usual", "rotated", "fewer"}
-    assert tests["conv-48"] == {"usual", "rotated", "rotated, resampled", "fewer, resampled"}
+    both = {"usual", "rotated"}
+    assert tests["eq-small"] == both | {"fewer", "shells", "shells, trained shell"}
+    resampled = {"rotated, resampled", "fewer, resampled", "shells, resampled"}
+    assert tests["conv-48"] == both | resampled
+
+
+def test_what_was_tuned_on_all_patients_is_not_trained_again(out: Path) -> None:
+    trained = {
+        (line["run"]["stage"], line["run"]["contender"]): (line["seconds"], line["validation"])
+        for line in lines(out)
+        if line["run"]["fraction"] == 1.0 and line["steps"]
+    }
+    for name in ("eq-small", "conv-48"):
+        assert trained["main", name] == trained["tuning", name]
+
+
+def test_networks_see_other_heads_and_train_for_longer_where_it_is_asked(  # type: ignore[no-untyped-def]
+    program, plan, sources, out: Path, tmp_path: Path
+) -> None:
+    from paper.cohort import Scans
+    from paper.plan import MORE_HEADS, split_patients
+    from paper.results import Run
+    from paper.schedule import CONTENDERS
+    from paper.work import train_and_test
+
+    plan = dataclasses.replace(plan, other_tables=())
+    (split,) = split_patients(sources.patients, plan.n_validation, plan.n_test, plan.seeds)
+    scans = Scans(out / "cohorts")
+    for condition in MORE_HEADS:
+        scans.write(sources, condition, split.training, plan.voxel_size)
+    signals = [
+        scans.load(condition, split.training)[0].dwi.b0.sum() for condition in MORE_HEADS[:2]
+    ]
+    assert signals[0] != signals[1]
+    for stage, steps, conditions in (
+        ("heads", 4, ["usual", "heads-1", "heads-2", "heads-3", "heads-4"]),
+        ("longer", 8, ["usual"]),
+    ):
+        run = Run(stage, "conv-48", 1.0, 0)
+        contender = CONTENDERS["conv-48"]
+        folder = tmp_path / stage
+        result = train_and_test(
+            run, contender, plan, split, scans, folder, "cpu", lambda progress: None
+        )
+        assert result.steps == steps
+        assert result.settings["conditions"] == conditions
 
 
 def test_the_page_tells_what_the_file_holds(out: Path) -> None:
