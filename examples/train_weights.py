@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 from paper.cohort import SNR, Scans
-from paper.command import OUT, AcceptLicences, Data, Device, Out, start
+from paper.command import AcceptLicences, Data, Device, Out, start
 from paper.plan import (
     CANDIDATES,
     FULL,
@@ -45,13 +46,16 @@ WEIGHTS = ROOT / "tripq" / "weights" / "lesion-segmenter.safetensors"
 CARD = ROOT / "docs" / "weights.md"
 TEMPLATE = Path(__file__).parent / "paper" / "weights_card.md"
 
+#: Of the experiment, at a size of voxels that most research scans have or come near.
+PLAN = replace(FULL, voxel_size=2.0, box_size=24)
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console()
 
 
 @app.command()
 def main(
-    out: Out = OUT,
+    out: Out = Path("runs/weights"),
     data: Data = None,
     accept_licences: AcceptLicences = False,
     device: Device = "cpu",
@@ -59,7 +63,7 @@ def main(
 ) -> None:
     """Train, test, and write weights and card; training that was interrupted goes on."""
     sources = open_ms(accept_licences=accept_licences, local=data)
-    ship(FULL, sources, out, WEIGHTS, CARD, steps=steps, every=200, device=device)
+    ship(PLAN, sources, out, WEIGHTS, CARD, steps=steps, every=200, device=device)
 
 
 def ship(
