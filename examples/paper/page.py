@@ -26,6 +26,9 @@ Subjects = list[list[SubjectResult]]
 #: How a test is named that a scan was changed for.
 SUFFIXES = ("", ", resampled", ", trained shell")
 
+#: What the design says about the numbers, whatever they are.
+READING = Path(__file__).parent / "experiment_reading.md"
+
 #: What the paper gains over its reference with all training scans (Müller et al., section 4).
 PAPER = {"ROC AUC": 0.03, "average precision": 0.39, "Dice": 0.22}
 
@@ -137,6 +140,8 @@ class _Page:
             self._about(),
             "## What was hoped for, and what was found",
             self._goals(),
+            "## How to read this",
+            READING.read_text(encoding="utf-8").strip(),
             "## All training patients",
             self._scores(),
             pictures.get("1", ""),
