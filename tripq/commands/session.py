@@ -72,7 +72,10 @@ class Stop:
 
         That an exception was swallowed is not printed.
         """
-        usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+        usual: dict[signal.Signals, Any] = {
+            signal.SIGINT: signal.default_int_handler,
+            signal.SIGTERM: signal.SIG_DFL,
+        }
         if threading.current_thread() is not threading.main_thread():
             usual = {}
         mine = [number for number, handler in usual.items() if signal.getsignal(number) is handler]
