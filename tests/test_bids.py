@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,27 @@ def test_tables_are_inherited_from_the_nearest_folder(
 ) -> None:
     make(tmp_path, "sub-01/ses-1/dwi/sub-01_ses-1_acq-x_dwi.nii.gz", *tables)
     assert only(tmp_path).table(".bval") == tmp_path / expected
+
+
+def test_a_folder_above_many_scans_is_listed_once_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is as long as they are many."""
+    names = [f"sub-{n:02}/dwi/sub-{n:02}_dwi.nii.gz" for n in range(9)]
+    make(tmp_path, *names, "dwi.bval", "dwi.bvec")
+    scans = find_scans(tmp_path)
+    listed: list[Path] = []
+    glob = Path.glob
+
+    def noted(folder: Path, pattern: str) -> Iterator[Path]:
+        listed.append(folder)
+        return glob(folder, pattern)
+
+    monkeypatch.setattr(Path, "glob", noted)
+    for _ in range(2):
+        assert {scan.table(".bval") for scan in scans} == {tmp_path / "dwi.bval"}
+        assert {scan.table(".bvec") for scan in scans} == {tmp_path / "dwi.bvec"}
+    assert listed.count(tmp_path) == 2
 
 
 def test_a_table_that_is_missing_or_double_is_told(tmp_path: Path) -> None:

@@ -24,18 +24,24 @@ def many_scans() -> Iterator[ModuleType]:
     sys.path[:] = before
 
 
-def test_two_tables_and_a_file(many_scans: ModuleType, tmp_path: Path) -> None:
+def test_tables_and_files(many_scans: ModuleType, tmp_path: Path) -> None:
     app = typer.Typer()
     app.command()(many_scans.main)
-    done = CliRunner().invoke(app, ["--scans", "3", "--out", str(tmp_path)])
+    few = ("--processes", "1", "--new-scans", "1", "--rounds", "1")
+    done = CliRunner().invoke(app, ["--scans", "3", *few, "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
     kept = json.loads((tmp_path / "many_scans.json").read_text())
     (dataset,) = kept["datasets"]
     assert dataset["scans"] == 3
-    assert 0 < dataset["find_seconds"] < dataset["call_seconds"]
+    assert 0 < dataset["find_cpu_seconds"] < dataset["call_cpu_seconds"]
     assert dataset["call_bytes"] > 1e8  # torch alone takes more
     assert [training["in_files"] for training in kept["trainings"]] == [False, True]
-    assert all(training["batch_seconds"] > 0 for training in kept["trainings"])
+    assert all(training["batch_cpu_seconds"] > 0 for training in kept["trainings"])
+    (division,) = kept["divisions"]
+    assert (division["processes"], division["scans"]) == (1, 1)
+    assert division["cpu_seconds"] > 0.5  # the import of torch alone takes more
+    assert division["wall_seconds"] > 0
+    assert (tmp_path / "many_scans.png").stat().st_size > 1e4
     assert "segment-bids, with nothing left to do" in done.output
 
 

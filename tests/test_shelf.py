@@ -62,6 +62,23 @@ def test_half_a_scan_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert Shelf(tmp_path, memory=0).keep("a", subject).name == "sub-00"
 
 
+def test_processes_that_put_the_same_scan_do_not_disturb_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All processes of a training do, and at about the same time."""
+    put, puts = Shelf._put, []
+
+    def disturbed(shelf: Shelf, key: str, kept: LabelledSubject) -> None:
+        put(shelf, key, kept)
+        puts.append(key)
+        if len(puts) == 1:  # another one is about to replace the files
+            (shelf.folder / key / "scan.json").unlink()
+
+    monkeypatch.setattr(Shelf, "_put", disturbed)
+    assert Shelf(tmp_path, memory=0).keep("a", subject).name == "sub-00"
+    assert puts == ["a", "a"]
+
+
 def test_training_learns_the_same_from_files(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path, memory=0)
     maps = []

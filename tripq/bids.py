@@ -89,6 +89,9 @@ class BIDSScan:
     root: Path
     path: Path
     name: BIDSName = field(init=False)
+    _tables: dict[tuple[Path, str], list[Path]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", BIDSName.parse(self.path.name))
@@ -130,11 +133,11 @@ class BIDSScan:
         for folder in self.path.parents:
             if not folder.is_relative_to(self.root):
                 break
-            found = [
-                file
-                for file in folder.glob(f"*dwi{extension}")
-                if BIDSName.parse(file.name).holds_for(self.name)
-            ]
+            # The root is as long as the dataset: it is listed once for all of its scans.
+            if (folder, extension) not in self._tables:
+                self._tables[folder, extension] = [*folder.glob(f"*dwi{extension}")]
+            there = self._tables[folder, extension]
+            found = [file for file in there if BIDSName.parse(file.name).holds_for(self.name)]
             if found:
                 return _most_specific(found, self)
         raise BIDSError(
@@ -316,7 +319,8 @@ def _list(root: Path, *patterns: str) -> list[BIDSScan]:
         for file in root.glob(f"{pattern}{extension}")
         if not any(part.startswith(".") for part in file.relative_to(root).parts)
     ]
-    scans = [BIDSScan(root, file) for file in sorted(files)]
+    tables: dict[tuple[Path, str], list[Path]] = {}
+    scans = [BIDSScan(root, file, _tables=tables) for file in sorted(files)]
     for scan in scans:
         if "sub" not in scan.name.entities:
             _log.warning("%s: left out: not a name of BIDS.", scan.path)

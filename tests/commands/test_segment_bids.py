@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+from importlib import import_module
 from pathlib import Path
 
 import nibabel as nib
@@ -11,7 +13,11 @@ import numpy as np
 import pytest
 
 from tests.commands.conftest import Call, Outcome, write_mask, write_scan, write_weights
+from tripq.bids import BIDSScan
 from tripq.commands import lesions
+from tripq.commands.segment_bids import Row, Sparingly
+
+app = import_module("tripq.commands.segment_bids")  # the package has a function of this name
 
 SCANS = (
     "sub-01/dwi/sub-01_dwi.nii.gz",
@@ -151,6 +157,63 @@ def test_an_interruption_keeps_what_is_finished_and_leaves_nothing_else(
     monkeypatch.setattr(lesions, "write_map", write_map)
     assert segment_all().status == 0
     assert [row["status"] for row in summary(out).values()] == ["there already", "done", "done"]
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(app, "perf_counter", lambda: self.now)
+
+    def spend(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize("of_a_row", [1e-6, 1e-3, 1.0])
+def test_what_grows_with_the_scans_takes_a_hundredth_of_the_time(
+    of_a_row: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, sparingly, spent = Clock(monkeypatch), Sparingly(), [0.0]
+
+    def write(rows: int) -> None:
+        clock.spend(of_a_row * rows)
+        spent.append(of_a_row * rows)
+
+    for number in range(1, 2000):
+        clock.spend(1.0)
+        sparingly(lambda: write(number))  # noqa: B023  # called before the next turn
+    assert sum(spent[:-1]) <= 0.01 * clock.now
+    if of_a_row * 2000 < 1 / 99:  # as long as it costs nothing, nothing is left out
+        assert len(spent) == 2000
+
+
+@pytest.mark.parametrize("ends", ["by itself", "by Ctrl-C", "by a full disk"])
+def test_the_summary_is_written_in_linear_time_and_is_whole_at_the_end(
+    ends: str, call: Call, out: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (raw := tmp_path / "raw").mkdir()
+    names = [f"sub-{n:04}/dwi/sub-{n:04}_dwi.nii.gz" for n in range(400)]
+    clock, written = Clock(monkeypatch), [0]
+    write_summary = app._write_summary
+
+    def segment_one(scan: BIDSScan, *_: object) -> Row:
+        if scan.subject == "0399" and ends != "by itself":
+            raise KeyboardInterrupt if ends == "by Ctrl-C" else OSError(errno.ENOSPC, "full")
+        return Row(f"sub-{scan.subject}", "n/a", scan.relative.as_posix(), "done", "1", "0.5", "1")
+
+    def write(path: Path, rows: list[Row]) -> None:
+        write_summary(path, rows)
+        clock.spend(len(rows))
+        written.append(len(rows))
+
+    monkeypatch.setattr(app, "find_scans", lambda *_: [BIDSScan(raw, raw / n) for n in names])
+    monkeypatch.setattr(app, "_segment_one", segment_one)
+    monkeypatch.setattr(app, "_write_summary", write)
+    done = call("segment-bids", raw, out, "participant", "--weights", weights, "--quiet")
+    assert done.status == {"by itself": 0, "by Ctrl-C": 130, "by a full disk": 1}[ends]
+    assert list(summary(out)) == (names if ends == "by itself" else names[:-1])
+    assert sum(written) < 2 * len(names)
 
 
 def test_participants_and_sessions_are_chosen_as_in_bids_apps(segment_all, out: Path) -> None:

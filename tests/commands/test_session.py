@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import errno
 import logging
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import typer
 
-from tripq.commands.session import session
+from tests.commands.conftest import Call, write_weights
+from tests.commands.test_train import write_labelled
+from tripq.commands.session import Session, session
 from tripq.dwi import DWIError
 
 
@@ -118,3 +124,97 @@ def test_a_bar_takes_any_name(monkeypatch: pytest.MonkeyPatch) -> None:
             with screen.bar(f"reading {name}", "voxels") as report:
                 report(1, 2)
                 screen.progress.refresh()
+
+
+class Swallow:
+    """A signal that comes during a destructor: Python ignores what is raised there."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize("where", ["the next report", "the next bar", "the end"])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_cannot_be_swallowed(
+    number: signal.Signals, status: int, where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reached = []
+
+    def command() -> None:
+        with session(quiet=False, verbose=False, log_file=None) as screen:
+            with screen.bar("first") as report:
+                Swallow(number)
+                reached.append("the next report")
+                if where == "the next report":
+                    report(1, 2)
+            reached.append("the next bar")
+            if where == "the next bar":
+                with screen.bar("second"):
+                    pass
+            reached.append("the end")
+
+    with pytest.raises((typer.Exit, SystemExit)) as end_:
+        command()
+    assert reached[-1] == where
+    assert status == (end_.value.exit_code if number == signal.SIGINT else end_.value.code)
+    said = "error: interrupted; no file is half-written.\n" if status == 130 else ""
+    assert capsys.readouterr() == ("", said)
+
+
+@pytest.mark.parametrize("command", ["segment", "segment-bids", "train", "evaluate", "info"])
+def test_a_swallowed_interrupt_ends_every_command(
+    command: str, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = write_weights(tmp_path / "tiny.safetensors")
+    for subject in ("sub-01", "sub-02"):
+        write_labelled(tmp_path / "data", subject)
+    data, out = tmp_path / "data", tmp_path / "out"
+    scan = data / "sub-01/dwi/sub-01_dwi.nii.gz"
+    (maps := tmp_path / "maps/sub-01/dwi").mkdir(parents=True)
+    (maps / "sub-01_space-orig_label-lesion_probseg.nii.gz").touch()
+    words = {
+        "segment": (scan, "--weights", weights, "-o", out),
+        "segment-bids": (data, out, "participant", "--weights", weights),
+        "train": (data, "-o", out, "--log", tmp_path / "log.txt"),
+        "evaluate": (tmp_path / "maps", data / "derivatives/truth", "-o", out),
+        "info": (scan,),
+    }
+    meter, bars = Session.meter, []
+
+    @contextmanager
+    def met(screen: Session, name: str) -> Iterator[Callable[[float, str], None]]:
+        with meter(screen, name) as update:
+            bars.append(name)
+            Swallow(signal.SIGINT)
+            yield update
+
+    monkeypatch.setattr(Session, "meter", met)
+    done = call(command, *words[command])
+    assert (done.status, len(bars)) == (130, 1)
+    assert done.error == "error: interrupted; no file is half-written."
+    assert "ignored" not in done.stderr
+    assert not [path for path in out.rglob("*") if path.name != "dataset_description.json"]
+
+
+def test_a_session_leaves_signals_as_they_were() -> None:
+    def own(*_: object) -> None:
+        """A handler of somebody else, who calls the command."""
+
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    hook = sys.unraisablehook
+    try:
+        for handler in (own, signal.SIG_IGN):
+            signal.signal(signal.SIGINT, handler)
+            with session(quiet=True, verbose=False, log_file=None):
+                assert signal.getsignal(signal.SIGINT) is handler
+            assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+    with session(quiet=True, verbose=False, log_file=None):
+        assert signal.getsignal(signal.SIGINT) is not before[signal.SIGINT]
+        assert sys.unraisablehook is not hook
+    assert {n: signal.getsignal(n) for n in before} == before
+    assert sys.unraisablehook is hook

@@ -7,8 +7,6 @@ commands, since torch takes seconds that neither ``--help`` nor the completion o
 from __future__ import annotations
 
 import os
-import signal
-import sys
 from typing import Annotated
 
 import typer
@@ -59,6 +57,4 @@ def run() -> None:
     # Threads that wait for each other in a loop are many times slower where another program runs
     # too.  Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # A job that a cluster ends leaves nothing half-written, either.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     app(prog_name="tripq")

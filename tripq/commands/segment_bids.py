@@ -6,9 +6,11 @@ import csv
 import errno
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -79,6 +81,24 @@ class Row:
     volume_ml: str = "n/a"
     seconds: str = "n/a"
     reason: str = "n/a"
+
+
+class Sparingly:
+    """Does a task as often as that takes no more than a hundredth of the time.
+
+    What grows with the number of scans can so be done again and again while they are treated.
+    """
+
+    def __init__(self) -> None:
+        self._not_before = -math.inf
+
+    def __call__(self, task: Callable[[], object]) -> None:
+        """Do the task, unless it was done not long ago."""
+        start = perf_counter()
+        if start >= self._not_before:
+            task()
+            end = perf_counter()
+            self._not_before = end + 99 * (end - start)
 
 
 def segment_bids(
@@ -156,13 +176,24 @@ def segment_bids(
         with connected(rank):
             by_leader(rank, lambda: _describe(out_dir, bids_dir))
             own: dict[Path, Row] = {}
-            with screen.bar("all scans", "scans") as update:
-                for number, scan in enumerate(mine := rank.share(scans)):
-                    update(number, len(mine))
-                    row = _segment_one(scan, out_dir, masks, settings, overwrite, screen)
-                    own[scan.relative] = row
-                    if rank.count == 1:
-                        _write_summary(summary, tuple(own.values()))
+            sparingly = Sparingly()
+
+            def tell() -> None:
+                """Write what is known; several processes wait until one can do it for all."""
+                if rank.count == 1 and own:
+                    _write_summary(summary, tuple(own.values()))
+
+            try:
+                with screen.bar("all scans", "scans") as update:
+                    for number, scan in enumerate(mine := rank.share(scans)):
+                        update(number, len(mine))
+                        row = _segment_one(scan, out_dir, masks, settings, overwrite, screen)
+                        own[scan.relative] = row
+                        sparingly(tell)
+            except BaseException:
+                with suppress(OSError, BIDSError):  # the first error is the reason
+                    tell()
+                raise
             rows = {place: row for some in gather(rank, own) for place, row in some.items()}
         if not rank.leads:
             return

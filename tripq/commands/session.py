@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -38,6 +41,61 @@ FAILED, INTERRUPTED = 1, 130
 _PREFIXES = {logging.WARNING: "caution: ", logging.ERROR: "error: "}
 
 
+@dataclass
+class Stop:
+    """Whether a signal has asked the command to end.
+
+    Python raises an exception wherever the program just is when the signal comes.  A destructor or
+    a callback cannot pass it on, such as those of the import machinery, and some programs catch all
+    there is.  So the wish is remembered, and raised again by whatever looks here next.
+
+    Attributes
+    ----------
+    asked : BaseException or None
+        What the signal raised: ``KeyboardInterrupt``, or ``SystemExit`` for SIGTERM.
+    """
+
+    asked: BaseException | None = None
+
+    def heed(self) -> None:
+        """Raise what a signal has asked for, if one has."""
+        if self.asked is not None:
+            raise self.asked
+
+    def _ask(self, number: int, _: object) -> NoReturn:
+        self.asked = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
+        raise self.asked
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take Ctrl-C and SIGTERM, unless they are ignored or somebody else's; no other thread can.
+
+        That an exception was swallowed is not printed.
+        """
+        usual: dict[signal.Signals, Any] = {
+            signal.SIGINT: signal.default_int_handler,
+            signal.SIGTERM: signal.SIG_DFL,
+        }
+        if threading.current_thread() is not threading.main_thread():
+            usual = {}
+        mine = [number for number, handler in usual.items() if signal.getsignal(number) is handler]
+        tell = sys.unraisablehook
+
+        def tell_others(found: Any) -> None:
+            if self.asked is None or found.exc_value is not self.asked:
+                tell(found)
+
+        sys.unraisablehook = tell_others
+        for number in mine:
+            signal.signal(number, self._ask)
+        try:
+            yield
+        finally:
+            for number in mine:
+                signal.signal(number, usual[number])
+            sys.unraisablehook = tell
+
+
 @dataclass(frozen=True)
 class Session:
     """The screen during a command.
@@ -46,11 +104,14 @@ class Session:
     ----------
     progress : Progress
         Bars on stderr.
+    stop : Stop
+        What every bar looks at.
     results : Console
         What the user asked for, on stdout.
     """
 
     progress: Progress
+    stop: Stop
     results: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
 
     @contextmanager
@@ -65,9 +126,11 @@ class Session:
     @contextmanager
     def meter(self, name: str) -> Iterator[Callable[[float, str], None]]:
         """Show a bar; call what is yielded with the share that is done and a word on it."""
+        self.stop.heed()
         task = self.progress.add_task(printable(name), total=None, detail="")
 
         def update(share: float, detail: str) -> None:
+            self.stop.heed()
             self.progress.update(task, completed=share, total=1.0, detail=detail)
 
         try:
@@ -99,6 +162,9 @@ def session(*, quiet: bool, verbose: bool, log_file: Path | None) -> Iterator[Se
     ------
     typer.Exit
         With status 1 in place of an error, and 130 in place of a ``KeyboardInterrupt``.
+    SystemExit
+        With status 143, after SIGTERM: a job that a cluster ends leaves nothing half-written,
+        either.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     rank = Rank.here()
@@ -131,8 +197,10 @@ def session(*, quiet: bool, verbose: bool, log_file: Path | None) -> Iterator[Se
         for handler in handlers:
             log.addHandler(handler)
         log.debug("command: %s", " ".join(sys.argv))
-        with shown:
-            yield Session(progress)
+        stop = Stop()
+        with shown, stop.listening():
+            yield Session(progress, stop)
+            stop.heed()
     except KeyboardInterrupt:
         log.error("interrupted; no file is half-written.")
         raise typer.Exit(INTERRUPTED) from None

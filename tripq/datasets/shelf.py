@@ -57,9 +57,8 @@ class Shelf:
         if size <= self._left:
             self._left -= size
             return subject
-        self._put(key, subject)
-        there = self._get(key)
-        assert there is not None
+        while (there := self._get(key)) is None:  # or another process is just replacing it
+            self._put(key, subject)
         return there
 
     def _put(self, key: str, subject: LabelledSubject) -> None:
@@ -87,9 +86,10 @@ class Shelf:
     def _get(self, key: str) -> LabelledSubject | None:
         """A scan that was put there whole; None if it was not."""
         folder = self.folder / key
-        if not (folder / _META).is_file():
+        try:
+            about: dict[str, Any] = json.loads((folder / _META).read_text(encoding="utf-8"))
+        except FileNotFoundError:
             return None
-        about: dict[str, Any] = json.loads((folder / _META).read_text(encoding="utf-8"))
         n_voxels, n_samples = about["voxels"], len(about["b_values"])
         # One map for each scan: a system allows some ten thousands of them.
         content = np.asarray(np.memmap(folder / _ARRAYS, np.uint8, "r"))
