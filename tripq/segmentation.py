@@ -41,7 +41,7 @@ B_TOLERANCE = 200.0
 DEFAULT_THRESHOLD = 0.5
 """Of the probability, where a checkpoint has none."""
 
-_PROGRAM_BYTES = 0.6e9
+PROGRAM_BYTES = 0.6e9
 """Interpreter, libraries and small tables: 0.46 GB measured on the CPU, and some room."""
 
 _LIVE_TENSORS = 8
@@ -208,7 +208,7 @@ def voxels_within(memory: float, network: nn.Module, dwi: DWI, held: int = 0) ->
         If that is not enough for the scan and a block of `least_voxels`.
     """
     each = bytes_per_voxel(network, len(dwi.b_values))
-    fixed = _PROGRAM_BYTES + dwi.signal.nbytes + held
+    fixed = PROGRAM_BYTES + dwi.signal.nbytes + held
     least = least_voxels(network, dwi)
     if (voxels := int((memory - fixed) / each)) >= least:
         return voxels
@@ -305,7 +305,7 @@ def segment_scan(
 
 def _check_resampling(dwi: DWI, voxel_size: float, memory: float) -> None:
     """Refuse to resample a scan to a size that cannot fit, before it takes all memory."""
-    need = _PROGRAM_BYTES + dwi.signal.nbytes + bytes_to_resample(dwi, voxel_size)
+    need = PROGRAM_BYTES + dwi.signal.nbytes + bytes_to_resample(dwi, voxel_size)
     if need > memory:
         old = " x ".join(f"{edge:.3g}" for edge in dwi.voxel_size)
         raise DWIError(

@@ -147,7 +147,9 @@ def test_little_memory_gives_the_same_map_or_an_error(
     common = ("segment", scan, "--mask", mask, "--weights", weights, "-o", tmp_path)
     refused = call(*common, "--memory", "100MB")
     assert refused.status == 1
-    assert "dwi.nii.gz: 0.10 GB of memory are not enough; it takes at least 0.6" in refused.error
+    assert "dwi.nii.gz: the signal takes 0.00 GB of memory, 0.50 GB more than" in refused.error
+    refused = call(*common, "--memory", "600.1MB")
+    assert "dwi.nii.gz: 0.60 GB of memory are not enough; it takes at least 0.6" in refused.error
     assert not list(tmp_path.glob("*probseg*"))
 
 

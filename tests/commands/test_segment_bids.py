@@ -117,14 +117,14 @@ def test_one_bad_scan_is_reported_and_does_not_stop_the_rest(
 def test_even_a_mistake_in_the_program_does_not_stop_the_rest(
     segment_all, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read_brain = lesions.read_brain
+    read_scan = lesions.read_scan
 
     def broken(files, *others):
         if "sub-01" in files.scan.name:
             raise KeyError("made up")
-        return read_brain(files, *others)
+        return read_scan(files, *others)
 
-    monkeypatch.setattr(lesions, "read_brain", broken)
+    monkeypatch.setattr(lesions, "read_scan", broken)
     done = segment_all("--log", tmp_path / "log.txt")
     assert done.status == 1
     assert [row["status"] for row in summary(out).values()] == ["failed", "done", "done"]

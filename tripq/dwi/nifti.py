@@ -146,10 +146,17 @@ def _check_place(affine: NDArray[np.float64]) -> None:
         )
 
 
-def check_memory(need: float) -> None:
+def check_memory(need: float, allowed: float = math.inf) -> None:
     """Make sure that bytes that are to be taken are fewer than this computer has.
 
     A file of zeros takes a thousandth of them.
+
+    Parameters
+    ----------
+    need : float
+        Bytes.
+    allowed : float, optional
+        How many of them may be taken.
 
     Raises
     ------
@@ -160,6 +167,11 @@ def check_memory(need: float) -> None:
         raise DWIError(
             f"takes {need / 1e9:,.1f} GB of memory to read, and this computer has "
             f"{there / 1e9:,.1f} GB. Is its header right? A mask of the brain makes it less."
+        )
+    if need > allowed:
+        raise DWIError(
+            f"the signal takes {need / 1e9:,.2f} GB of memory, {(need - allowed) / 1e9:,.2f} GB "
+            "more than is left for it: allow at least so much more, or give a mask of fewer voxels."
         )
 
 
