@@ -160,7 +160,7 @@ def test_participants_and_sessions_are_chosen_as_in_bids_apps(segment_all, out: 
     assert tuple(summary(out)) == (SCANS[0], SCANS[2])  # rows of earlier runs stay
     missing = segment_all("--participant-label", "07")
     assert missing.status == 1
-    assert "no diffusion scan of participant 07" in missing.error
+    assert "no diffusion scan of participant 07; there are 01, 02." in missing.error
 
 
 def test_scans_for_distortion_correction_are_left_out(segment_all, raw: Path, out: Path) -> None:

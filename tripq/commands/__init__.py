@@ -17,8 +17,9 @@ from tripq import __version__
 from tripq.commands.check import check
 from tripq.commands.evaluate import evaluate
 from tripq.commands.info import info
+from tripq.commands.options import BIDSCommand
 from tripq.commands.segment import segment
-from tripq.commands.segment_bids import BIDSCommand, segment_bids
+from tripq.commands.segment_bids import segment_bids
 from tripq.commands.train import train
 
 app = typer.Typer(
@@ -33,7 +34,7 @@ app = typer.Typer(
 app.command()(segment)
 app.command(cls=BIDSCommand)(segment_bids)
 app.command()(train)
-app.command()(evaluate)
+app.command(cls=BIDSCommand)(evaluate)
 app.command()(info)
 app.command()(check)
 

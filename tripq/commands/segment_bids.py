@@ -9,12 +9,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
 from rich.table import Table
-from typer.core import TyperCommand
 
 from tripq import __version__
 from tripq.bids import BIDS_VERSION, BIDSError, BIDSScan, find_scans
@@ -29,42 +28,7 @@ from tripq.rank import Rank
 if TYPE_CHECKING:
     from tripq.commands.lesions import Settings
 
-_LABELS = ("--participant-label", "--session-label")
-
-
 Status = Literal["done", "there already", "left out", "failed"]
-
-
-class BIDSCommand(TyperCommand):
-    """A command whose labels may stand in a row, ``--participant-label 01 02``, as in BIDS Apps."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Give every label an option of its own."""
-        return super().parse_args(ctx, spread_labels(args))
-
-
-def spread_labels(arguments: Sequence[str]) -> list[str]:
-    """Repeat an option for labels in front of each of its words.
-
-    Its older spelling, with ``_``, becomes that with ``-``.
-
-    >>> spread_labels(["in", "out", "participant", "--participant_label", "01", "02", "-q"])
-    ['in', 'out', 'participant', '--participant-label', '01', '--participant-label', '02', '-q']
-    """
-    spread: list[str] = []
-    option, fresh = "", False
-    for word in arguments:
-        if (dashed := word.replace("_", "-")) in _LABELS:
-            word = option = dashed
-            fresh = True
-        elif word.startswith("-"):
-            option = ""
-        elif option and not fresh:
-            spread.append(option)
-        else:
-            fresh = False
-        spread.append(word)
-    return spread
 
 
 @dataclass(frozen=True)
@@ -87,24 +51,8 @@ def segment_bids(
     level: Annotated[
         Literal["participant"], typer.Argument(help="Level of the analysis: each participant.")
     ],
-    participant_label: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--participant-label",
-            metavar="LABEL...",
-            help="Only these, with or without 'sub-'; behind the folders.",
-            show_default="all",
-        ),
-    ] = None,
-    session_label: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--session-label",
-            metavar="LABEL...",
-            help="Only these, with or without 'ses-'; behind the folders.",
-            show_default="all",
-        ),
-    ] = None,
+    participant_label: options.ParticipantLabel = None,
+    session_label: options.SessionLabel = None,
     masks: Annotated[
         Path | None,
         typer.Option(
