@@ -32,6 +32,9 @@ def info(
 ) -> None:
     """Show what a diffusion scan or a checkpoint holds.
 
+    Of a scan: grid, voxels, orientation, shells, and what the reader has to say about it.  Of a
+    checkpoint: the network, its notes and its SHA-256.  It writes nothing.
+
     For example:
 
         tripq info dwi.nii.gz
@@ -76,12 +79,14 @@ def describe_scan(scan: Survey, frame: Frame) -> list[tuple[str, str]]:
 
     codes = "".join(code or "?" for code in nib.orientations.aff2axcodes(scan.affine))
     determinant = "positive" if np.linalg.det(scan.affine[:3, :3]) > 0 else "negative"
+    weighted = sum(map(len, scan.shells))
     return [
         ("file", str(scan.path)),
         ("grid", " x ".join(map(str, scan.mask.shape))),
         ("voxel size", " x ".join(f"{edge:.4g}" for edge in scan.voxel_size) + " mm"),
-        ("voxels", f"{len(scan.b0):,}"),
+        ("voxels", f"{len(scan.b0):,} of {scan.mask.size:,} can be used"),
         ("orientation", f"{codes}, determinant of the affine {determinant}"),
+        ("volumes", f"{scan.b0_volumes + weighted}, {scan.b0_volumes} of them b0"),
         *(
             ("shell", f"b = {shell.b_value:.0f} s/mm2, {len(shell)} directions")
             for shell in scan.shells

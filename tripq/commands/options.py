@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,40 @@ def parse_memory(text: str) -> float:
     return float(found[1]) * _UNITS[found[2].upper()]
 
 
-class BIDSCommand(TyperCommand):
+class Command(TyperCommand):
+    """A command whose help is as wide as the screen, and whose switches do not ask for a value."""
+
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        super().__init__(*args, **keywords)
+        self.help = self.help and unwrap(self.help)
+        for parameter in self.params:
+            _show_no_value_of_a_switch(parameter)
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """Show it as the other switches are."""
+        return _show_no_value_of_a_switch(super().get_help_option(ctx))
+
+
+def _show_no_value_of_a_switch(parameter: Any) -> Any:
+    """Leave out the word ``<bool>`` that Typer shows."""
+    if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+        parameter.metavar = ""
+    return parameter
+
+
+def unwrap(text: str) -> str:
+    r"""Put each paragraph on one line; those that are indented are left as they are.
+
+    >>> unwrap("Look at\nthis.\n\n    tripq info\n\nAnd at\nthat.")
+    'Look at this.\n\n    tripq info\n\nAnd at that.'
+    """
+    return "\n\n".join(
+        paragraph if paragraph.startswith(" ") else " ".join(paragraph.split())
+        for paragraph in inspect.cleandoc(text).split("\n\n")
+    )
+
+
+class BIDSCommand(Command):
     """A command whose labels may stand in a row, ``--participant-label 01 02``, as in BIDS Apps."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
