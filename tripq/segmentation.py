@@ -35,6 +35,10 @@ VOXEL_TOLERANCE = 0.05
 """Voxels may differ from those of the training by this share: the sum over neighbours grows with
 their number, so that other voxels give other features."""
 
+COARSE = 1.5
+"""Voxels longer than those of the training by this factor are told: what is mixed in a voxel stays
+so."""
+
 B_TOLERANCE = 200.0
 """A shell further than this, in s/mm2, from all those of the training is told."""
 
@@ -264,6 +268,11 @@ def segment_scan(
             suited.notes[-1].rstrip(".")
             + ", the size that the network was trained on; the map was brought back."
         )
+        if dwi.voxel_size.max() > COARSE * model.voxel_size:
+            notes.append(
+                f"The network was trained on much finer voxels: {dwi.voxel_size.max():.3g} mm hold "
+                "what it never saw in one, and resampling does not part it. Look at the map."
+            )
     held = 0 if suited is dwi else dwi.signal.nbytes
     try:
         least = least_voxels(model.network, suited)

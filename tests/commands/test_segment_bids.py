@@ -111,6 +111,7 @@ def test_one_bad_scan_is_reported_and_does_not_stop_the_rest(
     assert "sub-01_dwi.nii.gz: cannot be read as NIfTI" in rows[SCANS[0]]["reason"]
     assert "no .bval file holds for it" in rows[SCANS[1]]["reason"]
     assert "sub-01_dwi.nii.gz: cannot be read as NIfTI" in done.stdout
+    assert done.stdout.count(SCANS[0]) == 2  # in the table, and before the reason
     assert not any("sub-01" in name for name in written(out))
 
 

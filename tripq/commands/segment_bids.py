@@ -281,4 +281,9 @@ def _show(rows: Sequence[Row], screen: Session) -> None:
     for row in rows:
         cells = (row.scan, row.status, row.lesions, row.volume_ml, row.seconds)
         table.add_row(*(escape(cell) for cell in cells))
-    screen.show(table, *(f"{row.scan}: {row.reason}" for row in rows if row.status == "failed"))
+    failed = [row for row in rows if row.status == "failed"]
+    # most reasons name the file, and nobody wants to read that twice
+    named = (
+        row.reason if row.scan in row.reason else f"{row.scan}: {row.reason}" for row in failed
+    )
+    screen.show(table, *named)

@@ -203,7 +203,9 @@ def read_volumes(image: nib.Nifti1Image, path: Path) -> Iterator[NDArray[Any]]:
                 for number in range(prod(proxy.shape[3:])):
                     data = file.read(size)
                     if len(data) < size:
-                        raise DWIError(f"truncated: the file ends in volume {number}.")
+                        raise DWIError(
+                            f"truncated: the file ends in volume {number}. Fetch it again."
+                        )
                     volume = np.frombuffer(data, proxy.dtype).reshape(shape, order="F")
                     if (proxy.slope, proxy.inter) != (1, 0):
                         with np.errstate(over="ignore", invalid="ignore"):  # infinite, NaN
@@ -215,7 +217,8 @@ def read_volumes(image: nib.Nifti1Image, path: Path) -> Iterator[NDArray[Any]]:
                         "is wrong."
                     )
         except _BROKEN as error:
-            raise DWIError(f"truncated or damaged: {error}") from error
+            reason = str(error).rstrip(".")
+            raise DWIError(f"truncated or damaged: {reason}. Fetch it again.") from error
 
 
 def read_mask(path: Path, scan: nib.Nifti1Image) -> NDArray[np.bool_]:
