@@ -53,9 +53,9 @@ def test_what_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(BIDSError, match="no diffusion scans"):
         find_scans(make(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz"))
     make(tmp_path, "sub-01/dwi/sub-01_dwi.nii.gz")
-    with pytest.raises(BIDSError, match="no diffusion scan of participant 07"):
+    with pytest.raises(BIDSError, match=r"no diffusion scan of participant 07; there are 01\."):
         find_scans(tmp_path, ["01", "07"])
-    with pytest.raises(BIDSError, match="no diffusion scan of session b"):
+    with pytest.raises(BIDSError, match="no diffusion scan of session b; there are no sessions"):
         find_scans(tmp_path, sessions=["b"])
 
 

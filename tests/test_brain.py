@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tripq.brain import find_brain
-from tripq.dwi import DWI, DWIError
+from tests.commands.conftest import write_scan
+from tests.dwi.test_read import beside, traced
+from tripq.brain import find_brain, read_brain
+from tripq.dwi import DWI, DWIError, read_dwi
 
 
 def head(b0_inside: float) -> tuple[DWI, np.ndarray]:
@@ -49,9 +51,46 @@ def test_a_scan_without_a_brain_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         find_brain(dwi)
 
 
-def test_the_brain_of_a_real_scan_is_that_of_its_mask(shared_data: Path) -> None:
-    from tripq.dwi import read_dwi
+def check_that_both_are_the_same(read: DWI, found: DWI) -> None:
+    for name in ("signal", "b0", "mask", "q", "b_values", "affine"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(found, name))
+    assert read.notes == found.notes
+    assert read.header == found.header
+    assert (read.path, read.b0_volumes) == (found.path, found.b0_volumes)
 
+
+@pytest.mark.parametrize("name", ["dwi.nii", "dwi.nii.gz"])
+def test_read_in_two_passes_the_brain_is_bit_for_bit_the_same(tmp_path: Path, name: str) -> None:
+    path = write_scan(tmp_path / name)
+    check_that_both_are_the_same(read_brain(path), find_brain(read_dwi(path)))
+
+
+def test_only_the_signal_of_the_brain_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What else there is does not grow with the number of volumes."""
+    monkeypatch.setattr("tripq.brain.median_otsu", lambda b0, **options: (b0, b0 > 200))
+    for volumes in (20, 1000):
+        path = write_scan(tmp_path / "dwi.nii", b_values=(0, *volumes * (1000,)))
+        dwi, peak = traced(lambda path=path: read_brain(path))
+        assert dwi.signal.nbytes < 0.25 * 4 * dwi.mask.size * volumes
+        assert peak < dwi.signal.nbytes + beside(dwi.mask.size)
+
+
+def test_too_large_a_brain_is_refused(tmp_path: Path) -> None:
+    path = write_scan(tmp_path / "dwi.nii.gz")
+    takes = read_brain(path).signal.nbytes
+    assert read_brain(path, max_bytes=takes).signal.nbytes == takes
+    with pytest.raises(DWIError, match="than is left for it"):
+        read_brain(path, max_bytes=takes - 1)
+
+
+def test_a_real_head_read_in_two_passes_is_bit_for_bit_the_same(shared_data: Path) -> None:
+    path = shared_data / "real_dwi" / "dcm_qa_uih" / "dti_tra_dir16_PA_6_134431.nii"
+    check_that_both_are_the_same(read_brain(path), find_brain(read_dwi(path)))
+
+
+def test_the_brain_of_a_real_scan_is_that_of_its_mask(shared_data: Path) -> None:
     folder = shared_data / "real_dwi" / "tractseg_example"
     table = (folder / "Diffusion.bvals", folder / "Diffusion.bvecs")
     scan = read_dwi(folder / "Diffusion.nii.gz", *table)

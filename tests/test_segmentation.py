@@ -100,6 +100,10 @@ def test_a_scan_fits_within_5_percent_on_every_edge() -> None:
 def test_what_the_training_never_saw_is_told() -> None:
     told = segment_scan(make_model(), make_scan(b_values=(1150, 2000))).notes
     assert told == ("b = 2000 s/mm2 was never seen in training, which had 1000.",)
+    for edge, coarse in ((2.9, False), (3.1, True)):
+        told = segment_scan(make_model(), make_scan((2.0, 2.0, edge))).notes
+        assert (len(told) == 2) == coarse
+        assert ("trained on much finer voxels: 3.1 mm hold" in told[-1]) == coarse
     told = segment_scan(make_model(voxel_size=None, b_values=()), make_scan((3, 3, 3))).notes
     assert len(told) == 1
     assert "does not say for which voxel size it is" in told[0]

@@ -21,6 +21,7 @@ _log = logging.getLogger("tripq")
 _EXTENSIONS = (".nii.gz", ".nii")
 _ORDER = ("sub", "ses", "sample", "task", "acq", "ce", "rec", "dir", "run", "echo", "part", "space")
 _NO_MAGNITUDE = {"phase", "real", "imag"}  # values of the entity "part"
+_MOST_LISTED = 10  # labels in a message
 _OF_MASKS = {"space", "res", "den", "label", "desc"}  # say what a mask is, not whose
 
 
@@ -243,7 +244,8 @@ def find_scans(
     Raises
     ------
     BIDSError
-        If there is none, or none of a participant that was asked for.
+        If there is none, or none of a participant or of the sessions that were asked for; it names
+        those that there are.
     """
     found = _list(root, "sub-*/dwi/sub-*_dwi", "sub-*/ses-*/dwi/sub-*_dwi")
     scans = [scan for scan in found if scan.name.entities.get("part") not in _NO_MAGNITUDE]
@@ -251,27 +253,27 @@ def find_scans(
         raise BIDSError(
             f"{root}: no diffusion scans sub-*/[ses-*/]dwi/*_dwi.nii.gz in this folder."
         )
-    wanted = _labels(participants, "sub-")
-    if missing := sorted(wanted - {scan.subject for scan in scans}):
-        raise BIDSError(f"{root}: no diffusion scan of participant {', '.join(missing)}.")
+    of_participants = _of_participants(scans, participants, f"{root}: no diffusion scan")
     of_session = _labels(sessions, "ses-")
-    chosen = [
-        scan
-        for scan in scans
-        if (not wanted or scan.subject in wanted) and (not of_session or scan.session in of_session)
-    ]
+    chosen = [scan for scan in of_participants if not of_session or scan.session in of_session]
     if not chosen:
-        raise BIDSError(f"{root}: no diffusion scan of session {', '.join(sorted(of_session))}.")
+        known = {scan.session for scan in of_participants if scan.session}
+        raise BIDSError(
+            f"{root}: no diffusion scan of session {', '.join(sorted(of_session))}; there are "
+            f"{_listed(known) or 'no sessions'}."
+        )
     return chosen
 
 
-def find_maps(root: Path) -> list[BIDSScan]:
+def find_maps(root: Path, participants: Sequence[str] = ()) -> list[BIDSScan]:
     """Lesion maps of a dataset of derivatives: ``sub-*/**/*_label-lesion_probseg.nii[.gz]``.
 
     Parameters
     ----------
     root : Path
         Of the dataset, as ``tripq segment-bids`` writes it.
+    participants : sequence of str, optional
+        Labels, with or without ``sub-``; by default all.
 
     Returns
     -------
@@ -281,20 +283,55 @@ def find_maps(root: Path) -> list[BIDSScan]:
     Raises
     ------
     BIDSError
-        If there is none.
+        If there is none, or none of a participant that was asked for; it names those that there
+        are.
     """
-    return _find_derivatives(root, "label-lesion_probseg")
+    maps = _find_derivatives(root, "label-lesion_probseg")
+    return _of_participants(maps, participants, f"{root}: no lesion map")
 
 
-def find_lesion_masks(root: Path) -> list[Path]:
+def find_lesion_masks(root: Path, participants: Sequence[str] = ()) -> list[Path]:
     """Lesion masks of a dataset of derivatives: ``sub-*/**/*_label-lesion_mask.nii[.gz]``.
+
+    Parameters
+    ----------
+    root : Path
+        Of the dataset.
+    participants : sequence of str, optional
+        Labels, with or without ``sub-``; by default all.
 
     Raises
     ------
     BIDSError
-        If there is none.
+        If there is none of anybody.
     """
-    return [found.path for found in _find_derivatives(root, "label-lesion_mask")]
+    wanted = _labels(participants, "sub-")
+    masks = _find_derivatives(root, "label-lesion_mask")
+    return [found.path for found in masks if not wanted or found.subject in wanted]
+
+
+def _of_participants(
+    scans: Sequence[BIDSScan], participants: Sequence[str], without: str
+) -> list[BIDSScan]:
+    """Those of some participants, of all if none is named; an error begins as said."""
+    wanted = _labels(participants, "sub-")
+    known = {scan.subject for scan in scans}
+    if missing := sorted(wanted - known):
+        raise BIDSError(
+            f"{without} of participant {', '.join(missing)}; there are {_listed(known)}."
+        )
+    return [scan for scan in scans if not wanted or scan.subject in wanted]
+
+
+def _listed(labels: Iterable[str]) -> str:
+    """Labels in a row, the first of many.
+
+    >>> _listed(f"{number:02}" for number in range(14))
+    '00, 01, 02, 03, 04, 05, 06, 07, 08, 09, ... (14)'
+    """
+    ordered = sorted(labels)
+    more = f", ... ({len(ordered)})" if len(ordered) > _MOST_LISTED else ""
+    return ", ".join(ordered[:_MOST_LISTED]) + more
 
 
 def _find_derivatives(root: Path, ending: str) -> list[BIDSScan]:

@@ -35,13 +35,17 @@ VOXEL_TOLERANCE = 0.05
 """Voxels may differ from those of the training by this share: the sum over neighbours grows with
 their number, so that other voxels give other features."""
 
+COARSE = 1.5
+"""Voxels longer than those of the training by this factor are told: what is mixed in a voxel stays
+so."""
+
 B_TOLERANCE = 200.0
 """A shell further than this, in s/mm2, from all those of the training is told."""
 
 DEFAULT_THRESHOLD = 0.5
 """Of the probability, where a checkpoint has none."""
 
-_PROGRAM_BYTES = 0.6e9
+PROGRAM_BYTES = 0.6e9
 """Interpreter, libraries and small tables: 0.46 GB measured on the CPU, and some room."""
 
 _LIVE_TENSORS = 8
@@ -208,7 +212,7 @@ def voxels_within(memory: float, network: nn.Module, dwi: DWI, held: int = 0) ->
         If that is not enough for the scan and a block of `least_voxels`.
     """
     each = bytes_per_voxel(network, len(dwi.b_values))
-    fixed = _PROGRAM_BYTES + dwi.signal.nbytes + held
+    fixed = PROGRAM_BYTES + dwi.signal.nbytes + held
     least = least_voxels(network, dwi)
     if (voxels := int((memory - fixed) / each)) >= least:
         return voxels
@@ -264,6 +268,11 @@ def segment_scan(
             suited.notes[-1].rstrip(".")
             + ", the size that the network was trained on; the map was brought back."
         )
+        if dwi.voxel_size.max() > COARSE * model.voxel_size:
+            notes.append(
+                f"The network was trained on much finer voxels: {dwi.voxel_size.max():.3g} mm hold "
+                "what it never saw in one, and resampling does not part it. Look at the map."
+            )
     held = 0 if suited is dwi else dwi.signal.nbytes
     try:
         least = least_voxels(model.network, suited)
@@ -305,7 +314,7 @@ def segment_scan(
 
 def _check_resampling(dwi: DWI, voxel_size: float, memory: float) -> None:
     """Refuse to resample a scan to a size that cannot fit, before it takes all memory."""
-    need = _PROGRAM_BYTES + dwi.signal.nbytes + bytes_to_resample(dwi, voxel_size)
+    need = PROGRAM_BYTES + dwi.signal.nbytes + bytes_to_resample(dwi, voxel_size)
     if need > memory:
         old = " x ".join(f"{edge:.3g}" for edge in dwi.voxel_size)
         raise DWIError(

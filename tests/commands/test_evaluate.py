@@ -172,7 +172,7 @@ def test_a_map_without_truth_and_values_that_are_no_probabilities_are_reported(
     done = score("--overwrite")
     assert done.status == 1
     assert "no probabilities from 0 to 1" in done.stderr
-    assert "none of its 2 maps can be scored" in done.stderr
+    assert "none of 2 maps can be scored" in done.stderr
     assert list(cohort.rows()) == ["sub-02", "all"]  # of the first call
 
 
@@ -181,6 +181,34 @@ def test_truth_without_a_map_is_told(score, cohort: Cohort) -> None:
     done = score()
     assert done.status == 0
     assert "1 of 2 lesion masks belong to no map" in done.stderr
+
+
+@pytest.mark.parametrize("label", ["02", "sub-02"])
+def test_participants_are_chosen(score, cohort: Cohort, label: str) -> None:
+    """Their scores are what they are among others, and nothing is said of the others."""
+    assert score().status == 0
+    among_others = cohort.rows()["sub-02"]
+    done = score("--overwrite", "--participant-label", label)
+    assert done.status == 0
+    assert tuple(cohort.rows()) == ("sub-02", "all")
+    assert cohort.rows()["sub-02"] == among_others
+    assert "sub-01" not in done.stdout + done.stderr
+    assert "belong to no map" not in done.stderr
+
+
+def test_several_participants_stand_in_a_row(score, cohort: Cohort) -> None:
+    assert score("--participant_label", "02", "sub-01", "--threshold", "0.5").status == 0
+    assert tuple(cohort.rows()) == (*SUBJECTS, "all")
+    assert cohort.scores()["threshold"] == 0.5
+
+
+def test_a_participant_without_a_map_is_an_error_that_names_those_with_one(
+    score, cohort: Cohort
+) -> None:
+    done = score("--participant-label", "01", "7")
+    assert done.status == 1
+    assert f"{cohort.maps}: no lesion map of participant 7; there are 01, 02." in done.error
+    assert not cohort.out.exists()
 
 
 def test_thresholds_must_be_known_and_agree(score, cohort: Cohort) -> None:

@@ -164,16 +164,16 @@ def test_a_full_disk_ends_a_run_at_the_first_scan(
 ) -> None:
     """The others would be computed for nothing; a scan that cannot be used stops nobody."""
     read: list[str] = []
-    read_brain = lesions.read_brain
+    read_scan = lesions.read_scan
 
     def noted(found: Any, *others: Any) -> Any:
         read.append(found.scan.name)
-        return read_brain(found, *others)
+        return read_scan(found, *others)
 
     def full(values: Any, dwi: Any, path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(lesions, "read_brain", noted)
+    monkeypatch.setattr(lesions, "read_scan", noted)
     monkeypatch.setattr(lesions, "write_map", full)
     done = call("segment-bids", raw, tmp_path / "out", "participant", "--weights", weights)
     assert (done.status, read) == (1, ["sub-01_dwi.nii.gz"])
@@ -321,7 +321,7 @@ def test_too_little_memory_for_good_names_the_scan_and_leaves_nothing(
     arguments = ("segment", scan, "--mask", mask, "--weights", weights, "-o", tmp_path / "out")
     for place, reason in (
         (segmentation, "segment"),
-        (lesions, "read_brain"),
+        (lesions, "read_scan"),
         (lesions, "write_subject_report"),
     ):
         with monkeypatch.context() as patch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from pathlib import Path
 
@@ -147,7 +148,9 @@ def test_little_memory_gives_the_same_map_or_an_error(
     common = ("segment", scan, "--mask", mask, "--weights", weights, "-o", tmp_path)
     refused = call(*common, "--memory", "100MB")
     assert refused.status == 1
-    assert "dwi.nii.gz: 0.10 GB of memory are not enough; it takes at least 0.6" in refused.error
+    assert "dwi.nii.gz: the signal takes 0.00 GB of memory, 0.50 GB more than" in refused.error
+    refused = call(*common, "--memory", "600.1MB")
+    assert "dwi.nii.gz: 0.60 GB of memory are not enough; it takes at least 0.6" in refused.error
     assert not list(tmp_path.glob("*probseg*"))
 
 
@@ -275,3 +278,22 @@ def test_help_names_every_option_with_an_example(call: Call) -> None:
         assert option in done.stdout
     assert "tripq segment dwi.nii.gz -o results" in done.stdout
     assert "negated" in done.stdout  # what a frame is
+
+
+@pytest.mark.parametrize(
+    "command", ["segment", "segment-bids", "train", "evaluate", "info", "check"]
+)
+def test_help_is_as_wide_as_the_screen_and_its_examples_stand_out(
+    command: str, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "78")
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", None)
+    done = call(command, "--help")
+    above, _, options = done.stdout.partition("╭─ Options")
+    prose = above.partition("╭─")[0].rstrip().splitlines()
+    assert "<bool>" not in options
+    assert any(line.startswith(f"     tripq {command} ") for line in prose)
+    text = [line.strip() for line in prose]
+    for line, following in itertools.pairwise(text):
+        if line and following and not line.startswith(("tripq ", "Usage")):
+            assert len(f"{line} {following.split()[0]}") > 70  # it did not end early

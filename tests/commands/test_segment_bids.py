@@ -117,20 +117,21 @@ def test_one_bad_scan_is_reported_and_does_not_stop_the_rest(
     assert "sub-01_dwi.nii.gz: cannot be read as NIfTI" in rows[SCANS[0]]["reason"]
     assert "no .bval file holds for it" in rows[SCANS[1]]["reason"]
     assert "sub-01_dwi.nii.gz: cannot be read as NIfTI" in done.stdout
+    assert done.stdout.count(SCANS[0]) == 2  # in the table, and before the reason
     assert not any("sub-01" in name for name in written(out))
 
 
 def test_even_a_mistake_in_the_program_does_not_stop_the_rest(
     segment_all, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read_brain = lesions.read_brain
+    read_scan = lesions.read_scan
 
     def broken(files, *others):
         if "sub-01" in files.scan.name:
             raise KeyError("made up")
-        return read_brain(files, *others)
+        return read_scan(files, *others)
 
-    monkeypatch.setattr(lesions, "read_brain", broken)
+    monkeypatch.setattr(lesions, "read_scan", broken)
     done = segment_all("--log", tmp_path / "log.txt")
     assert done.status == 1
     assert [row["status"] for row in summary(out).values()] == ["failed", "done", "done"]
@@ -223,7 +224,7 @@ def test_participants_and_sessions_are_chosen_as_in_bids_apps(segment_all, out: 
     assert tuple(summary(out)) == (SCANS[0], SCANS[2])  # rows of earlier runs stay
     missing = segment_all("--participant-label", "07")
     assert missing.status == 1
-    assert "no diffusion scan of participant 07" in missing.error
+    assert "no diffusion scan of participant 07; there are 01, 02." in missing.error
 
 
 def test_scans_for_distortion_correction_are_left_out(segment_all, raw: Path, out: Path) -> None:

@@ -18,7 +18,7 @@ from tests.laws.conftest import ROUNDING, Head, Map, assert_same, make_head, seg
 from tripq import PQTensorFieldLayer, inference
 from tripq.commands import lesions
 from tripq.dwi import read_dwi
-from tripq.segmentation import _PROGRAM_BYTES, bytes_per_voxel, least_voxels, load_model
+from tripq.segmentation import PROGRAM_BYTES, bytes_per_voxel, least_voxels, load_model
 from tripq.weights import default_weights
 
 Written = Callable[[Head], Map]
@@ -158,7 +158,7 @@ def test_any_split_of_memory_gives_the_map(
     dwi = read_dwi(head.write(tmp_path), mask=tmp_path / "mask.nii.gz")
     least = least_voxels(network, dwi)
     for voxels in (least, least + 300, least + 900):
-        memory = _PROGRAM_BYTES + dwi.signal.nbytes + (voxels + 1) * bytes_per_voxel(network, 17)
+        memory = PROGRAM_BYTES + dwi.signal.nbytes + (voxels + 1) * bytes_per_voxel(network, 17)
         found = segment(head, tmp_path / str(voxels), "--memory", f"{memory / 1e3:.0f}kB")
         assert_same(found.volume, expected)
     assert counts[0] == 1

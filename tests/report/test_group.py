@@ -40,6 +40,17 @@ def test_the_page_lists_all_and_the_failures_first(
     assert [e.get("href") for e in page.root.iter("a")] == ["./sub-01/a%20%26%20b%3F.html"]
 
 
+@pytest.mark.parametrize(("subjects", "drawn"), [(4, False), (5, True)])
+def test_a_histogram_needs_some_subjects(
+    tmp_path: Path, read: Callable[[Path], Any], subjects: int, drawn: bool
+) -> None:
+    rows = [SubjectSummary.of_lesions(f"sub-{number}", [LESION]) for number in range(subjects)]
+    write_group_report(tmp_path / "group.html", rows, {})
+    page = read(tmp_path / "group.html")
+    assert "How they differ" in page.text
+    assert ("Strokes below: each subject" in page.text) == drawn
+
+
 @pytest.mark.parametrize(("rows", "words"), [([], "There is none."), (ROWS[1:2], "failed")])
 def test_without_results_there_is_nothing_to_compare(
     tmp_path: Path, read: Callable[[Path], Any], rows: list[SubjectSummary], words: str

@@ -15,8 +15,9 @@ from tripq import __version__
 from tripq.commands.check import check
 from tripq.commands.evaluate import evaluate
 from tripq.commands.info import info
+from tripq.commands.options import BIDSCommand, Command
 from tripq.commands.segment import segment
-from tripq.commands.segment_bids import BIDSCommand, segment_bids
+from tripq.commands.segment_bids import segment_bids
 from tripq.commands.train import train
 
 app = typer.Typer(
@@ -28,12 +29,12 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(segment)
+app.command(cls=Command)(segment)
 app.command(cls=BIDSCommand)(segment_bids)
-app.command()(train)
-app.command()(evaluate)
-app.command()(info)
-app.command()(check)
+app.command(cls=Command)(train)
+app.command(cls=BIDSCommand)(evaluate)
+app.command(cls=Command)(info)
+app.command(cls=Command)(check)
 
 
 def _show_version(wanted: bool) -> None:

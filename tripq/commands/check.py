@@ -41,10 +41,10 @@ def check(
         tripq check dwi.nii.gz --frame voxel --mask brain.nii.gz
     """
     with session(quiet=quiet, verbose=verbose, log_file=log) as screen:
-        from tripq.commands.lesions import read_brain
+        from tripq.commands.lesions import read_scan
         from tripq.dwi.coherence import fibre_coherence
 
-        dwi = read_brain(ScanFiles(scan, bval, bvec, mask), frame, screen)
+        dwi = read_scan(ScanFiles(scan, bval, bvec, mask), frame, screen)
         with screen.bar("following the fibres"):
             found = fibre_coherence(dwi)
         screen.show(*_ranking(found), advise(found, dwi, frame))

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tripq import __version__
-from tripq.bids import BIDSError, find_lesion_masks, find_maps
+from tripq.bids import BIDSError, BIDSScan, find_lesion_masks, find_maps
 from tripq.commands import options
 from tripq.commands.session import FAILED, Session, explain, need, session
 from tripq.commands.session import log as messages
@@ -45,6 +45,7 @@ def evaluate(
     out: Annotated[
         Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the scores go.")
     ],
+    participant_label: options.ParticipantLabel = None,
     masks: Annotated[
         Path | None,
         typer.Option(
@@ -78,6 +79,8 @@ def evaluate(
     For example:
 
         tripq evaluate cohort/derivatives/tripq cohort/derivatives/truth -o scores
+
+        tripq evaluate maps truth -o scores --participant-label 03 07 --threshold 0.4
     """
     with session(quiet=quiet, verbose=verbose, log_file=log) as screen:
         need("panoptica")
@@ -90,7 +93,9 @@ def evaluate(
             raise BIDSError(f"{masks}: no such folder; --masks names a dataset of derivatives.")
         from tripq.maps import score_maps
 
-        read, chosen, failed = _read_all(maps, truth, masks, threshold, screen)
+        found = find_maps(maps, participant_label or ())
+        known = find_lesion_masks(truth, participant_label or ())
+        read, chosen, failed = _read_all(found, known, maps, truth, masks, threshold, screen)
         with screen.bar("scoring"):
             rows = score_maps(read, chosen)
             _write(out, maps, truth, read, chosen, rows, failed)
@@ -120,12 +125,17 @@ def show_scores(rows: Sequence[MapScores], threshold: float) -> Table:
 
 
 def _read_all(
-    maps: Path, truth: Path, masks: Path | None, threshold: float | None, screen: Session
+    found: Sequence[BIDSScan],
+    known: Sequence[Path],
+    maps: Path,
+    truth: Path,
+    masks: Path | None,
+    threshold: float | None,
+    screen: Session,
 ) -> tuple[list[LesionMap], float, dict[str, str]]:
     """Maps that can be used, their threshold, and what is wrong with the others."""
     from tripq.maps import find_truth, read_map, read_threshold
 
-    found, known = find_maps(maps), find_lesion_masks(truth)
     read: list[LesionMap] = []
     used: list[MapFiles] = []
     thresholds: dict[float, Path] = {}
@@ -155,7 +165,7 @@ def _read_all(
             read.append(lesion_map)
             used.append(files)
     if not read:
-        raise BIDSError(f"{maps}: none of its {len(found)} maps can be scored.")
+        raise BIDSError(f"{maps}: none of {len(found)} maps can be scored.")
     if threshold is None and len(thresholds) > 1:
         listed = ", ".join(f"{value:g} ({path.name})" for value, path in thresholds.items())
         raise BIDSError(f"{maps}: the maps have several thresholds, {listed}: give --threshold.")

@@ -11,7 +11,8 @@ from tripq.commands import options
 from tripq.commands.session import session
 
 if TYPE_CHECKING:
-    from tripq.dwi import DWI, Frame
+    from tripq.dwi import Frame
+    from tripq.dwi.read import Survey
 
 
 def info(
@@ -31,6 +32,9 @@ def info(
 ) -> None:
     """Show what a diffusion scan or a checkpoint holds.
 
+    Of a scan: grid, voxels, orientation, shells, and what the reader has to say about it.  Of a
+    checkpoint: the network, its notes and its SHA-256.  It writes nothing.
+
     For example:
 
         tripq info dwi.nii.gz
@@ -41,10 +45,10 @@ def info(
         if file.suffix == ".safetensors":
             lines = describe_checkpoint(file)
         else:
-            from tripq.dwi import read_dwi
+            from tripq.dwi.read import survey_dwi
 
             with screen.bar(f"reading {file.name}"):
-                lines = describe_scan(read_dwi(file, bval, bvec, mask, frame), frame)
+                lines = describe_scan(survey_dwi(file, bval, bvec, mask, frame), frame)
         width = max(len(name) for name, _ in lines)
         screen.show(*(f"{name:<{width}}  {text}" for name, text in lines))
 
@@ -68,23 +72,25 @@ def describe_checkpoint(path: Path) -> list[tuple[str, str]]:
     ]
 
 
-def describe_scan(dwi: DWI, frame: Frame) -> list[tuple[str, str]]:
+def describe_scan(scan: Survey, frame: Frame) -> list[tuple[str, str]]:
     """Name and value of what a scan holds."""
     import nibabel as nib
     import numpy as np
 
-    codes = "".join(code or "?" for code in nib.orientations.aff2axcodes(dwi.affine))
-    determinant = "positive" if np.linalg.det(dwi.affine[:3, :3]) > 0 else "negative"
+    codes = "".join(code or "?" for code in nib.orientations.aff2axcodes(scan.affine))
+    determinant = "positive" if np.linalg.det(scan.affine[:3, :3]) > 0 else "negative"
+    weighted = sum(map(len, scan.shells))
     return [
-        ("file", str(dwi.path)),
-        ("grid", " x ".join(map(str, dwi.mask.shape))),
-        ("voxel size", " x ".join(f"{edge:.4g}" for edge in dwi.voxel_size) + " mm"),
-        ("voxels", f"{len(dwi.b0):,}"),
+        ("file", str(scan.path)),
+        ("grid", " x ".join(map(str, scan.mask.shape))),
+        ("voxel size", " x ".join(f"{edge:.4g}" for edge in scan.voxel_size) + " mm"),
+        ("voxels", f"{len(scan.b0):,} of {scan.mask.size:,} can be used"),
         ("orientation", f"{codes}, determinant of the affine {determinant}"),
+        ("volumes", f"{scan.b0_volumes + weighted}, {scan.b0_volumes} of them b0"),
         *(
             ("shell", f"b = {shell.b_value:.0f} s/mm2, {len(shell)} directions")
-            for shell in dwi.shells
+            for shell in scan.shells
         ),
         ("table", f"read in the frame '{frame}'; see whether it fits: tripq check"),
-        *(("note", note) for note in dwi.notes),
+        *(("note", note) for note in scan.notes),
     ]

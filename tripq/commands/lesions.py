@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +14,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from tripq import __version__
-from tripq.brain import find_brain
+from tripq.brain import read_brain
 from tripq.commands.check import advise
 from tripq.commands.options import Device
 from tripq.commands.paths import ResultFiles, ScanFiles
@@ -25,7 +26,7 @@ from tripq.files import read_json, sha256, staged, write_json
 from tripq.lesions import find_lesions
 from tripq.rank import Rank
 from tripq.report import write_subject_report
-from tripq.segmentation import Model, Segmentation, load_model, segment_scan
+from tripq.segmentation import PROGRAM_BYTES, Model, Segmentation, load_model, segment_scan
 from tripq.weights import default_weights
 
 _DESCRIPTION = "Probability of a multiple sclerosis lesion, estimated from diffusion MRI"
@@ -132,15 +133,18 @@ def choose_device(device: Device) -> str:
     return "cpu"
 
 
-def read_brain(files: ScanFiles, frame: Frame, screen: Session) -> DWI:
-    """Read a scan within its brain, found from b0 where no mask comes with it."""
-    with screen.bar(f"reading {files.scan.name}"):
-        dwi = read_dwi(files.scan, files.bval, files.bvec, files.mask, frame)
+def read_scan(files: ScanFiles, frame: Frame, screen: Session, max_bytes: float = math.inf) -> DWI:
+    """Read a scan within its brain, found from b0 where no mask comes with it.
+
+    Its signal may take so many bytes.
+    """
+    table = (files.bval, files.bvec)
     if files.mask is not None:
-        return dwi
+        with screen.bar(f"reading {files.scan.name}"):
+            return read_dwi(files.scan, *table, files.mask, frame, max_bytes=max_bytes)
     log.info("%s: no mask: looking for the brain in b0.", files.scan.name)
-    with screen.bar("finding the brain"):
-        return find_brain(dwi)
+    with screen.bar(f"reading {files.scan.name} and finding the brain"):
+        return read_brain(files.scan, *table, frame, max_bytes=max_bytes)
 
 
 def check_table(dwi: DWI, frame: Frame) -> DWI:
@@ -194,7 +198,9 @@ def _segment_files(
     sources: Sequence[str],
 ) -> Lesions:
     start = perf_counter()
-    dwi = read_brain(files, settings.frame, screen)
+    # that of a CUDA device is another memory
+    spare = settings.memory - PROGRAM_BYTES if settings.device == "cpu" else math.inf
+    dwi = read_scan(files, settings.frame, screen, spare)
     table = find_table(files.scan, files.bval, files.bvec, settings.frame)
     log.debug("%s: table %s", files.scan, ", ".join(map(str, table)))
     _tell(dwi.notes, files)

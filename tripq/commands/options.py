@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 from tripq.dwi import Frame
 
@@ -15,6 +18,7 @@ Device = Literal["auto", "cpu", "cuda"]
 _BESIDE = "the file beside the scan"
 FOUND_BRAIN = "found in b0 by median_otsu of dipy"
 
+_LABELS = ("--participant-label", "--session-label")
 _UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
@@ -28,6 +32,71 @@ def parse_memory(text: str) -> float:
     if found is None or found[2].upper() not in _UNITS or float(found[1]) == 0:
         raise typer.BadParameter(f"{text!r} is no amount of memory; write 4GB or 500MB.")
     return float(found[1]) * _UNITS[found[2].upper()]
+
+
+class Command(TyperCommand):
+    """A command whose help is as wide as the screen, and whose switches do not ask for a value."""
+
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        super().__init__(*args, **keywords)
+        self.help = self.help and unwrap(self.help)
+        for parameter in self.params:
+            _show_no_value_of_a_switch(parameter)
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """Show it as the other switches are."""
+        return _show_no_value_of_a_switch(super().get_help_option(ctx))
+
+
+def _show_no_value_of_a_switch(parameter: Any) -> Any:
+    """Leave out the word ``<bool>`` that Typer shows."""
+    if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+        parameter.metavar = ""
+    return parameter
+
+
+def unwrap(text: str) -> str:
+    r"""Put each paragraph on one line; those that are indented are left as they are.
+
+    >>> unwrap("Look at\nthis.\n\n    tripq info\n\nAnd at\nthat.")
+    'Look at this.\n\n    tripq info\n\nAnd at that.'
+    """
+    return "\n\n".join(
+        paragraph if paragraph.startswith(" ") else " ".join(paragraph.split())
+        for paragraph in inspect.cleandoc(text).split("\n\n")
+    )
+
+
+class BIDSCommand(Command):
+    """A command whose labels may stand in a row, ``--participant-label 01 02``, as in BIDS Apps."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give every label an option of its own."""
+        return super().parse_args(ctx, spread_labels(args))
+
+
+def spread_labels(arguments: Sequence[str]) -> list[str]:
+    """Repeat an option for labels in front of each of its words.
+
+    Its older spelling, with ``_``, becomes that with ``-``.
+
+    >>> spread_labels(["in", "out", "participant", "--participant_label", "01", "02", "-q"])
+    ['in', 'out', 'participant', '--participant-label', '01', '--participant-label', '02', '-q']
+    """
+    spread: list[str] = []
+    option, fresh = "", False
+    for word in arguments:
+        if (dashed := word.replace("_", "-")) in _LABELS:
+            word = option = dashed
+            fresh = True
+        elif word.startswith("-"):
+            option = ""
+        elif option and not fresh:
+            spread.append(option)
+        else:
+            fresh = False
+        spread.append(word)
+    return spread
 
 
 BVal = Annotated[
@@ -58,6 +127,24 @@ FrameOption = Annotated[
         "when the determinant of the affine is positive, as FSL, BIDS and dcm2niix write them.  "
         "'voxel': the image axes as they are stored.  'world': the millimetre axes, as MRtrix "
         "writes them.  No file tells which; `tripq check` looks at the fibres."
+    ),
+]
+ParticipantLabel = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--participant-label",
+        metavar="LABEL...",
+        help="Only these, with or without 'sub-'; behind the folders.",
+        show_default="all",
+    ),
+]
+SessionLabel = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--session-label",
+        metavar="LABEL...",
+        help="Only these, with or without 'ses-'; behind the folders.",
+        show_default="all",
     ),
 ]
 Weights = Annotated[

@@ -11,12 +11,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
 from rich.table import Table
-from typer.core import TyperCommand
 
 from tripq import __version__
 from tripq.bids import BIDS_VERSION, BIDSError, BIDSScan, find_scans
@@ -31,42 +30,7 @@ from tripq.rank import Rank
 if TYPE_CHECKING:
     from tripq.commands.lesions import Settings
 
-_LABELS = ("--participant-label", "--session-label")
-
-
 Status = Literal["done", "there already", "left out", "failed"]
-
-
-class BIDSCommand(TyperCommand):
-    """A command whose labels may stand in a row, ``--participant-label 01 02``, as in BIDS Apps."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Give every label an option of its own."""
-        return super().parse_args(ctx, spread_labels(args))
-
-
-def spread_labels(arguments: Sequence[str]) -> list[str]:
-    """Repeat an option for labels in front of each of its words.
-
-    Its older spelling, with ``_``, becomes that with ``-``.
-
-    >>> spread_labels(["in", "out", "participant", "--participant_label", "01", "02", "-q"])
-    ['in', 'out', 'participant', '--participant-label', '01', '--participant-label', '02', '-q']
-    """
-    spread: list[str] = []
-    option, fresh = "", False
-    for word in arguments:
-        if (dashed := word.replace("_", "-")) in _LABELS:
-            word = option = dashed
-            fresh = True
-        elif word.startswith("-"):
-            option = ""
-        elif option and not fresh:
-            spread.append(option)
-        else:
-            fresh = False
-        spread.append(word)
-    return spread
 
 
 @dataclass(frozen=True)
@@ -107,24 +71,8 @@ def segment_bids(
     level: Annotated[
         Literal["participant"], typer.Argument(help="Level of the analysis: each participant.")
     ],
-    participant_label: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--participant-label",
-            metavar="LABEL...",
-            help="Only these, with or without 'sub-'; behind the folders.",
-            show_default="all",
-        ),
-    ] = None,
-    session_label: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--session-label",
-            metavar="LABEL...",
-            help="Only these, with or without 'ses-'; behind the folders.",
-            show_default="all",
-        ),
-    ] = None,
+    participant_label: options.ParticipantLabel = None,
+    session_label: options.SessionLabel = None,
     masks: Annotated[
         Path | None,
         typer.Option(
@@ -364,4 +312,9 @@ def _show(rows: Sequence[Row], screen: Session) -> None:
     for row in rows:
         cells = (row.scan, row.status, row.lesions, row.volume_ml, row.seconds)
         table.add_row(*(escape(cell) for cell in cells))
-    screen.show(table, *(f"{row.scan}: {row.reason}" for row in rows if row.status == "failed"))
+    failed = [row for row in rows if row.status == "failed"]
+    # most reasons name the file, and nobody wants to read that twice
+    named = (
+        row.reason if row.scan in row.reason else f"{row.scan}: {row.reason}" for row in failed
+    )
+    screen.show(table, *named)

@@ -146,10 +146,17 @@ def _check_place(affine: NDArray[np.float64]) -> None:
         )
 
 
-def check_memory(need: float) -> None:
+def check_memory(need: float, allowed: float = math.inf) -> None:
     """Make sure that bytes that are to be taken are fewer than this computer has.
 
     A file of zeros takes a thousandth of them.
+
+    Parameters
+    ----------
+    need : float
+        Bytes.
+    allowed : float, optional
+        How many of them may be taken.
 
     Raises
     ------
@@ -160,6 +167,11 @@ def check_memory(need: float) -> None:
         raise DWIError(
             f"takes {need / 1e9:,.1f} GB of memory to read, and this computer has "
             f"{there / 1e9:,.1f} GB. Is its header right? A mask of the brain makes it less."
+        )
+    if need > allowed:
+        raise DWIError(
+            f"the signal takes {need / 1e9:,.2f} GB of memory, {(need - allowed) / 1e9:,.2f} GB "
+            "more than is left for it: allow at least so much more, or give a mask of fewer voxels."
         )
 
 
@@ -191,7 +203,9 @@ def read_volumes(image: nib.Nifti1Image, path: Path) -> Iterator[NDArray[Any]]:
                 for number in range(prod(proxy.shape[3:])):
                     data = file.read(size)
                     if len(data) < size:
-                        raise DWIError(f"truncated: the file ends in volume {number}.")
+                        raise DWIError(
+                            f"truncated: the file ends in volume {number}. Fetch it again."
+                        )
                     volume = np.frombuffer(data, proxy.dtype).reshape(shape, order="F")
                     if (proxy.slope, proxy.inter) != (1, 0):
                         with np.errstate(over="ignore", invalid="ignore"):  # infinite, NaN
@@ -203,7 +217,8 @@ def read_volumes(image: nib.Nifti1Image, path: Path) -> Iterator[NDArray[Any]]:
                         "is wrong."
                     )
         except _BROKEN as error:
-            raise DWIError(f"truncated or damaged: {error}") from error
+            reason = str(error).rstrip(".")
+            raise DWIError(f"truncated or damaged: {reason}. Fetch it again.") from error
 
 
 def read_mask(path: Path, scan: nib.Nifti1Image) -> NDArray[np.bool_]:

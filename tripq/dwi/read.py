@@ -1,8 +1,17 @@
-"""From the files of a scan to a `DWI`."""
+"""From the files of a scan to a `DWI`.
+
+The image is read forwards, with one volume in memory: compressed files can be read in no other way.
+`read_dwi` puts the signal of all voxels of a mask where it stays, and then divides it by b0 there.
+Where the mask is made of b0, `survey_dwi` passes through the file first and keeps a few numbers of
+each voxel; the signal is read in a second pass, when it is known which voxels are needed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
@@ -23,7 +32,9 @@ from tripq.dwi.gradients import (
 )
 from tripq.dwi.nifti import check_memory, open_nifti, read_mask, read_volumes, split_name
 from tripq.dwi.scan import B_REFERENCE, DWI
-from tripq.dwi.shells import SHELL_TOLERANCE
+from tripq.dwi.shells import SHELL_TOLERANCE, Shell, find_shells
+
+_CHUNK = 10_000  # rows that are moved at once
 
 
 def read_dwi(
@@ -35,6 +46,7 @@ def read_dwi(
     *,
     b0_threshold: float = B0_THRESHOLD,
     shell_tolerance: float = SHELL_TOLERANCE,
+    max_bytes: float = math.inf,
 ) -> DWI:
     """Read a diffusion scan.
 
@@ -65,6 +77,9 @@ def read_dwi(
         Volumes with b-values up to this, in s/mm2, are b0 volumes.
     shell_tolerance : float, optional
         Neighbouring b-values of one shell differ by no more than this, in s/mm2.
+    max_bytes : float, optional
+        What the signal may take.  Besides it, reading takes two volumes as they are stored and
+        some 25 bytes for each voxel of the grid, however many volumes there are.
 
     Returns
     -------
@@ -73,57 +88,239 @@ def read_dwi(
     Raises
     ------
     DWIError
-        If a file is missing, damaged or contradicts another; the message names it.
+        If a file is missing, damaged or contradicts another, or the signal takes too much; the
+        message names it.
     """
-    scan = Path(path)
-    check_frame(frame)
-    image = open_nifti(scan)
-    if image.ndim != 4:
-        raise DWIError(
-            f"{scan}: an image of {image.ndim} dimensions, shape {image.shape}; a diffusion scan "
-            "has 4: x, y, z and volume."
-        )
-    bval_file, bvec_file = find_table(scan, bval, bvec, frame)
-    b_values, directions = _read_table(bval_file, bvec_file)
-    for file, entries in ((bval_file, b_values), (bvec_file, directions)):
-        if len(entries) != image.shape[3]:
-            raise DWIError(
-                f"{file}: {len(entries)} entries, but {scan} has {image.shape[3]} volumes."
-            )
-    with about(bval_file):
-        b0_volumes = find_b0(b_values, b0_threshold)
-    with about(bvec_file):
-        directions = unit_directions(directions, b_values, b0_volumes)
-    with about(scan):
-        directions = to_world(directions[~b0_volumes], image.affine, frame)
-    b_values = np.concatenate([[0.0], b_values[~b0_volumes]])
-    directions = np.concatenate([np.zeros((1, 3)), directions])
-
-    candidates = _find_candidates(mask, image)
-    with about(scan):  # twice: volume by volume as they are read, and voxel by voxel
-        check_memory(2 * 4 * float(np.count_nonzero(candidates)) * len(b_values))
-    signal, b0, kept, notes = _normalise(read_volumes(image, scan), candidates, b0_volumes)
-    if not kept.any():
-        raise DWIError(f"{scan}: no voxel can be used. {' '.join(notes)}")
-    if mask is None:
-        notes = (f"No mask was given; usable voxels: {len(b0)}.", *notes)
-    if image.header["sform_code"] == image.header["qform_code"] == 0:
-        notes = ("The header gives no orientation: x is taken to run from right to left.", *notes)
-    used = np.zeros_like(candidates)
-    used[candidates] = kept
-    return DWI(
-        signal=signal,
-        b_values=b_values,
-        q=np.sqrt(b_values / B_REFERENCE)[:, None] * directions,
-        mask=used,
-        affine=image.affine.copy(),
-        b0=b0,
-        header=image.header.copy(),
-        path=scan,
-        notes=notes,
-        shell_tolerance=shell_tolerance,
-        b0_volumes=int(np.count_nonzero(b0_volumes)),
+    scan = _Scan.open(path, bval, bvec, frame, b0_threshold, shell_tolerance)
+    candidates = _find_candidates(mask, scan.image)
+    signal = scan.make_signal(int(np.count_nonzero(candidates)), max_bytes)
+    intensities = _intensities(read_volumes(scan.image, scan.path), candidates)
+    b0, kept, notes = _tally(
+        _store(intensities, scan.b0_volumes, signal), signal.shape[0], scan.b0_volumes
     )
+    survey = scan.survey(candidates, b0, kept, notes, mask_given=mask is not None)
+    _keep_rows(signal, kept)
+    signal[:, 1:] /= survey.b0[:, None]
+    return scan.dwi(signal, survey.b0, survey.mask, survey.notes)
+
+
+def survey_dwi(
+    path: str | PathLike[str],
+    bval: str | PathLike[str] | None = None,
+    bvec: str | PathLike[str] | None = None,
+    mask: str | PathLike[str] | ArrayLike | None = None,
+    frame: Frame = "fsl",
+    *,
+    b0_threshold: float = B0_THRESHOLD,
+    shell_tolerance: float = SHELL_TOLERANCE,
+) -> Survey:
+    """Pass through a diffusion scan without keeping its signal.
+
+    Parameters
+    ----------
+    path, bval, bvec, mask, frame, b0_threshold, shell_tolerance
+        As for `read_dwi`.
+
+    Returns
+    -------
+    Survey
+        Of the voxels that `read_dwi` would give.
+
+    Raises
+    ------
+    DWIError
+        As for `read_dwi`.
+    """
+    scan = _Scan.open(path, bval, bvec, frame, b0_threshold, shell_tolerance)
+    candidates = _find_candidates(mask, scan.image)
+    intensities = _intensities(read_volumes(scan.image, scan.path), candidates)
+    b0, kept, notes = _tally(intensities, int(np.count_nonzero(candidates)), scan.b0_volumes)
+    return scan.survey(candidates, b0, kept, notes, mask_given=mask is not None)
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What a pass through a scan tells of its voxels, without their signal.
+
+    Parameters
+    ----------
+    scan : object
+        The files, opened and checked.
+    mask : (X, Y, Z) bool array
+        V voxels that can be used.
+    b0 : (V,) float32 array
+        Mean intensity of the b0 volumes.
+    notes : tuple of str
+        As those of a `DWI`.
+    """
+
+    scan: _Scan
+    mask: NDArray[np.bool_]
+    b0: NDArray[np.float32]
+    notes: tuple[str, ...]
+
+    @property
+    def path(self) -> Path:
+        """Of the scan."""
+        return self.scan.path
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """From voxel indices to world coordinates in mm, (4, 4)."""
+        return self.scan.image.affine
+
+    @property
+    def voxel_size(self) -> NDArray[np.float64]:
+        """Edges of a voxel in mm, (3,)."""
+        return nib.affines.voxel_sizes(self.affine)
+
+    @property
+    def shells(self) -> tuple[Shell, ...]:
+        """Shells by ascending b-value."""
+        return find_shells(self.scan.b_values, self.scan.shell_tolerance)
+
+    @property
+    def b0_volumes(self) -> int:
+        """How many b0 volumes there are."""
+        return int(np.count_nonzero(self.scan.b0_volumes))
+
+    def b0_on_grid(self) -> NDArray[np.float32]:
+        """Mean b0 intensity, (X, Y, Z); 0 where a voxel cannot be used."""
+        grid = np.zeros(self.mask.shape, dtype=np.float32)
+        grid[self.mask] = self.b0
+        return grid
+
+    def read(self, within: NDArray[np.bool_], *notes: str, max_bytes: float = math.inf) -> DWI:
+        """Read the signal of some of the voxels, in a second pass through the file.
+
+        Parameters
+        ----------
+        within : (X, Y, Z) bool array
+            Voxels that are read if they can be used.
+        *notes : str
+            What is added to those of the survey.
+        max_bytes : float, optional
+            As for `read_dwi`.
+
+        Returns
+        -------
+        DWI
+            Bit for bit what `read_dwi` gives for these voxels.
+
+        Raises
+        ------
+        DWIError
+            As for `read_dwi`.
+        """
+        mask = self.mask & within
+        b0 = self.b0[within[self.mask]]
+        signal = self.scan.make_signal(len(b0), max_bytes)
+        intensities = _intensities(read_volumes(self.scan.image, self.path), mask)
+        deque(_store(intensities, self.scan.b0_volumes, signal), maxlen=0)
+        signal[:, 1:] /= b0[:, None]
+        return self.scan.dwi(signal, b0, mask, (*self.notes, *notes))
+
+
+@dataclass(frozen=True, eq=False)
+class _Scan:
+    """Files of a scan that belong together; N volumes, Q samples as those of a `DWI`."""
+
+    path: Path
+    image: nib.Nifti1Image
+    b_values: NDArray[np.float64]
+    q: NDArray[np.float64]
+    b0_volumes: NDArray[np.bool_]
+    shell_tolerance: float
+
+    @classmethod
+    def open(
+        cls,
+        path: str | PathLike[str],
+        bval: str | PathLike[str] | None,
+        bvec: str | PathLike[str] | None,
+        frame: Frame,
+        b0_threshold: float,
+        shell_tolerance: float,
+    ) -> _Scan:
+        """Open the image and read the table."""
+        scan = Path(path)
+        check_frame(frame)
+        image = open_nifti(scan)
+        if image.ndim != 4:
+            raise DWIError(
+                f"{scan}: an image of {image.ndim} dimensions, shape {image.shape}; a diffusion "
+                "scan has 4: x, y, z and volume."
+            )
+        bval_file, bvec_file = find_table(scan, bval, bvec, frame)
+        b_values, directions = _read_table(bval_file, bvec_file)
+        for file, entries in ((bval_file, b_values), (bvec_file, directions)):
+            if len(entries) != image.shape[3]:
+                raise DWIError(
+                    f"{file}: {len(entries)} entries, but {scan} has {image.shape[3]} volumes."
+                )
+        with about(bval_file):
+            b0_volumes = find_b0(b_values, b0_threshold)
+        with about(bvec_file):
+            directions = unit_directions(directions, b_values, b0_volumes)
+        with about(scan):
+            directions = to_world(directions[~b0_volumes], image.affine, frame)
+        b_values = np.concatenate([[0.0], b_values[~b0_volumes]])
+        directions = np.concatenate([np.zeros((1, 3)), directions])
+        q = np.sqrt(b_values / B_REFERENCE)[:, None] * directions
+        return cls(scan, image, b_values, q, b0_volumes, shell_tolerance)
+
+    def make_signal(self, voxels: int, max_bytes: float) -> NDArray[np.float32]:
+        """Memory for the signal of some voxels, (voxels, Q): 1 in its first column."""
+        with about(self.path):
+            check_memory(4.0 * voxels * len(self.b_values), max_bytes)
+        signal = np.empty((voxels, len(self.b_values)), dtype=np.float32)
+        signal[:, 0] = 1
+        return signal
+
+    def survey(
+        self,
+        candidates: NDArray[np.bool_],
+        b0: NDArray[np.float32],
+        kept: NDArray[np.bool_],
+        notes: tuple[str, ...],
+        *,
+        mask_given: bool,
+    ) -> Survey:
+        """What `_tally` found of candidates (X, Y, Z)."""
+        if not kept.any():
+            raise DWIError(f"{self.path}: no voxel can be used. {' '.join(notes)}")
+        if not mask_given:
+            notes = (f"No mask was given; usable voxels: {np.count_nonzero(kept)}.", *notes)
+        if self.image.header["sform_code"] == self.image.header["qform_code"] == 0:
+            notes = (
+                "The header gives no orientation: x is taken to run from right to left.",
+                *notes,
+            )
+        used = np.zeros_like(candidates)
+        used[candidates] = kept
+        return Survey(self, used, b0[kept], notes)
+
+    def dwi(
+        self,
+        signal: NDArray[np.float32],
+        b0: NDArray[np.float32],
+        mask: NDArray[np.bool_],
+        notes: tuple[str, ...],
+    ) -> DWI:
+        """Put all together."""
+        return DWI(
+            signal=signal,
+            b_values=self.b_values,
+            q=self.q,
+            mask=mask,
+            affine=self.image.affine.copy(),
+            b0=b0,
+            header=self.image.header.copy(),
+            path=self.path,
+            notes=notes,
+            shell_tolerance=self.shell_tolerance,
+            b0_volumes=int(np.count_nonzero(self.b0_volumes)),
+        )
 
 
 def find_table(
@@ -192,50 +389,62 @@ def _find_candidates(
     return array
 
 
-def _normalise(
-    volumes: Iterable[NDArray[np.generic]],
-    candidates: NDArray[np.bool_],
+def _intensities(
+    volumes: Iterable[NDArray[np.generic]], voxels: NDArray[np.bool_]
+) -> Iterator[NDArray[np.float32]]:
+    """Intensities of the voxels of a mask (X, Y, Z), volume by volume, (C,)."""
+    for volume in volumes:
+        with np.errstate(over="ignore"):  # what overflows float32 is infinite, and so taken out
+            yield volume[voxels].astype(np.float32)
+
+
+def _store(
+    intensities: Iterable[NDArray[np.float32]],
     b0_volumes: NDArray[np.bool_],
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], tuple[str, ...]]:
-    """Signal over b0.
+    signal: NDArray[np.float32],
+) -> Iterator[NDArray[np.float32]]:
+    """Put the diffusion-weighted ones in the columns of `signal` behind the first; pass all on."""
+    columns = iter(signal.T[1:])
+    for values, is_b0 in zip(intensities, b0_volumes, strict=True):
+        if not is_b0:
+            np.maximum(values, 0, out=next(columns))
+        yield values
+
+
+def _tally(
+    intensities: Iterable[NDArray[np.float32]], count: int, b0_volumes: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], tuple[str, ...]]:
+    """Which voxels can be used.
 
     Parameters
     ----------
-    volumes : iterable of N arrays, (X, Y, Z)
-        Intensities.
-    candidates : (X, Y, Z) bool array
-        C voxels are candidates.
+    intensities : iterable of N arrays, (C,)
+        Of the candidates.
+    count : int
+        C.
     b0_volumes : (N,) bool array
         The b0 volumes.
 
     Returns
     -------
-    signal : (V, Q) float32 array
-        Divided by b0, which comes first.
-    b0 : (V,) float32 array
+    b0 : (C,) float32 array
         Mean of the b0 volumes.
     kept : (C,) bool array
         The candidates that can be used.
     notes : tuple of str
         What was done to the others, and to negative intensities.
     """
-    count = np.count_nonzero(candidates)
-    weighted = np.empty((np.count_nonzero(~b0_volumes), count), dtype=np.float32)
     mean = np.zeros(count)
     peak = np.zeros(count, dtype=np.float32)
     finite = np.ones(count, dtype=bool)
     negative = np.zeros(count, dtype=np.int32)
-    rows = iter(weighted)
-    for volume, is_b0 in zip(volumes, b0_volumes, strict=True):
-        with np.errstate(over="ignore"):  # what overflows float32 is infinite, and so taken out
-            values = volume[candidates].astype(np.float32)
+    for values, is_b0 in zip(intensities, b0_volumes, strict=True):
         finite &= np.isfinite(values)
         negative += values < 0
         np.maximum(values, 0, out=values)
         if is_b0:
             mean += values
         else:
-            next(rows)[:] = values
             np.maximum(peak, values, out=peak)
     b0 = (mean / np.count_nonzero(b0_volumes)).astype(np.float32)
 
@@ -251,8 +460,15 @@ def _normalise(
         ),
         (int(negative[kept].sum()), "Negative intensities set to 0"),
     )
-    b0 = b0[kept]
-    signal = np.ones((len(b0), 1 + len(weighted)), dtype=np.float32)
-    for column, row in enumerate(weighted, start=1):
-        np.divide(row[kept], b0, out=signal[:, column])
-    return signal, b0, kept, tuple(f"{what}: {number}." for number, what in changes if number)
+    return b0, kept, tuple(f"{what}: {number}." for number, what in changes if number)
+
+
+def _keep_rows(array: NDArray[np.float32], kept: NDArray[np.bool_]) -> None:
+    """Keep some rows of an array in its own memory, and give the rest of that back."""
+    rows = np.flatnonzero(kept)
+    if len(rows) == len(array):
+        return
+    for start in range(0, len(rows), _CHUNK):
+        chosen = rows[start : start + _CHUNK]
+        array[start : start + len(chosen)] = array[chosen]  # a row only ever moves forwards
+    array.resize((len(rows), array.shape[1]), refcheck=False)

@@ -15,6 +15,8 @@ from tripq.lesions import Lesion
 from tripq.report.charts import load_figure
 from tripq.report.page import make_picture, write_page
 
+_FEWEST_DRAWN = 5  # subjects: a histogram of fewer is a bar
+
 
 @dataclass(frozen=True)
 class SubjectSummary:
@@ -132,7 +134,7 @@ def write_group_report(
             load_figure(lesions, total_ml),
             "Histograms of the number of lesions and of their total volume, over subjects",
         )
-        if done
+        if len(done) >= _FEWEST_DRAWN
         else None,
     )
 
