@@ -76,6 +76,29 @@ def test_the_threshold_is_that_of_the_checkpoint_unless_one_is_given(
         np.testing.assert_array_equal(lesion[ball()], probability[ball()] >= threshold)
 
 
+def test_shells_that_are_not_named_are_left_out(
+    call: Call, mask: Path, weights: Path, tmp_path: Path
+) -> None:
+    scan = write_scan(tmp_path / "two" / "dwi.nii.gz", b_values=(0, *4 * (1000, 2000)))
+    arguments = ("segment", scan, "--mask", mask, "--weights", weights)
+    done = call(*arguments, "--shell", 1000, "-o", tmp_path / "out")
+    assert done.status == 0, done.stderr
+    assert "Left out 4 volumes of other shells." in done.stderr
+    about = json.loads((tmp_path / "out" / "dwi_label-lesion_probseg.json").read_text())
+    assert about["Shells"] == [1000]
+
+    dwi = read_dwi(scan, mask=mask)
+    network = load_model(weights).network
+    written = read(tmp_path / "out" / "dwi_label-lesion_probseg.nii.gz")[dwi.mask]
+    np.testing.assert_allclose(written, segment(network, dwi.with_shells([1000])), atol=1e-6)
+    assert np.abs(written - segment(network, dwi)).max() > 1e-3
+
+    done = call(*arguments, "--shell", 3000, "-o", tmp_path / "none")
+    assert done.status == 1
+    assert "no shell near b=3000 s/mm2; there is 1000, 2000." in done.stderr
+    assert not (tmp_path / "none").exists()
+
+
 def test_without_a_mask_the_brain_is_found_and_that_is_said(
     call: Call, scan: Path, weights: Path, tmp_path: Path
 ) -> None:

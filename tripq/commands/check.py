@@ -41,7 +41,7 @@ def check(
         tripq check dwi.nii.gz --frame voxel --mask brain.nii.gz
     """
     with session(quiet=quiet, verbose=verbose, log_file=log) as screen:
-        from tripq.commands.lesions import read_scan
+        from tripq.commands.scans import read_scan
         from tripq.dwi.coherence import fibre_coherence
 
         dwi = read_scan(ScanFiles(scan, bval, bvec, mask), frame, screen)

@@ -14,12 +14,12 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from tripq import __version__
-from tripq.brain import read_brain
 from tripq.commands.check import advise
 from tripq.commands.options import Device
 from tripq.commands.paths import ResultFiles, ScanFiles
+from tripq.commands.scans import read_scan
 from tripq.commands.session import Session, log
-from tripq.dwi import DWI, DWIError, Frame, read_dwi, write_map
+from tripq.dwi import DWI, DWIError, Frame, write_map
 from tripq.dwi.coherence import fibre_coherence
 from tripq.dwi.read import find_table
 from tripq.files import read_json, sha256, staged, write_json
@@ -48,6 +48,8 @@ class Settings:
         ``"cpu"`` or ``"cuda"``.
     memory : float
         Bytes.
+    shells : tuple of float
+        b-values in s/mm2 of the shells to use; all if there is none.
     """
 
     model: Model
@@ -55,6 +57,7 @@ class Settings:
     frame: Frame
     device: str
     memory: float
+    shells: tuple[float, ...] = ()
 
     @classmethod
     def choose(
@@ -65,6 +68,7 @@ class Settings:
         device: Device,
         memory: float,
         threads: int | None,
+        shells: Sequence[float] | None = None,
     ) -> Settings:
         """Read the checkpoint and see what this computer has."""
         use_threads(threads)
@@ -80,6 +84,7 @@ class Settings:
             frame=frame,
             device=chosen,
             memory=memory,
+            shells=tuple(sorted(set(shells or ()))),
         )
 
     @cached_property
@@ -93,6 +98,7 @@ class Settings:
             },
             "Threshold": self.threshold,
             "GradientFrame": self.frame,
+            **({"Shells": list(self.shells)} if self.shells else {}),
         }
 
     @property
@@ -102,6 +108,7 @@ class Settings:
             "Weights": f"{self.model.path.name} (SHA-256 {self.model.sha256})",
             "Caution": self.model.caution,
             "Gradient frame": self.frame,
+            "Shells": ", ".join(f"b = {b_value:g}" for b_value in self.shells),
         }
         return {name: text for name, text in shown.items() if text}
 
@@ -131,20 +138,6 @@ def choose_device(device: Device) -> str:
     if device == "cuda":
         log.warning("there is no CUDA device here: computing on the CPU.")
     return "cpu"
-
-
-def read_scan(files: ScanFiles, frame: Frame, screen: Session, max_bytes: float = math.inf) -> DWI:
-    """Read a scan within its brain, found from b0 where no mask comes with it.
-
-    Its signal may take so many bytes.
-    """
-    table = (files.bval, files.bvec)
-    if files.mask is not None:
-        with screen.bar(f"reading {files.scan.name}"):
-            return read_dwi(files.scan, *table, files.mask, frame, max_bytes=max_bytes)
-    log.info("%s: no mask: looking for the brain in b0.", files.scan.name)
-    with screen.bar(f"reading {files.scan.name} and finding the brain"):
-        return read_brain(files.scan, *table, frame, max_bytes=max_bytes)
 
 
 def check_table(dwi: DWI, frame: Frame) -> DWI:
@@ -201,6 +194,8 @@ def _segment_files(
     # that of a CUDA device is another memory
     spare = settings.memory - PROGRAM_BYTES if settings.device == "cpu" else math.inf
     dwi = read_scan(files, settings.frame, screen, spare)
+    if settings.shells:
+        dwi = dwi.with_shells(settings.shells)
     table = find_table(files.scan, files.bval, files.bvec, settings.frame)
     log.debug("%s: table %s", files.scan, ", ".join(map(str, table)))
     _tell(dwi.notes, files)
@@ -240,7 +235,8 @@ def made_otherwise(results: ResultFiles, settings: Settings) -> list[str]:
         about = read_json(results.sidecar)
     except ValueError:
         return ["a sidecar that cannot be read"]
-    return [name for name, value in settings.lasting.items() if about.get(name) != value]
+    wanted = {"Shells": None, **settings.lasting}
+    return [name for name, value in wanted.items() if about.get(name) != value]
 
 
 def _tell(notes: Sequence[str], files: ScanFiles) -> None:

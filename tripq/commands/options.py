@@ -147,6 +147,17 @@ SessionLabel = Annotated[
         show_default="all",
     ),
 ]
+Shells = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--shell",
+        metavar="B",
+        min=1,
+        help="b-value in s/mm2 of a shell to use; repeat it for more. The others are left out, as "
+        "is right where the network has never seen them.",
+        show_default="all",
+    ),
+]
 Weights = Annotated[
     Path | None,
     typer.Option(

@@ -22,6 +22,7 @@ def segment(
     bvec: options.BVec = None,
     mask: options.Mask = None,
     frame: options.FrameOption = "fsl",
+    shell: options.Shells = None,
     weights: options.Weights = None,
     threshold: options.Threshold = None,
     device: options.DeviceOption = "auto",
@@ -53,7 +54,7 @@ def segment(
             raise FileExistsError(0, "is there already; --overwrite replaces it.", str(there[0]))
         from tripq.commands.lesions import Settings, segment_files
 
-        settings = Settings.choose(weights, threshold, frame, device, memory, threads)
+        settings = Settings.choose(weights, threshold, frame, device, memory, threads, shell)
         found = segment_files(ScanFiles(scan, bval, bvec, mask), results, settings, screen)
         if not quiet:
             lesions = "1 lesion" if found.count == 1 else f"{found.count} lesions"

@@ -82,6 +82,7 @@ def segment_bids(
         ),
     ] = None,
     frame: options.FrameOption = "fsl",
+    shell: options.Shells = None,
     weights: options.Weights = None,
     threshold: options.Threshold = None,
     device: options.DeviceOption = "auto",
@@ -119,7 +120,7 @@ def segment_bids(
         scans = find_scans(bids_dir, participant_label or (), session_label or ())
         if masks is not None and not masks.is_dir():
             raise BIDSError(f"{masks}: no such folder; --masks names a dataset of derivatives.")
-        settings = Settings.choose(weights, threshold, frame, device, memory, threads)
+        settings = Settings.choose(weights, threshold, frame, device, memory, threads, shell)
         summary = out_dir / "summary.tsv"
         with connected(rank):
             by_leader(rank, lambda: _describe(out_dir, bids_dir))

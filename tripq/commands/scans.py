@@ -1,0 +1,24 @@
+"""Reading the scan that a command is about."""
+
+from __future__ import annotations
+
+import math
+
+from tripq.brain import read_brain
+from tripq.commands.paths import ScanFiles
+from tripq.commands.session import Session, log
+from tripq.dwi import DWI, Frame, read_dwi
+
+
+def read_scan(files: ScanFiles, frame: Frame, screen: Session, max_bytes: float = math.inf) -> DWI:
+    """Read a scan within its brain, found from b0 where no mask comes with it.
+
+    Its signal may take so many bytes.
+    """
+    table = (files.bval, files.bvec)
+    if files.mask is not None:
+        with screen.bar(f"reading {files.scan.name}"):
+            return read_dwi(files.scan, *table, files.mask, frame, max_bytes=max_bytes)
+    log.info("%s: no mask: looking for the brain in b0.", files.scan.name)
+    with screen.bar(f"reading {files.scan.name} and finding the brain"):
+        return read_brain(files.scan, *table, frame, max_bytes=max_bytes)
