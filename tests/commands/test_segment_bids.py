@@ -258,9 +258,9 @@ def test_results_of_other_settings_are_neither_kept_nor_replaced_silently(
     done = segment_all("--threshold", 0.3, *only)
     assert done.status == 1
     assert "made with other settings (Threshold)" in summary(out)[SCANS[0]]["reason"]
+    assert "(Shells)" in segment_all("--shell", 1000, *only).error
     other = write_weights(tmp_path / "tiny.safetensors", caution="another file")
     assert "(Weights)" in segment_all("--weights", other, *only).error
-    assert "(Shells)" in segment_all("--shell", 1000, *only).error
     assert (out / f"{RESULTS[0]}_probseg.json").read_bytes() == before
     assert segment_all("--overwrite", "--threshold", 0.3, *only).status == 0
     assert json.loads((out / f"{RESULTS[0]}_probseg.json").read_text())["Threshold"] == 0.3
