@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from dataclasses import fields, is_dataclass
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from tests.strategies import (
     tables,
 )
 from tripq import PQGraph, PQTensorFieldLayer
+from tripq.graph import QSpace
 
 radii = st.sampled_from((0.0, 1.5, 2.5, 4.0))
 
@@ -183,6 +185,16 @@ def test_given_quadrature_weights_are_not_normalised():
     assert q.weights.equal(given * (q_space(q_edges="shell").weights > 0))
 
 
+def test_a_map_without_q_space_has_one_direction_of_length_0_and_weight_1():
+    q = QSpace.none(torch.device("cpu"))
+    assert q.q_in.equal(torch.zeros(1, 3).double())
+    assert q.q_in is q.q_out
+    assert not q.resampled
+    for weights in (q.weights, q.reduction):
+        assert weights.dtype == torch.float64
+        assert weights.tolist() == [[1.0]]
+
+
 def test_a_reduced_q_space_has_one_output_at_the_origin():
     q = q_space(q_edges="shell")
     assert q.reduced.q_out.equal(torch.zeros(1, 3).double())
@@ -229,6 +241,40 @@ def test_nodes_are_joined_where_their_voxels_are(seed, shell, radius):
     assert found == pytest.approx(expected)
     assert scan.q.voxel[edges.dst].equal(p_edges.dst[edges.p_edge])
     assert scan.q.voxel[edges.src].equal(p_edges.src[edges.p_edge])
+
+
+@given(seed=seeds, n=st.integers(0, 6), n_out=st.integers(0, 6), radius=radii)
+def test_output_nodes_may_be_elsewhere(seed, n, n_out, radius):
+    rng = np.random.default_rng(seed)
+    centres = rng.uniform(-2, 2, (4, 3))
+    p, p_out = (centres[rng.integers(0, 4, number)] for number in (n, n_out))
+    scan = scan_of(
+        PQGraph.from_nodes(
+            p, table_of(seed, n), radius, p_out=p_out, q_out=table_of(seed + 1, n_out)
+        )
+    )
+
+    def expected(ends):
+        """Weights of all pairs whose places are near: a mean over the nodes of one place."""
+        return {
+            (i, j): 1 / (p == p[j]).all(axis=1).sum()
+            for i, j in np.ndindex(len(ends), n)
+            if (ends[i] == p[j]).all() or np.linalg.norm(ends[i] - p[j]) < radius
+        }
+
+    q = scan.q
+    assert q.resampled
+    assert len(scan.p) == len(np.unique(np.concatenate([p, p_out]), axis=0))
+    for edges, ends, voxel in (
+        (q.edges, p_out, q.voxel_out),
+        (q.reduction, scan.p.numpy(), torch.arange(len(scan.p))),
+    ):
+        pairs = list(zip(edges.dst.tolist(), edges.src.tolist(), strict=True))
+        found = dict(zip(pairs, edges.weights.tolist(), strict=True))
+        assert len(found) == len(pairs)
+        assert found == pytest.approx(expected(ends))
+        assert voxel[edges.dst].equal(scan.edges.dst[edges.p_edge])
+        assert q.voxel[edges.src].equal(scan.edges.src[edges.p_edge])
 
 
 def test_given_edges_of_nodes_and_given_weights():
@@ -464,14 +510,15 @@ def test_nodes_that_make_no_sense_are_refused(change, message):
 
 
 def test_graphs_of_different_kinds_are_not_merged():
-    p, q = np.eye(3), np.eye(3)
+    p, q, mask = np.eye(3), np.eye(3), np.ones((2, 1, 1))
     kinds = [
         PQGraph.from_points(p, q, 1.0),
         PQGraph.from_points(p, None, 1.0),
         PQGraph.from_nodes(p, q, 1.0),
     ]
-    for i in range(3):
+    grids = [PQGraph.from_grid(mask, np.eye(4), table, 1.0) for table in (q, None)]
+    for pair in (*permutations(kinds, 2), *permutations(grids)):
         with pytest.raises(ValueError, match="cannot be merged with each other"):
-            PQGraph.merge([kinds[i], kinds[i - 1]])
+            PQGraph.merge(pair)
     with pytest.raises(ValueError, match="a graph needs at least one scan"):
         PQGraph.merge([])
