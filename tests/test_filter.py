@@ -22,6 +22,7 @@ from tests.strategies import (
 )
 from tripq import PQTensorFieldLayer, Radial
 from tripq import filter as filter_module
+from tripq.filter import weights_at_most
 from tripq.harmonics import spherical_harmonics, unit_vectors
 
 
@@ -54,6 +55,16 @@ def test_the_weights_of_the_paths_share_out_one_parameter(kind):
     assert filter.weight[0] == 7.0, "a view, not a copy"
 
 
+def test_a_limit_is_on_the_weights_of_all_filters_together():
+    number = filter_of("q").weight.numel()
+    with weights_at_most(2 * number):
+        filter_of("q")
+        filter_of("q")
+        with pytest.raises(ValueError, match=f"needs {number:,} weights, and only 0 are left"):
+            filter_of("q")
+    filter_of("q")
+
+
 @pytest.mark.parametrize("kind", FILTERS)
 @pytest.mark.parametrize("q_out", ["graph", None])
 def test_initial_weights_keep_the_scale_of_features(kind, q_out):
@@ -74,6 +85,25 @@ def test_initial_weights_keep_the_scale_of_features(kind, q_out):
     out = layer(x, grid.graph(5.0))
     for part in (out[..., :8], out[..., 8:]):
         assert 0.1 < part.square().mean().sqrt() < 10
+
+
+@pytest.mark.parametrize("kind", ["tp", "diff", "p", "q"])
+def test_initial_weights_are_deviates_over_the_root_of_the_number_of_terms(kind):
+    filter = filter_of(kind)
+    lengths = 2.0 * np.linalg.norm(np.indices((5, 5, 5)) - 2.0, axis=0).ravel()
+    lengths = torch.from_numpy(lengths[(lengths < filter.phi_p.end) | (lengths == 0)])
+    squares = filter.phi_p(lengths).square().sum(dim=1)
+    terms = {0: 0.0, 2: 0.0}
+    for path, weight in filter.path_weights():
+        _, mul_in, _, k_q_out, k_q_in = weight.shape
+        neighbours = float(squares[(lengths > 0) | (path.l_p == 0)].sum())
+        terms[path.l_out] += mul_in * k_q_out * k_q_in * neighbours
+    torch.manual_seed(0)
+    filter.reset_parameters()
+    torch.manual_seed(0)
+    for path, weight in filter.path_weights():
+        expected = torch.empty_like(weight).normal_() / math.sqrt(terms[path.l_out])
+        torch.testing.assert_close(weight, expected, rtol=1e-14, atol=0)
 
 
 @given(seed=seeds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from dataclasses import fields, is_dataclass
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from tests.strategies import (
     tables,
 )
 from tripq import PQGraph, PQTensorFieldLayer
+from tripq.graph import QSpace
 
 radii = st.sampled_from((0.0, 1.5, 2.5, 4.0))
 
@@ -87,6 +89,45 @@ def test_equal_offsets_share_an_edge_type_and_its_row_in_the_table(mask, affine,
         assert table.equal(expected)
 
 
+@pytest.mark.parametrize("form", ["grid", "points"])
+@settings(max_examples=10)
+@given(data=st.data())
+def test_edges_are_listed_by_both_ends(form, data):
+    scan = scan_of(data.draw(domains(form)).graph())
+    edges = scan.edges
+    for csr, sign in ((edges.adjacency.by_output, 1), (edges.adjacency.by_input, -1)):
+        here = torch.arange(scan.n_voxels).repeat_interleave(csr.starts.diff())
+        assert pair_list(here, csr.other) == pair_list(edges.dst, edges.src)
+        offsets = sign * (scan.p[here] - scan.p[csr.other])
+        torch.testing.assert_close(edges.offsets[csr.type], offsets, rtol=0, atol=1e-11)
+
+
+@given(mask=masks(4).filter(np.any))
+def test_voxels_stand_in_the_smallest_boxes_around_them(mask):
+    first = PQGraph.from_grid(mask, np.eye(4), None, 1.0)
+    grid = scan_of(PQGraph.merge([first, PQGraph.from_grid(mask[::-1], np.eye(4), None, 1.0)])).grid
+    shape, places = grid.cropped
+    box = np.zeros(shape)
+    box.flat[places.numpy()] = 1
+    both = np.stack([mask, mask[::-1]])
+    lows_highs = [(axis.min(), axis.max() + 1) for axis in np.nonzero(both)]
+    np.testing.assert_array_equal(box, both[tuple(slice(*ends) for ends in lows_highs)])
+
+
+def test_what_a_graph_keeps_may_serve_a_backward_pass_later():
+    graph = PQGraph.from_grid(np.ones((2, 2, 1)), np.eye(4), table_of(0, 2), 1.5)
+    edges, grid = scan_of(graph).edges, scan_of(graph).grid
+    with torch.inference_mode():
+        kept = (
+            edges.edge_list,
+            edges.transposed_table,
+            *edges.adjacency.by_type,
+            grid.cropped[1],
+            *tensors_of(scan_of(graph.within(1.0)).edges),
+        )
+    assert not any(tensor.is_inference() for tensor in kept)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=10)
 @given(data=st.data(), radius=st.sampled_from((0.0, 1.5, 2.5)))
@@ -109,6 +150,8 @@ def test_a_graph_is_cut_once_and_never_widened():
     graph = PQGraph.from_points(np.zeros((2, 3)), None, 3.0)
     assert graph.within(3.0) is graph
     assert graph.within(2.0) is graph.within(2.0)
+    for rounded in (3.0 * (1 - 1e-7), 3.0 * (1 + 1e-7)):
+        assert graph.within(rounded).radius == rounded
     with pytest.raises(ValueError, match="build the graph with radius=5 or more"):
         graph.within(5.0)
 
@@ -159,6 +202,13 @@ def test_shells_do_not_depend_on_the_unit_of_q(factor):
     assert scan_of(scaled).q.weights.equal(q_space(q_edges="shell").weights)
 
 
+@pytest.mark.parametrize(("longer", "joined"), [(1.074, 4), (1.077, 2)])
+def test_a_shell_is_as_wide_as_a_share_of_its_longer_vector(longer, joined):
+    q = np.diag([1.0, longer, 0.0])[:2]
+    scan = scan_of(PQGraph.from_points(np.zeros((1, 3)), q, 1.0, q_edges="shell"))
+    assert int((scan.q.weights > 0).sum()) == joined
+
+
 @pytest.mark.parametrize("as_given", [list, np.array, torch.tensor])
 def test_given_q_edges(as_given):
     q = q_space(q_edges=as_given([[0, 0, 3], [1, 2, 3]]))
@@ -183,12 +233,24 @@ def test_given_quadrature_weights_are_not_normalised():
     assert q.weights.equal(given * (q_space(q_edges="shell").weights > 0))
 
 
+def test_a_map_without_q_space_has_one_direction_of_length_0_and_weight_1():
+    q = QSpace.none(torch.device("cpu"))
+    assert q.q_in.equal(torch.zeros(1, 3).double())
+    assert q.q_in is q.q_out
+    assert not q.resampled
+    for weights in (q.weights, q.reduction):
+        assert weights.dtype == torch.float64
+        assert weights.tolist() == [[1.0]]
+
+
 def test_a_reduced_q_space_has_one_output_at_the_origin():
     q = q_space(q_edges="shell")
     assert q.reduced.q_out.equal(torch.zeros(1, 3).double())
     assert q.reduced.q_in is q.q_in
     assert q.reduced.weights.equal(q.reduction)
     assert q.q_max == pytest.approx(1.7)
+    assert q_space(q_out=0.5 * SHELLS).q_max == pytest.approx(1.7)
+    assert q_space(q_out=2 * SHELLS).q_max == pytest.approx(3.4)
 
 
 # -- nodes ---------------------------------------------------------------------------------------
@@ -231,6 +293,40 @@ def test_nodes_are_joined_where_their_voxels_are(seed, shell, radius):
     assert scan.q.voxel[edges.src].equal(p_edges.src[edges.p_edge])
 
 
+@given(seed=seeds, n=st.integers(0, 6), n_out=st.integers(0, 6), radius=radii)
+def test_output_nodes_may_be_elsewhere(seed, n, n_out, radius):
+    rng = np.random.default_rng(seed)
+    centres = rng.uniform(-2, 2, (4, 3))
+    p, p_out = (centres[rng.integers(0, 4, number)] for number in (n, n_out))
+    scan = scan_of(
+        PQGraph.from_nodes(
+            p, table_of(seed, n), radius, p_out=p_out, q_out=table_of(seed + 1, n_out)
+        )
+    )
+
+    def expected(ends):
+        """Weights of all pairs whose places are near: a mean over the nodes of one place."""
+        return {
+            (i, j): 1 / (p == p[j]).all(axis=1).sum()
+            for i, j in np.ndindex(len(ends), n)
+            if (ends[i] == p[j]).all() or np.linalg.norm(ends[i] - p[j]) < radius
+        }
+
+    q = scan.q
+    assert q.resampled
+    assert len(scan.p) == len(np.unique(np.concatenate([p, p_out]), axis=0))
+    for edges, ends, voxel in (
+        (q.edges, p_out, q.voxel_out),
+        (q.reduction, scan.p.numpy(), torch.arange(len(scan.p))),
+    ):
+        pairs = list(zip(edges.dst.tolist(), edges.src.tolist(), strict=True))
+        found = dict(zip(pairs, edges.weights.tolist(), strict=True))
+        assert len(found) == len(pairs)
+        assert found == pytest.approx(expected(ends))
+        assert voxel[edges.dst].equal(scan.edges.dst[edges.p_edge])
+        assert q.voxel[edges.src].equal(scan.edges.src[edges.p_edge])
+
+
 def test_given_edges_of_nodes_and_given_weights():
     p = np.array([[0.0, 0, 0], [1, 0, 0], [5, 0, 0]])
     q_edges, weights = [[0, 0, 2], [0, 1, 2]], [0.5, 2.0, 3.0]
@@ -241,6 +337,21 @@ def test_given_edges_of_nodes_and_given_weights():
     assert edges.weights.tolist() == weights
     with pytest.raises(ValueError, match="joins 1 pairs of nodes that are beyond the radius"):
         PQGraph.from_nodes(p, table_of(0, 3), 2.0, q_edges=[[0], [2]])
+
+
+def test_given_edges_number_output_nodes_and_input_nodes():
+    p, p_out = np.zeros((2, 3)), np.zeros((3, 3))
+    q, q_out = table_of(0, 2), table_of(1, 3)
+
+    def graph(q_edges):
+        return PQGraph.from_nodes(p, q, 1.0, q_edges=q_edges, p_out=p_out, q_out=q_out)
+
+    edges = scan_of(graph([[2, 0], [1, 0]])).q.edges
+    assert [edges.dst.tolist(), edges.src.tolist()] == [[2, 0], [1, 0]]
+    with pytest.raises(ValueError, match=r"names an output outside 0\.\.2"):
+        graph([[3], [0]])
+    with pytest.raises(ValueError, match=r"names an input outside 0\.\.1"):
+        graph([[0], [2]])
 
 
 # -- the same domain, made in other ways ---------------------------------------------------------
@@ -318,10 +429,21 @@ def test_rows_of_a_batch_end_in_zeros():
     x = graph.stack([torch.ones(2, 3, 4), torch.ones(1, 2, 4)])
     assert x.shape == (3, 3, 4)
     assert x.sum(-1).tolist() == [[4.0] * 3, [4.0] * 3, [4.0, 4.0, 0.0]]
+    assert graph.filled(x).tolist() == [[True] * 3, [True] * 3, [True, True, False]]
+    assert graph.filled(x[:, 0]) is None
+    assert PQGraph(graph.scans[:1]).filled(x[:2]) is None
     (_, a), (_, b) = graph.split(x, [2, 1])
     assert (len(a), len(b)) == (2, 1)
     with pytest.raises(ValueError, match="the features have 3 rows, but the graph has 4"):
         graph.split(x, [2, 2])
+
+
+def test_rows_of_a_batch_are_filled_up_to_the_output_directions():
+    q = table_of(0, 3)
+    graph = PQGraph.merge(
+        [PQGraph.from_points(np.zeros((n, 3)), q, 1.0, q_out=q[:k]) for n, k in ((2, 2), (1, 1))]
+    )
+    assert graph.filled(torch.ones(3, 2, 4)).tolist() == [[True] * 2, [True] * 2, [True, False]]
 
 
 # -- moving, printing, size ----------------------------------------------------------------------
@@ -421,6 +543,8 @@ def test_the_geometry_keeps_its_gradient():
     [
         ({"mask": np.ones((2, 2))}, r"the mask must be 3D, not of shape \(2, 2\)"),
         ({"mask": np.full((2, 2, 2), np.nan)}, "the mask holds values that are not finite"),
+        ({"mask": np.diag([np.nan, 1.0])[None]}, "the mask holds values that are not finite"),
+        ({"affine": np.diag([1.0, 1, np.nan, 1])}, "the affine must be a finite matrix"),
         ({"q": np.ones((0, 3))}, "q holds no directions"),
         ({"affine": np.eye(3)}, r"finite matrix of shape \(4, 4\)"),
         ({"affine": np.full((4, 4), np.nan)}, "the affine must be a finite matrix"),
@@ -464,14 +588,15 @@ def test_nodes_that_make_no_sense_are_refused(change, message):
 
 
 def test_graphs_of_different_kinds_are_not_merged():
-    p, q = np.eye(3), np.eye(3)
+    p, q, mask = np.eye(3), np.eye(3), np.ones((2, 1, 1))
     kinds = [
         PQGraph.from_points(p, q, 1.0),
         PQGraph.from_points(p, None, 1.0),
         PQGraph.from_nodes(p, q, 1.0),
     ]
-    for i in range(3):
+    grids = [PQGraph.from_grid(mask, np.eye(4), table, 1.0) for table in (q, None)]
+    for pair in (*permutations(kinds, 2), *permutations(grids)):
         with pytest.raises(ValueError, match="cannot be merged with each other"):
-            PQGraph.merge([kinds[i], kinds[i - 1]])
+            PQGraph.merge(pair)
     with pytest.raises(ValueError, match="a graph needs at least one scan"):
         PQGraph.merge([])

@@ -84,6 +84,11 @@ def test_directions_says_where_there_are_none():
     torch.testing.assert_close(unit.norm(dim=-1), torch.ones(2))
 
 
+def test_harmonics_are_where_their_argument_is():
+    v = torch.empty(4, 3, device="meta")
+    assert {y.device for y in spherical_harmonics(ORDERS, v).values()} == {v.device}
+
+
 def test_any_leading_shape_even_an_empty_one():
     assert spherical_harmonics((2,), torch.zeros(0, 4, 3))[2].shape == (0, 4, 5)
     assert spherical_harmonics((1, 1, 0), torch.zeros(3)).keys() == {0, 1}

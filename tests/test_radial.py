@@ -141,6 +141,12 @@ def test_values_have_the_type_of_the_lengths(dtype):
     assert ConstantFunction()(x).equal(torch.ones(2, 3, 1, dtype=dtype))
 
 
+def test_one_function_and_one_hidden_unit_are_enough():
+    phi = RadialFunctions(Radial(number=1, hidden=(1,)), 3.0, cutoff=True)
+    assert [tuple(weight.shape) for weight in phi.parameters()] == [(1, 1), (1, 1)]
+    assert phi(torch.rand(2)).shape == (2, 1)
+
+
 def test_repr_says_what_is_used():
     assert repr(RadialFunctions(Radial("cosine", 4), 2.5, True)).startswith(
         "RadialFunctions(4 cosine on [0, 2.5]"

@@ -152,6 +152,19 @@ def test_shear_is_refused_where_it_matters():
     np.testing.assert_array_equal(to_world([[1, 0, 0]], affine, "world"), [[1, 0, 0]])
 
 
+@given(seed=seeds)
+def test_shear_is_that_between_voxel_axes_however_the_scan_lies(seed):
+    turn = affine_of(Rotation.from_quat(np.random.default_rng(seed).normal(size=4)).as_matrix())
+    orthogonal_part(turn @ sheared(0.99 * MAX_SHEAR))
+    with pytest.raises(DWIError, match=r"sheared: .* 89\.4 degrees"):
+        orthogonal_part(turn @ sheared(1.01 * MAX_SHEAR))
+
+
+def test_axes_whose_length_overflows_are_refused_without_a_warning():
+    with np.errstate(over="raise"), pytest.raises(DWIError, match="singular"):
+        to_world([[1, 0, 0]], np.diag([1e200, 2.0, 2.0, 1.0]), "voxel")
+
+
 @pytest.mark.parametrize(
     ("affine", "reason"),
     [

@@ -120,14 +120,15 @@ def test_types_of_intensities(scan, tmp_path, dtype, byteorder):
     )
 
 
-def test_slope_and_intercept(scan, tmp_path):
+@pytest.mark.parametrize(("slope", "intercept"), [(0.25, 16), (2, 0), (1, 1)])
+def test_slope_and_intercept(scan, tmp_path, slope, intercept):
     path = scan.write(tmp_path)
     image = nib.Nifti1Image(scan.data, scan.affine)
-    image.header.set_slope_inter(0.25, 16)
+    image.header.set_slope_inter(slope, intercept)
     image.to_filename(path)
-    np.testing.assert_array_equal(nib.load(path).dataobj, 0.25 * scan.data + 16)
+    np.testing.assert_array_equal(nib.load(path).dataobj, slope * scan.data + intercept)
     np.testing.assert_array_equal(
-        read_dwi(path).b0, 0.25 * scan.data[..., B0].mean(axis=-1).ravel() + 16
+        read_dwi(path).b0, slope * scan.data[..., B0].mean(axis=-1).ravel() + intercept
     )
 
 
@@ -514,6 +515,17 @@ def test_masks_of_another_grid(scan, tmp_path):
     refuses(r"mask: the mask is empty", path, mask=np.zeros((4, 3, 2)))
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_the_distance_of_a_mask_is_that_of_its_farthest_voxel(scan, tmp_path, seed):
+    path, mask = scan.write(tmp_path), tmp_path / "mask.nii.gz"
+    moved = scan.affine.copy()
+    moved[:3] += np.random.default_rng(seed).normal(size=(3, 4))
+    nib.Nifti2Image(np.ones((4, 3, 2), np.uint8), moved).to_filename(mask)
+    voxels = np.pad(np.argwhere(np.ones((4, 3, 2))), ((0, 0), (0, 1)), constant_values=1)
+    farthest = np.linalg.norm(voxels @ (moved - scan.affine).T, axis=1).max()
+    refuses(rf"its voxels are up to {farthest:.3g} mm from those of the scan", path, mask=mask)
+
+
 def patched(path, field, value):
     """Write another value into a field of the header of a NIfTI-1 file, packed or not."""
     packed = path.suffix == ".gz"
@@ -572,6 +584,19 @@ def test_what_does_not_fit_into_memory_is_refused(
     monkeypatch.setattr("tripq.dwi.nifti._physical_memory", lambda: 1e9 * gigabytes)
     with bounded(20, 30):
         refuses(rf"dwi\.nii\.gz: {reason}.* and this computer has", path)
+
+
+def test_a_computer_has_the_memory_of_its_pages_if_it_tells_them(scan, tmp_path, monkeypatch):
+    path = scan.write(tmp_path)
+    need = 2 * 4 * 24 * (1 + len(WEIGHTED))
+    for pages, fits in ((need // 4, True), (need // 4 - 1, False)):
+        monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 4, "SC_PHYS_PAGES": pages}.__getitem__)
+        if fits:
+            assert len(read_dwi(path).b0) == 24
+        else:
+            refuses("this computer has 0.0 GB", path)
+    monkeypatch.delattr("os.sysconf")  # Windows has none
+    assert len(read_dwi(path).b0) == 24
 
 
 @pytest.mark.parametrize("edges", [(1e30, 2, 2), (2, 2, 1e-30), (0.002, 0.002, 0.002)])
