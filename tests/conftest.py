@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One thread for each worker; read by torch and BLAS when they are first imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell that starts pytest in the background ignores Ctrl-C; all that the tests start would, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Compiling an e3nn module can take a second: neither deadlines nor the speed of drawing tell much.
 settings.register_profile(

@@ -29,7 +29,8 @@ from tests.commands.conftest import Call, write_scan
 from tests.commands.test_segment_bids import summary
 from tripq import files, inference, segmentation
 from tripq.bids import find_maps
-from tripq.commands import lesions
+from tripq.commands import lesions, scans
+from tripq.dwi import DWI, Frame, read_dwi
 from tripq.report.page import Picture
 
 SCANS = tuple(f"sub-{n}/dwi/sub-{n}_dwi.nii.gz" for n in ("01", "02"))
@@ -62,6 +63,12 @@ def is_whole(folder: Path) -> bool:
     return not hidden and all(f"{stem}_{end}" in names for stem in stems for end in endings)
 
 
+def read_dwi_without_a_mask(
+    path: Path, bval: Path | None, bvec: Path | None, frame: Frame, *, max_bytes: float
+) -> DWI:
+    return read_dwi(path, bval, bvec, frame=frame, max_bytes=max_bytes)
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No network, no brain to find, no pictures: what is tested is around them."""
@@ -70,7 +77,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         return np.asarray(dwi.signal[:, 1:].mean(axis=1).clip(0, 1), np.float32)
 
     monkeypatch.setattr(segmentation, "segment", guess)
-    monkeypatch.setattr(lesions, "find_brain", lambda dwi: dwi)
+    monkeypatch.setattr(scans, "read_brain", read_dwi_without_a_mask)
     monkeypatch.setattr(lesions, "check_table", lambda dwi, frame: dwi)
 
     def write_page(path: Path, *_: Any, **__: Any) -> None:

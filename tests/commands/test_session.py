@@ -173,10 +173,11 @@ def test_a_swallowed_interrupt_ends_every_command(
         write_labelled(tmp_path / "data", subject)
     data, out = tmp_path / "data", tmp_path / "out"
     scan = data / "sub-01/dwi/sub-01_dwi.nii.gz"
+    mask = data / "derivatives/truth/sub-01/dwi/sub-01_desc-brain_mask.nii.gz"
     (maps := tmp_path / "maps/sub-01/dwi").mkdir(parents=True)
     (maps / "sub-01_space-orig_label-lesion_probseg.nii.gz").touch()
     words = {
-        "segment": (scan, "--weights", weights, "-o", out),
+        "segment": (scan, "--mask", mask, "--weights", weights, "-o", out),
         "segment-bids": (data, out, "participant", "--weights", weights),
         "train": (data, "-o", out, "--log", tmp_path / "log.txt"),
         "evaluate": (tmp_path / "maps", data / "derivatives/truth", "-o", out),
