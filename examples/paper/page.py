@@ -270,32 +270,39 @@ class _Page:
     def _fractions(self) -> str:
         rows = []
         for fraction in self.plan.fractions:
+            references = (
+                self.main("reference", fraction),
+                self.main("reference", of=fraction),
+            )
             for family in self.names:
-                if runs := self.main(family, fraction):
-                    cells = [str(len(runs)), *_row(VOXELWISE, _tested(runs))]
-                    reference = self.main("reference", of=fraction)
-                    if family == "equivariant":
-                        gain = statistics.ratio(
-                            statistics.average_precision,
-                            _tested(runs),
-                            _tested(reference),
+                if not (runs := self.main(family, fraction)):
+                    continue
+                gains = [
+                    _percent(
+                        statistics.ratio(
+                            statistics.average_precision, _tested(runs), _tested(reference)
                         )
-                        cells.append(_percent(gain))
-                    else:
-                        cells.append("")
-                    patients = len(self.experiment.splits[0].share(fraction))
-                    rows.append([f"{100 * fraction:g} % ({patients})", family, *cells])
+                    )
+                    for reference in references
+                ]
+                patients = len(self.experiment.splits[0].share(fraction))
+                rows.append(
+                    [
+                        f"{100 * fraction:g} % ({patients})",
+                        family,
+                        str(len(runs)),
+                        *_row(VOXELWISE, _tested(runs)),
+                        *(gains if family == "equivariant" else ("", "")),
+                    ]
+                )
         if not rows:
             return "Not yet run."
-        return _table(
-            [
-                "patients",
-                "network",
-                "splits",
-                *VOXELWISE,
-                "average precision over the reference on all",
-            ],
-            rows,
+        return (
+            "The last two columns are gains in average precision over the reference that was "
+            "trained on the same patients, and over the one that was trained on all.\n\n"
+            + _table(
+                ["patients", "network", "splits", *VOXELWISE, "over the same", "over all"], rows
+            )
         )
 
     def _conditions(self, names: Sequence[str], usual: str, variants: Sequence[str] = ()) -> str:
