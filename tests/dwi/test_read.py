@@ -588,7 +588,7 @@ def test_what_does_not_fit_into_memory_is_refused(
 
 def test_a_computer_has_the_memory_of_its_pages_if_it_tells_them(scan, tmp_path, monkeypatch):
     path = scan.write(tmp_path)
-    need = 2 * 4 * 24 * (1 + len(WEIGHTED))
+    need = 4 * 24 * (1 + len(WEIGHTED))
     for pages, fits in ((need // 4, True), (need // 4 - 1, False)):
         monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 4, "SC_PHYS_PAGES": pages}.__getitem__)
         if fits:
