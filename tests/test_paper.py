@@ -177,6 +177,23 @@ def test_a_finished_run_is_not_repeated_and_a_missing_one_is(  # type: ignore[no
     assert (old["tests"], old["validation"]) == (new["tests"], new["validation"])
 
 
+def test_figures_of_maps_that_are_elsewhere_stay_as_they_are(  # type: ignore[no-untyped-def]
+    program, plan, sources, out: Path, tmp_path: Path
+) -> None:
+    """So the results of another computer are gone on with: the file, and its pictures."""
+    (tmp_path / "cohorts").symlink_to(out / "cohorts")
+    (tmp_path / "results.jsonl").write_bytes((out / "results.jsonl").read_bytes())
+    (tmp_path / "images").mkdir()
+    for number in (1, 3):
+        (tmp_path / "images" / f"experiment-{number}.png").write_text("as it was")
+    assert program.reproduce(plan, sources, tmp_path, jobs=1) == []
+    for number in (1, 3):
+        assert (tmp_path / "images" / f"experiment-{number}.png").read_text() == "as it was"
+        assert f"![](images/experiment-{number}.png)" in (tmp_path / "experiment.md").read_text()
+    assert (tmp_path / "images" / "experiment-2.png").stat().st_size > 10_000
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_run_that_fails_does_not_stop_the_others(program, plan, sources, out, tmp_path) -> None:  # type: ignore[no-untyped-def]
     broken = tmp_path / "paper"
     broken.mkdir()

@@ -17,6 +17,11 @@ from tripq.figures import NETWORK_COLOURS, AxialSlices, comparison_figure
 SIMULATED = "simulated diffusion signal, outlines of real lesions"
 
 
+def has_maps(folder: Path, run: Run) -> bool:
+    """Whether the maps of a run are there; of results from elsewhere they are not."""
+    return (folder / "runs" / run.key / "maps.npz").is_file()
+
+
 def read_maps(folder: Path, run: Run, subjects: Sequence[LabelledSubject]) -> list[NDArray]:
     """The probability maps of a run, one for each of its test subjects."""
     with np.load(folder / "runs" / run.key / "maps.npz") as maps:

@@ -48,16 +48,15 @@ LESIONWISE: Mapping[str, Score] = {
 def write_page(out: Path, results: Results, experiment: Experiment) -> None:
     """Write ``experiment.md`` and ``images/experiment-*.png`` into a folder.
 
-    Parts of the experiment that have not been run are left out, and the page says so.
+    Parts of the experiment that have not been run are left out, and the page says so. A figure
+    whose maps are not there stays as it is.
     """
     images = out / "images"
     images.mkdir(parents=True, exist_ok=True)
     page = _Page(results, experiment)
-    names = []
     for number, figure in page.figures().items():
-        name = f"experiment-{number}.png"
-        figure.savefig(images / name, dpi=120)
-        names.append(name)
+        figure.savefig(images / f"experiment-{number}.png", dpi=120)
+    names = sorted(path.name for path in images.glob("experiment-*.png"))
     text = "\n\n".join(part for part in page.parts(names) if part)
     (out / "experiment.md").write_text(text + "\n", encoding="utf-8")
 
@@ -99,10 +98,6 @@ class _Page:
         first = {family: self.main(family)[:1] for family in self.names}
         split = self.experiment.splits[0]
         if all(first.values()):
-            subjects = self.experiment.scans.load(USUAL, split.test)
-            drawn[1] = figures.figure_1(
-                self.experiment.out, {name: some[0] for name, some in first.items()}, subjects
-            )
             drawn[2] = figures.figure_2(
                 {
                     label: {
@@ -116,18 +111,21 @@ class _Page:
                     for label, score in VOXELWISE.items()
                 }
             )
-            drawn[3] = figures.figure_3(
-                self.experiment.out,
-                {
-                    family: {
-                        fraction: runs[0]
-                        for fraction in self.plan.fractions
-                        if (runs := self.main(family, fraction))
-                    }
-                    for family in self.names
-                },
-                subjects,
-            )
+            by_share = {
+                family: {
+                    fraction: runs[0]
+                    for fraction in self.plan.fractions
+                    if (runs := self.main(family, fraction))
+                }
+                for family in self.names
+            }
+            shown = [result.run for results in by_share.values() for result in results.values()]
+            if all(figures.has_maps(self.experiment.out, run) for run in shown):
+                out, subjects = self.experiment.out, self.experiment.scans.load(USUAL, split.test)
+                drawn[1] = figures.figure_1(
+                    out, {name: some[0] for name, some in first.items()}, subjects
+                )
+                drawn[3] = figures.figure_3(out, by_share, subjects)
         return drawn
 
     # -- text ------------------------------------------------------------------------------------
