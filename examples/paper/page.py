@@ -336,13 +336,13 @@ class _Page:
     def _heads(self) -> str:
         rows = []
         for family, name in self.names.items():
-            for label, runs in (
-                ("one for each patient", self.main(family)),
-                (f"{1 + len(MORE_HEADS)} for each patient", self._of("heads", name)),
-            ):
+            more = self._of("heads", name)
+            alike = [self.results[Run("main", name, 1.0, result.run.seed)] for result in more]
+            for number, runs in ((1, alike), (1 + len(MORE_HEADS), more)):
                 if runs:
-                    rows.append([family, label, str(len(runs)), *_row(VOXELWISE, _tested(runs))])
-        if not any(self._of("heads", name) for name in self.names.values()):
+                    scores = _row(VOXELWISE, _tested(runs))
+                    rows.append([family, f"{number} for each patient", str(len(runs)), *scores])
+        if not rows:
             return "Not yet run."
         return (
             "The same lesion outlines in further simulated heads, each with its own shape, tissue, "
