@@ -13,8 +13,8 @@ from paper.results import Result, Results, Run, SubjectResult
 from paper.schedule import (
     CONTENDERS,
     Experiment,
-    best,
     candidates,
+    chosen,
     main_runs,
     other_runs,
     tuning_runs,
@@ -68,8 +68,7 @@ class _Page:
         self.results = results
         self.experiment = experiment
         self.plan = experiment.plan
-        families = candidates(self.plan)
-        self.names = {family: best(results, self.plan, family).name for family in families}
+        self.names = chosen(results, self.plan)
 
     def main(self, family: str, fraction: float = 1.0, of: float = 1.0) -> list[Result]:
         """The runs of a family on a share, of the splits that both families have done.

@@ -70,13 +70,18 @@ def best(results: Results, plan: Plan, family: str) -> Contender:
     return CONTENDERS[max(tuned, key=lambda name: tuned[name])]
 
 
+def chosen(results: Results, plan: Plan) -> dict[str, str]:
+    """Name of the best candidate of each family."""
+    return {family: best(results, plan, family).name for family in CANDIDATES}
+
+
 def main_runs(results: Results, plan: Plan) -> list[Run]:
     """The best of both families on every split and share.
 
     All training patients come first, as the other shares are compared with them; then the smallest
     share, as there the networks differ most.
     """
-    names = [best(results, plan, family).name for family in CANDIDATES]
+    names = chosen(results, plan).values()
     return [
         Run("main", name, fraction, seed)
         for seed in range(plan.seeds)
@@ -89,7 +94,7 @@ def other_runs(results: Results, plan: Plan) -> list[Run]:
     """On all training patients: baselines; the best with more heads, and longer; variants."""
     runs = [Run("baselines", name, 1.0, seed) for seed in range(plan.seeds) for name in BASELINES]
     if plan.variants:
-        names = [best(results, plan, family).name for family in CANDIDATES]
+        names = chosen(results, plan).values()
         runs += [Run("heads", name, 1.0, s) for s in range(plan.seeds) for name in names]
         runs += [Run("longer", name, 1.0, 0) for name in names]
         runs += [Run("variants", c.name, 1.0, s) for s in range(plan.seeds) for c in VARIANTS]
