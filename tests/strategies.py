@@ -411,7 +411,7 @@ def layers(
         RADIUS,
         q_max=Q_MAX,
         filter=drawn(filter, FILTERS),
-        selection=draw(st.sampled_from(("paper", "tp1"))),
+        selection=draw(st.sampled_from(("paper", "tp1", "all"))),
         lmax_p=draw(st.integers(0, 2)),
         lmax_q=draw(st.integers(0, 2)),
         lmax_filter=draw(st.sampled_from((None, 1, 2))),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from itertools import product
 
 import numpy as np
@@ -275,6 +276,34 @@ def test_the_number_of_weights_is_that_of_the_selection_rules():
     )
     expected = brute_force_count(layer, {0: 2, 1: 2}, {0: 3, 2: 1}, 2, 3)
     assert sum(p.numel() for p in layer.parameters()) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unreached"),
+    [
+        (("1x0e", "2x0e + 3x2e + 4x4e", 4.0, {"lmax_p": 2, "lmax_q": 4}), "4x4e"),
+        (("1x0e", "2x0e + 3x2e + 4x4e", 4.0, {"lmax_p": 2, "selection": "all"}), ""),
+        (("1x0e", "2x0e + 3x2e", 0.0, {}), "3x2e"),  # its l_p is 1 or more, and p-offsets are 0
+        (("1x0e", "2x0e + 3x2e", 0.0, {"filter": "q"}), ""),
+        (("1x0e", "1x1o", 4.0, {"group": "O3", "antipodal": True, "filter": "q"}), "1x1o"),
+    ],
+)
+def test_channels_without_a_path_are_named_and_are_zero(arguments, unreached):
+    irreps_in, irreps_out, radius, options = arguments
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        layer = PQTensorFieldLayer(irreps_in, irreps_out, radius, **options)
+    named = [str(w.message) for w in told if "no path of this layer" in str(w.message)]
+    assert [f"leads to {unreached}, which" in message for message in named] == [True] * bool(
+        unreached
+    )
+    assert layer.unreached == o3.Irreps(unreached)
+    rng = np.random.default_rng(0)
+    q = rng.normal(size=(6, 3))
+    graph = PQGraph.from_points(rng.uniform(0, 6, size=(9, 3)), q / np.abs(q).max(), radius=4.0)
+    out = layer(torch.rand(9, 6, 1), graph).detach()
+    for (_, ir), part in zip(layer.irreps_out, layer.irreps_out.slices(), strict=True):
+        assert (out[..., part] == 0).all() == (str(ir) in unreached)
 
 
 # -- one back end against the other --------------------------------------------------------------
@@ -740,7 +769,8 @@ def test_nothing_of_the_size_of_the_product_of_the_edges_is_made():
     ("options", "message"),
     [
         ({"filter": "pp"}, "unknown filter 'pp'"),
-        ({"selection": "all"}, "selection is one of 'paper', 'tp1', not 'all'"),
+        ({"selection": "any"}, "selection is one of 'paper', 'tp1', 'all', not 'any'"),
+        ({"selection": "all"}, 'selection="all" needs lmax_p'),
         ({"group": "SO2"}, "group is one of 'SO3', 'O3', not 'SO2'"),
         ({"q_directions": "none"}, "q_directions is one of 'vectors', 'unit'"),
         ({"backend": "fast"}, "backend is one of 'auto', 'edges', 'dense', 'fourier', 'rec"),

@@ -28,7 +28,7 @@ def allowed(kind, selection, l_in, l_out, l_f, l_p, l_q):
         return False
     if kind == "tp":
         near = abs(l_f - l_p) <= 1 and (selection == "paper" or abs(l_f - l_q) <= 1)
-        return near and triangle(l_p, l_q, l_f)
+        return (near or selection == "all") and triangle(l_p, l_q, l_f)
     return (l_p, l_q) == ((0, l_f) if kind == "q" else (l_f, 0))
 
 
@@ -37,9 +37,9 @@ def within(cap, order):
 
 
 @pytest.mark.parametrize("kind", ["tp", "diff", "p", "q"])
-@given(l_in=orders, l_out=orders, selection=st.sampled_from(("paper", "tp1")), caps=caps)
+@given(l_in=orders, l_out=orders, selection=st.sampled_from(("paper", "tp1", "all")), caps=caps)
 def test_paths_are_all_tuples_of_orders_that_the_rules_allow(kind, l_in, l_out, selection, caps):
-    highest = 2 * (l_in + l_out) + 2  # l_q <= l_f + l_p <= 2 l_f + 1
+    highest = 2 * (l_in + l_out) + 5  # l_q <= l_f + l_p, and l_p <= l_f + 1 or lmax_p <= 3
     expected = {
         (l_f, l_p, l_q)
         for l_f, l_p, l_q in product(range(highest), repeat=3)
@@ -48,6 +48,10 @@ def test_paths_are_all_tuples_of_orders_that_the_rules_allow(kind, l_in, l_out, 
         and within(caps.lmax_p, l_p)
         and within(caps.lmax_q, l_q)
     }
+    if kind == "tp" and selection == "all" and caps.lmax_p is None:
+        with pytest.raises(ValueError, match="needs lmax_p"):
+            list(filter_orders(kind, l_in, l_out, selection, caps))
+        return
     found = list(filter_orders(kind, l_in, l_out, selection, caps))
     assert set(found) == expected
     assert len(found) == len(expected), "a path occurs once"

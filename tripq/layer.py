@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Literal, get_args
 
@@ -58,9 +59,10 @@ class PQTensorFieldLayer(nn.Module):
         the difference of the two offsets, (p_out - p_in) - (q_out - q_in); ``"p"`` and ``"q"``,
         harmonics and radial functions of one of the two spaces only; or a sum of several, such as
         ``"tp + p"``, each with weights of its own.
-    selection : {"paper", "tp1"}
+    selection : {"paper", "tp1", "all"}
         Which orders take part in ``"tp"``: ``|l_f - l_p| <= 1``; with ``"tp1"`` (the authors' code)
-        ``|l_f - l_q| <= 1`` too.
+        ``|l_f - l_q| <= 1`` too; with ``"all"`` neither, so that from scalars features of order 2
+        and more see the voxel itself, not only its neighbours.  ``"all"`` needs `lmax_p`.
     lmax_p, lmax_q, lmax_filter : int, optional
         Largest orders of the two harmonics and of the filter.
     p_radial, q_radial : Radial
@@ -98,6 +100,9 @@ class PQTensorFieldLayer(nn.Module):
     ----------
     paths : tuple of Path
         The paths of all filters.
+    unreached : Irreps
+        The output channels to which no path leads, so that they are 0 but for a bias or a
+        self-interaction; a warning names them.
     scalars_out : tuple of int
         The output components that a bias is added to.
 
@@ -195,6 +200,13 @@ class PQTensorFieldLayer(nn.Module):
             for kind in kinds
         )
         self.paths: tuple[Path, ...] = tuple(path for f in self._filters() for path in f.paths)
+        self.unreached = self._unreached()
+        if self.unreached:
+            warnings.warn(
+                f"no path of this layer leads to {self.unreached}, which will be 0: larger "
+                'lmax_p and lmax_q or selection="all" may have one',
+                stacklevel=2,
+            )
         self.self_interaction = (
             o3.Linear(_merged(self.irreps_in, group), _merged(self.irreps_out, group))
             if self_interaction
@@ -207,6 +219,17 @@ class PQTensorFieldLayer(nn.Module):
             )
         self.bias = nn.Parameter(torch.zeros(len(scalars))) if bias else None
         self.scalars_out = tuple(scalars)
+
+    def _unreached(self) -> o3.Irreps:
+        reached = {
+            (path.l_out, path.parity_out)
+            for path in self.paths
+            # Without an offset in p, its harmonics are 0 but for the first.
+            if self.p_radius > 0 or path.l_p == 0 or path.filter == "diff"
+        }
+        return o3.Irreps(
+            [(c.mul, (c.l, c.parity)) for c in self.channels_out if (c.l, c.parity) not in reached]
+        )
 
     def _make_filter(
         self,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tripq.graph import PQGraph
 from tripq.layer import Group, PQTensorFieldLayer
 from tripq.nn import BatchNorm, GatedNonlinearity, NormsAsScalars, QLengthWeightedMean, QMean
+from tripq.paths import Selection
 
 QReduction = Literal["length-weighted", "mean", "layer"]
 
@@ -29,13 +30,14 @@ class LesionSegmenter(nn.Module):
     about the voxel size that it was trained on.
 
     The first layer reduces q-space at once, to features of order 0, 2 and 4, the orders in which
-    the anisotropy of diffusion lives (its signal is even).  Their norms become scalars, and layers
-    on p-space follow.  `LesionSegmenter.paper` is the authors' network instead.
+    the anisotropy of diffusion lives (its signal is even), each voxel by itself unless another
+    filter is asked for.  Their norms become scalars, and layers on p-space follow.
+    `LesionSegmenter.paper` is the authors' network instead.
 
     Parameters
     ----------
     p_radius : float
-        Radius of each layer's neighbourhood in mm; 3.6 reaches 27 voxels of 1.8 to 2 mm.
+        Radius of a layer's neighbourhood in mm; 3.6 reaches 27 voxels of 1.8 to 2 mm.
     q_features : Irreps or str
         Features of the first layer.
     p_features : Irreps or str
@@ -46,9 +48,10 @@ class LesionSegmenter(nn.Module):
         Normalise the features of every layer but the last over the voxels of a batch.
     q_max : float
         The largest |q| = sqrt(b / b_ref) in any scan.
-    filter, group, antipodal : str, str, bool
-        Of the first layer; see `PQTensorFieldLayer`. With ``filter="p"`` it sees no more of the
-        directions than the mean signal.
+    filter, selection, group, antipodal : str, str, str, bool
+        Of the first layer; see `PQTensorFieldLayer`. With ``filter="q"`` it keeps to the voxel
+        itself; with the others it sums over the neighbours, too, and with ``"p"`` it sees no more
+        of the directions than the mean signal.
 
     Examples
     --------
@@ -65,10 +68,11 @@ class LesionSegmenter(nn.Module):
         p_radius: float = 3.6,
         q_features: o3.Irreps | str = "24x0e + 8x2e + 4x4e",
         p_features: o3.Irreps | str = "24x0e + 6x1o + 8x2e",
-        n_p_layers: int = 2,
+        n_p_layers: int = 3,
         batch_norm: bool = True,
         q_max: float = 2.0,
-        filter: str = "tp",
+        filter: str = "q",
+        selection: Selection = "all",
         group: Group = "SO3",
         antipodal: bool = True,
     ) -> None:
@@ -80,6 +84,7 @@ class LesionSegmenter(nn.Module):
         self.batch_norm = batch_norm
         self.q_max = q_max
         self.filter = filter
+        self.selection = selection
         self.group = group
         self.antipodal = antipodal
         first = _Block(
@@ -87,10 +92,11 @@ class LesionSegmenter(nn.Module):
             q_features,
             norms=True,
             batch_norm=batch_norm,
-            p_radius=p_radius,
+            p_radius=0.0 if filter == "q" else p_radius,
             q_max=q_max,
             q_out=None,
             filter=filter,
+            selection=selection,
             group=group,
             antipodal=antipodal,
             lmax_p=2,
@@ -222,6 +228,8 @@ class _Block(nn.Module):
             bias=not batch_norm,
             **layer,  # type: ignore[arg-type]
         )
+        if self.layer.unreached:
+            raise ValueError(f"no path leads to {self.layer.unreached} of {irreps_out}")
         self.norm = BatchNorm(self.gate.irreps_in) if batch_norm else nn.Identity()
         self.norms = NormsAsScalars(self.gate.irreps_out) if norms else nn.Identity()
         self.irreps_out = self.norms.irreps_out if norms else self.gate.irreps_out

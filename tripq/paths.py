@@ -12,7 +12,10 @@ Cremers (arXiv:2102.06942), section 3:
     |l_f - l_p| \le 1,
 
 to which the selection ``"tp1"`` (the default of the authors' own code) adds
-:math:`|l_f - l_q| \le 1`.
+:math:`|l_f - l_q| \le 1`.  The third rule has a price: :math:`l_p = 0`, the one harmonic that is not
+zero where the p-offset is, goes no further than :math:`l_f = 1`.  So a layer that takes scalars
+cannot tell the anisotropy of a voxel's own signal, only that of its neighbours.  The selection
+``"all"`` drops the rule, up to a cap on :math:`l_p`.
 
 Nothing here knows of torch or of a graph.
 """
@@ -24,7 +27,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 FilterKind = Literal["tp", "diff", "p", "q"]
-Selection = Literal["paper", "tp1"]
+Selection = Literal["paper", "tp1", "all"]
 Group = Literal["SO3", "O3"]
 
 
@@ -142,10 +145,17 @@ def filter_orders(
 ) -> Iterator[tuple[int, int, int]]:
     """Iterate over the (l_filter, l_p, l_q) that lead from `l_in` to `l_out`.
 
+    Raises
+    ------
+    ValueError
+        If the selection is ``"all"`` and nothing caps l_p: then there is no end to them.
+
     Examples
     --------
     >>> list(filter_orders("tp", 0, 0))
     [(0, 0, 0), (0, 1, 1)]
+    >>> list(filter_orders("tp", 0, 2, "all", Caps(lmax_p=0)))
+    [(2, 0, 2)]
     >>> list(filter_orders("p", 1, 1))
     [(0, 0, 0), (1, 1, 0), (2, 2, 0)]
     """
@@ -157,11 +167,19 @@ def filter_orders(
         else:
             candidates = [
                 (l_p, l_q)
-                for l_p in range(max(l_f - 1, 0), l_f + 2)
+                for l_p in _orders_of_p(l_f, selection, caps)
                 for l_q in range(abs(l_p - l_f), l_p + l_f + 1)
-                if selection == "paper" or abs(l_f - l_q) <= 1
+                if selection != "tp1" or abs(l_f - l_q) <= 1
             ]
         yield from ((l_f, l_p, l_q) for l_p, l_q in candidates if caps.admit(l_f, l_p, l_q))
+
+
+def _orders_of_p(l_f: int, selection: Selection, caps: Caps) -> range:
+    if selection != "all":
+        return range(max(l_f - 1, 0), l_f + 2)
+    if caps.lmax_p is None:
+        raise ValueError('selection="all" needs lmax_p: no rule of its own bounds l_p')
+    return range(caps.lmax_p + 1)
 
 
 def select_paths(

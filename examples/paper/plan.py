@@ -16,6 +16,7 @@ from torch import nn
 from tripq.dwi import B_REFERENCE
 from tripq.layer import Group
 from tripq.models import ConvSegmenter, LesionSegmenter
+from tripq.paths import Selection
 from tripq.simulate import GradientTable, random_rotation
 
 #: Shares of the training scans of the paper.
@@ -202,10 +203,11 @@ def _equivariant(
     q: str,
     p: str,
     *,
-    rate: float = 1e-2,
+    rate: float = 5e-3,
     steps: int = 1200,
-    layers: int = 2,
-    filter: str = "tp",
+    layers: int = 3,
+    filter: str = "q",
+    selection: Selection = "all",
     group: Group = "SO3",
     antipodal: bool = True,
     more: tuple[Condition, ...] = (),
@@ -217,6 +219,7 @@ def _equivariant(
             p_features=p,
             n_p_layers=layers,
             filter=filter,
+            selection=selection,
             group=group,
             antipodal=antipodal,
         )
@@ -244,14 +247,25 @@ def _convolutional(
 
 
 _Q, _P = "24x0e + 8x2e + 4x4e", "24x0e + 6x1o + 8x2e"
-_Q_SMALL, _P_SMALL = "16x0e + 6x2e + 2x4e", "16x0e + 4x1o + 4x2e"
+_Q_SMALL, _P_SMALL = "16x0e + 8x2e + 4x4e", "16x0e + 4x1o + 4x2e"
 _WIDTHS = (48, 48, 32)
+
+#: Without order 4: with l_p of 2 at most these filters have no path to it.
+_Q_TWO = "16x0e + 8x2e"
+
+
+def _joint(
+    name: str, says: str, *, filter: str, selection: Selection = "all", q: str = _Q_SMALL
+) -> Contender:
+    """A first layer that sums over the neighbours, too, and one layer less behind it."""
+    return _equivariant(name, says, q, _P_SMALL, layers=2, filter=filter, selection=selection)
+
 
 #: From these, tuning takes the network that is best on the validation patients; as many of each.
 CANDIDATES = {
     "equivariant": (
         _equivariant("eq-small", "small", _Q_SMALL, _P_SMALL),
-        _equivariant("eq-small-slow", "small, half the rate", _Q_SMALL, _P_SMALL, rate=5e-3),
+        _equivariant("eq-small-fast", "small, rate 1e-2", _Q_SMALL, _P_SMALL, rate=1e-2),
         _equivariant("eq-small-tilts", "small, more poses", _Q_SMALL, _P_SMALL, more=TILTED),
         _equivariant("eq", "default", _Q, _P, steps=800),
     ),
@@ -276,8 +290,10 @@ VARIANTS = (
         settle=True,
         weight_decay=1e-2,
     ),
-    _equivariant("diff", 'filter "diff"', _Q_SMALL, _P_SMALL, filter="diff"),
-    _equivariant("p-only", 'filter "p": mean signal only', "16x0e + 6x2e", _P_SMALL, filter="p"),
+    _joint("tp", 'filter "tp", orders of the paper', filter="tp", selection="paper", q=_Q_TWO),
+    _joint("tp-all", 'filter "tp", all orders', filter="tp"),
+    _joint("diff", 'filter "diff"', filter="diff", q=_Q_TWO),
+    _joint("p-only", 'filter "p": mean signal only', filter="p", q=_Q_TWO),
     _equivariant("signed", "not antipodal", _Q_SMALL + " + 4x1o", _P_SMALL, antipodal=False),
     _equivariant("mirror", "O(3)", _Q_SMALL, _P_SMALL, group="O3"),
     _convolutional("conv-12", "as few weights", (12, 12, 12)),

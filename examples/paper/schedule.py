@@ -96,7 +96,7 @@ def other_runs(results: Results, plan: Plan) -> list[Run]:
     if plan.variants:
         names = chosen(results, plan).values()
         runs += [Run("heads", name, 1.0, s) for s in range(plan.seeds) for name in names]
-        runs += [Run("longer", name, 1.0, 0) for name in names]
+        runs += [Run("longer", name, 1.0, s) for s in range(plan.seeds) for name in names]
         runs += [Run("variants", c.name, 1.0, s) for s in range(plan.seeds) for c in VARIANTS]
     return runs
 
