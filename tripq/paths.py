@@ -12,9 +12,9 @@ Cremers (arXiv:2102.06942), section 3:
     |l_f - l_p| \le 1,
 
 to which the selection ``"tp1"`` (the default of the authors' own code) adds
-:math:`|l_f - l_q| \le 1`.  The third rule has a price: :math:`l_p = 0`, the one harmonic that is not
-zero where the p-offset is, goes no further than :math:`l_f = 1`.  So a layer that takes scalars
-cannot tell the anisotropy of a voxel's own signal, only that of its neighbours.  The selection
+:math:`|l_f - l_q| \le 1`.  The third rule has a price: :math:`l_p = 0`, the one harmonic that is
+not zero where the p-offset is, goes no further than :math:`l_f = 1`.  So a layer that takes scalars
+cannot tell the anisotropy of a voxel's own signal, only its neighbours'.  The selection
 ``"all"`` drops the rule, up to a cap on :math:`l_p`.
 
 Nothing here knows of torch or of a graph.
