@@ -120,10 +120,13 @@ class _FixedLayer(nn.Module):
 
     def __init__(self, layer: PQTensorFieldLayer, graph: PQGraph) -> None:
         super().__init__()
-        (scan,) = graph.within(layer.p_radius).scans
+        (whole,), (scan,) = graph.scans, graph.within(layer.p_radius).scans
         q = QSpace.none(graph.device) if layer.q_in is None else _q_space(graph).reduced
         assert layer.self_interaction is None
-        assert scan.edges.steps is not None
+        assert scan.edges.steps is not None and whole.edges.steps is not None
+        places = {tuple(step): i for i, step in enumerate(whole.edges.steps.tolist())}
+        #: Where its neighbours stand in the table, which has those of the largest radius.
+        self.columns = [places[tuple(step)] for step in scan.edges.steps.tolist()]
         self.kernel: Tensor
         with torch.no_grad():
             kernels = [
@@ -142,8 +145,8 @@ class _FixedLayer(nn.Module):
         # A voxel more, of zeros, stands for the neighbours that are not there.
         padded = F.pad(x.flatten(1), (0, 0, 0, 1))
         out = self.bias.expand(x.shape[0], -1)
-        for number, matrix in enumerate(self.kernel):
-            out = out + padded.index_select(0, table.neighbours[:, number]) @ matrix
+        for column, matrix in zip(self.columns, self.kernel, strict=True):
+            out = out + padded.index_select(0, table.neighbours[:, column]) @ matrix
         return out
 
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from paper import figures, statistics
 from paper.baselines import BASELINES
 from paper.plan import FULL, MORE_HEADS, OTHER_TABLES, ROTATED, SMALL_LOAD, USUAL
@@ -381,25 +383,39 @@ class _Page:
     def _longer(self) -> str:
         rows = []
         for family, name in self.names.items():
-            for stage in ("main", "longer"):
-                if (run := Run(stage, name, 1.0, 0)) in self.results:
-                    result = self.results[run]
-                    rows.append(
-                        [
-                            family,
-                            f"{result.settings['largest_steps']:,}",
-                            f"{result.steps:,}",
-                            f"{result.best:.3f}",
-                            *_row(VOXELWISE, _tested([result])),
-                        ]
-                    )
-        if not any(Run("longer", name, 1.0, 0) in self.results for name in self.names.values()):
+            longer = self._of("longer", name)
+            alike = [self.results[Run("main", name, 1.0, result.run.seed)] for result in longer]
+            for runs in (alike, longer):
+                if not runs:
+                    continue
+                seeds = [run.run.seed for run in runs]
+                ours = [r for r in self.main("equivariant") if r.run.seed in seeds]
+                gain = statistics.ratio(statistics.average_precision, _tested(ours), _tested(runs))
+                rows.append(
+                    [
+                        family,
+                        f"{runs[0].settings['largest_steps']:,}",
+                        str(len(runs)),
+                        f"{np.mean([run.best for run in runs]):.3f}",
+                        *_row(VOXELWISE, _tested(runs)),
+                        _percent(gain) if family == "reference" else "",
+                    ]
+                )
+        if not rows:
             return "Not yet run."
         return (
-            "The networks of the comparison with twice the steps, on the first split: whether they "
-            "had learnt all they could.\n\n"
+            "The networks of the comparison with twice the steps: whether they had learnt all they "
+            "could. The last column is the gain in average precision of the equivariant network of "
+            "the comparison over them.\n\n"
             + _table(
-                ["network", "steps at most", "done", "validation average precision", *VOXELWISE],
+                [
+                    "network",
+                    "steps at most",
+                    "splits",
+                    "validation average precision",
+                    *VOXELWISE,
+                    "gain over it",
+                ],
                 rows,
             )
         )

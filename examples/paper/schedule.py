@@ -91,13 +91,15 @@ def main_runs(results: Results, plan: Plan) -> list[Run]:
 
 
 def other_runs(results: Results, plan: Plan) -> list[Run]:
-    """On all training patients: baselines; the best with more heads, and longer; variants."""
+    """On all training patients: baselines; of every split in turn the best with more heads, and
+    for longer, and the variants.
+    """
     runs = [Run("baselines", name, 1.0, seed) for seed in range(plan.seeds) for name in BASELINES]
     if plan.variants:
         names = chosen(results, plan).values()
-        runs += [Run("heads", name, 1.0, s) for s in range(plan.seeds) for name in names]
-        runs += [Run("longer", name, 1.0, s) for s in range(plan.seeds) for name in names]
-        runs += [Run("variants", c.name, 1.0, s) for s in range(plan.seeds) for c in VARIANTS]
+        for seed in range(plan.seeds):
+            runs += [Run(stage, name, 1.0, seed) for stage in ("heads", "longer") for name in names]
+            runs += [Run("variants", c.name, 1.0, seed) for c in VARIANTS]
     return runs
 
 
