@@ -91,9 +91,7 @@ def main_runs(results: Results, plan: Plan) -> list[Run]:
 
 
 def other_runs(results: Results, plan: Plan) -> list[Run]:
-    """On all training patients: baselines; of every split in turn the best with more heads, and
-    for longer, and the variants.
-    """
+    """On all training patients, split by split: more heads, more steps, variants; and baselines."""
     runs = [Run("baselines", name, 1.0, seed) for seed in range(plan.seeds) for name in BASELINES]
     if plan.variants:
         names = chosen(results, plan).values()
