@@ -123,7 +123,8 @@ class _FixedLayer(nn.Module):
         (whole,), (scan,) = graph.scans, graph.within(layer.p_radius).scans
         q = QSpace.none(graph.device) if layer.q_in is None else _q_space(graph).reduced
         assert layer.self_interaction is None
-        assert scan.edges.steps is not None and whole.edges.steps is not None
+        assert whole.edges.steps is not None
+        assert scan.edges.steps is not None
         places = {tuple(step): i for i, step in enumerate(whole.edges.steps.tolist())}
         #: Where its neighbours stand in the table, which has those of the largest radius.
         self.columns = [places[tuple(step)] for step in scan.edges.steps.tolist()]
