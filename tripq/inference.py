@@ -57,8 +57,8 @@ def receptive_field(network: nn.Module, affine: NDArray[np.floating]) -> NDArray
     --------
     >>> from tripq.models import ConvSegmenter, LesionSegmenter
     >>> affine = np.diag([2.0, 2.0, 4.0, 1.0])
-    >>> receptive_field(LesionSegmenter(p_radius=3.6, n_p_layers=3), affine)
-    array([5, 5, 0])
+    >>> receptive_field(LesionSegmenter(p_radius=3.6), affine)
+    array([4, 4, 0])
     >>> receptive_field(ConvSegmenter(33, widths=(8, 8)), affine)
     array([3, 3, 3])
     """
