@@ -23,7 +23,7 @@ standard deviation of the map there.
 A turned scan differs by more than a shifted one: a filter that reaches one voxel far is sampled at
 26 neighbours, and these do not turn.  Of finer voxels it has more, and all differences must fall to
 zero.  ``--fineness 2`` halves the voxels, interpolates the same head on them, and divides the
-weights by 8, so that the sums over neighbours stay what they were.
+weights of layers with neighbours by 8, so that the sums over these stay what they were.
 """
 
 from __future__ import annotations
@@ -55,7 +55,6 @@ from scipy.spatial.transform import Rotation
 
 from tripq.checkpoint import load_network
 from tripq.dwi import DWI
-from tripq.filter import PQFilter
 from tripq.inference import segment
 from tripq.layer import PQTensorFieldLayer
 from tripq.simulate import (
@@ -145,10 +144,11 @@ class Head:
         fineness: int = 1,
     ) -> None:
         self.network = load_network(default_weights())
-        for module in self.network.modules():
-            if isinstance(module, PQFilter):
-                with torch.no_grad():
-                    module.weight.div_(fineness**3)
+        layers = [m for m in self.network.modules() if isinstance(m, PQTensorFieldLayer)]
+        with torch.no_grad():
+            for layer in layers:
+                for filter in layer.filters if layer.p_radius > 0 else ():
+                    filter.weight.div_(fineness**3)
         self.order = order
         anatomy = default_anatomy(VOXEL)
         half = int(np.ceil(radius / VOXEL)) + MARGIN
@@ -181,7 +181,6 @@ class Head:
         if not (self.image[self.ball][:, 0] > 0).all():
             raise ValueError("the ball reaches out of the brain: a smaller radius")
         # What sees the border of the ball, or is interpolated from what does, is not compared.
-        layers = [m for m in self.network.modules() if isinstance(m, PQTensorFieldLayer)]
         seen = sum(layer.p_radius for layer in layers) + 2 * VOXEL
         self.inner = distance <= radius - seen
         if not self.inner.any():
