@@ -123,6 +123,7 @@ def ship(
             "threshold": f"{threshold:.4f}",
             "voxel_size_mm": f"{plan.voxel_size:g}",
             "b_values": " ".join(map(str, b_values)),
+            "fewest_directions": str(min(len(shell) for s in shown for shell in s.dwi.shells)),
             "data": "simulated diffusion signal, real lesion outlines (Lesjak et al. 2017)",
         },
     )

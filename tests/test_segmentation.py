@@ -100,6 +100,16 @@ def test_a_scan_fits_within_5_percent_on_every_edge() -> None:
 def test_what_the_training_never_saw_is_told() -> None:
     told = segment_scan(make_model(), make_scan(b_values=(1150, 2000))).notes
     assert told == ("b = 2000 s/mm2 was never seen in training, which had 1000.",)
+
+
+def test_fewer_directions_than_in_training_are_told() -> None:
+    scan = make_scan()  # four directions
+    assert segment_scan(make_model(fewest_directions=4), scan).notes == ()
+    (told,) = segment_scan(make_model(fewest_directions=5), scan).notes
+    assert told == (
+        "4 directions of b = 1000 s/mm2 are fewer than on any shell in training (5): much may be "
+        "missed."
+    )
     for edge, coarse in ((2.9, False), (3.1, True)):
         told = segment_scan(make_model(), make_scan((2.0, 2.0, edge))).notes
         assert (len(told) == 2) == coarse
@@ -200,10 +210,12 @@ def test_a_checkpoint_says_what_it_is_for(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     network = LesionSegmenter(p_radius=2.9)
     notes = {"threshold": "0.37", "voxel_size_mm": "1.8", "b_values": "[7e2, 1200.5]"}
+    notes["fewest_directions"] = "12"
     save_network(network, path, {**notes, "caution": "careful"})
     model = load_model(path)
     assert (model.threshold, model.voxel_size, model.caution) == (0.37, 1.8, "careful")
     assert model.b_values == (700.0, 1200.5)
+    assert model.fewest_directions == 12
     save_network(network, path)
     model = load_model(path)
     assert (model.threshold, model.voxel_size, model.b_values) == (0.5, None, ())

@@ -81,6 +81,8 @@ class Model:
         In s/mm2, of the training; empty if the checkpoint does not say.
     caution : str
         What whoever trained it wants to be known; may be empty.
+    fewest_directions : int
+        Of any shell of the training; 0 if the checkpoint does not say.
     """
 
     path: Path
@@ -90,6 +92,7 @@ class Model:
     voxel_size: float | None
     b_values: tuple[float, ...]
     caution: str
+    fewest_directions: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +125,7 @@ def load_model(path: str | PathLike[str]) -> Model:
     ----------
     path : path
         Written by `tripq.checkpoint.save_network`.  The notes ``threshold``, ``voxel_size_mm``,
-        ``b_values`` (numbers) and ``caution`` are used; each may be missing.
+        ``b_values``, ``fewest_directions`` (numbers) and ``caution`` are used; each may be missing.
 
     Raises
     ------
@@ -149,6 +152,7 @@ def load_model(path: str | PathLike[str]) -> Model:
         voxel_size=voxel_size,
         b_values=_numbers(notes, "b_values", file),
         caution=notes.get("caution", ""),
+        fewest_directions=int(_number(notes, "fewest_directions", file) or 0),
     )
 
 
@@ -341,6 +345,12 @@ def _cautions(model: Model, dwi: DWI) -> list[str]:
         cautions.append(
             f"b = {', '.join(strange)} s/mm2 was never seen in training, which had {known}."
         )
+    cautions += [
+        f"{len(shell)} directions of b = {shell.b_value:.0f} s/mm2 are fewer than on any shell in "
+        f"training ({model.fewest_directions}): much may be missed."
+        for shell in dwi.shells
+        if len(shell) < model.fewest_directions
+    ]
     return cautions
 
 

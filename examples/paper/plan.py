@@ -279,7 +279,14 @@ CANDIDATES = {
 
 #: Beside the networks that tuning takes, at the full training set.
 VARIANTS = (
+    _joint("tp", 'filter "tp", orders of the paper', filter="tp", selection="paper", q=_Q_TWO),
+    _joint("tp-all", 'filter "tp", all orders', filter="tp"),
+    _joint("diff", 'filter "diff"', filter="diff", q=_Q_TWO),
+    _joint("p-only", 'filter "p": mean signal only', filter="p", q=_Q_TWO),
+    _equivariant("signed", "not antipodal", _Q_SMALL + " + 4x1o", _P_SMALL, antipodal=False),
+    _equivariant("mirror", "O(3)", _Q_SMALL, _P_SMALL, group="O3"),
     _convolutional("conv-turned", "reference, all poses", _WIDTHS, more=(TURNED,)),
+    _convolutional("conv-12", "as few weights", (12, 12, 12)),
     Contender(
         "paper",
         "the authors' network",
@@ -290,13 +297,6 @@ VARIANTS = (
         settle=True,
         weight_decay=1e-2,
     ),
-    _joint("tp", 'filter "tp", orders of the paper', filter="tp", selection="paper", q=_Q_TWO),
-    _joint("tp-all", 'filter "tp", all orders', filter="tp"),
-    _joint("diff", 'filter "diff"', filter="diff", q=_Q_TWO),
-    _joint("p-only", 'filter "p": mean signal only', filter="p", q=_Q_TWO),
-    _equivariant("signed", "not antipodal", _Q_SMALL + " + 4x1o", _P_SMALL, antipodal=False),
-    _equivariant("mirror", "O(3)", _Q_SMALL, _P_SMALL, group="O3"),
-    _convolutional("conv-12", "as few weights", (12, 12, 12)),
 )
 
 

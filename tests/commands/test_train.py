@@ -112,6 +112,7 @@ def test_what_is_trained_tells_what_it_is_and_segments_a_scan(
     notes = read_notes(weights(out))
     assert notes["voxel_size_mm"] == "2"
     assert notes["b_values"] == "1000"
+    assert notes["fewest_directions"] == "6"
     assert notes["caution"] == "for research only, not for diagnosis"
     assert notes["data"] == "data: 2 scans to train on, 1 to validate on"
     assert [step for step, _ in record(out)["record"]["scores"]] == [2, 4]

@@ -97,7 +97,7 @@ def make_head(
         weights=np.broadcast_to(np.float32([0.5, 0.2]), (*shape, 2)).copy(),
         affine=affine,
     )
-    table = GradientTable.from_shells([1000.0, 2000.0], [8, 8], n_b0=1)
+    table = GradientTable.from_shells([1000.0, 2000.0], [12, 6], n_b0=1)
     subject = simulate_subject(
         anatomy,
         table,
@@ -106,7 +106,7 @@ def make_head(
         deformation=0.0,
         lesion_coverage=lesion.astype(np.float32),
         grid=anatomy.grid,
-        statistics=LesionStatistics(severity=(0.8, 0.8)),
+        statistics=LesionStatistics(severity=(0.5, 0.5)),
     )
     dwi = subject.dwi
     rng = np.random.default_rng(2)

@@ -181,6 +181,11 @@ class Cohort:
         scans = (*self.training, *self.validation)
         return sorted({round(s.b_value / 10) * 10 for scan in scans for s in scan.dwi.shells})
 
+    @property
+    def fewest_directions(self) -> int:
+        """Of any shell that is trained on."""
+        return min(len(shell) for scan in self.training for shell in scan.dwi.shells)
+
 
 class Watch:
     """Tells how training goes: every step on a bar, every validation in a message.
@@ -396,6 +401,7 @@ def _write(
         "threshold": repr(threshold),
         "voxel_size_mm": f"{cohort.voxel_size:g}",
         "b_values": " ".join(map(str, cohort.b_values)),
+        "fewest_directions": str(cohort.fewest_directions),
         "caution": simulated + settings.notes.caution,
         "tripq": __version__,
         "data": f"{settings.notes.data or cohort.name}: {len(cohort.training)} scans to train on, "
