@@ -20,8 +20,8 @@ segmentation, the columns are the differences of
 Each is the root mean square over the voxels in a ball, those aside that see its border, over the
 standard deviation of the map there.
 
-A turned scan differs by more than a shifted one: a filter that reaches one voxel far is sampled at
-26 neighbours, and these do not turn.  Of finer voxels it has more, and all differences must fall to
+What is left beside interpolation: a filter that reaches one voxel far is sampled at 26 neighbours,
+and these do not turn.  Of finer voxels it has more, and all differences must fall to
 zero.  ``--fineness 2`` halves the voxels, interpolates the same head on them, and divides the
 weights of layers with neighbours by 8, so that the sums over these stay what they were.
 """

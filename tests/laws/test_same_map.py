@@ -134,7 +134,7 @@ def test_every_back_end_gives_the_map(
     layers = [m for m in model.network.modules() if isinstance(m, PQTensorFieldLayer)]
     for layer in layers:
         layer.backend, layer.memory_budget = backend, budget
-    assert len(layers) == 4
+    assert len(layers) == 5
     monkeypatch.setattr(lesions, "load_model", lambda path: model)
     head = make_head()
     assert_same(segment(head, tmp_path).volume, written(head).volume)
@@ -158,7 +158,7 @@ def test_any_split_of_memory_gives_the_map(
     dwi = read_dwi(head.write(tmp_path), mask=tmp_path / "mask.nii.gz")
     least = least_voxels(network, dwi)
     for voxels in (least, least + 300, least + 900):
-        memory = PROGRAM_BYTES + dwi.signal.nbytes + (voxels + 1) * bytes_per_voxel(network, 17)
+        memory = PROGRAM_BYTES + dwi.signal.nbytes + (voxels + 1) * bytes_per_voxel(network, 19)
         found = segment(head, tmp_path / str(voxels), "--memory", f"{memory / 1e3:.0f}kB")
         assert_same(found.volume, expected)
     assert counts[0] == 1
