@@ -14,6 +14,7 @@ from tripq.dwi import DWI
 from tripq.dwi.scan import B_REFERENCE
 from tripq.graph import NodeSpace, QSpace
 from tripq.models import ConvSegmenter, LesionSegmenter
+from tripq.nn import scale_initial_weights
 from tripq.simulate import spread_directions
 
 LayerWorkload = Box | Brain | Cloud
@@ -128,9 +129,13 @@ def sizes_of(graph: PQGraph, layer: PQTensorFieldLayer) -> dict[str, float]:
 
 
 def segmenter(backend: str) -> LesionSegmenter:
-    """The default network."""
+    """The default network, its first weights scaled as for training: logits of order 1."""
     torch.manual_seed(0)
     network = LesionSegmenter()
+    q = directions((1, 32))
+    affine = np.diag([VOXEL, VOXEL, VOXEL, 1.0])
+    graph = PQGraph.from_grid(np.ones((6, 6, 6)), affine, q, network.p_radius)
+    scale_initial_weights(network, torch.rand(6**3, len(q)), graph)
     with_backend(network, backend)
     return network
 

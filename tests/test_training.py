@@ -57,8 +57,14 @@ def labelled_scan(seed: int, shape: tuple[int, int, int] = (12, 11, 10)) -> Simp
 
 def equivariant(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
+    # With "q", the weights for the constant b0 would only move what batch norm takes away.
     return LesionSegmenter(
-        p_radius=2.6, q_features="4x0e+2x2e", p_features="4x0e+1x1o", n_p_layers=1
+        p_radius=2.6,
+        q_features="4x0e+2x2e",
+        p_features="4x0e+1x1o",
+        n_p_layers=1,
+        filter="tp",
+        selection="paper",
     )
 
 
