@@ -21,9 +21,9 @@ Each is the root mean square over the voxels in a ball, those aside that see its
 standard deviation of the map there.
 
 What is left beside interpolation: a filter that reaches one voxel far is sampled at 26 neighbours,
-and these do not turn.  Of finer voxels it has more, and all differences must fall to
-zero.  ``--fineness 2`` halves the voxels, interpolates the same head on them, and divides the
-weights of layers with neighbours by 8, so that the sums over these stay what they were.
+and these do not turn.  Of finer voxels it has more, and all differences must fall to zero.
+``--fineness 2`` halves the voxels, interpolates the same head on them, and divides the weights of
+layers with neighbours by 8, so that the sums over these stay what they were.
 """
 
 from __future__ import annotations
@@ -147,8 +147,9 @@ class Head:
         layers = [m for m in self.network.modules() if isinstance(m, PQTensorFieldLayer)]
         with torch.no_grad():
             for layer in layers:
-                for filter in layer.filters if layer.p_radius > 0 else ():
-                    filter.weight.div_(fineness**3)
+                if layer.p_radius > 0:
+                    for filter in layer.filters:
+                        filter.weight.div_(fineness**3)
         self.order = order
         anatomy = default_anatomy(VOXEL)
         half = int(np.ceil(radius / VOXEL)) + MARGIN

@@ -53,6 +53,11 @@ class LesionSegmenter(nn.Module):
         itself; with the others it sums over the neighbours, too, and with ``"p"`` it sees no more
         of the directions than the mean signal.
 
+    Raises
+    ------
+    ValueError
+        If no path leads to some of the features, which then would always be 0.
+
     Examples
     --------
     >>> import numpy as np

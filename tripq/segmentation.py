@@ -137,8 +137,13 @@ def load_model(path: str | PathLike[str]) -> Model:
     network = load_network(file)
     threshold = _number(notes, "threshold", file)
     voxel_size = _number(notes, "voxel_size_mm", file)
+    fewest_directions = _number(notes, "fewest_directions", file) or 0
     if threshold is not None and not 0 <= threshold <= 1:
         raise CheckpointError(f"{file}: its threshold is {threshold}, not from 0 to 1.")
+    if not 0 <= fewest_directions < np.inf:
+        raise CheckpointError(
+            f"{file}: its fewest_directions is {fewest_directions}, no number of directions."
+        )
     shortest, longest = VOXEL_EDGES
     if voxel_size is not None and not shortest <= voxel_size <= longest:
         raise CheckpointError(
@@ -152,7 +157,7 @@ def load_model(path: str | PathLike[str]) -> Model:
         voxel_size=voxel_size,
         b_values=_numbers(notes, "b_values", file),
         caution=notes.get("caution", ""),
-        fewest_directions=int(_number(notes, "fewest_directions", file) or 0),
+        fewest_directions=int(fewest_directions),
     )
 
 

@@ -91,6 +91,11 @@ class _Page:
         runs = [Run(stage, contender, 1.0, seed) for seed in range(self.plan.seeds)]
         return [self.results[run] for run in runs if run in self.results]
 
+    def _beside_main(self, stage: str, name: str) -> tuple[list[Result], list[Result]]:
+        """The runs of the comparison on the splits that a stage has done, and the stage's."""
+        others = self._of(stage, name)
+        return [self.results[Run("main", name, 1.0, r.run.seed)] for r in others], others
+
     # -- figures ---------------------------------------------------------------------------------
 
     def figures(self) -> dict[int, object]:
@@ -277,11 +282,7 @@ class _Page:
                 if not (runs := self.main(family, fraction)):
                     continue
                 gains = [
-                    _percent(
-                        statistics.ratio(
-                            statistics.average_precision, _tested(runs), _tested(reference)
-                        )
-                    )
+                    _gain(runs, reference) if family == "equivariant" else ""
                     for reference in references
                 ]
                 patients = len(self.experiment.splits[0].share(fraction))
@@ -291,7 +292,7 @@ class _Page:
                         family,
                         str(len(runs)),
                         *_row(VOXELWISE, _tested(runs)),
-                        *(gains if family == "equivariant" else ("", "")),
+                        *gains,
                     ]
                 )
         if not rows:
@@ -337,9 +338,9 @@ class _Page:
     def _heads(self) -> str:
         rows = []
         for family, name in self.names.items():
-            more = self._of("heads", name)
-            alike = [self.results[Run("main", name, 1.0, result.run.seed)] for result in more]
-            for number, runs in ((1, alike), (1 + len(MORE_HEADS), more)):
+            for number, runs in zip(
+                (1, 1 + len(MORE_HEADS)), self._beside_main("heads", name), strict=True
+            ):
                 if runs:
                     scores = _row(VOXELWISE, _tested(runs))
                     rows.append([family, f"{number} for each patient", str(len(runs)), *scores])
@@ -383,14 +384,11 @@ class _Page:
     def _longer(self) -> str:
         rows = []
         for family, name in self.names.items():
-            longer = self._of("longer", name)
-            alike = [self.results[Run("main", name, 1.0, result.run.seed)] for result in longer]
-            for runs in (alike, longer):
+            for runs in self._beside_main("longer", name):
                 if not runs:
                     continue
                 seeds = [run.run.seed for run in runs]
                 ours = [r for r in self.main("equivariant") if r.run.seed in seeds]
-                gain = statistics.ratio(statistics.average_precision, _tested(ours), _tested(runs))
                 rows.append(
                     [
                         family,
@@ -398,7 +396,7 @@ class _Page:
                         str(len(runs)),
                         f"{np.mean([run.best for run in runs]):.3f}",
                         *_row(VOXELWISE, _tested(runs)),
-                        _percent(gain) if family == "reference" else "",
+                        _gain(ours, runs) if family == "reference" else "",
                     ]
                 )
         if not rows:
@@ -478,6 +476,11 @@ def _number(estimate: Estimate) -> str:
 def _percent(estimate: Estimate) -> str:
     value, low, high = (100 * x for x in (estimate.value, estimate.low, estimate.high))
     return f"{value:+.1f} % ({low:+.1f} to {high:+.1f})"
+
+
+def _gain(runs: Sequence[Result], over: Sequence[Result]) -> str:
+    """In average precision on the usual scans."""
+    return _percent(statistics.ratio(statistics.average_precision, _tested(runs), _tested(over)))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
