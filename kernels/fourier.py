@@ -335,7 +335,7 @@ class _Convolution(torch.autograd.Function):
         stages = _Stages(operands, layout)
         needs_x, *needs = ctx.needs_input_grad[3:]
         grad_x = torch.zeros_like(x)
-        grads = Operands.unpack([torch.zeros_like(t) for t in flat])
+        grads = Operands.unpack([t.new_zeros(t.shape) for t in flat])  # contiguous: filled by views
         needed = Operands.unpack(needs)
         weights = tiles.weights(x)[:, None]
         for group in tiles.groups(bytes_per_place(x, operands.n_out, operands.dim_out), budget):

@@ -14,10 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from tripq.harmonics import spherical_harmonics, unit_vectors
+from tripq.kernels.embeddings import edge_harmonics
+from tripq.kernels.launch import runs_in_triton
 from tripq.neighbours import grid_offsets
 from tripq.paths import Channels, FilterKind, Path
 from tripq.radial import ConstantFunction, RadialFunctions
 from tripq.recoupling import Recoupling, clebsch_gordan
+from tripq.sparse import SparseMatrix
 
 #: Voxel size (mm) of an ordinary diffusion scan, for the scale of the first weights only.
 TYPICAL_VOXEL_MM = 2.0
@@ -101,7 +104,10 @@ class PQFilter(nn.Module):
                 f"a filter needs {number:,} weights, and only {_weights_left.get():,} are left"
             )
         _weights_left.set(_weights_left.get() - number)
-        self.recoupling = Recoupling.build(paths, channels_in, channels_out, self.radial)
+        self.recoupling = tables = Recoupling.build(paths, channels_in, channels_out, self.radial)
+        self._mixing = SparseMatrix(
+            (tables.size, number), tables.targets, tables.sources, tables.coefficients
+        )
         self.weight = nn.Parameter(torch.empty(number))
         self.reset_parameters()
 
@@ -155,7 +161,7 @@ class PQFilter(nn.Module):
         total: dict[int, Tensor] = {}
         for sign_out, sign_in in self.signs:
             offset = sign_out * q_out - sign_in * q_in
-            harmonics = spherical_harmonics(orders, p_offset - offset if joint else offset)
+            harmonics = _harmonics(orders, p_offset - offset if joint else offset)
             for l, y in harmonics.items():
                 total[l] = total[l] + y if l in total else y
         return {l: y / len(self.signs) for l, y in total.items()}
@@ -179,21 +185,14 @@ class PQFilter(nn.Module):
         """Harmonics that the fast evaluation couples last: those of the p-offset, if separate."""
         if self.kind == "diff":
             return {0: torch.ones_like(p_offset[..., :1])}
-        return spherical_harmonics({path.l_p for path in self.paths}, p_offset)
+        return _harmonics({path.l_p for path in self.paths}, p_offset)
 
     def mixing_matrices(self) -> list[Tensor]:
         """The weights, recoupled: for each `Mixing` a tensor (K_q_out, columns, rows)."""
-        tables = self.recoupling
-        device, dtype = self.weight.device, self.weight.dtype
-        coefficients = torch.as_tensor(tables.coefficients, dtype=dtype, device=device)
-        sources = torch.as_tensor(tables.sources, device=device)
-        targets = torch.as_tensor(tables.targets, device=device)
-        flat = self.weight.new_zeros(tables.size).index_add(
-            0, targets, coefficients * self.weight[sources]
-        )
+        flat = self._mixing.times(self.weight)
         k_q_out = self.radial[1]
         matrices = []
-        for mixing in tables.mixings:
+        for mixing in self.recoupling.mixings:
             size = k_q_out * mixing.n_columns * mixing.n_rows
             matrix = flat[mixing.start : mixing.start + size]
             matrices.append(matrix.view(k_q_out, mixing.n_columns, mixing.n_rows))
@@ -251,11 +250,11 @@ class PQFilter(nn.Module):
 
     def index_in(self, channels: int) -> Tensor:
         """Where the components of `channels_in[channels]` stand."""
-        return torch.tensor(self.channels_in[channels].index, device=self.weight.device)
+        return positions(self.channels_in[channels].index, self.weight.device)
 
     def index_out(self, channels: int) -> Tensor:
         """Where the components of `channels_out[channels]` stand."""
-        return torch.tensor(self.channels_out[channels].index, device=self.weight.device)
+        return positions(self.channels_out[channels].index, self.weight.device)
 
     def _coupling(self, l_a: int, l_b: int, l_c: int) -> Tensor:
         return coupling_tensor(l_a, l_b, l_c, self.weight)
@@ -281,6 +280,22 @@ class PQFilter(nn.Module):
         return f"{self.kind!r}, {len(self.paths)} paths, {self.weight.numel():,} weights"
 
 
+def _harmonics(orders: set[int], v: Tensor) -> dict[int, Tensor]:
+    """Spherical harmonics of offsets (..., 3), l: (..., 2 l + 1); on a GPU by one kernel."""
+    if not orders or not runs_in_triton(v):
+        return spherical_harmonics(orders, v)
+    together = edge_harmonics(v.reshape(-1, 3), max(orders))
+    together = together.view(*v.shape[:-1], together.shape[1])
+    return {l: together[..., l * l : (l + 1) ** 2] for l in orders}
+
+
+@cache
+def positions(index: tuple[int, ...], device: torch.device) -> Tensor:
+    """Numbers as a tensor, kept so that a device is not waited for; not to be written to."""
+    with torch.inference_mode(False):  # it may serve a backward pass later
+        return torch.tensor(index, dtype=torch.int64, device=device)
+
+
 def coupling_tensor(l_a: int, l_b: int, l_c: int, like: Tensor) -> Tensor:
     """Clebsch-Gordan coefficients (2 l_a + 1, 2 l_b + 1, 2 l_c + 1), dtype and device as `like`.
 
@@ -289,28 +304,7 @@ def coupling_tensor(l_a: int, l_b: int, l_c: int, like: Tensor) -> Tensor:
     return _coupling(l_a, l_b, l_c, like.dtype, like.device)
 
 
-def path_coupling(path: Path, like: Tensor) -> Tensor:
-    """How a path joins (m_p, m_q, m_in, m_out); shared, as `coupling_tensor`."""
-    orders = path.l_p, path.l_q, path.l_filter, path.l_in, path.l_out
-    return _path_coupling(*orders, like.dtype, like.device)
-
-
 @cache
 def _coupling(l_a: int, l_b: int, l_c: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # it is kept, and may serve a backward pass later
         return torch.tensor(clebsch_gordan(l_a, l_b, l_c), dtype=dtype, device=device)
-
-
-@cache
-def _path_coupling(
-    l_p: int,
-    l_q: int,
-    l_filter: int,
-    l_in: int,
-    l_out: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Tensor:
-    inner, outer = clebsch_gordan(l_p, l_q, l_filter), clebsch_gordan(l_filter, l_in, l_out)
-    with torch.inference_mode(False):
-        return torch.tensor(np.einsum("pqf,fio->pqio", inner, outer), dtype=dtype, device=device)

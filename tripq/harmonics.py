@@ -27,7 +27,7 @@ def directions(v: Tensor) -> tuple[Tensor, Tensor]:
     zero = v.detach().norm(dim=-1) < ZERO_LENGTH
     # The zero vectors are replaced before the norm is taken: a mask on the result would still let
     # the infinite slope of the norm at zero through, as NaN.
-    pole = torch.tensor([0.0, 1.0, 0.0], dtype=v.dtype, device=v.device)
+    pole = torch.eye(3, dtype=v.dtype, device=v.device)[1]
     safe = torch.where(zero[..., None], pole, v)
     return safe / safe.norm(dim=-1, keepdim=True), zero
 
@@ -61,9 +61,13 @@ def spherical_harmonics(orders: Iterable[int], v: Tensor) -> dict[int, Tensor]:
     >>> y[0].tolist(), [[round(c, 3) for c in row] for row in y[1].tolist()]
     ([[1.0], [1.0]], [[0.0, 0.0, 1.732], [0.0, 0.0, 0.0]])
     """
+    wanted = sorted(set(orders))
+    if not wanted:
+        return {}
     unit, zero = directions(v)
-    result = {}
-    for l in sorted(set(orders)):
-        y = o3.spherical_harmonics(l, unit, normalize=False, normalization="component")
-        result[l] = y if l == 0 else torch.where(zero[..., None], torch.zeros_like(y), y)
-    return result
+    together = o3.spherical_harmonics(wanted, unit, normalize=False, normalization="component")
+    harmonics = dict(zip(wanted, together.split([2 * l + 1 for l in wanted], dim=-1), strict=True))
+    return {
+        l: y if l == 0 else torch.where(zero[..., None], torch.zeros_like(y), y)
+        for l, y in harmonics.items()
+    }

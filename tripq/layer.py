@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tripq.backends import BACKENDS
 from tripq.backends.plan import Backend, Explanation, Plan, make_plan
-from tripq.filter import PQFilter
+from tripq.filter import PQFilter, positions
 from tripq.graph import NodeSpace, PQGraph, QSpace, ScanGraph, pad_rows
 from tripq.kernels.launch import DEFAULT_BUDGET
 from tripq.paths import (
@@ -350,16 +350,14 @@ class PQTensorFieldLayer(nn.Module):
 
     def _self_interaction(self, x: Tensor) -> Tensor:
         assert self.self_interaction is not None
-        order_in = self._index([i for c in self.channels_in for i in c.index])
+        order_in = self._index(tuple(i for c in self.channels_in for i in c.index))
         order_out = [i for c in self.channels_out for i in c.index]
-        inverse = sorted(range(len(order_out)), key=order_out.__getitem__)
+        inverse = tuple(sorted(range(len(order_out)), key=order_out.__getitem__))
         mapped: Tensor = self.self_interaction(x[..., order_in])
         return mapped[..., self._index(inverse)]
 
-    def _index(self, positions: list[int] | tuple[int, ...]) -> Tensor:
-        return torch.tensor(
-            positions, dtype=torch.int64, device=next(self._filters()).weight.device
-        )
+    def _index(self, index: tuple[int, ...]) -> Tensor:
+        return positions(index, next(self._filters()).weight.device)
 
     def _q_space(self, scan: ScanGraph) -> QSpace | NodeSpace:
         if self.q_in is None or scan.q is None:

@@ -75,6 +75,28 @@ def recoupling_coefficient(
     return float((t * b).sum() / (b * b).sum())
 
 
+@cache
+def path_coupling(path: Path) -> NDArray[np.float64]:
+    """How the definition joins both harmonics and the input: (m_p, m_q, m_in, m_out).
+
+    Both couplings of a path in one.  A ``"diff"`` filter has one harmonic only, and is given with
+    order 0 in the place of m_p.
+
+    Examples
+    --------
+    >>> path_coupling(Path(l_in=0, l_out=1, l_filter=1, l_p=1, l_q=0, filter="tp")).shape
+    (3, 1, 1, 3)
+    """
+    to_out = clebsch_gordan(path.l_filter, path.l_in, path.l_out)
+    if path.filter == "diff":
+        coefficients: NDArray[np.float64] = to_out[None]
+    else:
+        to_filter = clebsch_gordan(path.l_p, path.l_q, path.l_filter)
+        coefficients = np.einsum("pqf,fio->pqio", to_filter, to_out)
+        coefficients.setflags(write=False)
+    return coefficients
+
+
 @dataclass(frozen=True)
 class Block:
     """A run of rows or columns of a mixing matrix: channels together with one harmonic.

@@ -11,20 +11,28 @@ the voxels, and the filter must be held in memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.profiler import record_function
 
+from tripq.backends.kept import kept_with_owner
 from tripq.backends.parts import by_directions
-from tripq.backends.tables import embed_p, embed_q, ungrouped
-from tripq.filter import PQFilter, coupling_tensor, path_coupling
+from tripq.backends.precision import convolve
+from tripq.backends.tables import (
+    Index,
+    Terms,
+    coefficient_matrix,
+    embed_p,
+    embed_q,
+)
+from tripq.filter import PQFilter
 from tripq.graph import NodeSpace, PEdges, QSpace
 from tripq.paths import Path
+from tripq.sparse import SparseMatrix
 
 
 def evaluate(
@@ -49,7 +57,7 @@ def evaluate(
 
     def convolved(directions: Tensor, volume: Tensor, coefficients: Tensor) -> Tensor:
         weight = builder.weight(coefficients, directions)
-        result = functional.conv3d(volume, weight, padding=[n // 2 for n in builder.cells])
+        result = convolve(volume, weight, [n // 2 for n in builder.cells])
         return _from_volume(result, position).unflatten(1, (len(directions), -1))
 
     # Parts are built again in the backward pass: all filters together are what does not fit.
@@ -88,7 +96,7 @@ class DenseFilter:
         x, y, z = self.cells
         size = self.filter.dim_out * self.filter.dim_in * len(self.q.q_in)
         # As coefficients of the p-embeddings, and twice on the grid: conv3d makes a copy.
-        return size * (sum(self._widths(outer=True).values()) + 2 * x * y * z)
+        return size * (_shape(self.filter)[-1] + 2 * x * y * z)
 
     @record_function("tripq: filter")
     def coefficients(self) -> Tensor:
@@ -97,28 +105,8 @@ class DenseFilter:
         B_q counts (order, radial function of q_in, component), B_p the same in p.
         """
         filter = self.filter
-        blocks: dict[tuple[int, int, int, int], Tensor] = {}
-        for path, weight in filter.path_weights():
-            i, o = filter.channels_of(path)
-            key = (o, self._inner(path), i, self._outer(path))
-            block = torch.einsum("uvabc,pqio->buocqviap", weight, _angular(path, weight))
-            block = block.flatten(7, 8).flatten(5, 6).flatten(3, 4).flatten(1, 2)
-            blocks[key] = blocks[key] + block if key in blocks else block
-
-        inner, outer = self._widths(outer=False), self._widths(outer=True)
-
-        def block_at(o: int, l_inner: int, i: int, l_outer: int) -> Tensor:
-            if (o, l_inner, i, l_outer) in blocks:
-                return blocks[o, l_inner, i, l_outer]
-            n_out, n_in = len(filter.channels_out[o].index), len(filter.channels_in[i].index)
-            return filter.weight.new_zeros(
-                filter.radial[1], n_out, inner[l_inner], n_in, outer[l_outer]
-            )
-
-        inputs, outputs = range(len(filter.channels_in)), range(len(filter.channels_out))
-        grouped = _joined(block_at, (outputs, inner, inputs, outer), dim=1)
-        grouped = grouped.index_select(1, ungrouped(filter.channels_out, grouped.device))
-        return grouped.index_select(3, ungrouped(filter.channels_in, grouped.device))
+        shape = _shape(filter)
+        return _coefficient_matrix(filter).times(filter.weight).view(shape)
 
     @record_function("tripq: filter")
     def weight(self, coefficients: Tensor, directions: Tensor) -> Tensor:
@@ -162,32 +150,54 @@ class DenseFilter:
         filled = values.new_zeros(*values.shape[:-1], x * y * z)
         return filled.index_copy(-1, place, values)
 
-    def _widths(self, *, outer: bool) -> dict[int, int]:
-        """Orders of the outer or inner harmonics, and how many functions each stands for."""
-        number = self.filter.radial[0 if outer else 2]
-        orders = {self._outer(p) if outer else self._inner(p) for p in self.filter.paths}
-        return {l: number * (2 * l + 1) for l in sorted(orders)}
 
-    def _inner(self, path: Path) -> int:
-        return path.l_filter if self.filter.kind == "diff" else path.l_q
-
-    def _outer(self, path: Path) -> int:
-        return 0 if self.filter.kind == "diff" else path.l_p
+# -- coefficients --------------------------------------------------------------------------------
 
 
-def _angular(path: Path, like: Tensor) -> Tensor:
-    """The couplings of the definition, [outer harmonic, inner harmonic, in, out]."""
-    if path.filter == "diff":
-        return coupling_tensor(path.l_filter, path.l_in, path.l_out, like)[None]
-    return path_coupling(path, like)
+@kept_with_owner
+def _coefficient_matrix(filter: PQFilter) -> SparseMatrix:
+    inner, outer = _starts(filter, outer=False), _starts(filter, outer=True)
+    _, n_out, n_inner, n_in, n_outer = _shape(filter)
+
+    def place(t: Terms) -> Index:
+        l_inner, l_outer = _inner(t.path), _outer(t.path)
+        row = inner[l_inner] + t.k_q_in * (2 * l_inner + 1) + t.m_q
+        column = outer[l_outer] + t.k_p * (2 * l_outer + 1) + t.m_p
+        return (
+            ((t.k_q_out * n_out + t.output) * n_inner + row) * n_in + t.input
+        ) * n_outer + column
+
+    return coefficient_matrix(filter, math.prod(_shape(filter)), place)
 
 
-def _joined(block: Callable[..., Tensor], keys: tuple[Iterable[int], ...], dim: int) -> Tensor:
-    """The blocks of all combinations of keys, those of the first key along `dim` and so on."""
-    if not keys:
-        return block()
-    parts = [_joined(partial(block, key), keys[1:], dim + 1) for key in keys[0]]
-    return torch.cat(parts, dim=dim)
+def _shape(filter: PQFilter) -> tuple[int, int, int, int, int]:
+    """(K_q_out, dim_out, B_q, dim_in, B_p)."""
+    n_inner, n_outer = (sum(_widths(filter, outer=outer).values()) for outer in (False, True))
+    return filter.radial[1], filter.dim_out, n_inner, filter.dim_in, n_outer
+
+
+def _widths(filter: PQFilter, *, outer: bool) -> dict[int, int]:
+    """Orders of the outer or inner harmonics, and how many functions each stands for."""
+    number = filter.radial[0 if outer else 2]
+    orders = {_outer(p) if outer else _inner(p) for p in filter.paths}
+    return {l: number * (2 * l + 1) for l in sorted(orders)}
+
+
+def _starts(filter: PQFilter, *, outer: bool) -> dict[int, int]:
+    """Where the functions of each order begin."""
+    widths = _widths(filter, outer=outer)
+    return dict(zip(widths, accumulate(widths.values(), initial=0), strict=False))
+
+
+def _inner(path: Path) -> int:
+    return path.l_filter if path.filter == "diff" else path.l_q
+
+
+def _outer(path: Path) -> int:
+    return 0 if path.filter == "diff" else path.l_p
+
+
+# -- volumes -------------------------------------------------------------------------------------
 
 
 def _to_volume(x: Tensor, shape: tuple[int, ...], position: Tensor) -> Tensor:

@@ -10,21 +10,23 @@ What it takes hardly depends on the neighbourhood; the box around the voxels and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any
+from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from tripq.backends.kept import kept_with_owner
 from tripq.backends.precision import full_precision
-from tripq.backends.tables import embed_p
-from tripq.filter import PQFilter, path_coupling
-from tripq.graph import NodeSpace, PEdges, QSpace
+from tripq.backends.tables import Index, Terms, coefficient_matrix, embed_p
+from tripq.filter import PQFilter
+from tripq.graph import Grid, NodeSpace, PEdges, QSpace
 from tripq.kernels.fourier import Layout, Operands, Tiles, bytes_per_place, convolve
 from tripq.radial import ConstantFunction, RadialFunctions
+from tripq.sparse import SparseMatrix
 
 # Lengths of q-vectors that differ by less than this, relatively, are the same but for rounding.
 _SAME_LENGTH = 1e-12
@@ -49,7 +51,7 @@ def evaluate(
         return x.new_zeros(x.shape[0], len(q.q_out), filter.dim_out)
     largest = budget // bytes_per_place(x, len(q.q_out), filter.dim_out)
     x_margin, y_margin, z_margin = edges.steps.abs().amax(dim=0).tolist()
-    tiles = Tiles.cut(edges.grid.voxels, (x_margin, y_margin, z_margin), largest)
+    tiles = _tiles(edges.grid, (x_margin, y_margin, z_margin), largest)
     out = _Shells.of(q.q_out, filter.phi_q_out, 2 * filter.radial[1], x)
     into = _Shells.of(q.q_in, filter.phi_q_in, filter.radial[2], x)
     order = torch.cat(out.directions)
@@ -77,6 +79,11 @@ def evaluate(
     transfer = tiles.transfer(edges.steps, functions, layout.n_even)
     operands = Operands(transfer, _coefficients(filter, groups, out, into), embeddings)
     return convolve(x, operands, layout, tiles, budget)
+
+
+@kept_with_owner
+def _tiles(grid: Grid, margin: tuple[int, int, int], largest: int) -> Tiles:
+    return Tiles.cut(grid.voxels, margin, largest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,74 +163,44 @@ def _coefficients(
     filter: PQFilter, groups: list[_Group], out: _Shells, into: _Shells
 ) -> list[Tensor]:
     """What joins the p- and q-embeddings and the channels, as `tripq.kernels.fourier` wants it."""
-    tensors: tuple[Tensor, ...] = _Coefficients.apply(filter, groups, filter.weight)
-    outputs = torch.cat([filter.index_out(g) for g in range(len(filter.channels_out))])
-    back = outputs.argsort()
+    flat = _coefficient_matrix(filter).times(filter.weight)
+    shapes = [_shape(filter, group) for group in groups]
     coefficients = []
-    for tensor in tensors:
-        joined = torch.einsum("sjk,rlm,akmcbn->rsancjlb", out.values, into.values, tensor)
-        coefficients += list(joined.flatten(4).index_select(3, back))
+    for part, shape in zip(flat.split([prod(s) for s in shapes]), shapes, strict=True):
+        joined = torch.einsum("sjk,rlm,akmcbn->rsancjlb", out.values, into.values, part.view(shape))
+        coefficients += list(joined.flatten(4).contiguous())
     return coefficients
 
 
-class _Coefficients(torch.autograd.Function):
-    """Weights times coupling coefficients, a linear map.
-
-    For each group of input channels that takes part a tensor (B_p, K_q_out, K_q_in, channels,
-    components of the inner harmonics, dim_out).
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, filter: PQFilter, groups: list[_Group], weight: Tensor
-    ) -> tuple[Tensor, ...]:
-        ctx.filter, ctx.groups = filter, groups
-        k_p, k_out, k_in = filter.radial
-        n_p = k_p * sum(2 * l + 1 for l in _outer_orders(filter))
-        tensors = [
-            weight.new_zeros(
-                n_p,
-                k_out,
-                k_in,
-                len(group.index),
-                sum(2 * l + 1 for l in group.orders),
-                filter.dim_out,
-            )
-            for group in groups
-        ]
-        for part, block, coupling in _path_blocks(filter, groups, tensors):
-            block += torch.einsum("vuabc,pqio->apbcuiqvo", part, coupling)
-        return tuple(tensors)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, Tensor]:
-        parts = [
-            torch.einsum("apbcuiqvo,pqio->vuabc", block, coupling).flatten()
-            for _, block, coupling in _path_blocks(ctx.filter, ctx.groups, grads)
-        ]
-        return None, None, torch.cat(parts)
-
-
-def _path_blocks(
-    filter: PQFilter, groups: list[_Group], tensors: Sequence[Tensor]
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """For each path its weights, its block of the coefficients and its coupling.
-
-    The block is a view (K_p, 2 l_p + 1, K_q_out, K_q_in, mul_in, 2 l_in + 1, 2 l_q + 1, mul_out,
-    2 l_out + 1).
-    """
+@kept_with_owner
+def _coefficient_matrix(filter: PQFilter) -> SparseMatrix:
+    """Coefficients from weights: the tensors of all groups, one after another."""
+    groups = _groups(filter)
+    sizes = [prod(_shape(filter, group)) for group in groups]
+    begins = list(accumulate(sizes, initial=0))
     rows = _starts(_outer_orders(filter))
-    ends = list(accumulate((len(c.index) for c in filter.channels_out), initial=0))
-    for path, weight in filter.path_weights():
-        i, o = filter.channels_of(path)
-        ((group, tensor),) = ((g, t) for g, t in zip(groups, tensors, strict=True) if i in g.starts)
-        k_p, n_p, n_q = filter.radial[0], 2 * path.l_p + 1, 2 * path.l_q + 1
-        row, column, first = k_p * rows[path.l_p], _starts(group.orders)[path.l_q], group.starts[i]
-        block = tensor[row : row + k_p * n_p].narrow(3, first, len(filter.channels_in[i].index))
-        block = block[..., column : column + n_q, ends[o] : ends[o + 1]]
-        block = block.unflatten(5, (-1, 2 * path.l_out + 1)).unflatten(3, (-1, 2 * path.l_in + 1))
-        yield weight, block.unflatten(0, (k_p, n_p)), path_coupling(path, weight)
+    k_p, k_out, k_in = filter.radial
+
+    def place(t: Terms) -> Index:
+        i, _ = filter.channels_of(t.path)
+        ((begin, group),) = ((b, g) for b, g in zip(begins, groups, strict=False) if i in g.starts)
+        _, _, _, n_channels, n_inner, n_out = _shape(filter, group)
+        within = np.empty(filter.dim_in, np.int64)
+        within[group.index.cpu().numpy()] = np.arange(n_channels)
+        row = k_p * rows[t.path.l_p] + t.k_p * (2 * t.path.l_p + 1) + t.m_p
+        channel = ((row * k_out + t.k_q_out) * k_in + t.k_q_in) * n_channels + within[t.input]
+        inner = _starts(group.orders)[t.path.l_q] + t.m_q
+        return begin + (channel * n_inner + inner) * n_out + t.output
+
+    return coefficient_matrix(filter, begins[-1], place)
+
+
+def _shape(filter: PQFilter, group: _Group) -> tuple[int, int, int, int, int, int]:
+    """(B_p, K_q_out, K_q_in, channels, components of the inner harmonics, dim_out)."""
+    k_p, k_out, k_in = filter.radial
+    n_p = k_p * sum(2 * l + 1 for l in _outer_orders(filter))
+    n_q = sum(2 * l + 1 for l in group.orders)
+    return n_p, k_out, k_in, len(group.index), n_q, filter.dim_out
 
 
 def _starts(orders: Sequence[int]) -> dict[int, int]:

@@ -22,16 +22,16 @@ from tripq.recoupling import clebsch_gordan
 Backend = Literal["auto", "edges", "dense", "fourier", "recoupled", "triton"]
 
 #: Multiply-adds in a nanosecond, by kind of device: what each back end reached on the workloads of
-#: ``perf/profile.py``.  Machines differ, but only the ratios matter.  Those of a GPU are the order
-#: of its arithmetic units' peaks (convolutions in float32 without tensor cores): not measured.
+#: ``perf/profile.py``.  Machines differ, but only the ratios matter.  Those of a GPU are of an H100
+#: on ``brain-inner`` and ``segmenter-step`` in float32; that of the edges is a guess.
 RATES = {
     "cpu": {"edges": 1.0, "dense": 70.0, "fourier": 35.0, "recoupled": 10.0, "triton": 1.0},
     "cuda": {
         "edges": 100.0,
-        "dense": 15_000.0,
-        "fourier": 5_000.0,
-        "recoupled": 4_000.0,
-        "triton": 10_000.0,
+        "dense": 12_000.0,
+        "fourier": 6_000.0,
+        "recoupled": 6_500.0,
+        "triton": 5_500.0,
     },
 }
 

@@ -1,15 +1,25 @@
-"""Small tables that several back ends start from: embeddings, mixing matrices, orders."""
+"""Small tables that several back ends start from: embeddings, coefficients, mixing matrices."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from tripq.filter import PQFilter
+from tripq.filter import PQFilter, positions
 from tripq.graph import QSpace
-from tripq.paths import Channels
+from tripq.paths import Channels, Path
+from tripq.recoupling import path_coupling
+from tripq.sparse import SparseMatrix
+
+# A product of couplings is either exactly zero by symmetry or far above this.
+_NEGLIGIBLE = 1e-12
+
+Index = NDArray[np.int64]
 
 
 def embed_q(p_offset: Tensor, q: QSpace, filter: PQFilter) -> dict[int, Tensor]:
@@ -28,6 +38,71 @@ def embed_p(offsets: Tensor, filter: PQFilter) -> dict[int, Tensor]:
     return {l: torch.einsum("tk,tm->tkm", phi, y) for l, y in harmonics.items()}
 
 
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """What the weights of one path stand before, as indices that are broadcast against each other.
+
+    Attributes
+    ----------
+    path : Path
+        The path.
+    k_p, k_q_out, k_q_in : ndarrays of int
+        Radial functions.
+    m_p, m_q : ndarrays of int
+        Components of the outer and the inner harmonic, from 0.
+    output, input : ndarrays of int
+        Components of the features.
+    """
+
+    path: Path
+    k_p: Index
+    k_q_out: Index
+    k_q_in: Index
+    m_p: Index
+    m_q: Index
+    output: Index
+    input: Index
+
+
+def coefficient_matrix(
+    filter: PQFilter, size: int, place: Callable[[Terms], Index]
+) -> SparseMatrix:
+    """What makes the coefficients of all products of harmonics of the weights.
+
+    Parameters
+    ----------
+    filter : PQFilter
+        With its paths.
+    size : int
+        How many coefficients there are.
+    place : callable
+        Where those of the given terms stand among them.
+    """
+    rows, columns, values = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0)]
+    first = 0
+    for path, weight in filter.path_weights():
+        coupling = path_coupling(path)
+        p, q, i, o = (np.abs(coupling) > _NEGLIGIBLE).nonzero()
+        u, v, a, b, c = (n.reshape(-1, 1) for n in np.indices(weight.shape))
+        channels_in, channels_out = filter.channels_of(path)
+        index_in = np.asarray(filter.channels_in[channels_in].index)
+        index_out = np.asarray(filter.channels_out[channels_out].index)
+        output = index_out[u * (2 * path.l_out + 1) + o]
+        input = index_in[v * (2 * path.l_in + 1) + i]
+        terms = Terms(path, a, b, c, p, q, output, input)
+        number = first + np.arange(weight.numel())[:, None]
+        for whole, part in (
+            (rows, place(terms)),
+            (columns, number),
+            (values, coupling[p, q, i, o]),
+        ):
+            whole.append(np.broadcast_to(part, (weight.numel(), len(p))).ravel())
+        first += weight.numel()
+    return SparseMatrix(
+        (size, first), np.concatenate(rows), np.concatenate(columns), np.concatenate(values)
+    )
+
+
 def mixing_at(q_out: Tensor, filter: PQFilter) -> list[Tensor]:
     """For each l_1 the mixing matrices at the lengths of `q_out`: (Q_out, columns, rows)."""
     phi = filter.phi_q_out(q_out.norm(dim=-1))
@@ -36,4 +111,5 @@ def mixing_at(q_out: Tensor, filter: PQFilter) -> list[Tensor]:
 
 def ungrouped(channels: Sequence[Channels], device: torch.device) -> Tensor:
     """The order that puts components that stand group after group back in their places."""
-    return torch.argsort(torch.tensor([i for c in channels for i in c.index], device=device))
+    order = [i for c in channels for i in c.index]
+    return positions(tuple(sorted(range(len(order)), key=order.__getitem__)), device)

@@ -88,12 +88,12 @@ def _on_product(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: i
         return torch.cat([f.permute(0, 3, 2, 1).flatten(2) for f in summed], dim=2)
 
     small = [
-        x[..., filter.index_in(g)].unflatten(2, (c.mul, 2 * c.l + 1)).permute(1, 3, 2, 0)
+        x.index_select(2, filter.index_in(g)).unflatten(2, (c.mul, 2 * c.l + 1)).permute(1, 3, 2, 0)
         for g, c in enumerate(filter.channels_in)
     ]
     per_direction = len(x) * sum((m.n_columns + 2 * m.n_rows) * (2 * m.l_1 + 1) for m in mixings)
     out = by_directions(part, len(q_out), per_direction, budget, *small)
-    return out[..., ungrouped(filter.channels_out, x.device)]
+    return out.index_select(2, ungrouped(filter.channels_out, x.device))
 
 
 def _coupling(mixing: int, block: Block) -> Coupling:
@@ -172,7 +172,7 @@ def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter, budg
         return out
 
     features = [
-        x[:, filter.index_in(g)].unflatten(1, (c.mul, 2 * c.l + 1))
+        x.index_select(1, filter.index_in(g)).unflatten(1, (c.mul, 2 * c.l + 1))
         for g, c in enumerate(filter.channels_in)
     ]
     n_radial = filter.radial[0] * filter.radial[2]
