@@ -110,7 +110,7 @@ class EdgeByEdge(nn.Module):
         paths = self.filter.paths
         self.l_p = sorted({path.l_p for path in paths})
         self.l_q = sorted({path.l_q for path in paths})
-        couplings = sorted({(path.l_p, path.l_q, path.l_filter) for path in paths})
+        self.couplings = couplings = sorted({(p.l_p, p.l_q, p.l_filter) for p in paths})
         irreps_filter = o3.Irreps([(1, (l, 1)) for _, _, l in couplings])
         # Parities are ignored, as the paper does: all are even.
         irreps_in, irreps_out = (
@@ -146,19 +146,27 @@ class EdgeByEdge(nn.Module):
 
     def forward(self, p: Tensor, q_out: Tensor, q_in: Tensor, x: Tensor) -> Tensor:
         """Messages (E, dim_out) from offsets, q-vectors (E, 3) and features (E, dim_in)."""
-        f = self.filter
-        outer, inner = f.outer_harmonics(p), f.inner_harmonics(p, q_out, q_in)
-        angular = self.couple(
+        weights = self.radial(p, q_out, q_in) @ self._weights()
+        return self.apply_filter(self.angular(p, q_out, q_in), x, weights)
+
+    def angular(self, p: Tensor, q_out: Tensor, q_in: Tensor) -> Tensor:
+        """Harmonics of both offsets, coupled to the orders of the filter."""
+        outer, inner = self.filter.outer_harmonics(p), self.filter.inner_harmonics(p, q_out, q_in)
+        coupled: Tensor = self.couple(
             torch.cat([outer[l] for l in self.l_p], dim=-1),
             torch.cat([inner[l] for l in self.l_q], dim=-1),
         )
-        radial = torch.einsum(
+        return coupled
+
+    def radial(self, p: Tensor, q_out: Tensor, q_in: Tensor) -> Tensor:
+        """Products of the radial functions (E, K)."""
+        f = self.filter
+        return torch.einsum(
             "ea,eb,ec->eabc",
             f.phi_p(p.norm(dim=-1)),
             f.phi_q_out(q_out.norm(dim=-1)),
             f.phi_q_in(q_in.norm(dim=-1)),
-        )
-        return self.apply_filter(angular, x, radial.flatten(1) @ self._weights())
+        ).flatten(1)
 
     def _weights(self) -> Tensor:
         """From radial functions to the weights of the tensor product, (K, weights)."""

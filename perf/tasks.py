@@ -35,10 +35,8 @@ class Task:
         """Why it cannot be measured here, as far as that can be told without trying."""
         if self.device == "cpu" and (self.workload.gpu_only or self.method in GPU_ONLY):
             return "needs a CUDA device"
-        if self.method in FOREIGN:
-            if importlib.util.find_spec(FOREIGN[self.method]) is None:
-                return "not installed"
-            return "this command has no code for it yet"
+        if self.method in FOREIGN and importlib.util.find_spec(self.method) is None:
+            return "not installed"
         return None
 
 
@@ -60,11 +58,16 @@ def run(task: Task) -> Row:
         limit_memory()
     elif not torch.cuda.is_available():
         raise NotMeasured("torch sees no CUDA device")
+    from fused import measure_openequivariance
     from layers import measure_layer
     from networks import measure_brain, measure_step
     from peers import measure_conv3d, measure_e3nn
 
-    peers = {"conv3d": measure_conv3d, "e3nn": measure_e3nn}
+    peers = {
+        "conv3d": measure_conv3d,
+        "e3nn": measure_e3nn,
+        "openequivariance": measure_openequivariance,
+    }
     if isinstance(task.workload, Box | Brain | Cloud):
         measure = peers.get(task.method, measure_layer)
     else:

@@ -22,11 +22,10 @@ LABELS = {
     "dense-tf32": "dense, in TF32",
     "e3nn": f"e3nn, edge by edge (scaled from {E3NN_EDGES:,} edges)",
     "openequivariance": "OpenEquivariance",
-    "cuequivariance": "cuEquivariance",
     "conv-network": "network of Conv3d",
 }
-#: Peers that are no part of tripq's environment, and the module that each is.
-FOREIGN = {"openequivariance": "openequivariance", "cuequivariance": "cuequivariance_torch"}
+#: Peers that are no part of tripq's environment, by the names of their modules.
+FOREIGN = ("openequivariance",)
 
 GPU_ONLY = {"triton", "dense-tf32", *FOREIGN}
 
@@ -138,7 +137,7 @@ class WholeBrain(Workload):
     shells: tuple[int, ...] = (1, 32, 32)
 
 
-_WITH_PEERS = (*BACKENDS, "conv3d", "e3nn", *FOREIGN)
+_WITH_PEERS = (*BACKENDS, "conv3d", "e3nn")
 
 WORKLOADS: dict[str, Workload] = {
     workload.name: workload
@@ -188,7 +187,7 @@ WORKLOADS: dict[str, Workload] = {
         Cloud(
             "cloud",
             "20,000 irregular voxels, each with 4 directions of its own on one shell",
-            ("auto", "recoupled", "triton", *FOREIGN),
+            ("auto", "recoupled", "triton", "openequivariance"),
         ),
         Step(
             "segmenter-step",
