@@ -139,6 +139,14 @@ MORE_HEADS = tuple(
     for seed in (1, 2, 3, 4)
 )
 
+#: The training patients with other gradient tables, for a network that can take them; none is one
+#: of those that networks are tested with.
+MORE_TABLES = (
+    Condition("sixteen", "16 directions", GradientTable.from_shells([1000.0], [16])),
+    Condition("many", "48 directions", GradientTable.from_shells([1000.0], [48])),
+    Condition("both", "two shells of 24", GradientTable.from_shells([1000.0, 2000.0], [24, 24])),
+)
+
 #: What networks are tested on besides.
 ROTATED = Condition(
     "rotated", "heads and tables turned at random", _TABLE, 180.0, pose=1, turn_tables=True
@@ -283,6 +291,7 @@ VARIANTS = (
     _joint("tp-all", 'filter "tp", all orders', filter="tp"),
     _joint("diff", 'filter "diff"', filter="diff", q=_Q_TWO),
     _joint("p-only", 'filter "p": mean signal only', filter="p", q=_Q_TWO),
+    _equivariant("tables", "more gradient tables", _Q_SMALL, _P_SMALL, more=MORE_TABLES),
     _equivariant("signed", "not antipodal", _Q_SMALL + " + 4x1o", _P_SMALL, antipodal=False),
     _equivariant("mirror", "O(3)", _Q_SMALL, _P_SMALL, group="O3"),
     _convolutional("conv-turned", "reference, all poses", _WIDTHS, more=(TURNED,)),

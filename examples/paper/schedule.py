@@ -91,14 +91,14 @@ def main_runs(results: Results, plan: Plan) -> list[Run]:
 
 
 def other_runs(results: Results, plan: Plan) -> list[Run]:
-    """On all training patients, split by split: more heads, variants, more steps; and baselines."""
+    """On all training patients, split by split: more heads, more steps, variants; and baselines."""
     runs = [Run("baselines", name, 1.0, seed) for seed in range(plan.seeds) for name in BASELINES]
     if plan.variants:
         names = chosen(results, plan).values()
         for seed in range(plan.seeds):
             runs += [Run("heads", name, 1.0, seed) for name in names]
-            runs += [Run("variants", c.name, 1.0, seed) for c in VARIANTS]
             runs += [Run("longer", name, 1.0, seed) for name in names]
+            runs += [Run("variants", c.name, 1.0, seed) for c in VARIANTS]
     return runs
 
 
