@@ -226,7 +226,7 @@ def _rows(n: int) -> int:
 
 def _precision() -> str:
     """Whether products of float32 may be rounded to TensorFloat-32."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def _accumulator(dtype: torch.dtype) -> tl.dtype:

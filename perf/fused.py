@@ -79,6 +79,7 @@ class FusedConvolution(nn.Module):
             )
             for path in filter.paths
         ]
+        features_type = torch.empty(0, dtype=number).numpy().dtype.type
         problem = oeq.TPProblem(
             oeq.Irreps([(c.mul, (c.l, 1)) for c in channels_in]),
             oeq.Irreps([(1, (l, 1)) for _, _, l in couplings]),
@@ -88,6 +89,8 @@ class FusedConvolution(nn.Module):
             internal_weights=False,
             irrep_normalization="none",
             path_normalization="none",
+            irrep_dtype=features_type,
+            weight_dtype=features_type,
         )
         # "Even greater speedup (and deterministic results)" where edges are sorted.
         self.convolution = oeq.TensorProductConv(problem, deterministic=True)

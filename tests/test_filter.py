@@ -168,6 +168,7 @@ def test_slopes_of_a_kernel_where_offsets_vanish_are_numbers(kind):
 def test_a_layer_may_be_trained_after_it_served_inference():
     """Shared constants are not made for inference only."""
     filter_module._coupling.cache_clear()
+    filter_module.positions.cache_clear()
     grid = Grid(np.ones((3, 3, 3), bool), affine_of(2 * np.eye(3)), table_of(0, 4))
     for q_out in ("graph", None):
         layer = PQTensorFieldLayer("1x0e + 1x1o", "1x0e + 1x1o", 3.0, q_out=q_out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tripq.harmonics import spherical_harmonics, unit_vectors
+from tripq.kept import kept_with_owner
 from tripq.kernels.embeddings import edge_harmonics
 from tripq.kernels.launch import runs_in_triton
 from tripq.neighbours import grid_offsets
@@ -104,10 +105,7 @@ class PQFilter(nn.Module):
                 f"a filter needs {number:,} weights, and only {_weights_left.get():,} are left"
             )
         _weights_left.set(_weights_left.get() - number)
-        self.recoupling = tables = Recoupling.build(paths, channels_in, channels_out, self.radial)
-        self._mixing = SparseMatrix(
-            (tables.size, number), tables.targets, tables.sources, tables.coefficients
-        )
+        self.recoupling = Recoupling.build(paths, channels_in, channels_out, self.radial)
         self.weight = nn.Parameter(torch.empty(number))
         self.reset_parameters()
 
@@ -189,7 +187,7 @@ class PQFilter(nn.Module):
 
     def mixing_matrices(self) -> list[Tensor]:
         """The weights, recoupled: for each `Mixing` a tensor (K_q_out, columns, rows)."""
-        flat = self._mixing.times(self.weight)
+        flat = _mixing_matrix(self).times(self.weight)
         k_q_out = self.radial[1]
         matrices = []
         for mixing in self.recoupling.mixings:
@@ -280,6 +278,14 @@ class PQFilter(nn.Module):
         return f"{self.kind!r}, {len(self.paths)} paths, {self.weight.numel():,} weights"
 
 
+@kept_with_owner
+def _mixing_matrix(filter: PQFilter) -> SparseMatrix:
+    """What makes the mixing matrices, all of them in one flat list, of the weights."""
+    tables = filter.recoupling
+    shape = tables.size, filter.weight.numel()
+    return SparseMatrix.of(shape, tables.targets, tables.sources, tables.coefficients)
+
+
 def _harmonics(orders: set[int], v: Tensor) -> dict[int, Tensor]:
     """Spherical harmonics of offsets (..., 3), l: (..., 2 l + 1); on a GPU by one kernel."""
     if not orders or not runs_in_triton(v):
@@ -294,6 +300,12 @@ def positions(index: tuple[int, ...], device: torch.device) -> Tensor:
     """Numbers as a tensor, kept so that a device is not waited for; not to be written to."""
     with torch.inference_mode(False):  # it may serve a backward pass later
         return torch.tensor(index, dtype=torch.int64, device=device)
+
+
+def ungrouped(channels: Sequence[Channels], device: torch.device) -> Tensor:
+    """The order that puts components that stand group after group back in their places."""
+    order = [i for c in channels for i in c.index]
+    return positions(tuple(sorted(range(len(order)), key=order.__getitem__)), device)
 
 
 def coupling_tensor(l_a: int, l_b: int, l_c: int, like: Tensor) -> Tensor:

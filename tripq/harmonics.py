@@ -27,6 +27,7 @@ def directions(v: Tensor) -> tuple[Tensor, Tensor]:
     zero = v.detach().norm(dim=-1) < ZERO_LENGTH
     # The zero vectors are replaced before the norm is taken: a mask on the result would still let
     # the infinite slope of the norm at zero through, as NaN.
+    # Made on its device: a copy to it would be waited for.
     pole = torch.eye(3, dtype=v.dtype, device=v.device)[1]
     safe = torch.where(zero[..., None], pole, v)
     return safe / safe.norm(dim=-1, keepdim=True), zero

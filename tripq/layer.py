@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tripq.backends import BACKENDS
 from tripq.backends.plan import Backend, Explanation, Plan, make_plan
-from tripq.filter import PQFilter, positions
+from tripq.filter import PQFilter, positions, ungrouped
 from tripq.graph import NodeSpace, PQGraph, QSpace, ScanGraph, pad_rows
 from tripq.kernels.launch import DEFAULT_BUDGET
 from tripq.paths import (
@@ -351,10 +351,8 @@ class PQTensorFieldLayer(nn.Module):
     def _self_interaction(self, x: Tensor) -> Tensor:
         assert self.self_interaction is not None
         order_in = self._index(tuple(i for c in self.channels_in for i in c.index))
-        order_out = [i for c in self.channels_out for i in c.index]
-        inverse = tuple(sorted(range(len(order_out)), key=order_out.__getitem__))
         mapped: Tensor = self.self_interaction(x[..., order_in])
-        return mapped[..., self._index(inverse)]
+        return mapped[..., ungrouped(self.channels_out, x.device)]
 
     def _index(self, index: tuple[int, ...]) -> Tensor:
         return positions(index, next(self._filters()).weight.device)

@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 
 from tripq.paths import Channels, Path
 
-# A recoupling coefficient is either exactly zero by symmetry or of order 1 / (2 l + 1); what is
-# smaller than this is rounding.
+# A recoupling coefficient is either exactly zero by symmetry or of order 1 / (2 l + 1), and a
+# product of couplings likewise far larger; what is smaller than this is rounding.
 _NEGLIGIBLE = 1e-12
 
 
@@ -79,8 +79,8 @@ def recoupling_coefficient(
 def path_coupling(path: Path) -> NDArray[np.float64]:
     """How the definition joins both harmonics and the input: (m_p, m_q, m_in, m_out).
 
-    Both couplings of a path in one.  A ``"diff"`` filter has one harmonic only, and is given with
-    order 0 in the place of m_p.
+    Both couplings of a path in one, exactly zero where symmetry makes them so.  A ``"diff"`` filter
+    has one harmonic only, and is given with order 0 in the place of m_p.
 
     Examples
     --------
@@ -89,11 +89,12 @@ def path_coupling(path: Path) -> NDArray[np.float64]:
     """
     to_out = clebsch_gordan(path.l_filter, path.l_in, path.l_out)
     if path.filter == "diff":
-        coefficients: NDArray[np.float64] = to_out[None]
+        product = to_out[None]
     else:
         to_filter = clebsch_gordan(path.l_p, path.l_q, path.l_filter)
-        coefficients = np.einsum("pqf,fio->pqio", to_filter, to_out)
-        coefficients.setflags(write=False)
+        product = np.einsum("pqf,fio->pqio", to_filter, to_out)
+    coefficients: NDArray[np.float64] = np.where(np.abs(product) > _NEGLIGIBLE, product, 0.0)
+    coefficients.setflags(write=False)
     return coefficients
 
 

@@ -1,21 +1,21 @@
 """Constant sparse matrices, by which weights become the tables of a back end.
 
 A filter's coefficients are linear in its weights: each is a sum of a few weights times products of
-Clebsch-Gordan coefficients.  As one gather and one sum, that takes a GPU a few launches instead of
-some for each path; and as nothing is scattered, the same bits come out every time, on any device.
+Clebsch-Gordan coefficients.  As gathers and sums, that takes a GPU a few launches instead of some
+for each path; and as nothing is scattered, a device gives the same bits every time.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from tripq.kept import kept_with_owner
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,63 +24,80 @@ class SparseMatrix:
 
     Attributes
     ----------
-    shape : (int, int)
-        Numbers of rows and columns.
-    rows, columns : ndarrays of int
-        Where its entries stand; those of one place are added.
-    values : ndarray of float64
-        The entries.
+    by_row, by_column : tuple of Gather
+        Its entries: those of the rows, and of the columns, which are the rows of the transpose.
 
     Examples
     --------
     >>> rows, columns = np.array([0, 2, 2]), np.array([1, 0, 1])
-    >>> matrix = SparseMatrix((3, 2), rows, columns, np.array([5.0, 1.0, 2.0]))
+    >>> matrix = SparseMatrix.of((3, 2), rows, columns, np.array([5.0, 1.0, 2.0]))
     >>> matrix.times(torch.tensor([1.0, 10.0]))
     tensor([50.,  0., 21.])
     """
 
-    shape: tuple[int, int]
-    rows: NDArray[np.int64]
-    columns: NDArray[np.int64]
-    values: NDArray[np.float64]
+    by_row: Gather
+    by_column: Gather
+
+    @classmethod
+    def of(
+        cls,
+        shape: tuple[int, int],
+        rows: NDArray[np.int64],
+        columns: NDArray[np.int64],
+        values: NDArray[np.float64],
+    ) -> SparseMatrix:
+        """From numbers of rows and columns, and the entries, of which those of one place add up."""
+        return cls(
+            Gather.of(shape[0], rows, columns, values), Gather.of(shape[1], columns, rows, values)
+        )
+
+    @property
+    def transposed(self) -> SparseMatrix:
+        """The matrix with rows for columns."""
+        return SparseMatrix(self.by_column, self.by_row)
 
     def times(self, x: Tensor) -> Tensor:
         """The product with a vector (columns,), whose dtype and device it takes: (rows,)."""
         product: Tensor = _Product.apply(self, x)
         return product
 
-    @cached_property
-    def _by_row(self) -> _Gather:
-        return _Gather.of(self.shape[0], self.rows, self.columns, self.values)
-
-    @cached_property
-    def _by_column(self) -> _Gather:
-        return _Gather.of(self.shape[1], self.columns, self.rows, self.values)
-
 
 class _Product(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, matrix: SparseMatrix, x: Tensor) -> Tensor:
-        ctx.matrix = matrix
-        return matrix._by_row(x)
+    """Linear, so that derivatives of any order are products again."""
 
     @staticmethod
-    @once_differentiable
+    def forward(matrix: SparseMatrix, x: Tensor) -> Tensor:
+        return matrix.by_row(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[SparseMatrix, Tensor], output: Tensor) -> None:
+        ctx.matrix = inputs[0]
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
-        return None, ctx.matrix._by_column(grad)
+        return None, ctx.matrix.transposed.times(grad)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, tangent: Tensor) -> Tensor:
+        product: Tensor = ctx.matrix.times(tangent)
+        return product
 
 
 @dataclass(frozen=True, eq=False)
-class _Gather:
-    """For each row that has entries, where to look and what to multiply by."""
+class Gather:
+    """Rows of a sparse matrix: where each looks, and what it multiplies by.
+
+    Attributes
+    ----------
+    size : int
+        Number of rows, with those that have no entry.
+    blocks : tuple of (rows, index, factor)
+        Rows with about as many entries: ndarrays of shape (R,), (R, n), (R, n), ``n`` a power of
+        two.  A row with fewer looks more often at a place of its own, times 0.
+    """
 
     size: int
-    rows: NDArray[np.int64]
-    index: NDArray[np.int32]  # (rows with entries, most entries of one), the rest times 0
-    factor: NDArray[np.float64]
-    _placed: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor, Tensor]] = field(
-        default_factory=dict, repr=False
-    )
+    blocks: tuple[tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64]], ...]
 
     @classmethod
     def of(
@@ -89,28 +106,41 @@ class _Gather:
         rows: NDArray[np.int64],
         columns: NDArray[np.int64],
         values: NDArray[np.float64],
-    ) -> _Gather:
+    ) -> Gather:
+        """From the entries, in any order."""
         order = np.argsort(rows, kind="stable")
-        present, first, place = np.unique(rows[order], return_index=True, return_inverse=True)
-        rank = np.arange(len(rows)) - first[place]
-        shape = len(present), int(rank.max(initial=0)) + 1
-        index, factor = np.zeros(shape, np.int32), np.zeros(shape)
-        index[place, rank], factor[place, rank] = columns[order], values[order]
-        return cls(size, present, index, factor)
+        columns, values = columns[order], values[order]
+        present, first, counts = np.unique(rows[order], return_index=True, return_counts=True)
+        widths = 1 << np.ceil(np.log2(counts)).astype(int)
+        blocks = []
+        for width in np.unique(widths):
+            some = widths == width
+            place = np.arange(width)[None]
+            within = place < counts[some, None]
+            at = first[some, None] + np.where(within, place, 0)
+            blocks.append(
+                (present[some], columns[at].astype(np.int32), np.where(within, values[at], 0.0))
+            )
+        return cls(size, tuple(blocks))
 
     def __call__(self, x: Tensor) -> Tensor:
-        rows, index, factor = self._on(x)
-        terms = x.index_select(0, index).view(factor.shape).mul_(factor)
-        sums = terms[:, 0] if terms.shape[1] == 1 else terms.sum(dim=1)
-        return x.new_zeros(self.size).index_copy_(0, rows, sums)
+        """The rows times a vector."""
+        product = x.new_zeros(self.size)
+        for rows, index, factor in _placed(self, x.device, x.dtype):
+            terms = x.index_select(0, index).view(factor.shape) * factor
+            product.index_copy_(0, rows, terms.sum(dim=1))
+        return product
 
-    def _on(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        key = x.device, x.dtype
-        if key not in self._placed:
-            with torch.inference_mode(False):  # they are kept, and may serve training later
-                self._placed[key] = (
-                    torch.from_numpy(self.rows).to(x.device),
-                    torch.from_numpy(self.index.ravel()).to(x.device),
-                    torch.from_numpy(self.factor).to(x.device, x.dtype),
-                )
-        return self._placed[key]
+
+@kept_with_owner
+def _placed(
+    gather: Gather, device: torch.device, dtype: torch.dtype
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    return [
+        (
+            torch.from_numpy(rows).to(device),
+            torch.from_numpy(index.ravel()).to(device),
+            torch.from_numpy(factor).to(device, dtype),
+        )
+        for rows, index, factor in gather.blocks
+    ]

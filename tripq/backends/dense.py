@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from tripq.backends.kept import kept_with_owner
 from tripq.backends.parts import by_directions
 from tripq.backends.precision import convolve
 from tripq.backends.tables import (
@@ -31,6 +30,7 @@ from tripq.backends.tables import (
 )
 from tripq.filter import PQFilter
 from tripq.graph import NodeSpace, PEdges, QSpace
+from tripq.kept import kept_with_owner
 from tripq.paths import Path
 from tripq.sparse import SparseMatrix
 

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tripq.backends.kept import kept_with_owner
 from tripq.backends.precision import full_precision
 from tripq.backends.tables import Index, Terms, coefficient_matrix, embed_p
 from tripq.filter import PQFilter
 from tripq.graph import Grid, NodeSpace, PEdges, QSpace
+from tripq.kept import kept_with_owner
 from tripq.kernels.fourier import Layout, Operands, Tiles, bytes_per_place, convolve
 from tripq.radial import ConstantFunction, RadialFunctions
 from tripq.sparse import SparseMatrix
@@ -186,7 +186,7 @@ def _coefficient_matrix(filter: PQFilter) -> SparseMatrix:
         ((begin, group),) = ((b, g) for b, g in zip(begins, groups, strict=False) if i in g.starts)
         _, _, _, n_channels, n_inner, n_out = _shape(filter, group)
         within = np.empty(filter.dim_in, np.int64)
-        within[group.index.cpu().numpy()] = np.arange(n_channels)
+        within[[j for g in group.starts for j in filter.channels_in[g].index]] = range(n_channels)
         row = k_p * rows[t.path.l_p] + t.k_p * (2 * t.path.l_p + 1) + t.m_p
         channel = ((row * k_out + t.k_q_out) * k_in + t.k_q_in) * n_channels + within[t.input]
         inner = _starts(group.orders)[t.path.l_q] + t.m_q

@@ -22,8 +22,8 @@ from tripq.recoupling import clebsch_gordan
 Backend = Literal["auto", "edges", "dense", "fourier", "recoupled", "triton"]
 
 #: Multiply-adds in a nanosecond, by kind of device: what each back end reached on the workloads of
-#: ``perf/profile.py``.  Machines differ, but only the ratios matter.  Those of a GPU are of an H100
-#: on ``brain-inner`` and ``segmenter-step`` in float32; that of the edges is a guess.
+#: ``perf/profile.py``.  Machines differ, but only the ratios matter.  Those of a GPU are rough, of
+#: trials on an H100 in float32; that of the edges is a guess.
 RATES = {
     "cpu": {"edges": 1.0, "dense": 70.0, "fourier": 35.0, "recoupled": 10.0, "triton": 1.0},
     "cuda": {

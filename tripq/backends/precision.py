@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.backends import cudnn
 from torch.nn import functional
 
 from tripq.filter import PQFilter
@@ -44,7 +43,7 @@ def convolve(volume: Tensor, weight: Tensor, padding: list[int]) -> Tensor:
     """
     if not volume.is_cuda:
         return functional.conv3d(volume, weight, padding=padding)
-    if torch.is_autocast_enabled("cuda"):
+    if torch.is_autocast_enabled("cuda") and volume.dtype != torch.float64:
         dtype = torch.get_autocast_dtype("cuda")
         volume, weight = volume.to(dtype), weight.to(dtype)
     result: Tensor = _Convolution.apply(volume, weight, padding)
@@ -52,17 +51,22 @@ def convolve(volume: Tensor, weight: Tensor, padding: list[int]) -> Tensor:
 
 
 class _Convolution(torch.autograd.Function):
-    """cuDNN reads the switch when it runs, in the backward pass too."""
+    """cuDNN looks at the switch when it runs, in the backward pass too.
+
+    Only the first derivative is taken by it: of higher ones cuDNN has its own way.
+    """
 
     @staticmethod
-    def forward(ctx: Any, volume: Tensor, weight: Tensor, padding: list[int]) -> Tensor:
-        ctx.save_for_backward(volume, weight)
-        ctx.padding = padding
+    def forward(volume: Tensor, weight: Tensor, padding: list[int]) -> Tensor:
         with _as_matrix_products():
             return functional.conv3d(volume, weight, padding=padding)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, list[int]], output: Tensor) -> None:
+        volume, weight, ctx.padding = inputs
+        ctx.save_for_backward(volume, weight)
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         volume, weight = ctx.saved_tensors
         needed = [*ctx.needs_input_grad[:2], False]
@@ -73,11 +77,19 @@ class _Convolution(torch.autograd.Function):
         return grad_volume, grad_weight, None
 
 
-def _as_matrix_products() -> AbstractContextManager[None]:
-    flags: AbstractContextManager[None] = cudnn.flags(
-        enabled=cudnn.enabled,
-        benchmark=cudnn.benchmark,
-        deterministic=cudnn.deterministic,
-        allow_tf32=torch.backends.cuda.matmul.allow_tf32,
-    )
-    return flags
+# The switch is one for all threads, and autograd has threads of its own.
+_switch = Lock()
+
+
+@contextmanager
+def _as_matrix_products() -> Iterator[None]:
+    """Let cuDNN's convolutions be as exact as matrix products are."""
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    with _switch:
+        usual = convolutions.fp32_precision
+        wanted = torch.backends.cuda.matmul.fp32_precision
+        convolutions.fp32_precision = "tf32" if wanted == "tf32" else "ieee"
+        try:
+            yield
+        finally:
+            convolutions.fp32_precision = usual

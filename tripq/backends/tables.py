@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,14 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tripq.filter import PQFilter, positions
+from tripq.filter import PQFilter
 from tripq.graph import QSpace
-from tripq.paths import Channels, Path
+from tripq.paths import Path
 from tripq.recoupling import path_coupling
 from tripq.sparse import SparseMatrix
-
-# A product of couplings is either exactly zero by symmetry or far above this.
-_NEGLIGIBLE = 1e-12
 
 Index = NDArray[np.int64]
 
@@ -82,7 +79,7 @@ def coefficient_matrix(
     first = 0
     for path, weight in filter.path_weights():
         coupling = path_coupling(path)
-        p, q, i, o = (np.abs(coupling) > _NEGLIGIBLE).nonzero()
+        p, q, i, o = coupling.nonzero()
         u, v, a, b, c = (n.reshape(-1, 1) for n in np.indices(weight.shape))
         channels_in, channels_out = filter.channels_of(path)
         index_in = np.asarray(filter.channels_in[channels_in].index)
@@ -98,7 +95,7 @@ def coefficient_matrix(
         ):
             whole.append(np.broadcast_to(part, (weight.numel(), len(p))).ravel())
         first += weight.numel()
-    return SparseMatrix(
+    return SparseMatrix.of(
         (size, first), np.concatenate(rows), np.concatenate(columns), np.concatenate(values)
     )
 
@@ -107,9 +104,3 @@ def mixing_at(q_out: Tensor, filter: PQFilter) -> list[Tensor]:
     """For each l_1 the mixing matrices at the lengths of `q_out`: (Q_out, columns, rows)."""
     phi = filter.phi_q_out(q_out.norm(dim=-1))
     return [torch.einsum("ok,kcr->ocr", phi, matrix) for matrix in filter.mixing_matrices()]
-
-
-def ungrouped(channels: Sequence[Channels], device: torch.device) -> Tensor:
-    """The order that puts components that stand group after group back in their places."""
-    order = [i for c in channels for i in c.index]
-    return positions(tuple(sorted(range(len(order)), key=order.__getitem__)), device)

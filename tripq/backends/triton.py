@@ -23,8 +23,8 @@ from torch.utils.checkpoint import checkpoint
 
 from tripq.adjacency import Adjacency
 from tripq.backends.parts import by_directions
-from tripq.backends.tables import mixing_at, ungrouped
-from tripq.filter import PQFilter
+from tripq.backends.tables import mixing_at
+from tripq.filter import PQFilter, ungrouped
 from tripq.graph import NodeSpace, PEdges, QSpace
 from tripq.kernels.embeddings import edge_harmonics
 from tripq.kernels.mixing import mix

@@ -7,7 +7,7 @@ import weakref
 
 import torch
 
-from tripq.backends.kept import kept_with_owner
+from tripq.kept import kept_with_owner
 
 
 class Owner:
