@@ -11,17 +11,10 @@ import math
 
 import numpy as np
 import torch
-from checks import (
-    TOLERANCES,
-    definition,
-    gradient_error,
-    refuse_if_wrong,
-    relative_error,
-    some_nodes,
-)
+from checks import TOLERANCES
 from domains import Cloud, features, graph_of, layer_of, sizes_of
-from layers import touch
-from measure import Memory, repeated, timed
+from layers import Passes
+from measure import Memory, timed
 from peers import made
 from rows import Row
 from torch import Tensor, nn
@@ -124,33 +117,9 @@ def measure_openequivariance(
     layer = layer_of(workload, "edges").to(device, number)
     layer_seconds, fused = timed(lambda: FusedConvolution(layer, graph), device)
     x = features(graph, layer.irreps_in.dim).to(device, number).requires_grad_()
-    nodes = some_nodes(x.shape)
-
-    def forward() -> Tensor:
-        with torch.no_grad():
-            return fused(x)[nodes]
-
-    def both() -> tuple[Tensor, float]:
-        y = fused(x)
-        loss = y.square().mean()
-        loss.backward()
-        return y.detach()[nodes], loss.item()
-
-    def changed() -> None:
-        touch(layer)
-        x.grad = None
-
-    first_call = timed(forward, device)[0]
-    forward_seconds, y = repeated(forward, device, repeats)
-    both_seconds, (y_both, loss) = repeated(both, device, repeats, changed)
+    passes = Passes(lambda: fused(x), layer, x, device, repeats)
     peak = memory.peak()
-    reference = layer_of(workload, "edges").double()
-    reference.load_state_dict(layer.state_dict())
-    expected = definition(reference, x.detach().cpu(), graph.to("cpu"), nodes)
-    error = max(relative_error(output, expected) for output in (y, y_both))
-    refuse_if_wrong(error, TOLERANCES[dtype])
-    wrong = gradient_error(layer, x, loss)
-    refuse_if_wrong(wrong, TOLERANCES[dtype], "gradient")
+    error, wrong = passes.errors(workload, graph, TOLERANCES[dtype])
     return Row(
         workload.name,
         method,
@@ -160,8 +129,8 @@ def measure_openequivariance(
         tolerance=TOLERANCES[dtype],
         graph=graph_seconds,
         layer=layer_seconds,
-        first_call=first_call,
-        forward=forward_seconds,
-        forward_backward=both_seconds,
+        first_call=passes.first_call,
+        forward=passes.forward_seconds,
+        forward_backward=passes.both_seconds,
         peak_memory=peak,
     )
