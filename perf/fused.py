@@ -7,8 +7,6 @@ radial functions by a matrix product in every call.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from checks import TOLERANCES
@@ -40,26 +38,25 @@ class FusedConvolution(nn.Module):
         super().__init__()
         import openequivariance as oeq
 
-        (self.filter,) = layer.filters
+        (filter,) = layer.filters
         (scan,) = graph.scans
-        number = self.filter.weight.dtype
+        number = filter.weight.dtype
         edges = scan.q.edges
         by_receiver = np.lexsort((edges.src.cpu().numpy(), edges.dst.cpu().numpy()))
         order = torch.from_numpy(by_receiver).to(edges.dst)
-        self.to, self.source = edges.dst[order], edges.src[order]
-        by_sender = np.lexsort((self.to.cpu().numpy(), self.source.cpu().numpy()))
+        self.receiver, self.sender = edges.dst[order], edges.src[order]
+        by_sender = np.lexsort((self.receiver.cpu().numpy(), self.sender.cpu().numpy()))
         self.by_sender = torch.from_numpy(by_sender).to(edges.dst)
         p = scan.edges.offsets[scan.edges.type[edges.p_edge[order]]].to(number)
-        q_out, q_in = scan.q.q_out[self.to].to(number), scan.q.q[self.source].to(number)
+        q_out, q_in = scan.q.q_out[self.receiver].to(number), scan.q.q[self.sender].to(number)
         with torch.no_grad():
-            edge_by_edge = made(layer).to(p)
+            self.edge_by_edge = edge_by_edge = made(layer).to(p)
             some = torch.arange(len(p), device=p.device).split(SET_UP_EDGES)
             parts = [(p[part], q_out[part], q_in[part]) for part in some]
             self.angular = torch.cat([edge_by_edge.angular(*part) for part in parts])
             self.radial = edge_by_edge.radial(p, q_out, q_in)
             self.radial = self.radial * edges.weights[order, None].to(number)
 
-        filter = self.filter
         channels_in, channels_out = filter.channels_in, filter.channels_out
         couplings = edge_by_edge.couplings
         instructions = [
@@ -85,23 +82,23 @@ class FusedConvolution(nn.Module):
             irrep_dtype=features_type,
             weight_dtype=features_type,
         )
-        # "Even greater speedup (and deterministic results)" where edges are sorted.
+        # Its faster way, without atomic sums, for sorted edges.
         self.convolution = oeq.TensorProductConv(problem, deterministic=True)
         number_of_weights = torch.arange(problem.weight_numel, dtype=torch.float32)[None]
         moved = self.convolution.reorder_weights_from_e3nn(number_of_weights)
-        self.order = moved[0].round().long().to(self.to.device)
+        self.order = moved[0].round().long().to(self.receiver.device)
+        # Coupling coefficients with their first two orders exchanged.
+        signs = [
+            torch.full((weight[..., 0, 0, 0].numel(),), (-1.0) ** (p.l_in + p.l_filter + p.l_out))
+            for p, weight in filter.path_weights()
+        ]
+        self.signs = torch.cat(signs).to(self.radial)
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (N, dim_in) to (N, dim_out)."""
-        columns = []
-        for path, weight in self.filter.path_weights():
-            # Wigner's coefficients, and with the factors in the other order.
-            scale = math.sqrt((2 * path.l_filter + 1) * (2 * path.l_out + 1))
-            scale *= (-1) ** (path.l_in + path.l_filter + path.l_out)
-            columns.append(scale * weight.permute(2, 3, 4, 1, 0).flatten(3).flatten(0, 2))
-        weights = self.radial @ torch.cat(columns, dim=1)[:, self.order]
+        weights = self.radial @ (self.signs * self.edge_by_edge.weights())[:, self.order]
         out: Tensor = self.convolution(
-            x, self.angular, weights, self.to, self.source, self.by_sender
+            x, self.angular, weights, self.receiver, self.sender, self.by_sender
         )
         return out
 

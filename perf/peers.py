@@ -146,7 +146,7 @@ class EdgeByEdge(nn.Module):
 
     def forward(self, p: Tensor, q_out: Tensor, q_in: Tensor, x: Tensor) -> Tensor:
         """Messages (E, dim_out) from offsets, q-vectors (E, 3) and features (E, dim_in)."""
-        weights = self.radial(p, q_out, q_in) @ self._weights()
+        weights = self.radial(p, q_out, q_in) @ self.weights()
         return self.apply_filter(self.angular(p, q_out, q_in), x, weights)
 
     def angular(self, p: Tensor, q_out: Tensor, q_in: Tensor) -> Tensor:
@@ -168,7 +168,7 @@ class EdgeByEdge(nn.Module):
             f.phi_q_in(q_in.norm(dim=-1)),
         ).flatten(1)
 
-    def _weights(self) -> Tensor:
+    def weights(self) -> Tensor:
         """From radial functions to the weights of the tensor product, (K, weights)."""
         columns = []
         for path, weight in self.filter.path_weights():
