@@ -345,12 +345,8 @@ def test_back_ends_agree_on_the_output_and_every_gradient(filter, form, data):
     assert max(errors.values()) < LIMIT, errors
 
 
-@pytest.mark.parametrize(
-    ("form", "dtype"),
-    [("points", torch.float64), *product(("grid", "nodes"), (torch.float32, torch.float64))],
-)
-@pytest.mark.parametrize("kind", ["tp", "diff", "p", "q"])
-def test_back_ends_agree_on_every_path_alone(kind, form, dtype):
+def filters_of_one_path(kind, dtype):
+    """Each path of a layer with the layer and a filter that has no other path."""
     torch.manual_seed(0)
     radial = Radial(number=2)
     layer = PQTensorFieldLayer(
@@ -358,21 +354,37 @@ def test_back_ends_agree_on_every_path_alone(kind, form, dtype):
         p_radial=radial, q_radial=radial,
     )  # fmt: skip
     (whole,) = layer.filters
-    domain = small_domain(form)
-    (scan,) = domain.graph().scans
-    x = features(layer, domain, dtype).requires_grad_()
     for path in layer.paths:
         filter = PQFilter(
             kind, (path,), whole.channels_in, whole.channels_out,
             whole.phi_p, whole.phi_q_out, whole.phi_q_in,
             unit_directions=False, antipodal=False,
         ).to(dtype)  # fmt: skip
-        results = {}
-        for backend in backends_for(form, kind):
-            out = EVALUATE[backend](x, scan.edges, scan.q, filter, BUDGET)
-            direction = torch.linspace(-1, 2, out.numel(), dtype=dtype).view_as(out)
-            grad_x, grad_w = torch.autograd.grad(out, (x, filter.weight), direction)
-            results[backend] = {"output": out, "x": grad_x, "weight": grad_w}
+        yield path, layer, filter
+
+
+def evaluated(backend, x, scan, filter):
+    """The output of a filter, and its gradients for the features and the weights."""
+    x = x.detach().clone().requires_grad_()
+    out = EVALUATE[backend](x, scan.edges, scan.q, filter, BUDGET)
+    direction = torch.linspace(-1, 2, out.numel(), dtype=torch.float64).view(out.shape).to(out)
+    grad_x, grad_w = torch.autograd.grad(out, (x, filter.weight), direction)
+    return {"output": out.detach(), "x": grad_x, "weight": grad_w}
+
+
+@pytest.mark.parametrize(
+    ("form", "dtype"),
+    [("points", torch.float64), *product(("grid", "nodes"), (torch.float32, torch.float64))],
+)
+@pytest.mark.parametrize("kind", ["tp", "diff", "p", "q"])
+def test_back_ends_agree_on_every_path_alone(kind, form, dtype):
+    domain = small_domain(form)
+    (scan,) = domain.graph().scans
+    for path, layer, filter in filters_of_one_path(kind, dtype):
+        x = features(layer, domain, dtype)
+        results = {
+            backend: evaluated(backend, x, scan, filter) for backend in backends_for(form, kind)
+        }
         measure = results.pop("edges")
         assert measure["output"].abs().max() > 1e-3, f"{path} does something"
         for (backend, found), name in product(results.items(), measure):

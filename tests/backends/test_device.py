@@ -24,16 +24,18 @@ from tests.strategies import (
     rotations,
     shifts,
 )
-from tests.test_layer import outputs_and_gradients, small_domain, with_backend
+from tests.test_layer import (
+    evaluated,
+    filters_of_one_path,
+    outputs_and_gradients,
+    small_domain,
+    with_backend,
+)
 from tests.test_training import boxes, equivariant
-from tripq import PQTensorFieldLayer, Radial
-from tripq.backends import BACKENDS as EVALUATE
-from tripq.filter import PQFilter
+from tripq import PQTensorFieldLayer
 from tripq.training import Budget, train
 
 pytestmark = pytest.mark.gpu
-
-BUDGET = 1 << 20  # bytes
 
 
 def on_device(layer, x, graph, backend):
@@ -64,40 +66,18 @@ def test_the_output_and_every_gradient_are_those_of_the_definition(filter, form,
 @pytest.mark.parametrize("kind", ["tp", "diff", "p", "q"])
 def test_every_path_alone(kind, form, dtype):
     """In full precision: TF32 would leave errors of 3e-4."""
-    torch.manual_seed(0)
-    radial = Radial(number=2)
-    layer = PQTensorFieldLayer(
-        "1x0e + 1x1o", "1x1o + 1x2e", 3.0, filter=kind, lmax_p=2, lmax_q=2,
-        p_radial=radial, q_radial=radial,
-    )  # fmt: skip
-    (whole,) = layer.filters
     domain = small_domain(form)
     scan, moved = domain.graph().scans[0], domain.graph().to("cuda").scans[0]
-    x = features(layer, domain)
-    for path in layer.paths:
-        filter = PQFilter(
-            kind, (path,), whole.channels_in, whole.channels_out,
-            whole.phi_p, whole.phi_q_out, whole.phi_q_in,
-            unit_directions=False, antipodal=False,
-        ).to(dtype)  # fmt: skip
-        exact = copy.deepcopy(filter).double()
-        measure = evaluate("edges", x, scan, exact)
+    for path, layer, filter in filters_of_one_path(kind, dtype):
+        x = features(layer, domain)
+        measure = evaluated("edges", x, scan, copy.deepcopy(filter).double())
         assert measure["output"].abs().max() > 1e-3, f"{path} does something"
         there = copy.deepcopy(filter).cuda()
         for backend in backends_for(form, kind):
-            found = evaluate(backend, x.to("cuda", dtype), moved, there)
+            found = evaluated(backend, x.to("cuda", dtype), moved, there)
             for name, tensor in found.items():
                 error = relative_error(tensor.cpu().double(), measure[name])
                 assert error < AGREEMENT[dtype], f"{name} of {path} by {backend}: {error:.1e}"
-
-
-def evaluate(backend, x, scan, filter):
-    """Output, and its gradients for the features and the weights."""
-    x = x.detach().clone().requires_grad_()
-    out = EVALUATE[backend](x, scan.edges, scan.q, filter, BUDGET)
-    direction = torch.linspace(-1, 2, out.numel(), dtype=torch.float64).view(out.shape).to(out)
-    grad_x, grad_w = torch.autograd.grad(out, (x, filter.weight), direction)
-    return {"output": out.detach(), "x": grad_x, "weight": grad_w}
 
 
 @pytest.mark.parametrize(("group", "form"), list(product(GROUPS, FORMS)))
