@@ -24,7 +24,7 @@ class SparseMatrix:
 
     Attributes
     ----------
-    by_row, by_column : tuple of Gather
+    by_row, by_column : Gather
         Its entries: those of the rows, and of the columns, which are the rows of the transpose.
 
     Examples

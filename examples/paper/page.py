@@ -10,7 +10,7 @@ import numpy as np
 
 from paper import figures, statistics
 from paper.baselines import BASELINES
-from paper.plan import FULL, MORE_HEADS, OTHER_TABLES, ROTATED, SMALL_LOAD, USUAL
+from paper.plan import FULL, MORE_HEADS, MORE_TABLES, OTHER_TABLES, ROTATED, SMALL_LOAD, USUAL
 from paper.results import Result, Results, Run, SubjectResult
 from paper.schedule import (
     CONTENDERS,
@@ -30,12 +30,6 @@ SUFFIXES = ("", ", resampled", ", trained shell")
 
 #: What the design says about the numbers, whatever they are.
 READING = Path(__file__).parent / "experiment_reading.md"
-
-#: Beside the scores of the network that it is about.
-MORE_TABLES_NOTE = (
-    " More gradient tables: in training the same patients were scanned with 16 and 48 directions "
-    "and with two shells of 24, too."
-)
 
 #: What the paper gains over its reference with all training scans (Müller et al., section 4).
 PAPER = {"ROC AUC": 0.03, "average precision": 0.39, "Dice": 0.22}
@@ -348,7 +342,13 @@ class _Page:
             + "\n\nResampled: the signal was fitted by spherical harmonics and read off along the "
             "directions that the reference was trained with. Trained shell: the other shells were "
             "left out. What a network has never seen, it cannot know: neither network of the "
-            "comparison saw a second shell." + (MORE_TABLES_NOTE if "tables" in variants else "")
+            "comparison saw a second shell."
+            + (
+                " More gradient tables: in training the same patients were scanned with "
+                f"{', '.join(condition.says for condition in MORE_TABLES)}, too."
+                if "tables" in variants
+                else ""
+            )
         )
 
     def _heads(self) -> str:

@@ -104,9 +104,8 @@ class DenseFilter:
 
         B_q counts (order, radial function of q_in, component), B_p the same in p.
         """
-        filter = self.filter
-        shape = _shape(filter)
-        return _coefficient_matrix(filter).times(filter.weight).view(shape)
+        flat = _coefficient_matrix(self.filter).times(self.filter.weight)
+        return flat.view(_shape(self.filter))
 
     @record_function("tripq: filter")
     def weight(self, coefficients: Tensor, directions: Tensor) -> Tensor:
@@ -157,7 +156,8 @@ class DenseFilter:
 @kept_with_owner
 def _coefficient_matrix(filter: PQFilter) -> SparseMatrix:
     inner, outer = _starts(filter, outer=False), _starts(filter, outer=True)
-    _, n_out, n_inner, n_in, n_outer = _shape(filter)
+    shape = _shape(filter)
+    _, n_out, n_inner, n_in, n_outer = shape
 
     def place(t: Terms) -> Index:
         l_inner, l_outer = _inner(t.path), _outer(t.path)
@@ -167,7 +167,7 @@ def _coefficient_matrix(filter: PQFilter) -> SparseMatrix:
             ((t.k_q_out * n_out + t.output) * n_inner + row) * n_in + t.input
         ) * n_outer + column
 
-    return coefficient_matrix(filter, math.prod(_shape(filter)), place)
+    return coefficient_matrix(filter, math.prod(shape), place)
 
 
 def _shape(filter: PQFilter) -> tuple[int, int, int, int, int]:
