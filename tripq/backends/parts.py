@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from tripq.kernels.launch import needs_twin
+
 Result = TypeVar("Result")
 
 
@@ -21,7 +23,12 @@ def parts_of(number: int, size: int, x: Tensor, budget: int) -> tuple[Tensor, ..
 
 
 def recomputed(function: Callable[..., Result], *args: Tensor) -> Result:
-    """Evaluate a part so that the backward pass recomputes it instead of keeping it."""
+    """Evaluate a part so that the backward pass recomputes it instead of keeping it.
+
+    Where `torch.func` takes the derivatives it is kept: a checkpoint has no meaning there.
+    """
+    if needs_twin():
+        return function(*args)
     result: Result = checkpoint(function, *args, use_reentrant=False)
     return result
 
