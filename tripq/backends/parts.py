@@ -25,7 +25,7 @@ def parts_of(number: int, size: int, x: Tensor, budget: int) -> tuple[Tensor, ..
 def recomputed(function: Callable[..., Result], *args: Tensor) -> Result:
     """Evaluate a part so that the backward pass recomputes it instead of keeping it.
 
-    Where `torch.func` takes the derivatives it is kept: a checkpoint has no meaning there.
+    In forward mode and in `torch.func` it is kept: they know of no second evaluation.
     """
     if needs_twin():
         return function(*args)
