@@ -26,10 +26,24 @@ def recomputed(function: Callable[..., Result], *args: Tensor) -> Result:
     """Evaluate a part so that the backward pass recomputes it instead of keeping it.
 
     In forward mode and in `torch.func` it is kept: they know of no second evaluation.
+
+    Raises
+    ------
+    RuntimeError
+        In the backward pass, if forward mode has begun since: what is recomputed would differ.
     """
     if needs_twin():
         return function(*args)
-    result: Result = checkpoint(function, *args, use_reentrant=False)
+
+    def as_before(*args: Tensor) -> Result:
+        if needs_twin():
+            raise RuntimeError(
+                "this backward pass computes parts of a layer again, in forward-mode AD, which had "
+                "not begun when the layer was evaluated: evaluate the layer inside dual_level() too"
+            )
+        return function(*args)
+
+    result: Result = checkpoint(as_before, *args, use_reentrant=False)
     return result
 
 
