@@ -121,17 +121,18 @@ class _FixedLayer(nn.Module):
     def __init__(self, layer: PQTensorFieldLayer, graph: PQGraph) -> None:
         super().__init__()
         (whole,), (scan,) = graph.scans, graph.within(layer.p_radius).scans
+        edges = scan.edges
         q = QSpace.none(graph.device) if layer.q_in is None else _q_space(graph).reduced
         assert layer.self_interaction is None
         assert whole.edges.steps is not None
-        assert scan.edges.steps is not None
+        assert edges.steps is not None
         places = {tuple(step): i for i, step in enumerate(whole.edges.steps.tolist())}
         #: Where its neighbours stand in the table, which has those of the largest radius.
-        self.columns = [places[tuple(step)] for step in scan.edges.steps.tolist()]
+        self.columns = [places[tuple(step)] for step in edges.steps.tolist()]
         self.kernel: Tensor
         with torch.no_grad():
             kernels = [
-                _kernel(DenseFilter(f, scan.edges.offsets.float(), scan.edges.steps, q))
+                _kernel(DenseFilter(f, edges.offsets.float(), edges.steps, edges.margin, q))
                 for f in layer.filters
                 if isinstance(f, PQFilter)
             ]

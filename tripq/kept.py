@@ -1,15 +1,45 @@
-"""Tables that are made once and go with what they were made of."""
+"""Tables that are made once and kept, as ordinary tensors whatever asked for them first.
+
+A table may first be wanted under ``torch.inference_mode``, whose tensors no training can use, or
+while ``torch.compile`` or ``torch.export`` traces, whose tensors have no numbers in them.  What is
+kept is made outside of both: `ordinary_tensors`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from functools import wraps
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from functools import cache, cached_property, wraps
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 Make = TypeVar("Make", bound=Callable[..., Any])
+Kept = TypeVar("Kept")
+
+
+@contextmanager
+def ordinary_tensors() -> Iterator[None]:
+    """Make tensors that serve later calls of any kind; also a decorator.
+
+    Inside, neither inference mode nor ``torch.no_grad`` nor a tracer is active.
+    """
+    with torch.inference_mode(False), _disable_current_modes():
+        yield
+
+
+def kept(make: Make) -> Make:
+    """Call a function once for each set of arguments, which are hashable."""
+    return cast(Make, cache(ordinary_tensors()(make)))
+
+
+class kept_property(cached_property[Kept]):  # as functools names it
+    """A property of an object that never changes, computed once."""
+
+    def __init__(self, make: Callable[[Any], Kept]) -> None:
+        super().__init__(ordinary_tensors()(make))
 
 
 def kept_with_owner(make: Make) -> Make:
@@ -24,7 +54,7 @@ def kept_with_owner(make: Make) -> Make:
     def found_or_made(owner: object, *args: Hashable) -> Any:
         of_owner = made.setdefault(owner, {})
         if args not in of_owner:
-            with torch.inference_mode(False):  # it may serve a backward pass later
+            with ordinary_tensors():
                 of_owner[args] = make(owner, *args)
         return of_owner[args]
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -52,7 +51,7 @@ def evaluate(
         return x.new_zeros(n_voxels, n_out, filter.dim_out)
     shape, position = edges.grid.cropped
     volume = _to_volume(x, shape, position)
-    builder = DenseFilter(filter, edges.offsets.to(x.dtype), edges.steps, q)
+    builder = DenseFilter(filter, edges.offsets.to(x.dtype), edges.steps, edges.margin, q)
     coefficients = builder.coefficients()
 
     def convolved(directions: Tensor, volume: Tensor, coefficients: Tensor) -> Tensor:
@@ -75,6 +74,8 @@ class DenseFilter:
         Its weights and functions.
     offsets, steps : Tensors of shape (T, 3)
         The offsets p_out - p_in in mm and in voxels.
+    margin : (int, int, int)
+        How many voxels they reach along each axis.
     q : QSpace
         The directions.
     """
@@ -82,13 +83,14 @@ class DenseFilter:
     filter: PQFilter
     offsets: Tensor
     steps: Tensor
+    margin: tuple[int, int, int]
     q: QSpace
 
-    @cached_property
+    @property
     def cells(self) -> tuple[int, int, int]:
         """Shape of the smallest box around the offsets, in voxels."""
-        x, y, z = (2 * self.steps.abs().amax(dim=0) + 1).tolist()
-        return x, y, z
+        x, y, z = self.margin
+        return 2 * x + 1, 2 * y + 1, 2 * z + 1
 
     @property
     def numbers_per_direction(self) -> int:

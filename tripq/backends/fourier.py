@@ -50,8 +50,7 @@ def evaluate(
     if not filter.paths or not len(x):
         return x.new_zeros(x.shape[0], len(q.q_out), filter.dim_out)
     largest = budget // bytes_per_place(x, len(q.q_out), filter.dim_out)
-    x_margin, y_margin, z_margin = edges.steps.abs().amax(dim=0).tolist()
-    tiles = _tiles(edges.grid, (x_margin, y_margin, z_margin), largest)
+    tiles = _tiles(edges.grid, edges.margin, largest)
     out = _Shells.of(q.q_out, filter.phi_q_out, 2 * filter.radial[1], x)
     into = _Shells.of(q.q_in, filter.phi_q_in, filter.radial[2], x)
     order = torch.cat(out.directions)

@@ -20,9 +20,10 @@ def parts_of(number: int, size: int, x: Tensor, budget: int) -> tuple[Tensor, ..
     return torch.arange(number, device=x.device).split(step)
 
 
-def recomputed(function: Callable[..., Result], *args: Tensor) -> Result:
+def recomputed(function: Callable[..., Result], *args: Tensor | int) -> Result:
     """Evaluate a part so that the backward pass recomputes it instead of keeping it."""
-    result: Result = checkpoint(function, *args, use_reentrant=False)
+    # Nothing is drawn at random, and the state of a generator cannot be traced.
+    result: Result = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
     return result
 
 

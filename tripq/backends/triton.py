@@ -19,10 +19,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from tripq.adjacency import Adjacency
-from tripq.backends.parts import by_directions
+from tripq.backends.parts import by_directions, recomputed
 from tripq.backends.tables import mixing_at
 from tripq.filter import PQFilter, ungrouped
 from tripq.graph import NodeSpace, PEdges, QSpace
@@ -181,7 +180,7 @@ def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter, budg
     if step >= len(q_out):
         return part(0, len(q_out), *features)
     parts = [
-        checkpoint(part, start, min(start + step, len(q_out)), *features, use_reentrant=False)
+        recomputed(part, start, min(start + step, len(q_out)), *features)
         for start in range(0, len(q_out), step)
     ]
     return torch.cat(parts)
