@@ -18,7 +18,6 @@ Gradients of the twins are those of autograd.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from math import sqrt
 from typing import Any, NamedTuple
@@ -29,7 +28,13 @@ from e3nn.math import soft_one_hot_linspace
 from torch import Tensor
 
 from tripq.harmonics import spherical_harmonics
-from tripq.kernels.launch import accumulation_dtype, runs_in_triton
+from tripq.kernels.launch import (
+    accumulation_dtype,
+    gradients_of_twin,
+    higher_derivatives,
+    needs_twin,
+    runs_in_triton,
+)
 from tripq.recoupling import clebsch_gordan
 
 #: Bessel functions are sin(k x) / x; nearer to zero than this share of their range they are
@@ -64,7 +69,8 @@ def edge_harmonics(offsets: Tensor, lmax: int) -> Tensor:
     """
     if lmax == 0:
         return torch.ones_like(offsets[:, :1])
-    result: Tensor = _edge_harmonics(offsets, lmax)
+    operator = harmonics_twin if needs_twin() else _edge_harmonics
+    result: Tensor = operator(offsets, lmax)
     return result
 
 
@@ -146,13 +152,13 @@ def _keep_offsets(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
     ctx.save_for_backward(offsets)
 
 
-def _differentiate_harmonics(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+def _differentiate_harmonics(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
     (offsets,) = ctx.saved_tensors
     lmax = ctx.lmax
-    if runs_in_triton(offsets):
+    if runs_in_triton(offsets) and not higher_derivatives():
         return _edge_harmonics_backward(grad, offsets, lmax), None
-    (grad_offsets,) = _autograd(lambda: harmonics_twin(offsets, lmax), (offsets,), grad)
-    return grad_offsets, None
+    (found,) = gradients_of_twin(lambda: harmonics_twin(offsets, lmax), [offsets], [True], grad)
+    return found, None
 
 
 _edge_harmonics.register_autograd(_differentiate_harmonics, setup_context=_keep_offsets)
@@ -200,7 +206,8 @@ def edge_radial(
     for x in learned:
         dtype = torch.promote_types(dtype, x.dtype)
     scale, shift = (None if x is None else x.to(dtype) for x in (scale, shift))
-    result: Tensor = _edge_radial(lengths.to(dtype), kind, number, start, stop, scale, shift)
+    operator = radial_twin if needs_twin() else _edge_radial
+    result: Tensor = operator(lengths.to(dtype), kind, number, start, stop, scale, shift)
     return result
 
 
@@ -319,23 +326,17 @@ def _differentiate_radial(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     lengths, scale, shift = ctx.saved_tensors
     family = ctx.family
     needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[-2:])
-    if runs_in_triton(lengths):
+    if runs_in_triton(lengths) and not higher_derivatives():
         every = _edge_radial_backward(grad, lengths, *family, scale, shift)
         gradients = [g if need else None for g, need in zip(every, needed, strict=True)]
     else:
-        inputs = [x for x, need in zip((lengths, scale, shift), needed, strict=True) if need]
-        found = iter(_autograd(lambda: radial_twin(lengths, *family, scale, shift), inputs, grad))
-        gradients = [next(found) if need else None for need in needed]
+        gradients = gradients_of_twin(
+            lambda: radial_twin(lengths, *family, scale, shift),
+            (lengths, scale, shift),
+            needed,
+            grad,
+        )
     return (gradients[0], None, None, None, None, *gradients[1:])
 
 
 _edge_radial.register_autograd(_differentiate_radial, setup_context=_keep_lengths)
-
-
-def _autograd(
-    twin: Callable[[], Tensor], inputs: list[Tensor] | tuple[Tensor, ...], grad: Tensor
-) -> tuple[Tensor, ...]:
-    """Gradients of a twin, which can be differentiated again where autograd asks for it."""
-    with torch.enable_grad():
-        out = twin()
-    return torch.autograd.grad(out, inputs, grad, create_graph=torch.is_grad_enabled())

@@ -17,7 +17,8 @@ Harmonics of even order are real in Fourier space and those of odd order imagina
 are real: J holds the two kinds one above the other.
 
 The grid is cut into tiles with a halo as wide as the neighbourhood.  What is kept for the backward
-pass is the input alone: the stages are computed again, a few frequencies at a time.
+pass is the input alone: the stages are computed again, a few frequencies at a time.  The twin says
+what is computed, and has all derivatives that the backward pass has not.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.profiler import record_function
+
+from tripq.kernels.launch import gradients_of_twin, higher_derivatives, needs_twin
 
 # Bytes of a stage for a few frequencies, on a CPU: they stay in the cache of a core.
 _CACHED = 1 << 22
@@ -287,8 +289,38 @@ def convolve(x: Tensor, operands: Operands, layout: Layout, tiles: Tiles, budget
     -------
     Tensor of shape (V, Q_out, dim_out)
     """
+    if needs_twin():
+        return convolve_twin(x, operands, layout, tiles)
     result: Tensor = _Convolution.apply(layout, tiles, budget, x, *operands.pack())  # type: ignore[no-untyped-call]
     return result
+
+
+def convolve_twin(x: Tensor, operands: Operands, layout: Layout, tiles: Tiles) -> Tensor:
+    """What `convolve` computes, for all tiles and frequencies at once."""
+    padded = torch.cat([x, x.new_zeros(1, *x.shape[1:])])
+    aggregated = []
+    for channels, directions, embedding in zip(
+        layout.channels, layout.directions, operands.embeddings, strict=True
+    ):
+        box = padded[:, directions[:, None], channels][tiles.source]  # (B, places, Q_i, C_i)
+        spectrum = _transform(box.movedim(1, -1), tiles)
+        product = torch.einsum("bqcf,qko->bfcko", spectrum, embedding.to(spectrum.dtype))
+        aggregated.append(product.flatten(2, 3))
+    totals = []
+    for s, run in enumerate(layout.runs):
+        terms = []
+        for coefficients, a in zip(operands.coefficients, aggregated, strict=True):
+            even, odd = (
+                torch.einsum("fp,pdc->fdc", operands.transfer[:, half], coefficients[s][half])
+                for half in (slice(0, layout.n_even), slice(layout.n_even, None))
+            )
+            terms.append(torch.einsum("fdc,bfco->bodf", torch.complex(even, -odd), a[..., run]))
+        totals.append(torch.stack(terms).sum(dim=0))
+    result = _transform_back(torch.cat(totals, dim=1), tiles).movedim(-1, 1).flatten(0, 1)
+    n_places = prod(tiles.shape)
+    places = torch.cat([b * n_places + at for b, at in enumerate(tiles.places)])
+    rows = result[places[torch.cat(tiles.voxels).argsort()]]
+    return rows[:, layout.order.argsort()]
 
 
 def bytes_per_place(x: Tensor, n_out: int, dim_out: int) -> int:
@@ -327,11 +359,18 @@ class _Convolution(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         layout, tiles, budget = ctx.layout, ctx.tiles, ctx.budget
         x, *flat = ctx.saved_tensors
         operands = Operands.unpack(flat)
+        if higher_derivatives():
+            found = gradients_of_twin(
+                lambda: convolve_twin(x, operands, layout, tiles),
+                (x, *flat),
+                ctx.needs_input_grad[3:],
+                grad,
+            )
+            return None, None, None, *found
         stages = _Stages(operands, layout)
         needs_x, *needs = ctx.needs_input_grad[3:]
         grad_x = torch.zeros_like(x)

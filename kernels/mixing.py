@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tripq.kernels.launch import runs_in_triton
+from tripq.kernels.launch import higher_derivatives, needs_twin, runs_in_triton
 
 
 def mix(a: Tensor, w: Tensor) -> Tensor:
@@ -45,7 +45,8 @@ def mix(a: Tensor, w: Tensor) -> Tensor:
     dtype = torch.promote_types(a.dtype, w.dtype)
     if torch.is_autocast_enabled(a.device.type) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(a.device.type)
-    result: Tensor = _mix(a.to(dtype), w.to(dtype))
+    operator = mix_twin if needs_twin() else _mix
+    result: Tensor = operator(a.to(dtype), w.to(dtype))
     return result
 
 
@@ -114,8 +115,11 @@ def _keep_inputs(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> Non
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
     a, w = ctx.saved_tensors
-    grad_a = _mix_grad_a(grad, w) if ctx.needs_input_grad[0] else None
-    grad_w = _mix_grad_w(grad, a) if ctx.needs_input_grad[1] else None
+    for_a, for_w = _mix_grad_a, _mix_grad_w
+    if higher_derivatives():
+        for_a, for_w = mix_grad_a_twin, mix_grad_w_twin
+    grad_a = for_a(grad, w) if ctx.needs_input_grad[0] else None
+    grad_w = for_w(grad, a) if ctx.needs_input_grad[1] else None
     return grad_a, grad_w
 
 

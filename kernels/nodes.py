@@ -29,7 +29,13 @@ from e3nn import o3
 from torch import Tensor
 
 from tripq.harmonics import spherical_harmonics
-from tripq.kernels.launch import accumulation_dtype, runs_in_triton
+from tripq.kernels.launch import (
+    accumulation_dtype,
+    gradients_of_twin,
+    higher_derivatives,
+    needs_twin,
+    runs_in_triton,
+)
 from tripq.recoupling import clebsch_gordan
 
 # Numbers that the twin holds of a chunk of edges.
@@ -274,7 +280,12 @@ def aggregate_nodes(
         harmonics = harmonics_p[:, term.l_p**2 : (term.l_p + 1) ** 2]
         geometry = [harmonics, p_offsets, q_out, q_in]
         orders = [term.l_p, term.l_q, (part.shape[2] - 1) // 2, term.l_1, term.l_out]
-        sums.append(_node_sum(part, phi_p, phi_q, geometry, walk, orders, flat_signs, joint))
+        constants = geometry, walk, orders, flat_signs, joint
+        if needs_twin():
+            with torch.autocast(part.device.type, enabled=False):
+                sums.append(sum_over_edges(part, phi_p, phi_q, *_constants(*constants)))
+        else:
+            sums.append(_node_sum(part, phi_p, phi_q, *constants))
     return sums
 
 
@@ -292,7 +303,7 @@ def sum_over_edges(
         message = _messages(x, geometry, part, coupling)
         a, b = phi_p[part.type].to(total), phi_q[part.src].to(total)
         sums = torch.einsum("e,ea,eb,eco->ecabo", part.weight, a, b, message)
-        total.index_add_(0, part.dst, sums)
+        total = total.index_add(0, part.dst, sums)
     return total.to(x.dtype)
 
 
@@ -501,6 +512,15 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, phi_p, phi_q, *constants = ctx.saved_tensors
     n = len(Geometry._fields)
     same = constants[:n], constants[n:], *ctx.coupling
+    nothing = [None] * n, [None] * (len(constants) - n), None, None, None
+    if higher_derivatives():
+        found = gradients_of_twin(
+            lambda: sum_over_edges(x, phi_p, phi_q, *_constants(*same)),
+            (x, phi_p, phi_q),
+            ctx.needs_input_grad[:3],
+            grad,
+        )
+        return *found, *nothing
     grad_x = grad_p = grad_q = None
     if ctx.needs_input_grad[0]:
         grad_x = _gradient_for_features(grad, phi_p, phi_q, *same)
@@ -508,7 +528,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         grad_p = _gradient_for_radial(grad, x, phi_p, phi_q, *same, True)
     if ctx.needs_input_grad[2]:
         grad_q = _gradient_for_radial(grad, x, phi_p, phi_q, *same, False)
-    nothing = [None] * n, [None] * (len(constants) - n), None, None, None
     return grad_x, grad_p, grad_q, *nothing
 
 

@@ -5,7 +5,8 @@ For features z of shape (V, N, R) and matrices m of shape (T, R, M),
     out[v] = sum over edges e with dst[e] = v of z[src[e]] @ m[type[e]],        (V, N, M).
 
 Every output voxel sums over its own edges (no atomics), and nothing of the size of the edges times
-the features is kept for the backward pass, which walks the transposed edges.
+the features is kept for the backward pass, which walks the transposed edges.  The twins say what is
+computed, and have all derivatives that the backward pass has not.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from tripq.kernels.launch import DEFAULT_BUDGET
+from tripq.kernels.launch import (
+    DEFAULT_BUDGET,
+    gradients_of_twin,
+    higher_derivatives,
+    needs_twin,
+)
 
 # Bytes of gathered features: they stay in the cache of one core.
 _CACHED = 1 << 22
@@ -44,6 +49,8 @@ def aggregate_on_grid(
     -------
     Tensor of shape (V, N, M)
     """
+    if needs_twin():
+        return grid_twin(z, m, table)
     result: Tensor = _GridAggregation.apply(z, m, table, transposed, budget)  # type: ignore[no-untyped-call]
     return result
 
@@ -52,8 +59,22 @@ def aggregate_on_edges(
     z: Tensor, m: Tensor, dst: Tensor, src: Tensor, type_: Tensor, budget: int = DEFAULT_BUDGET
 ) -> Tensor:
     """The p-stage over a list of edges (E,), for irregular points; else as `aggregate_on_grid`."""
+    if needs_twin():
+        return edges_twin(z, m, dst, src, type_)
     result: Tensor = _EdgeAggregation.apply(z, m, dst, src, type_, budget)  # type: ignore[no-untyped-call]
     return result
+
+
+def grid_twin(z: Tensor, m: Tensor, table: Tensor) -> Tensor:
+    """What `aggregate_on_grid` computes."""
+    padded = torch.cat([z, z.new_zeros(1, *z.shape[1:])])
+    return torch.einsum("vtnr,trm->vnm", padded[table], m)
+
+
+def edges_twin(z: Tensor, m: Tensor, dst: Tensor, src: Tensor, type_: Tensor) -> Tensor:
+    """What `aggregate_on_edges` computes."""
+    zeros = z.new_zeros(z.shape[0], z.shape[1], m.shape[2])
+    return zeros.index_add(0, dst, z[src] @ m[type_])
 
 
 class _GridAggregation(torch.autograd.Function):
@@ -66,9 +87,12 @@ class _GridAggregation(torch.autograd.Function):
         return _grid(z, m, table, budget)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         z, m, table, transposed = ctx.saved_tensors
+        if higher_derivatives():
+            needed = ctx.needs_input_grad[:2]
+            found = gradients_of_twin(lambda: grid_twin(z, m, table), (z, m), needed, grad)
+            return *found, None, None, None
         grad_z = grad_m = None
         if ctx.needs_input_grad[0]:
             grad_z = _grid(grad, m.transpose(1, 2), transposed, ctx.budget)
@@ -153,9 +177,13 @@ class _EdgeAggregation(torch.autograd.Function):
         return _edges(z, m, dst, src, type_, budget)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        z, m, dst, src, type_ = ctx.saved_tensors
+        z, m, *edges = ctx.saved_tensors
+        if higher_derivatives():
+            needed = ctx.needs_input_grad[:2]
+            found = gradients_of_twin(lambda: edges_twin(z, m, *edges), (z, m), needed, grad)
+            return *found, None, None, None, None
+        dst, src, type_ = edges
         grad_z = grad_m = None
         if ctx.needs_input_grad[0]:
             grad_z = _edges(grad, m.transpose(1, 2), src, dst, type_, ctx.budget)

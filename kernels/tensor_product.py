@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tripq.adjacency import Adjacency, Csr
-from tripq.kernels.launch import accumulation_dtype, runs_in_triton
+from tripq.kernels.launch import accumulation_dtype, needs_twin, runs_in_triton
 from tripq.recoupling import clebsch_gordan
 
 
@@ -98,10 +98,7 @@ def expand(
     if not couplings:
         return [small[0].new_zeros(n_out, 0, 2 * l + 1, lanes) for l in orders]
     lists = [*_tensors(edges.by_output), *_tensors(edges.by_input), *edges.by_type]
-    result: list[Tensor] = _expand(
-        small, phi, harmonics, lists, _flat(couplings), list(orders), False
-    )
-    return result
+    return _expanded(small, phi, harmonics, lists, _flat(couplings), list(orders), False)
 
 
 def contract(
@@ -144,10 +141,7 @@ def contract(
     by_type, inputs, outs = edges.by_type
     lists = [*_tensors(edges.by_input), *_tensors(edges.by_output), by_type, outs, inputs]
     flat_outputs = [n for group in outputs for n in group]
-    result: list[Tensor] = _contract(
-        big, phi, harmonics, lists, _flat(couplings), flat_outputs, True
-    )
-    return result
+    return _contracted(big, phi, harmonics, lists, _flat(couplings), flat_outputs, True)
 
 
 # -- the three operators -------------------------------------------------------------------------
@@ -213,6 +207,59 @@ def _correlate(
         return correlate_twin(*args)
 
 
+def _expanded(
+    small: Sequence[Tensor],
+    phi: Tensor,
+    harmonics: Tensor,
+    edges: Sequence[Tensor],
+    couplings: Sequence[int],
+    orders: Sequence[int],
+    to_small: bool,
+) -> list[Tensor]:
+    """`_expand`, or its twin where an operator has not the derivatives."""
+    if needs_twin():
+        with torch.autocast(phi.device.type, enabled=False):
+            return expand_twin(small, phi, harmonics, edges, _unflat(couplings), orders, to_small)
+    result: list[Tensor] = _expand(small, phi, harmonics, edges, couplings, orders, to_small)
+    return result
+
+
+def _contracted(
+    big: Sequence[Tensor],
+    phi: Tensor,
+    harmonics: Tensor,
+    edges: Sequence[Tensor],
+    couplings: Sequence[int],
+    groups: Sequence[int],
+    to_small: bool,
+) -> list[Tensor]:
+    """`_contract`, likewise."""
+    if needs_twin():
+        args = big, phi, harmonics, edges, _unflat(couplings), _pairs(groups), to_small
+        with torch.autocast(phi.device.type, enabled=False):
+            return contract_twin(*args)
+    result: list[Tensor] = _contract(big, phi, harmonics, edges, couplings, groups, to_small)
+    return result
+
+
+def _correlated(
+    small: Sequence[Tensor],
+    big: Sequence[Tensor],
+    harmonics: Tensor,
+    edges: Sequence[Tensor],
+    couplings: Sequence[int],
+    n_radial: int,
+    to_small: bool,
+) -> Tensor:
+    """`_correlate`, likewise."""
+    if needs_twin():
+        args = small, big, harmonics, edges, _unflat(couplings), n_radial, to_small
+        with torch.autocast(harmonics.device.type, enabled=False):
+            return correlate_twin(*args)
+    result: Tensor = _correlate(small, big, harmonics, edges, couplings, n_radial, to_small)
+    return result
+
+
 # -- what they compute ---------------------------------------------------------------------------
 
 
@@ -229,13 +276,14 @@ def expand_twin(
     starts, s, t = edges[:3]
     d = _ends(starts)
     big = empty_big(small, phi, edges, couplings, orders)
-    total = [torch.zeros_like(x, dtype=phi.dtype) for x in big]
-    for c in couplings:
+    blocks: list[list[Tensor]] = [[x[:, :0].to(phi.dtype)] for x in big]
+    for c in sorted(couplings, key=lambda c: c.first):
         x = small[c.small][s].to(phi.dtype)
         angular = _angular(harmonics, c.l, (x.shape[1] - 1) // 2, orders[c.big], to_small)
         block = torch.einsum("ek,egj,egci->ekcji", phi[t], angular[t], x).flatten(1, 2)
-        total[c.big][:, c.first : c.first + block.shape[1]].index_add_(0, d, block)
-    return [x.to(small[0].dtype) for x in total]
+        zeros = block.new_zeros(len(big[c.big]), *block.shape[1:])
+        blocks[c.big].append(zeros.index_add(0, d, block))
+    return [torch.cat(rows, dim=1).to(small[0].dtype) for rows in blocks]
 
 
 def contract_twin(
@@ -258,7 +306,8 @@ def contract_twin(
         angular = _angular(harmonics, c.l, l_small, l_big, to_small)
         block = big[c.big][:, c.first : c.first + phi.shape[1] * mul]
         x = block[d].to(phi.dtype).unflatten(1, (phi.shape[1], mul))
-        total[c.small].index_add_(0, s, torch.einsum("ekcji,ek,egj->egci", x, phi[t], angular[t]))
+        block = torch.einsum("ekcji,ek,egj->egci", x, phi[t], angular[t])
+        total[c.small] = total[c.small].index_add(0, s, block)
     return [x.to(big[0].dtype) for x in total]
 
 
@@ -281,7 +330,7 @@ def correlate_twin(
         angular = _angular(harmonics, c.l, l_small, l_big, to_small)
         block = big[c.big][:, c.first : c.first + n_radial * x.shape[2]]
         y = block[d].to(total.dtype).unflatten(1, (n_radial, x.shape[2]))
-        total.index_add_(0, t, torch.einsum("egj,egci,ekcji->ek", angular[t], x, y))
+        total = total.index_add(0, t, torch.einsum("egj,egci,ekcji->ek", angular[t], x, y))
     return total
 
 
@@ -381,11 +430,11 @@ def _backward_expand(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
     grad_phi = None
     grad_small = [None] * (len(ctx.groups) // 2)
     if any(ctx.needs_input_grad[0]):
-        grad_small = _contract(
+        grad_small = _contracted(
             grads, phi, harmonics, edges, ctx.couplings, ctx.groups, ctx.to_small
         )
     if ctx.needs_input_grad[1]:
-        grad_phi = _correlate(
+        grad_phi = _correlated(
             small, grads, harmonics, edges, ctx.couplings, phi.shape[1], ctx.to_small
         )
     return grad_small, grad_phi, None, [None] * 9, None, None, None
@@ -404,9 +453,9 @@ def _backward_contract(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
     grad_phi = None
     grad_big = [None] * len(ctx.orders)
     if any(ctx.needs_input_grad[0]):
-        grad_big = _expand(grads, phi, harmonics, edges, ctx.couplings, ctx.orders, ctx.to_small)
+        grad_big = _expanded(grads, phi, harmonics, edges, ctx.couplings, ctx.orders, ctx.to_small)
     if ctx.needs_input_grad[1]:
-        grad_phi = _correlate(
+        grad_phi = _correlated(
             grads, big, harmonics, edges, ctx.couplings, phi.shape[1], ctx.to_small
         )
     return grad_big, grad_phi, None, [None] * 9, None, None, None
@@ -427,9 +476,9 @@ def _backward_correlate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     grad_small: Sequence[Tensor | None] = [None] * len(small)
     grad_big: Sequence[Tensor | None] = [None] * len(big)
     if any(ctx.needs_input_grad[0]):
-        grad_small = _contract(big, grad, harmonics, edges, ctx.couplings, groups, ctx.to_small)
+        grad_small = _contracted(big, grad, harmonics, edges, ctx.couplings, groups, ctx.to_small)
     if any(ctx.needs_input_grad[1]):
-        grad_big = _expand(small, grad, harmonics, edges, ctx.couplings, orders, ctx.to_small)
+        grad_big = _expanded(small, grad, harmonics, edges, ctx.couplings, orders, ctx.to_small)
     return grad_small, grad_big, None, [None] * 9, None, None, None
 
 

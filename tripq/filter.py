@@ -215,7 +215,7 @@ class PQFilter(nn.Module):
         phi_p = self.phi_p(p_offset.norm(dim=-1))
         phi_q_out = self.phi_q_out(q_out.norm(dim=-1))
         phi_q_in = self.phi_q_in(q_in.norm(dim=-1))
-        result = p_offset.new_zeros(*shape, self.dim_out, self.dim_in)
+        result = p_offset.new_zeros(*shape, self.dim_out * self.dim_in)
         for path, weight in self.path_weights():
             if path.filter == "diff":
                 angular = inner[path.l_filter]
@@ -229,9 +229,9 @@ class PQFilter(nn.Module):
             scale = torch.einsum("uvabc,...a,...b,...c->...uv", weight, phi_p, phi_q_out, phi_q_in)
             block = torch.einsum("...uv,...oi->...uovi", scale, tensor).flatten(-4, -3).flatten(-2)
             i, o = self.channels_of(path)
-            rows, columns = self.index_out(o)[:, None], self.index_in(i)
-            result[..., rows, columns] = result[..., rows, columns] + block
-        return result
+            place = self.index_out(o)[:, None] * self.dim_in + self.index_in(i)
+            result = result.index_add(-1, place.flatten(), block.flatten(-2))
+        return result.unflatten(-1, (self.dim_out, self.dim_in))
 
     # -- small things --------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from tripq.adjacency import Adjacency
@@ -163,8 +163,7 @@ class PEdges:
 
     def within(self, radius: float) -> PEdges:
         """The edges shorter than `radius` mm."""
-        lengths = self.offsets.detach().norm(dim=-1).cpu().numpy()
-        keep = torch.from_numpy(closer_than(lengths, radius)).to(self.offsets.device)
+        keep = closer_than(self.offsets.detach().norm(dim=-1), radius)
         if bool(keep.all()):
             return self
         if self.table is not None and self.steps is not None and self.grid is not None:
@@ -324,9 +323,7 @@ class ScanGraph:
             return replace(self, radius=radius)
         q = self.q
         if isinstance(q, NodeSpace):
-            lengths = self.edges.offsets.detach().norm(dim=-1).cpu().numpy()
-            keep = torch.from_numpy(closer_than(lengths, radius)).to(self.p.device)
-            keep = keep[self.edges.type]
+            keep = closer_than(self.edges.offsets.detach().norm(dim=-1), radius)[self.edges.type]
             q = replace(
                 q,
                 edges=_nodes_on(q.edges, keep),
@@ -794,17 +791,20 @@ def _pairs(q_edges: ArrayLike | Tensor, n_out: int, n_in: int) -> Tensor:
 def _point_edges(points: Tensor, radius: float) -> PEdges:
     dst, src = (
         torch.from_numpy(index)
-        for index in point_neighbours(points.detach().numpy(), _checked_radius(radius))
+        for index in point_neighbours(_numbers(points), _checked_radius(radius))
     )
     offsets = points[dst] - points[src]
     return PEdges.listed(len(points), offsets, dst, src, torch.arange(len(dst)))
 
 
+def _numbers(points: Tensor) -> NDArray[np.float64]:
+    """Coordinates as an array; inside `torch.func`, too, whose tensors share no memory."""
+    return np.array(points.detach().tolist()).reshape(points.shape)
+
+
 def _unique_rows(points: Tensor) -> tuple[Tensor, Tensor]:
     """Distinct rows in order of appearance, and the number of each row among them."""
-    _, first, inverse = np.unique(
-        points.detach().numpy(), axis=0, return_index=True, return_inverse=True
-    )
+    _, first, inverse = np.unique(_numbers(points), axis=0, return_index=True, return_inverse=True)
     appearance = np.argsort(first, kind="stable")
     rank = np.empty_like(appearance)
     rank[appearance] = np.arange(len(appearance))

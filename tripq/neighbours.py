@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any, overload
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
+from torch import Tensor
 
 #: Coordinates come from float32 headers, so a distance is known to about this share of itself.
 #: A neighbour at the radius, to within it, is not closer than the radius: were ties left to the
@@ -16,7 +19,15 @@ RELATIVE_TIE = 1e-5
 MAX_OFFSETS = 10**6
 
 
-def closer_than(lengths: NDArray[np.float64], radius: float) -> NDArray[np.bool_]:
+@overload
+def closer_than(lengths: NDArray[np.float64], radius: float) -> NDArray[np.bool_]: ...
+
+
+@overload
+def closer_than(lengths: Tensor, radius: float) -> Tensor: ...
+
+
+def closer_than(lengths: Any, radius: float) -> Any:
     """Whether each length is below `radius`; ties are not, a length of 0 always is.
 
     Examples

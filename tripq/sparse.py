@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tripq.kept import kept_with_owner
+from tripq.kernels.launch import needs_twin
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,7 @@ class SparseMatrix:
 
     def times(self, x: Tensor) -> Tensor:
         """The product with a vector (columns,), whose dtype and device it takes: (rows,)."""
-        product: Tensor = _Product.apply(self, x)
+        product: Tensor = self.by_row(x) if needs_twin() else _Product.apply(self, x)
         return product
 
 
@@ -76,11 +77,6 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         return None, ctx.matrix.transposed.times(grad)
-
-    @staticmethod
-    def jvp(ctx: Any, _: None, tangent: Tensor) -> Tensor:
-        product: Tensor = ctx.matrix.times(tangent)
-        return product
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +124,7 @@ class Gather:
         product = x.new_zeros(self.size)
         for rows, index, factor in _placed(self, x.device, x.dtype):
             terms = x.index_select(0, index).view(factor.shape) * factor
-            product.index_copy_(0, rows, terms.sum(dim=1))
+            product = product.index_copy(0, rows, terms.sum(dim=1))
         return product
 
 

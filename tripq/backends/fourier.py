@@ -25,6 +25,7 @@ from tripq.filter import PQFilter
 from tripq.graph import Grid, NodeSpace, PEdges, QSpace
 from tripq.kept import kept_with_owner
 from tripq.kernels.fourier import Layout, Operands, Tiles, bytes_per_place, convolve
+from tripq.kernels.launch import needs_twin
 from tripq.radial import ConstantFunction, RadialFunctions
 from tripq.sparse import SparseMatrix
 
@@ -90,7 +91,8 @@ class _Shells:
     """Radial functions of |q|, in the basis that is cheapest for a gradient table.
 
     On a few shells that is the functions' values on each of them, and all else is done for a shell
-    at a time; else it is the functions themselves.
+    at a time; else it is the functions themselves.  So too where the q-vectors have derivatives:
+    the directions of a shell have one value, but each a slope of its own.
 
     Attributes
     ----------
@@ -115,7 +117,8 @@ class _Shells:
         lengths, order = q.norm(dim=-1).sort(stable=True)
         first = lengths.diff(prepend=lengths[:1] - 1) > _SAME_LENGTH * lengths[-1:]
         counts = first.cumsum(0).sub(1).bincount().tolist()
-        if len(counts) > most or phi.number == 1:
+        differentiated = q.requires_grad or needs_twin()
+        if len(counts) > most or phi.number == 1 or differentiated:
             identity = torch.eye(phi.number, dtype=like.dtype, device=q.device)
             values = phi(q.norm(dim=-1).to(like.dtype))
             return cls((torch.arange(len(q), device=q.device),), identity[None], values)

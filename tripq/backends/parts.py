@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from tripq.kernels.launch import needs_twin
+
 Result = TypeVar("Result")
 
 
@@ -20,10 +22,29 @@ def parts_of(number: int, size: int, x: Tensor, budget: int) -> tuple[Tensor, ..
     return torch.arange(number, device=x.device).split(step)
 
 
-def recomputed(function: Callable[..., Result], *args: Tensor | int) -> Result:
-    """Evaluate a part so that the backward pass recomputes it instead of keeping it."""
+def recomputed(function: Callable[..., Result], *args: Tensor) -> Result:
+    """Evaluate a part so that the backward pass recomputes it instead of keeping it.
+
+    In forward mode and in `torch.func` it is kept: they know of no second evaluation.
+
+    Raises
+    ------
+    RuntimeError
+        In the backward pass, if forward mode has begun since: what is recomputed would differ.
+    """
+    if needs_twin():
+        return function(*args)
+
+    def as_before(*args: Tensor) -> Result:
+        if needs_twin():
+            raise RuntimeError(
+                "this backward pass computes parts of a layer again, in forward-mode AD, which had "
+                "not begun when the layer was evaluated: evaluate the layer inside dual_level() too"
+            )
+        return function(*args)
+
     # Nothing is drawn at random, and the state of a generator cannot be traced.
-    result: Result = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+    result: Result = checkpoint(as_before, *args, use_reentrant=False, preserve_rng_state=False)
     return result
 
 

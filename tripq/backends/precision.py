@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from tripq.filter import PQFilter
 from tripq.graph import NodeSpace, PEdges, QSpace
+from tripq.kernels.launch import needs_twin
 
 Evaluate = Callable[[Tensor, PEdges, QSpace | NodeSpace, PQFilter, int], Tensor]
 
@@ -46,6 +47,9 @@ def convolve(volume: Tensor, weight: Tensor, padding: list[int]) -> Tensor:
     if torch.is_autocast_enabled("cuda") and volume.dtype != torch.float64:
         dtype = torch.get_autocast_dtype("cuda")
         volume, weight = volume.to(dtype), weight.to(dtype)
+    if needs_twin():
+        with _as_matrix_products():
+            return functional.conv3d(volume, weight, padding=padding)
     result: Tensor = _Convolution.apply(volume, weight, padding)
     return result
 

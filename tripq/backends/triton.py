@@ -17,6 +17,8 @@ On a CPU the operators run as their plain torch twins: for tests, not for speed.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -180,7 +182,7 @@ def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter, budg
     if step >= len(q_out):
         return part(0, len(q_out), *features)
     parts = [
-        recomputed(part, start, min(start + step, len(q_out)), *features)
+        recomputed(partial(part, start, min(start + step, len(q_out))), *features)
         for start in range(0, len(q_out), step)
     ]
     return torch.cat(parts)
