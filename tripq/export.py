@@ -154,7 +154,7 @@ class _FixedLayer(nn.Module):
 
 def _kernel(filter: DenseFilter) -> Tensor:
     """(T, Q_in dim_in, dim_out)."""
-    weight = filter.weight(filter.coefficients(), torch.zeros(1, dtype=torch.int64))
+    weight = filter.weight(filter.coefficients(), slice(0, 1))
     middle = torch.tensor(filter.cells) // 2
     x, y, z = (middle - filter.steps).unbind(1)  # a convolution looks at p_in - p_out
     return weight[..., x, y, z].permute(2, 1, 0).contiguous()

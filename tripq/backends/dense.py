@@ -54,10 +54,10 @@ def evaluate(
     builder = DenseFilter(filter, edges.offsets.to(x.dtype), edges.steps, edges.margin, q)
     coefficients = builder.coefficients()
 
-    def convolved(directions: Tensor, volume: Tensor, coefficients: Tensor) -> Tensor:
-        weight = builder.weight(coefficients, directions)
+    def convolved(part: slice, volume: Tensor, coefficients: Tensor) -> Tensor:
+        weight = builder.weight(coefficients, part)
         result = convolve(volume, weight, [n // 2 for n in builder.cells])
-        return _from_volume(result, position).unflatten(1, (len(directions), -1))
+        return _from_volume(result, position).unflatten(1, (part.stop - part.start, -1))
 
     # Parts are built again in the backward pass: all filters together are what does not fit.
     size = builder.numbers_per_direction
@@ -110,17 +110,17 @@ class DenseFilter:
         return flat.view(_shape(self.filter))
 
     @record_function("tripq: filter")
-    def weight(self, coefficients: Tensor, directions: Tensor) -> Tensor:
+    def weight(self, coefficients: Tensor, part: slice) -> Tensor:
         """The filter for some output directions, (Q dim_out, Q_in dim_in, *cells), for conv3d."""
         filter = self.filter
-        q = replace(self.q, q_out=self.q.q_out[directions], weights=self.q.weights[directions])
+        q = replace(self.q, q_out=self.q.q_out[part], weights=self.q.weights[part])
         phi = filter.phi_q_out(q.q_out.to(coefficients.dtype).norm(dim=-1))
         mixed = torch.einsum("ck,kubvp->cubvp", phi, coefficients)
         if filter.kind == "diff":
             filled = self._on_joint_offsets(mixed, q)
         else:
             filled = self._on_separate_offsets(mixed, q)
-        n_out, n_in = len(directions) * filter.dim_out, len(q.q_in) * filter.dim_in
+        n_out, n_in = len(q.q_out) * filter.dim_out, len(q.q_in) * filter.dim_in
         return filled.reshape(n_out, n_in, *self.cells)
 
     def _on_separate_offsets(self, mixed: Tensor, q: QSpace) -> Tensor:
