@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -230,6 +231,48 @@ class Layout:
     n_even: int
 
 
+@dataclass(frozen=True)
+class _Packed:
+    """Layout and tiles as the operators take them."""
+
+    channels: tuple[Tensor, ...]
+    directions: tuple[Tensor, ...]
+    voxels: tuple[Tensor, ...]
+    places: tuple[Tensor, ...]
+    tensors: tuple[Tensor, Tensor]  # order, source
+    sizes: tuple[int, ...]  # n_even, the shape of a tile, where the runs end
+
+    @classmethod
+    def of(cls, layout: Layout, tiles: Tiles) -> _Packed:
+        ends = [run.stop for run in layout.runs]
+        return cls(
+            layout.channels,
+            layout.directions,
+            tiles.voxels,
+            tiles.places,
+            (layout.order, tiles.source),
+            (layout.n_even, *tiles.shape, *ends),
+        )
+
+    def args(self) -> tuple[list[Tensor] | list[int], ...]:
+        lists = self.channels, self.directions, self.voxels, self.places, self.tensors, self.sizes
+        return tuple(list(part) for part in lists)  # type: ignore[return-value]
+
+    @staticmethod
+    def unpack(
+        channels: Sequence[Tensor],
+        directions: Sequence[Tensor],
+        voxels: Sequence[Tensor],
+        places: Sequence[Tensor],
+        tensors: Sequence[Tensor],
+        sizes: Sequence[int],
+    ) -> tuple[Layout, Tiles]:
+        (order, source), (n_even, x, y, z, *ends) = tensors, sizes
+        runs = tuple(slice(*run) for run in pairwise([0, *ends]))
+        layout = Layout(tuple(channels), tuple(directions), runs, order, n_even)
+        return layout, Tiles((x, y, z), source, tuple(voxels), tuple(places))
+
+
 @dataclass(frozen=True, eq=False)
 class Operands:
     """The tensors of a layer.
@@ -335,28 +378,7 @@ class _Convolution(torch.autograd.Function):
     ) -> Tensor:
         ctx.layout, ctx.tiles, ctx.budget = layout, tiles, budget
         ctx.save_for_backward(x, *flat)
-        operands = Operands.unpack(flat)
-        stages = _Stages(operands, layout)
-        n_out, dim_out = operands.n_out, operands.dim_out
-        out = x.new_empty(x.shape[0], n_out, dim_out)
-        for group in tiles.groups(bytes_per_place(x, n_out, dim_out), budget):
-            n_tiles = len(group.voxels)
-            spectra = _spectra(x, layout, group)
-            total = spectra[0].new_empty(n_tiles, n_out, dim_out, len(operands.transfer))
-            for part in stages.chunks(n_tiles, budget):
-                rows = stages.rows(spectra, part)
-                for s, run in enumerate(layout.runs):
-                    mixed = stages.mixed(n_tiles, part, run).zero_()
-                    for i in range(len(rows)):
-                        aggregated = stages.aggregate(i, s, rows[i])
-                        joined = stages.join(i, s, part)
-                        with record_function("tripq: p-aggregation"):
-                            for m, a in zip(mixed, aggregated, strict=True):
-                                m.baddbmm_(joined, a)
-                    _combine(mixed, total[:, run, :, part])
-            del spectra
-            _write(total, out, layout, group)
-        return out
+        return _forward(x, flat, *_Packed.of(layout, tiles).args(), budget)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -371,47 +393,118 @@ class _Convolution(torch.autograd.Function):
                 grad,
             )
             return None, None, None, *found
-        stages = _Stages(operands, layout)
-        needs_x, *needs = ctx.needs_input_grad[3:]
-        grad_x = torch.zeros_like(x)
-        grads = Operands.unpack([t.new_zeros(t.shape) for t in flat])  # contiguous: filled by views
-        needed = Operands.unpack(needs)
-        weights = tiles.weights(x)[:, None]
-        for group in tiles.groups(bytes_per_place(x, operands.n_out, operands.dim_out), budget):
-            n_tiles = len(group.voxels)
-            spectra = _spectra(x, layout, group)
-            total = _read(grad, layout, group)
-            for part in stages.chunks(n_tiles, budget):
-                rows = stages.rows(spectra, part)
-                grad_rows = stages.grad_rows(rows)
-                for s, run in enumerate(layout.runs):
-                    mixed = _split(total[:, run, :, part], stages.mixed(n_tiles, part, run))
-                    for i in range(len(rows)):
-                        aggregated = stages.aggregate(i, s, rows[i])
-                        if needed.coefficients[i] or needed.transfer:
-                            joined = stages.correlate(mixed, aggregated)
-                            joined.mul_(weights[part, :, None])
-                            stages.join_back(i, s, part, joined, grads, needed)
-                        joined = stages.join(i, s, part)
-                        # The gradient takes the place of what it is the gradient of.
-                        with record_function("tripq: p-aggregation"):
-                            for m, a in zip(mixed, aggregated, strict=True):
-                                torch.bmm(joined.transpose(1, 2), m, out=a)
-                        if needed.embeddings[i]:
-                            weighted = rows[i] * weights[part, :, None]
-                            target = grads.embeddings[i][..., run]
-                            product = weighted.flatten(0, 2).T @ aggregated.view(
-                                -1, target[0].numel()
-                            )
-                            target += product.view_as(target)
-                        stages.aggregate_back(i, s, aggregated, grad_rows[i])
-                for spectrum, values in zip(spectra, grad_rows, strict=True):
-                    parts = _parts(spectrum, part)
-                    parts.copy_(values.view(parts.shape))
-            if needs_x:
-                _add(spectra, grad_x, layout, group)
-        result = zip((grad_x, *grads.pack()), (needs_x, *needs), strict=True)
-        return None, None, None, *(g if n else None for g, n in result)
+        needs = ctx.needs_input_grad[3:]
+        packed = _Packed.of(layout, tiles).args()
+        found = _backward(grad, x, flat, *packed, needs, budget)
+        return None, None, None, *(g if n else None for g, n in zip(found, needs, strict=True))
+
+
+# Operators, so that a compiler sees one call each, however many tiles and frequencies there are.
+
+
+@torch.library.custom_op("tripq::fourier", mutates_args=())
+def _forward(
+    x: Tensor,
+    flat: Sequence[Tensor],
+    channels: Sequence[Tensor],
+    directions: Sequence[Tensor],
+    voxels: Sequence[Tensor],
+    places: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    sizes: Sequence[int],
+    budget: int,
+) -> Tensor:
+    layout, tiles = _Packed.unpack(channels, directions, voxels, places, tensors, sizes)
+    operands = Operands.unpack(flat)
+    stages = _Stages(operands, layout)
+    n_out, dim_out = operands.n_out, operands.dim_out
+    out = x.new_empty(x.shape[0], n_out, dim_out)
+    for group in tiles.groups(bytes_per_place(x, n_out, dim_out), budget):
+        n_tiles = len(group.voxels)
+        spectra = _spectra(x, layout, group)
+        total = spectra[0].new_empty(n_tiles, n_out, dim_out, len(operands.transfer))
+        for part in stages.chunks(n_tiles, budget):
+            rows = stages.rows(spectra, part)
+            for s, run in enumerate(layout.runs):
+                mixed = stages.mixed(n_tiles, part, run).zero_()
+                for i in range(len(rows)):
+                    aggregated = stages.aggregate(i, s, rows[i])
+                    joined = stages.join(i, s, part)
+                    with record_function("tripq: p-aggregation"):
+                        for m, a in zip(mixed, aggregated, strict=True):
+                            m.baddbmm_(joined, a)
+                _combine(mixed, total[:, run, :, part])
+        del spectra
+        _write(total, out, layout, group)
+    return out
+
+
+@_forward.register_fake
+def _(x: Tensor, flat: Sequence[Tensor], *args: Any) -> Tensor:
+    operands = Operands.unpack(flat)
+    return x.new_empty(x.shape[0], operands.n_out, operands.dim_out)
+
+
+@torch.library.custom_op("tripq::fourier_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    flat: Sequence[Tensor],
+    channels: Sequence[Tensor],
+    directions: Sequence[Tensor],
+    voxels: Sequence[Tensor],
+    places: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    sizes: Sequence[int],
+    needed: Sequence[bool],
+    budget: int,
+) -> list[Tensor]:
+    """Gradients of `x` and of the operands; of those that are not needed, something."""
+    layout, tiles = _Packed.unpack(channels, directions, voxels, places, tensors, sizes)
+    operands = Operands.unpack(flat)
+    stages = _Stages(operands, layout)
+    needs_x, *needs = needed
+    grad_x = torch.zeros_like(x)
+    grads = Operands.unpack([t.new_zeros(t.shape) for t in flat])  # contiguous: filled by views
+    wanted = Operands.unpack(needs)
+    weights = tiles.weights(x)[:, None]
+    for group in tiles.groups(bytes_per_place(x, operands.n_out, operands.dim_out), budget):
+        n_tiles = len(group.voxels)
+        spectra = _spectra(x, layout, group)
+        total = _read(grad, layout, group)
+        for part in stages.chunks(n_tiles, budget):
+            rows = stages.rows(spectra, part)
+            grad_rows = stages.grad_rows(rows)
+            for s, run in enumerate(layout.runs):
+                mixed = _split(total[:, run, :, part], stages.mixed(n_tiles, part, run))
+                for i in range(len(rows)):
+                    aggregated = stages.aggregate(i, s, rows[i])
+                    if wanted.coefficients[i] or wanted.transfer:
+                        joined = stages.correlate(mixed, aggregated)
+                        joined.mul_(weights[part, :, None])
+                        stages.join_back(i, s, part, joined, grads, wanted)
+                    joined = stages.join(i, s, part)
+                    # The gradient takes the place of what it is the gradient of.
+                    with record_function("tripq: p-aggregation"):
+                        for m, a in zip(mixed, aggregated, strict=True):
+                            torch.bmm(joined.transpose(1, 2), m, out=a)
+                    if wanted.embeddings[i]:
+                        weighted = rows[i] * weights[part, :, None]
+                        target = grads.embeddings[i][..., run]
+                        product = weighted.flatten(0, 2).T @ aggregated.view(-1, target[0].numel())
+                        target += product.view_as(target)
+                    stages.aggregate_back(i, s, aggregated, grad_rows[i])
+            for spectrum, values in zip(spectra, grad_rows, strict=True):
+                parts = _parts(spectrum, part)
+                parts.copy_(values.view(parts.shape))
+        if needs_x:
+            _add(spectra, grad_x, layout, group)
+    return [grad_x, *grads.pack()]
+
+
+@_backward.register_fake
+def _(grad: Tensor, x: Tensor, flat: Sequence[Tensor], *args: Any) -> list[Tensor]:
+    return [t.new_empty(t.shape) for t in (x, *flat)]
 
 
 # -- from voxels to spectra and back -------------------------------------------------------------

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, reduce
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +29,7 @@ from e3nn import o3
 from torch import Tensor
 
 from tripq.harmonics import spherical_harmonics
+from tripq.kept import kept
 from tripq.kernels.launch import (
     accumulation_dtype,
     gradients_of_twin,
@@ -177,7 +178,7 @@ class Coupling(NamedTuple):
     joint: bool
 
 
-@cache
+@kept
 def harmonic_polynomial(l: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """The spherical harmonics of order `l` as polynomials of degree `l` of the unit vector.
 

@@ -105,6 +105,10 @@ class _GridAggregation(torch.autograd.Function):
         return grad_z, grad_m, None, None, None
 
 
+# Operators, so that a compiler sees one call each, however many chunks there are.
+
+
+@torch.library.custom_op("tripq::grid", mutates_args=())
 def _grid(z: Tensor, m: Tensor, table: Tensor, budget: int) -> Tensor:
     """Gather first or multiply first, whichever moves less."""
     n_types, n_in, n_out = m.shape
@@ -113,6 +117,11 @@ def _grid(z: Tensor, m: Tensor, table: Tensor, budget: int) -> Tensor:
     if n_in <= 2 * n_out:
         return _gather_then_multiply(z, m, table, budget)
     return _multiply_then_gather(z, m, table, budget)
+
+
+@_grid.register_fake
+def _(z: Tensor, m: Tensor, table: Tensor, budget: int) -> Tensor:
+    return z.new_empty(z.shape[0], z.shape[1], m.shape[2])
 
 
 def _gather_then_multiply(z: Tensor, m: Tensor, table: Tensor, budget: int) -> Tensor:
@@ -143,6 +152,7 @@ def _multiply_then_gather(z: Tensor, m: Tensor, table: Tensor, budget: int) -> T
     return out
 
 
+@torch.library.custom_op("tripq::grid_correlation", mutates_args=())
 def _grid_correlation(a: Tensor, b: Tensor, table: Tensor, budget: int) -> Tensor:
     """Sum over the edges of each type of a[src]^T b[dst], shape (T, R_a, R_b)."""
     n_types, n_a, n_b = table.shape[1], a.shape[2], b.shape[2]
@@ -150,6 +160,11 @@ def _grid_correlation(a: Tensor, b: Tensor, table: Tensor, budget: int) -> Tenso
     for rows, gathered in _gathered(a, table, budget):
         total.addmm_(gathered.T, b[rows].reshape(-1, n_b))
     return total.view(n_types, n_a, n_b)
+
+
+@_grid_correlation.register_fake
+def _(a: Tensor, b: Tensor, table: Tensor, budget: int) -> Tensor:
+    return a.new_empty(table.shape[1], a.shape[2], b.shape[2])
 
 
 def _gathered(z: Tensor, table: Tensor, budget: int) -> Iterator[tuple[slice, Tensor]]:
@@ -188,18 +203,39 @@ class _EdgeAggregation(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_z = _edges(grad, m.transpose(1, 2), src, dst, type_, ctx.budget)
         if ctx.needs_input_grad[1]:
-            grad_m = torch.zeros_like(m)
-            for part in _edge_chunks(z, m, len(dst), ctx.budget):
-                products = z[src[part]].transpose(1, 2) @ grad[dst[part]]
-                grad_m.index_add_(0, type_[part], products)
+            grad_m = _edge_correlation(z, grad, dst, src, type_, m.shape[0], ctx.budget)
         return grad_z, grad_m, None, None, None, None
 
 
+@torch.library.custom_op("tripq::edges", mutates_args=())
 def _edges(z: Tensor, m: Tensor, dst: Tensor, src: Tensor, type_: Tensor, budget: int) -> Tensor:
     out = z.new_zeros(z.shape[0], z.shape[1], m.shape[2])
     for part in _edge_chunks(z, m, len(dst), budget):
         out.index_add_(0, dst[part], z[src[part]] @ m[type_[part]])
     return out
+
+
+@_edges.register_fake
+def _(z: Tensor, m: Tensor, dst: Tensor, src: Tensor, type_: Tensor, budget: int) -> Tensor:
+    return z.new_empty(z.shape[0], z.shape[1], m.shape[2])
+
+
+@torch.library.custom_op("tripq::edge_correlation", mutates_args=())
+def _edge_correlation(
+    a: Tensor, b: Tensor, dst: Tensor, src: Tensor, type_: Tensor, n_types: int, budget: int
+) -> Tensor:
+    """Sum over the edges of each type of a[src]^T b[dst], shape (T, R_a, R_b)."""
+    total = a.new_zeros(n_types, a.shape[2], b.shape[2])
+    for part in _edge_chunks(a, total, len(dst), budget):
+        total.index_add_(0, type_[part], a[src[part]].transpose(1, 2) @ b[dst[part]])
+    return total
+
+
+@_edge_correlation.register_fake
+def _(
+    a: Tensor, b: Tensor, dst: Tensor, src: Tensor, type_: Tensor, n_types: int, budget: int
+) -> Tensor:
+    return a.new_empty(n_types, a.shape[2], b.shape[2])
 
 
 def _edge_chunks(z: Tensor, m: Tensor, n_edges: int, budget: int) -> Iterator[slice]:

@@ -121,17 +121,18 @@ class _FixedLayer(nn.Module):
     def __init__(self, layer: PQTensorFieldLayer, graph: PQGraph) -> None:
         super().__init__()
         (whole,), (scan,) = graph.scans, graph.within(layer.p_radius).scans
+        edges = scan.edges
         q = QSpace.none(graph.device) if layer.q_in is None else _q_space(graph).reduced
         assert layer.self_interaction is None
         assert whole.edges.steps is not None
-        assert scan.edges.steps is not None
+        assert edges.steps is not None
         places = {tuple(step): i for i, step in enumerate(whole.edges.steps.tolist())}
         #: Where its neighbours stand in the table, which has those of the largest radius.
-        self.columns = [places[tuple(step)] for step in scan.edges.steps.tolist()]
+        self.columns = [places[tuple(step)] for step in edges.steps.tolist()]
         self.kernel: Tensor
         with torch.no_grad():
             kernels = [
-                _kernel(DenseFilter(f, scan.edges.offsets.float(), scan.edges.steps, q))
+                _kernel(DenseFilter(f, edges.offsets.float(), edges.steps, edges.margin, q))
                 for f in layer.filters
                 if isinstance(f, PQFilter)
             ]
@@ -153,7 +154,7 @@ class _FixedLayer(nn.Module):
 
 def _kernel(filter: DenseFilter) -> Tensor:
     """(T, Q_in dim_in, dim_out)."""
-    weight = filter.weight(filter.coefficients(), torch.zeros(1, dtype=torch.int64))
+    weight = filter.weight(filter.coefficients(), slice(0, 1))
     middle = torch.tensor(filter.cells) // 2
     x, y, z = (middle - filter.steps).unbind(1)  # a convolution looks at p_in - p_out
     return weight[..., x, y, z].permute(2, 1, 0).contiguous()

@@ -7,14 +7,13 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tripq.harmonics import spherical_harmonics, unit_vectors
-from tripq.kept import kept_with_owner
+from tripq.kept import kept, kept_with_owner
 from tripq.kernels.embeddings import edge_harmonics
 from tripq.kernels.launch import accumulation_dtype, runs_in_triton
 from tripq.neighbours import grid_offsets
@@ -298,11 +297,10 @@ def _harmonics(orders: set[int], v: Tensor) -> dict[int, Tensor]:
     return {l: together[..., l * l : (l + 1) ** 2] for l in orders}
 
 
-@cache
+@kept
 def positions(index: tuple[int, ...], device: torch.device) -> Tensor:
     """Numbers as a tensor, kept so that a device is not waited for; not to be written to."""
-    with torch.inference_mode(False):  # it may serve a backward pass later
-        return torch.tensor(index, dtype=torch.int64, device=device)
+    return torch.tensor(index, dtype=torch.int64, device=device)
 
 
 def ungrouped(channels: Sequence[Channels], device: torch.device) -> Tensor:
@@ -319,7 +317,6 @@ def coupling_tensor(l_a: int, l_b: int, l_c: int, like: Tensor) -> Tensor:
     return _coupling(l_a, l_b, l_c, like.dtype, like.device)
 
 
-@cache
+@kept
 def _coupling(l_a: int, l_b: int, l_c: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # it is kept, and may serve a backward pass later
-        return torch.tensor(clebsch_gordan(l_a, l_b, l_c), dtype=dtype, device=device)
+    return torch.tensor(clebsch_gordan(l_a, l_b, l_c), dtype=dtype, device=device)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -25,7 +24,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from tripq.adjacency import Adjacency
+from tripq.kept import kept, kept_property, kept_with_owner, ordinary_tensors
 from tripq.neighbours import closer_than, grid_neighbours, grid_offsets, point_neighbours
+from tripq.tracing import constant
 
 QEdges = Literal["full", "shell"]
 
@@ -56,13 +57,9 @@ class Grid:
         shift = torch.tensor([len(self.shapes), 0, 0, 0], device=self.voxels.device)
         return Grid(self.shapes + other.shapes, torch.cat([self.voxels, other.voxels + shift]))
 
-    @cached_property
+    @kept_property
     def cropped(self) -> tuple[tuple[int, int, int, int], Tensor]:
         """Shape (volumes, x, y, z) of the smallest boxes around the voxels, flat places in them."""
-        with torch.inference_mode(False):  # it is kept, and may serve a backward pass later
-            return self._crop()
-
-    def _crop(self) -> tuple[tuple[int, int, int, int], Tensor]:
         low = self.voxels.amin(dim=0)
         n, x, y, z = (self.voxels.amax(dim=0) - low + 1).tolist()
         strides = torch.tensor([x * y * z, y * z, z, 1], device=self.voxels.device)
@@ -110,15 +107,14 @@ class PEdges:
         """Edges one by one, ordered by output voxel."""
         return cls(n_voxels, offsets, torch.stack([dst, src, type_]))
 
-    @cached_property
+    @kept_property
     def edge_list(self) -> Tensor:
         """All edges as `pairs`, on a grid too."""
         if self.pairs is not None:
             return self.pairs
         assert self.table is not None
-        with torch.inference_mode(False):  # it is kept, and may serve a backward pass later
-            dst, type_ = torch.nonzero(self.table < len(self.table), as_tuple=True)
-            return torch.stack([dst, self.table[dst, type_], type_])
+        dst, type_ = torch.nonzero(self.table < len(self.table), as_tuple=True)
+        return torch.stack([dst, self.table[dst, type_], type_])
 
     @property
     def dst(self) -> Tensor:
@@ -135,29 +131,34 @@ class PEdges:
         """Edge type of each edge, shape (E,)."""
         return self.edge_list[2]
 
-    @cached_property
+    @kept_property
     def n_edges(self) -> int:
         """Number of edges; on a grid they need not be listed for it."""
         if self.table is None:
             return self.edge_list.shape[1]
         return int((self.table < len(self.table)).sum())
 
-    @cached_property
+    @kept_property
+    def margin(self) -> tuple[int, int, int]:
+        """How many voxels the longest offset reaches along each axis of a grid."""
+        assert self.steps is not None
+        x, y, z = self.steps.abs().amax(dim=0).tolist()
+        return x, y, z
+
+    @kept_property
     def adjacency(self) -> Adjacency:
         """The edges listed by each end and by type."""
-        with torch.inference_mode(False):  # it is kept, and may serve a backward pass later
-            return Adjacency.build(
-                self.dst, self.src, self.type, self.n_voxels, self.n_voxels, len(self.offsets)
-            )
+        return Adjacency.build(
+            self.dst, self.src, self.type, self.n_voxels, self.n_voxels, len(self.offsets)
+        )
 
-    @cached_property
+    @kept_property
     def transposed_table(self) -> Tensor | None:
         """The output voxel for each (input voxel, type), V where there is none."""
         if self.table is None:
             return None
-        with torch.inference_mode(False):  # it is kept, and may serve a backward pass later
-            transposed = torch.full_like(self.table, len(self.table))
-            transposed[self.src, self.type] = self.dst
+        transposed = torch.full_like(self.table, len(self.table))
+        transposed[self.src, self.type] = self.dst
         return transposed
 
     def within(self, radius: float) -> PEdges:
@@ -205,19 +206,20 @@ class QSpace:
     reduction: Tensor
 
     @classmethod
+    @kept
     def none(cls, device: torch.device) -> QSpace:
         """The q-space of a map without one: a single direction, of length 0."""
         origin = torch.zeros(1, 3, dtype=torch.float64, device=device)
         one = torch.ones(1, 1, dtype=torch.float64, device=device)
         return cls(origin, origin, False, one, one)
 
-    @cached_property
+    @kept_property
     def reduced(self) -> QSpace:
         """The same input, joined to a single output at q = 0."""
         origin = torch.zeros_like(self.q_in[:1])
         return QSpace(self.q_in, origin, True, self.reduction, self.reduction)
 
-    @cached_property
+    @kept_property
     def q_max(self) -> float:
         """The largest |q|."""
         return _longest(torch.cat([self.q_in, self.q_out]))
@@ -262,7 +264,7 @@ class NodeSpace:
     reduction: NodeEdges
     n_voxels: int
 
-    @cached_property
+    @kept_property
     def reduced(self) -> NodeSpace:
         """The same input nodes, joined to one output at q = 0 in every voxel."""
         every_voxel = torch.arange(self.n_voxels, device=self.q.device)
@@ -275,7 +277,7 @@ class NodeSpace:
             edges=self.reduction,
         )
 
-    @cached_property
+    @kept_property
     def q_max(self) -> float:
         """The largest |q|."""
         return _longest(torch.cat([self.q, self.q_out]))
@@ -343,6 +345,7 @@ class ScanGraph:
         return f"ScanGraph({', '.join(parts)}, radius {self.radius:g} mm)"
 
 
+@constant
 class PQGraph:
     """The 6D domain of a layer: (voxel, direction) nodes of one scan or of a batch of scans.
 
@@ -375,9 +378,16 @@ class PQGraph:
             )
         self.scans = tuple(scans)
 
+    # One graph is one constant of a compiled program.
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
     # -- making one ----------------------------------------------------------------------------
 
     @classmethod
+    @ordinary_tensors()
     def from_grid(
         cls,
         mask: ArrayLike,
@@ -446,6 +456,7 @@ class PQGraph:
         return cls((scan,))
 
     @classmethod
+    @ordinary_tensors()
     def from_points(
         cls,
         p: ArrayLike | Tensor,
@@ -467,6 +478,7 @@ class PQGraph:
         return cls((scan,))
 
     @classmethod
+    @ordinary_tensors()
     def from_nodes(
         cls,
         p: ArrayLike | Tensor,
@@ -532,6 +544,7 @@ class PQGraph:
         return cls((ScanGraph(points, float(radius), edges, nodes),))
 
     @classmethod
+    @ordinary_tensors()
     def merge(cls, graphs: Sequence[PQGraph]) -> PQGraph:
         """One graph of several patches or scans, each with its own gradient table.
 
@@ -575,6 +588,11 @@ class PQGraph:
         """Where the tensors are."""
         return self.scans[0].p.device
 
+    @property
+    def requires_grad(self) -> bool:
+        """Whether any of its coordinates or quadrature weights does."""
+        return any(t.requires_grad for scan in self.scans for t in _coordinates(scan))
+
     def within(self, radius: float) -> PQGraph:
         """The same graph, joined only up to `radius` mm; kept for the next call."""
         if all(scan.radius == radius for scan in self.scans):
@@ -584,14 +602,8 @@ class PQGraph:
                 f"this graph joins voxels closer than {self.radius:g} mm, and a neighbourhood of "
                 f"{radius:g} mm is asked of it: build the graph with radius={radius:g} or more"
             )
-        if radius not in self._narrowed:
-            with torch.inference_mode(False):  # it is kept, and may serve a backward pass later
-                self._narrowed[radius] = PQGraph([scan.within(radius) for scan in self.scans])
-        return self._narrowed[radius]
-
-    @cached_property
-    def _narrowed(self) -> dict[float, PQGraph]:
-        return {}
+        narrowed: PQGraph = _narrowed(self, radius)
+        return narrowed
 
     def split(self, x: Tensor, counts: Sequence[int]) -> Iterator[tuple[ScanGraph, Tensor]]:
         """Each scan with its rows of `x`, of which it has `counts`."""
@@ -618,21 +630,14 @@ class PQGraph:
 
     def filled(self, x: Tensor) -> Tensor | None:
         """Which rows of features (V, Q, ...) belong to directions; None if all do."""
-        if x.ndim < 3 or len(self.scans) == 1:
-            return None
-        counts = torch.cat(
-            [
-                torch.full((scan.n_voxels,), len(scan.q.q_out), device=x.device)
-                for scan in self.scans
-                if isinstance(scan.q, QSpace)
-            ]
-        )
-        mask = torch.arange(x.shape[1], device=x.device) < counts[:, None]
-        return None if bool(mask.all()) else mask
+        return None if x.ndim < 3 or len(self.scans) == 1 else _filled(self, x.shape[1])
 
+    @ordinary_tensors()
     def to(self, device: torch.device | str) -> PQGraph:
-        """The same graph on another device."""
-        return PQGraph([_moved(scan, torch.device(device)) for scan in self.scans])
+        """The same graph on another device; itself, with all it has kept, if it is there."""
+        scans = [_moved(scan, torch.device(device)) for scan in self.scans]
+        there = all(new is old for new, old in zip(scans, self.scans, strict=True))
+        return self if there else PQGraph(scans)
 
     def __len__(self) -> int:
         return self.n_voxels
@@ -642,6 +647,31 @@ class PQGraph:
             return "PQ" + repr(self.scans[0]).removeprefix("Scan")
         listed = ", ".join(repr(scan) for scan in self.scans)
         return f"PQGraph({self.n_voxels:,} voxels of {len(self.scans)} scans: {listed})"
+
+
+def _coordinates(scan: ScanGraph) -> list[Tensor]:
+    q = scan.q
+    coordinates = [scan.p, scan.edges.offsets]
+    if isinstance(q, QSpace):
+        coordinates += [q.q_in, q.q_out, q.weights, q.reduction]
+    elif isinstance(q, NodeSpace):
+        coordinates += [q.q, q.q_out, q.edges.weights, q.reduction.weights]
+    return coordinates
+
+
+@kept_with_owner
+def _narrowed(graph: PQGraph, radius: float) -> PQGraph:
+    return PQGraph([scan.within(radius) for scan in graph.scans])
+
+
+@kept_with_owner
+def _filled(graph: PQGraph, longest: int) -> Tensor | None:
+    directions = [len(scan.q.q_out) for scan in graph.scans if isinstance(scan.q, QSpace)]
+    if all(number >= longest for number in directions):
+        return None
+    voxels = torch.tensor([scan.n_voxels for scan in graph.scans], device=graph.device)
+    counts = torch.tensor(directions, device=graph.device).repeat_interleave(voxels)
+    return torch.arange(longest, device=graph.device) < counts[:, None]
 
 
 def pad_rows(features: Sequence[Tensor]) -> Tensor:
@@ -663,7 +693,8 @@ def pad_rows(features: Sequence[Tensor]) -> Tensor:
 
 def _tensor(values: ArrayLike | Tensor) -> Tensor:
     if isinstance(values, Tensor):
-        return values.to("cpu", torch.float64)
+        # A tensor of inference mode would keep the whole graph out of training.
+        return (values.clone() if values.is_inference() else values).to("cpu", torch.float64)
     return torch.from_numpy(np.array(values, dtype=np.float64))
 
 
@@ -889,12 +920,11 @@ def _same_q_space(a: QSpace | NodeSpace | None, b: QSpace | NodeSpace | None) ->
 
 
 def _moved(value: T, device: torch.device) -> T:
-    """A copy of a (nested) dataclass with all its tensors on `device`."""
+    """A (nested) dataclass with all its tensors on `device`; itself if they are there."""
     if isinstance(value, Tensor):
         return value.to(device)  # type: ignore[return-value]
     if is_dataclass(value) and not isinstance(value, type):
-        changes: dict[str, Any] = {
-            field.name: _moved(getattr(value, field.name), device) for field in fields(value)
-        }
-        return replace(value, **changes)
+        old: dict[str, Any] = {field.name: getattr(value, field.name) for field in fields(value)}
+        new = {name: _moved(part, device) for name, part in old.items()}
+        return replace(value, **new) if any(new[name] is not old[name] for name in old) else value
     return value

@@ -1,15 +1,58 @@
-"""Tables that are made once and go with what they were made of."""
+"""Tables that are made once and kept, as ordinary tensors whatever asked for them first.
+
+A table may first be wanted under ``torch.inference_mode``, whose tensors no training can use, or
+while ``torch.compile`` or ``torch.export`` traces, whose tensors have no numbers in them.  What is
+kept is made outside of both: `ordinary_tensors`.  Inside a transform of `torch.func` all tensors are
+wrapped, and of no use behind it: what is made there is not kept.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from functools import wraps
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from functools import cached_property, wraps
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 Make = TypeVar("Make", bound=Callable[..., Any])
+Kept = TypeVar("Kept")
+
+
+@contextmanager
+def ordinary_tensors() -> Iterator[None]:
+    """Make tensors that serve later calls of any kind; also a decorator.
+
+    Inside, neither inference mode nor ``torch.no_grad`` nor a tracer is active.
+    """
+    with torch.inference_mode(False), _disable_current_modes():
+        yield
+
+
+def kept(make: Make) -> Make:
+    """Call a function once for each set of arguments, which are hashable and given by position."""
+    made: dict[Hashable, Any] = {}
+
+    @wraps(make)
+    def found_or_made(*args: Hashable) -> Any:
+        return _found(made, args, lambda: make(*args))
+
+    return cast(Make, found_or_made)
+
+
+class kept_property(cached_property[Kept]):  # as functools names it
+    """A property of an object that never changes, computed once."""
+
+    def __init__(self, make: Callable[[Any], Kept]) -> None:
+        super().__init__(ordinary_tensors()(make))
+
+    def __get__(self, instance: Any, owner: type[Any] | None = None) -> Any:
+        """The kept value, or one for this transform alone."""
+        if instance is None or self.attrname in instance.__dict__ or not _in_transform():
+            return super().__get__(instance, owner)
+        return self.func(instance)
 
 
 def kept_with_owner(make: Make) -> Make:
@@ -22,10 +65,21 @@ def kept_with_owner(make: Make) -> Make:
 
     @wraps(make)
     def found_or_made(owner: object, *args: Hashable) -> Any:
-        of_owner = made.setdefault(owner, {})
-        if args not in of_owner:
-            with torch.inference_mode(False):  # it may serve a backward pass later
-                of_owner[args] = make(owner, *args)
-        return of_owner[args]
+        return _found(made.setdefault(owner, {}), args, lambda: make(owner, *args))
 
     return cast(Make, found_or_made)
+
+
+def _found(made: dict[Hashable, Any], key: Hashable, make: Callable[[], Any]) -> Any:
+    if key in made:
+        return made[key]
+    with ordinary_tensors():
+        value = make()
+    if not _in_transform():
+        made[key] = value
+    return value
+
+
+def _in_transform() -> bool:
+    """Whether a transform of `torch.func` is active."""
+    return bool(torch._C._are_functorch_transforms_active())

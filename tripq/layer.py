@@ -27,6 +27,7 @@ from tripq.paths import (
     select_paths,
 )
 from tripq.radial import ConstantFunction, Radial, RadialFunctions
+from tripq.tracing import Bound, traced_as_one_call
 
 QDirections = Literal["vectors", "unit"]
 OnGraph = Literal["graph"]
@@ -284,6 +285,42 @@ class PQTensorFieldLayer(nn.Module):
             If features and graph do not fit each other or the layer, or if features and weights
             are of different types.
         """
+        if torch.compiler.is_compiling() and graph.requires_grad:
+            return self._uncompiled(x, graph)
+        return _evaluate(self, x, graph)
+
+    @torch.compiler.disable(reason="coordinates that require gradients are no constants")
+    def _uncompiled(self, x: Tensor, graph: PQGraph) -> Tensor:
+        return _evaluate(self, x, graph)
+
+    def bind(self, graph: PQGraph) -> Bound:
+        """The layer on one graph: a module of the features alone, to compile, export or chain.
+
+        Parameters
+        ----------
+        graph : PQGraph
+            What `forward` would be given.
+
+        Returns
+        -------
+        Bound
+            Its parameters are those of this layer.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from tripq import PQGraph
+        >>> q = np.concatenate([np.zeros((1, 3)), np.eye(3)])
+        >>> graph = PQGraph.from_grid(np.ones((4, 4, 4)), np.diag([2.0, 2, 2, 1]), q, radius=3.0)
+        >>> first = PQTensorFieldLayer("1x0e", "4x0e + 2x1o", p_radius=3.0)
+        >>> second = PQTensorFieldLayer("4x0e + 2x1o", "1x0e", p_radius=3.0, q_out=None)
+        >>> chain = torch.nn.Sequential(first.bind(graph), second.bind(graph))
+        >>> chain(torch.rand(64, 4, 1)).shape
+        torch.Size([64, 1])
+        """
+        return Bound(self, graph)
+
+    def _evaluate(self, x: Tensor, graph: PQGraph) -> Tensor:
         self._check(x, graph)
         graph = graph.within(self.p_radius)
         parts = graph.split(x, [self._rows(scan) for scan in graph.scans])
@@ -478,6 +515,11 @@ class PQTensorFieldLayer(nn.Module):
             f"{filters}, {self.group}, {self.p_radius:g} mm | {len(self.paths)} paths | "
             f"{weights:,} weights)"
         )
+
+
+@traced_as_one_call
+def _evaluate(layer: PQTensorFieldLayer, x: Tensor, graph: PQGraph) -> Tensor:
+    return layer._evaluate(x, graph)
 
 
 def _channels(irreps: o3.Irreps, group: Group) -> tuple[Channels, ...]:

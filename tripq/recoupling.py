@@ -29,6 +29,7 @@ import torch
 from e3nn import o3
 from numpy.typing import NDArray
 
+from tripq.kept import kept
 from tripq.paths import Channels, Path
 
 # A recoupling coefficient is either exactly zero by symmetry or of order 1 / (2 l + 1), and a
@@ -36,7 +37,7 @@ from tripq.paths import Channels, Path
 _NEGLIGIBLE = 1e-12
 
 
-@cache
+@kept
 def clebsch_gordan(l_a: int, l_b: int, l_c: int) -> NDArray[np.float64]:
     """Coefficients that couple orders `l_a` and `l_b` to `l_c`, in e3nn's real basis.
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -55,13 +54,13 @@ def evaluate(
     shape, position = edges.grid.cropped
     volume = _to_volume(x, shape, position)
     offsets = edges.offsets.to(accumulation_dtype(x.dtype))  # x may be half under autocast
-    builder = DenseFilter(filter, offsets, edges.steps, q)
+    builder = DenseFilter(filter, offsets, edges.steps, edges.margin, q)
     coefficients = builder.coefficients()
 
-    def convolved(directions: Tensor, volume: Tensor, coefficients: Tensor) -> Tensor:
-        weight = builder.weight(coefficients, directions)
+    def convolved(part: slice, volume: Tensor, coefficients: Tensor) -> Tensor:
+        weight = builder.weight(coefficients, part)
         result = convolve(volume, weight, [n // 2 for n in builder.cells])
-        return _from_volume(result, position).unflatten(1, (len(directions), -1))
+        return _from_volume(result, position).unflatten(1, (part.stop - part.start, -1))
 
     # Parts are built again in the backward pass: all filters together are what does not fit.
     size = builder.numbers_per_direction
@@ -78,6 +77,8 @@ class DenseFilter:
         Its weights and functions.
     offsets, steps : Tensors of shape (T, 3)
         The offsets p_out - p_in in mm and in voxels.
+    margin : (int, int, int)
+        How many voxels they reach along each axis.
     q : QSpace
         The directions.
     """
@@ -85,13 +86,14 @@ class DenseFilter:
     filter: PQFilter
     offsets: Tensor
     steps: Tensor
+    margin: tuple[int, int, int]
     q: QSpace
 
-    @cached_property
+    @property
     def cells(self) -> tuple[int, int, int]:
         """Shape of the smallest box around the offsets, in voxels."""
-        x, y, z = (2 * self.steps.abs().amax(dim=0) + 1).tolist()
-        return x, y, z
+        x, y, z = self.margin
+        return 2 * x + 1, 2 * y + 1, 2 * z + 1
 
     @property
     def numbers_per_direction(self) -> int:
@@ -111,17 +113,17 @@ class DenseFilter:
         return flat.view(_shape(self.filter))
 
     @record_function("tripq: filter")
-    def weight(self, coefficients: Tensor, directions: Tensor) -> Tensor:
+    def weight(self, coefficients: Tensor, part: slice) -> Tensor:
         """The filter for some output directions, (Q dim_out, Q_in dim_in, *cells), for conv3d."""
         filter = self.filter
-        q = replace(self.q, q_out=self.q.q_out[directions], weights=self.q.weights[directions])
+        q = replace(self.q, q_out=self.q.q_out[part], weights=self.q.weights[part])
         phi = filter.phi_q_out(q.q_out.to(coefficients.dtype).norm(dim=-1))
         mixed = torch.einsum("ck,kubvp->cubvp", phi, coefficients)
         if filter.kind == "diff":
             filled = self._on_joint_offsets(mixed, q)
         else:
             filled = self._on_separate_offsets(mixed, q)
-        n_out, n_in = len(directions) * filter.dim_out, len(q.q_in) * filter.dim_in
+        n_out, n_in = len(q.q_out) * filter.dim_out, len(q.q_in) * filter.dim_in
         return filled.reshape(n_out, n_in, *self.cells)
 
     def _on_separate_offsets(self, mixed: Tensor, q: QSpace) -> Tensor:

@@ -51,10 +51,9 @@ def evaluate(
     if not filter.paths or not len(x):
         return x.new_zeros(x.shape[0], len(q.q_out), filter.dim_out)
     largest = budget // bytes_per_place(x, len(q.q_out), filter.dim_out)
-    x_margin, y_margin, z_margin = edges.steps.abs().amax(dim=0).tolist()
-    tiles = _tiles(edges.grid, (x_margin, y_margin, z_margin), largest)
-    out = _Shells.of(q.q_out, filter.phi_q_out, 2 * filter.radial[1], x)
-    into = _Shells.of(q.q_in, filter.phi_q_in, filter.radial[2], x)
+    tiles = _tiles(edges.grid, edges.margin, largest)
+    out = _Shells.of(q, True, filter.phi_q_out, 2 * filter.radial[1], x)
+    into = _Shells.of(q, False, filter.phi_q_in, filter.radial[2], x)
     order = torch.cat(out.directions)
     ends = [0, *accumulate(len(shell) for shell in out.directions)]
     groups = _groups(filter)
@@ -111,22 +110,35 @@ class _Shells:
 
     @classmethod
     def of(
-        cls, q: Tensor, phi: RadialFunctions | ConstantFunction, most: int, like: Tensor
+        cls,
+        space: QSpace,
+        outputs: bool,
+        phi: RadialFunctions | ConstantFunction,
+        most: int,
+        like: Tensor,
     ) -> _Shells:
         """On shells if there are no more than `most`; dtype as `like`."""
-        # In the precision of the graph, or rounding would part a shell.
-        lengths, order = q.norm(dim=-1).sort(stable=True)
-        first = lengths.diff(prepend=lengths[:1] - 1) > _SAME_LENGTH * lengths[-1:]
-        counts = first.cumsum(0).sub(1).bincount().tolist()
+        q = space.q_out if outputs else space.q_in
         differentiated = q.requires_grad or needs_twin()
-        if len(counts) > most or phi.number == 1 or differentiated:
+        if phi.number == 1 or differentiated or len(_lengths(space, outputs)[0]) > most:
             identity = torch.eye(phi.number, dtype=like.dtype, device=q.device)
             values = phi(q.norm(dim=-1).to(like.dtype))
             return cls((torch.arange(len(q), device=q.device),), identity[None], values)
-        values = phi(lengths[first].to(like.dtype))
-        return cls(
-            order.split(counts), values[:, None], torch.ones_like(values[:1, :1]).expand(len(q), 1)
-        )
+        lengths, directions = _lengths(space, outputs)
+        values = phi(lengths.to(like.dtype))
+        factors = torch.ones_like(values[:1, :1]).expand(len(q), 1)
+        return cls(directions, values[:, None], factors)
+
+
+@kept_with_owner
+def _lengths(space: QSpace, outputs: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The different lengths of the output or input q-vectors, and the directions of each."""
+    # In the precision of the graph, or rounding would part a shell.
+    q = space.q_out if outputs else space.q_in
+    lengths, order = q.detach().norm(dim=-1).sort(stable=True)
+    first = lengths.diff(prepend=lengths[:1] - 1) > _SAME_LENGTH * lengths[-1:]
+    counts = first.cumsum(0).sub(1).bincount().tolist()
+    return lengths[first], order.split(counts)
 
 
 @dataclass(frozen=True)

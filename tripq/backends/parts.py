@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -18,8 +19,7 @@ def parts_of(number: int, size: int, x: Tensor, budget: int) -> tuple[Tensor, ..
     """Indices below `number`, as many at a time as the budget allows; each makes `size` numbers."""
     if number == 0:
         return ()
-    step = max(1, budget // max(1, x.element_size() * size))
-    return torch.arange(number, device=x.device).split(step)
+    return torch.arange(number, device=x.device).split(_step(size, x, budget))
 
 
 def recomputed(function: Callable[..., Result], *args: Tensor) -> Result:
@@ -43,19 +43,25 @@ def recomputed(function: Callable[..., Result], *args: Tensor) -> Result:
             )
         return function(*args)
 
-    result: Result = checkpoint(as_before, *args, use_reentrant=False)
+    # Nothing is drawn at random, and the state of a generator cannot be traced.
+    result: Result = checkpoint(as_before, *args, use_reentrant=False, preserve_rng_state=False)
     return result
 
 
 def by_directions(
     function: Callable[..., Tensor], number: int, size: int, budget: int, *args: Tensor
 ) -> Tensor:
-    """Evaluate ``function(directions, *args)``, (V, directions, dim), for all output directions.
+    """Evaluate ``function(part, *args)``, (V, directions, dim), for all slices of directions.
 
     As many at a time as the budget allows, if one makes `size` numbers of the type of ``args[0]``;
     all at once are kept for the backward pass, parts are recomputed in it.
     """
-    parts = parts_of(number, size, args[0], budget)
-    if len(parts) <= 1:
-        return function(torch.arange(number, device=args[0].device), *args)
-    return torch.cat([recomputed(function, part, *args) for part in parts], dim=1)
+    step = _step(size, args[0], budget)
+    if number <= step:
+        return function(slice(0, number), *args)
+    parts = [slice(start, min(start + step, number)) for start in range(0, number, step)]
+    return torch.cat([recomputed(partial(function, part), *args) for part in parts], dim=1)
+
+
+def _step(size: int, x: Tensor, budget: int) -> int:
+    return max(1, budget // max(1, x.element_size() * size))

@@ -251,7 +251,7 @@ class _Sizes:
         n_box = n_places = n_cells = 0
         if scan.grid is not None and scan.edges.steps is not None and scan.n_voxels:
             number, *box = scan.grid.cropped[0]
-            margin = scan.edges.steps.abs().amax(dim=0).tolist()
+            margin = scan.edges.margin
             n_box = number * math.prod(box)
             n_places = number * math.prod(n + m for n, m in zip(box, margin, strict=True))
             n_cells = math.prod(2 * m + 1 for m in margin)

@@ -56,7 +56,7 @@ def evaluate(
 def _on_edges(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: int) -> Tensor:
     """Steps 1 to 4 as they are, for a few output directions at a time."""
 
-    def some(part: Tensor, x: Tensor) -> Tensor:
+    def some(part: slice, x: Tensor) -> Tensor:
         outputs = replace(q, q_out=q.q_out[part], weights=q.weights[part])
         embedding = embed_q(x.new_zeros(3), outputs, filter)
         aggregated = {l: _aggregate_q(x, e) for l, e in embedding.items()}

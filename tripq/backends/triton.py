@@ -27,6 +27,7 @@ from tripq.backends.parts import by_directions, recomputed
 from tripq.backends.tables import mixing_at
 from tripq.filter import PQFilter, ungrouped
 from tripq.graph import NodeSpace, PEdges, QSpace
+from tripq.kept import kept_with_owner
 from tripq.kernels.embeddings import edge_harmonics
 from tripq.kernels.launch import accumulation_dtype
 from tripq.kernels.mixing import mix
@@ -76,11 +77,8 @@ def _on_product(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: i
     phi_q = filter.phi_q_in(q_in.norm(dim=-1))
     from_q, to_q = filter.q_ends(q_in), filter.q_ends(q_out)
 
-    def part(directions: Tensor, *small: Tensor) -> Tensor:
-        dst, src = torch.nonzero(weights[directions], as_tuple=True)
-        to = directions[dst]
-        every = torch.arange(len(dst), device=dst.device)
-        q_edges = Adjacency.build(dst, src, every, len(directions), len(q_in), len(dst))
+    def part(directions: slice, *small: Tensor) -> Tensor:
+        to, src, q_edges = _q_edges(q, directions.start, directions.stop)
         phi = phi_q[src] * weights[to, src][:, None]
         inner = _inner_harmonics(filter, to_q[to], from_q[src])
         coupled = expand(small, phi, inner, q_edges, to_coupled, orders)
@@ -97,6 +95,15 @@ def _on_product(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: i
     per_direction = len(x) * sum((m.n_columns + 2 * m.n_rows) * (2 * m.l_1 + 1) for m in mixings)
     out = by_directions(part, len(q_out), per_direction, budget, *small)
     return out.index_select(2, ungrouped(filter.channels_out, x.device))
+
+
+@kept_with_owner
+def _q_edges(q: QSpace, start: int, stop: int) -> tuple[Tensor, Tensor, Adjacency]:
+    """The q-edges to some output directions: both ends of each, and their lists."""
+    dst, src = torch.nonzero(q.weights[start:stop], as_tuple=True)
+    every = torch.arange(len(dst), device=dst.device)
+    edges = Adjacency.build(dst, src, every, stop - start, len(q.q_in), len(dst))
+    return dst + start, src, edges
 
 
 def _coupling(mixing: int, block: Block) -> Coupling:
@@ -136,23 +143,10 @@ def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter, budg
     joint = filter.kind == "diff"
     harmonics_p = edge_harmonics(offsets, 0 if joint else _highest(filter, outer=True))
     from_q, to_q = filter.q_ends(q_in), filter.q_ends(q_out)
-    joined = nodes.edges
-    dst, order = torch.sort(joined.dst, stable=True)
-    src, type_ = joined.src[order], edges.type[joined.p_edge[order]]
-    weights = joined.weights[order]
     matrices = dict(zip((m.l_1 for m in mixings), filter.mixing_matrices(), strict=True))
 
     def part(start: int, stop: int, *features: Tensor) -> Tensor:
-        first, last = torch.searchsorted(dst, dst.new_tensor([start, stop])).tolist()
-        walk = NodeCsr.build(
-            dst[first:last] - start,
-            src[first:last],
-            type_[first:last],
-            weights[first:last],
-            stop - start,
-            len(q_in),
-            len(offsets),
-        )
+        walk = _walk(nodes, edges, start, stop)
         sums = aggregate_nodes(
             features,
             phi_p,
@@ -191,3 +185,19 @@ def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter, budg
         for start in range(0, len(q_out), step)
     ]
     return torch.cat(parts)
+
+
+@kept_with_owner
+def _walk(nodes: NodeSpace, edges: PEdges, start: int, stop: int) -> NodeCsr:
+    """The edges to some output nodes."""
+    joined = nodes.edges
+    some = ((joined.dst >= start) & (joined.dst < stop)).nonzero()[:, 0]
+    return NodeCsr.build(
+        joined.dst[some] - start,
+        joined.src[some],
+        edges.type[joined.p_edge[some]],
+        joined.weights[some],
+        stop - start,
+        len(nodes.q),
+        len(edges.offsets),
+    )
