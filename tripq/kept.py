@@ -2,7 +2,7 @@
 
 A table may first be wanted under ``torch.inference_mode``, whose tensors no training can use, or
 while ``torch.compile`` or ``torch.export`` traces, whose tensors have no numbers in them.  What is
-kept is made outside of both: `ordinary_tensors`.  Inside a transform of `torch.func` all tensors are
+kept is made outside of both: `ordinary_tensors`.  Inside a transform of `torch.func` tensors are
 wrapped, and of no use behind it: what is made there is not kept.
 """
 

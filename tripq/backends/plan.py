@@ -14,6 +14,8 @@ from importlib.util import find_spec
 from typing import Literal
 
 import numpy as np
+from torch import Tensor
+from torch.autograd import forward_ad
 
 from tripq.filter import PQFilter
 from tripq.graph import NodeSpace, PEdges, QSpace, ScanGraph
@@ -198,6 +200,8 @@ def _obstacle(backend: str, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilt
             return "the voxels are not on a grid"
         if backend == "fourier" and filter.kind == "diff":
             return 'a "diff" filter does not come apart into p- and q-space'
+        if backend == "fourier" and _differentiated(edges.offsets):
+            return "it takes p-offsets to come in pairs, p and -p, and some require gradients"
     if backend == "triton":
         if filter.weight.is_cuda and find_spec("triton") is None:
             return "Triton is not installed"
@@ -207,12 +211,17 @@ def _obstacle(backend: str, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilt
             constants = edges.offsets, q.q, q.q_out, q.edges.weights
         else:
             constants = edges.offsets, q.q_in, q.q_out, q.weights
-        if any(t.requires_grad for t in constants):
+        if any(_differentiated(t) for t in constants):
             return (
                 "it takes coordinates and quadrature weights as constants, and some require "
                 "gradients"
             )
     return None
+
+
+def _differentiated(t: Tensor) -> bool:
+    """Whether it requires a gradient, or carries a tangent of forward-mode AD."""
+    return t.requires_grad or forward_ad.unpack_dual(t).tangent is not None
 
 
 # -- counting ------------------------------------------------------------------------------------
