@@ -414,13 +414,15 @@ class PQTensorFieldLayer(nn.Module):
             )
 
     @torch.no_grad()
-    def normalize_output(self, output: Tensor) -> Tensor:
+    def normalize_output(self, output: Tensor, graph: PQGraph) -> Tensor:
         """Divide the weights of each output order by the root mean square of its features.
 
         Parameters
         ----------
         output : Tensor of shape (..., dim_out)
             What the layer gave for some input.
+        graph : PQGraph
+            The graph of that input; the padding of scans with fewer directions is not counted.
 
         Returns
         -------
@@ -428,9 +430,11 @@ class PQTensorFieldLayer(nn.Module):
             What the layer gives for it now; orders that were zero are left as they are.
         """
         scaled = output.clone()
+        filled = graph.filled(output)
+        counted = output if filled is None else output[filled]
         for channels in self.channels_out:
             index = self._index(channels.index)
-            size = output[..., index].square().mean().sqrt()
+            size = counted[..., index].square().mean().sqrt()
             if not 0 < float(size) < float("inf"):
                 continue
             for f in self._filters():
