@@ -21,7 +21,10 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from tripq.adjacency import Adjacency
@@ -32,6 +35,10 @@ QEdges = Literal["full", "shell"]
 #: q-vectors whose lengths differ by less than this share of the larger one are on one shell: 7 %
 #: in |q| is 14 % in b, more than the spread within a shell and less than the step between shells.
 SHELL_TOLERANCE = 0.07
+
+#: Nodes closer than this (mm) are of one voxel where nobody says which are.  Coordinates that went
+#: through float32 differ by 1e-4 mm, and the voxels of a microscope are 1e-2 mm apart.
+SAME_VOXEL_MM = 1e-3
 
 T = TypeVar("T")
 
@@ -476,25 +483,35 @@ class PQGraph:
         q: ArrayLike | Tensor,
         radius: float,
         *,
+        voxel: ArrayLike | Tensor | None = None,
         q_edges: QEdges | ArrayLike | Tensor = "full",
         p_out: ArrayLike | Tensor | None = None,
         q_out: ArrayLike | Tensor | None = None,
+        voxel_out: ArrayLike | Tensor | None = None,
         q_weights: ArrayLike | Tensor | None = None,
     ) -> PQGraph:
         """An arbitrary list of nodes, each with a q-vector of its own.
 
         For tables that differ from voxel to voxel, as the nonlinearity of the gradients makes them.
+        The centre of a voxel is the mean of the `p` of its nodes, input and output, so gradients
+        reach all of them.
 
         Parameters
         ----------
         p, q : arrays of shape (N, 3)
-            Voxel centre (mm) and q-vector of each node; nodes with equal `p` are of one voxel.
+            Position (mm) and q-vector of each node.
         radius : float
             In mm.
+        voxel : integer array of shape (N,), optional
+            Voxel of each node: the row of a map without q-space, (V, dim).  From 0 on, none left
+            out.  Default: nodes closer than `SAME_VOXEL_MM` are of one voxel, and voxels are
+            numbered in the order in which they first occur.
         q_edges : "full", "shell", or integer array of shape (2, M)
             As in `from_grid`; given pairs are (output node, input node) and lie within `radius`.
         p_out, q_out : arrays of shape (N_out, 3), optional
             Output nodes, where they are others than the input nodes.
+        voxel_out : integer array of shape (N_out,), optional
+            Voxel of each output node; given if and only if both `voxel` and `p_out` are.
         q_weights : array of shape (N,), optional
             Quadrature weights of the input nodes, used as they are.  Default: for each output node
             the mean over the nodes of every voxel that it is joined with.
@@ -502,8 +519,9 @@ class PQGraph:
         Raises
         ------
         ValueError
-            For lists of different lengths, values that are not finite, or given pairs farther
-            apart than `radius`.
+            For lists of different lengths, values that are not finite, given pairs farther apart
+            than `radius`, voxels without a node, or nodes of which it is not clear whether they
+            are of one voxel: a chain of them, each closer than `SAME_VOXEL_MM` to the next.
         """
         p_in, q_in = _vectors(p, "p"), _vectors(q, "q")
         if len(p_in) != len(q_in):
@@ -516,8 +534,20 @@ class PQGraph:
         if len(p_to) != len(q_to):
             raise ValueError(f"{len(p_to)} output centres but {len(q_to)} output q-vectors")
 
-        points, voxel = _unique_rows(torch.cat([p_in, p_to]))
-        voxel_in, voxel_to = voxel[: len(p_in)], voxel[len(p_in) :]
+        if (voxel_out is None) != (voxel is None or not resampled):
+            raise ValueError("voxel_out says of which voxels p_out are: give it if voxel is given")
+        everywhere = torch.cat([p_in, p_to]) if resampled else p_in
+        if voxel is None:
+            numbers = _voxels_of(everywhere.detach().numpy())
+        else:
+            numbers = _voxel_numbers(voxel, "voxel", len(p_in))
+            if voxel_out is not None:
+                to = _voxel_numbers(voxel_out, "voxel_out", len(p_to))
+                numbers = torch.cat([numbers, to])
+            _check_voxel_numbers(numbers)
+        points = _centres(everywhere, numbers)
+        voxel_in = numbers[: len(p_in)]
+        voxel_to = numbers[len(p_in) :] if resampled else voxel_in
         edges = _point_edges(points, radius)
         weights = None if q_weights is None else _weights(q_weights, len(q_in))
         every_voxel = torch.arange(len(points))
@@ -620,18 +650,40 @@ class PQGraph:
         return pad_rows(features)
 
     def filled(self, x: Tensor) -> Tensor | None:
-        """Which rows of features (V, Q, ...) belong to directions; None if all do."""
-        if x.ndim < 3 or len(self.scans) == 1:
+        """Which rows of features (V, Q, ...) belong to directions, and not to padding.
+
+        Parameters
+        ----------
+        x : Tensor of shape (V, Q, ...)
+            Features at the output directions; at the input directions if there are as many of
+            those, and not of the others.  Features of other shapes have no padding.
+
+        Returns
+        -------
+        Tensor of shape (V, Q), bool
+            None if all do.
+
+        Raises
+        ------
+        ValueError
+            If the scans have another number of directions.
+        """
+        spaces = [scan.q for scan in self.scans if isinstance(scan.q, QSpace)]
+        if x.ndim < 3 or len(spaces) < 2:
             return None
-        counts = torch.cat(
-            [
-                torch.full((scan.n_voxels,), len(scan.q.q_out), device=x.device)
-                for scan in self.scans
-                if isinstance(scan.q, QSpace)
-            ]
-        )
-        mask = torch.arange(x.shape[1], device=x.device) < counts[:, None]
-        return None if bool(mask.all()) else mask
+        numbers = [len(q.q_out) for q in spaces]
+        if x.shape[1] != max(numbers):
+            numbers = [len(q.q_in) for q in spaces]
+        if x.shape[1] != max(numbers):
+            raise ValueError(
+                f"the features have {x.shape[1]} directions, but the graph has {max(numbers)}: "
+                f"{self!r}"
+            )
+        if len(set(numbers)) == 1:
+            return None
+        voxels = torch.tensor([scan.n_voxels for scan in self.scans], device=x.device)
+        counts = torch.tensor(numbers, device=x.device).repeat_interleave(voxels)
+        return torch.arange(x.shape[1], device=x.device) < counts[:, None]
 
     def to(self, device: torch.device | str) -> PQGraph:
         """The same graph on another device."""
@@ -768,15 +820,53 @@ def _point_edges(points: Tensor, radius: float) -> PEdges:
     return PEdges.listed(len(points), offsets, dst, src, torch.arange(len(dst)))
 
 
-def _unique_rows(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Distinct rows in order of appearance, and the number of each row among them."""
-    _, first, inverse = np.unique(
-        points.detach().numpy(), axis=0, return_index=True, return_inverse=True
-    )
-    appearance = np.argsort(first, kind="stable")
-    rank = np.empty_like(appearance)
-    rank[appearance] = np.arange(len(appearance))
-    return points[torch.from_numpy(first[appearance])], torch.from_numpy(rank[inverse.ravel()])
+def _voxels_of(p: NDArray[np.float64]) -> Tensor:
+    """Number of the voxel of each node at `p`, in order of appearance; by `SAME_VOXEL_MM`."""
+    distinct, place = np.unique(p, axis=0, return_inverse=True)
+    a, b = KDTree(distinct).query_pairs(SAME_VOXEL_MM, output_type="ndarray").T
+    number = len(distinct)
+    near = coo_array((np.ones(len(a)), (a, b)), shape=(number, number))
+    n_groups, group = connected_components(near, directed=False)
+    size = np.bincount(group, minlength=n_groups)
+    pairs = np.bincount(group[a], minlength=n_groups)
+    if (chains := np.flatnonzero(pairs < size * (size - 1) // 2)).size:
+        x, y, z = distinct[group == chains[0]][0]
+        raise ValueError(
+            f"nodes near ({x:g}, {y:g}, {z:g}) mm lie in a chain, each closer than "
+            f"{SAME_VOXEL_MM:g} mm to the next: say by voxel= which of them are of one voxel"
+        )
+    _, first, inverse = np.unique(group[place.ravel()], return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return torch.from_numpy(rank[inverse.ravel()])
+
+
+def _voxel_numbers(values: ArrayLike | Tensor, name: str, number: int) -> Tensor:
+    numbers = torch.as_tensor(np.asarray(values))
+    if numbers.shape != (number,) or numbers.dtype.is_floating_point or numbers.dtype == torch.bool:
+        raise ValueError(
+            f"{name} must be {number} integers, one for each node, not {numbers.dtype} of shape "
+            f"{tuple(numbers.shape)}"
+        )
+    return numbers.to(torch.int64)
+
+
+def _check_voxel_numbers(numbers: Tensor) -> None:
+    present = numbers.unique()
+    if not present.equal(torch.arange(len(present))):
+        raise ValueError(
+            f"voxels are numbered from 0 on, none left out, but {len(present)} numbers from "
+            f"{int(present[0])} to {int(present[-1])} are given"
+        )
+
+
+def _centres(p: Tensor, voxel: Tensor) -> Tensor:
+    """Mean position of the nodes of each voxel; exact where all are at one place."""
+    count = torch.bincount(voxel)
+    some = torch.empty(len(count), dtype=torch.int64).index_put((voxel,), torch.arange(len(p)))
+    origin = p.detach()[some]
+    shifts = torch.zeros_like(origin).index_add(0, voxel, p - origin[voxel])
+    return origin + shifts / count[:, None]
 
 
 def _node_edges(
