@@ -226,6 +226,13 @@ class QSpace:
         return QSpace(self.q_in, origin, True, self.reduction, self.reduction)
 
     @cached_property
+    def expanded(self) -> QSpace:
+        """A single input at q = 0, joined to every output direction with weight 1."""
+        origin = torch.zeros_like(self.q_in[:1])
+        weights = torch.ones_like(self.q_out[:, :1])
+        return QSpace(origin, self.q_out, True, weights, weights.new_ones(1, 1))
+
+    @cached_property
     def q_max(self) -> float:
         """The largest |q|."""
         return _longest(torch.cat([self.q_in, self.q_out]))
@@ -257,6 +264,8 @@ class NodeSpace:
         From input to output nodes.
     reduction : NodeEdges
         From input nodes to one output at q = 0 for each voxel.
+    expansion : NodeEdges
+        From one input at q = 0 for each voxel to output nodes.
     n_voxels : int
         Number of voxels.
     """
@@ -268,20 +277,25 @@ class NodeSpace:
     resampled: bool
     edges: NodeEdges
     reduction: NodeEdges
+    expansion: NodeEdges
     n_voxels: int
 
     @cached_property
     def reduced(self) -> NodeSpace:
         """The same input nodes, joined to one output at q = 0 in every voxel."""
-        every_voxel = torch.arange(self.n_voxels, device=self.q.device)
-        origins = self.q.new_zeros(self.n_voxels, 3)
-        return replace(
-            self,
-            voxel_out=every_voxel,
-            q_out=origins,
-            resampled=True,
-            edges=self.reduction,
-        )
+        voxel, q = self._origins()
+        return replace(self, voxel_out=voxel, q_out=q, resampled=True, edges=self.reduction)
+
+    @cached_property
+    def expanded(self) -> NodeSpace:
+        """One input at q = 0 in every voxel, joined to the same output nodes."""
+        voxel, q = self._origins()
+        return replace(self, voxel=voxel, q=q, resampled=True, edges=self.expansion)
+
+    def _origins(self) -> tuple[Tensor, Tensor]:
+        """A node at q = 0 in every voxel."""
+        voxel = torch.arange(self.n_voxels, device=self.q.device)
+        return voxel, self.q.new_zeros(self.n_voxels, 3)
 
     @cached_property
     def q_max(self) -> float:
@@ -336,6 +350,7 @@ class ScanGraph:
                 q,
                 edges=_nodes_on(q.edges, keep),
                 reduction=_nodes_on(q.reduction, keep),
+                expansion=_nodes_on(q.expansion, keep),
             )
         return replace(self, radius=radius, edges=edges, q=q)
 
@@ -560,6 +575,7 @@ class PQGraph:
             resampled,
             _node_edges(edges, voxel_to, q_to, voxel_in, q_in, q_edges, weights),
             _node_edges(edges, every_voxel, origins, voxel_in, q_in, "full", weights),
+            _node_edges(edges, voxel_to, q_to, every_voxel, origins, "full", None),
             len(points),
         )
         return cls((ScanGraph(points, float(radius), edges, nodes),))
