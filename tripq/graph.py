@@ -839,10 +839,11 @@ def _point_edges(points: Tensor, radius: float) -> PEdges:
 def _voxels_of(p: NDArray[np.float64]) -> Tensor:
     """Number of the voxel of each node at `p`, in order of appearance; by `SAME_VOXEL_MM`."""
     distinct, place = np.unique(p, axis=0, return_inverse=True)
-    a, b = KDTree(distinct).query_pairs(SAME_VOXEL_MM, output_type="ndarray").T
+    near = KDTree(distinct).query_pairs(SAME_VOXEL_MM, output_type="ndarray")
+    a, b = near[:, 0], near[:, 1]
     number = len(distinct)
-    near = coo_array((np.ones(len(a)), (a, b)), shape=(number, number))
-    n_groups, group = connected_components(near, directed=False)
+    joined = coo_array((np.ones(len(a)), (a, b)), shape=(number, number))
+    n_groups, group = connected_components(joined, directed=False)
     size = np.bincount(group, minlength=n_groups)
     pairs = np.bincount(group[a], minlength=n_groups)
     if (chains := np.flatnonzero(pairs < size * (size - 1) // 2)).size:
@@ -858,7 +859,7 @@ def _voxels_of(p: NDArray[np.float64]) -> Tensor:
 
 
 def _voxel_numbers(values: ArrayLike | Tensor, name: str, number: int) -> Tensor:
-    numbers = torch.as_tensor(np.asarray(values))
+    numbers = values.cpu() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
     if numbers.shape != (number,) or numbers.dtype.is_floating_point or numbers.dtype == torch.bool:
         raise ValueError(
             f"{name} must be {number} integers, one for each node, not {numbers.dtype} of shape "
