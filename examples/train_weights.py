@@ -107,10 +107,11 @@ def ship(
         folder=out / "runs" / "weights",
         learning_rate=contender.learning_rate,
         weight_decay=contender.weight_decay,
-        precision="bf16-mixed",
+        precision="auto",
         device=device,
         report=report,
     )
+    console.print(f"{record.steps:,} steps on the {device} in {record.precision}")
     network = network.to(device)
     maps = [segment(network, subject.dwi, device=device) for subject in validation]
     threshold = choose_threshold(validation, maps)

@@ -42,15 +42,15 @@ How it is measured:
   linear maps; the logits of a network to its own in float64, its layers evaluated edge by edge, on
   what it sees around some voxels. *Error* is the largest, relative, beside the tolerance: a method
   that exceeds it gets no figures.
-* *Forward* is without gradient and with unchanged weights, so that kept filters count; *forward +
-  backward* comes after a change of the weights, so that every filter is built anew (for the
-  segmenter it is a training step). Both are medians. *First call* is the first forward pass of the
-  process.
+* *Forward* is without gradient; *forward + backward* is with the gradients of features and weights
+  (for the segmenter it is a training step). Both build every filter anew, as every call does: only
+  what follows from the geometry and the orders is kept between calls. Both are medians. *First
+  call* is the first forward pass of the process.
 * *Peak* is the memory over what the process held before it set up graph and layer.
 * *Work* is the multiply-adds of a forward pass, as `layer.explain` counts them for that back end.
   *Floor* is the least time for them and for the bytes to move, by the rates of a large matrix
   product and of a large copy on the same machine, as a share of the time of the forward pass.
-* `dense` builds its filter once and holds it, as the authors' code does: no budget splits it. The
+* `dense` builds its whole filter at once, as the authors' code does: no budget splits it. The
   other back ends keep to their default budget of 256 MB of working arrays.
 * C is the forward pass of a plain `Conv3d` with the dense filter given, in the same run: machines
   differ, ratios to it do less.

@@ -29,8 +29,8 @@ class Row:
     graph, layer : float
         Seconds to set them up.
     first_call, forward, forward_backward : float
-        Seconds: of the first forward pass, of later ones with unchanged weights and no gradient,
-        and of both passes after the weights were touched.
+        Seconds: of the first forward pass, of later ones without gradient, and of both passes
+        after the weights were touched.
     peak_memory : float
         Bytes over what the process held when it started.
     operations, bytes : float

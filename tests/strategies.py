@@ -6,6 +6,7 @@ translation, and knows the shape of the features on it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import permutations, product
@@ -23,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from tripq import PQGraph, PQTensorFieldLayer, Radial
 from tripq.backends.plan import Backend
+from tripq.layer import OnGraph
 from tripq.paths import Group
 
 Array: TypeAlias = NDArray[np.float64]
@@ -32,6 +34,13 @@ FORMS: tuple[Form, ...] = ("grid", "points", "nodes")
 FILTERS = ("tp", "diff", "p", "q", "tp + diff + p + q")
 GROUPS: tuple[Group, ...] = ("SO3", "O3")
 BACKENDS: tuple[Backend, ...] = ("edges", "recoupled", "fourier", "dense", "triton")
+#: Where input and output of a layer live, (q_in, q_out): directions and directions, directions and
+#: a map, a map and directions.
+ENDS: tuple[tuple[OnGraph | None, OnGraph | None], ...] = (
+    ("graph", "graph"),
+    ("graph", None),
+    (None, "graph"),
+)
 RADIUS = 3.0  # mm; of the neighbourhoods of all random layers
 Q_MAX = 2.0
 
@@ -394,8 +403,12 @@ def layers(
     filter: str | None = None,
     group: Group | None = None,
     antipodal: bool | None = None,
+    ends: Sequence[tuple[OnGraph | None, OnGraph | None]] = ENDS[:2],
 ) -> PQTensorFieldLayer:
-    """Layers with any options; those given are kept, and a `domain` is one that they must fit."""
+    """Layers with any options; those given are kept, and a `domain` is one that they must fit.
+
+    With ``ends=ENDS`` some expand maps to directions.
+    """
 
     def drawn(value, choices):  # type: ignore[no-untyped-def]
         return draw(st.sampled_from(choices)) if value is None else value
@@ -403,8 +416,8 @@ def layers(
     torch.manual_seed(draw(seeds))
     group = drawn(group, GROUPS)
     irreps_out = draw(irreps())
-    q_out = draw(st.sampled_from(("graph", None)))
-    same_nodes = q_out == "graph" and (domain is None or domain.q_out is None)
+    q_in, q_out = draw(st.sampled_from(ends))
+    same_nodes = q_in == q_out and (domain is None or domain.q_out is None)
     layer = PQTensorFieldLayer(
         draw(irreps()),
         irreps_out,
@@ -422,6 +435,7 @@ def layers(
         antipodal=drawn(antipodal, (False, True)),
         bias=draw(st.booleans()) and _has_scalars(irreps_out, group),
         self_interaction=draw(st.booleans()) and same_nodes,
+        q_in=q_in,
         q_out=q_out,
     )
     return randomised(layer, draw(seeds))

@@ -165,6 +165,20 @@ def test_tampered_tensors_are_refused(change, reason: str, tmp_path: Path) -> No
         load_network(path)
 
 
+def test_a_network_that_mirrors_in_its_first_layer_only_is_refused(tmp_path: Path) -> None:
+    """Earlier versions gave the group O(3) to the first layer, and SO(3) to the others."""
+    path = tmp_path / "mirror.safetensors"
+    features = {"q_features": "2x0e+1x2e", "p_features": "2x0e+1x1o", "n_p_layers": 2}
+    save_network(LesionSegmenter(**features, group="SO3"), path)
+    notes = read_notes(path)
+    notes["arguments"] = notes["arguments"].replace("SO3", "O3")
+    save_file(load_file(path), path, notes)
+    with pytest.raises(CheckpointError, match=r'only its first layer has group="O3".* Train it'):
+        load_network(path)
+    save_network(LesionSegmenter(**features, group="O3"), path)
+    assert load_network(path).group == "O3"
+
+
 def test_another_version_is_named_where_a_file_does_not_fit(tmp_path: Path) -> None:
     path = tiny(tmp_path / "net.safetensors", tripq="9.9")
     assert isinstance(load_network(path), LesionSegmenter)

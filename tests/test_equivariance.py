@@ -18,6 +18,7 @@ from tests.strategies import (
     AGREEMENT,
     BACKENDS,
     CUBE,
+    ENDS,
     EQUIVARIANCE,
     FILTERS,
     FORMS,
@@ -80,7 +81,7 @@ def make_layer(filter, group, **options):
 def test_any_layer_commutes_with_motions_of_the_world(form, group, data):
     filter = data.draw(st.sampled_from(FILTERS))
     domain = data.draw(domains(form))
-    layer = data.draw(layers(domain=domain, filter=filter, group=group))
+    layer = data.draw(layers(domain=domain, filter=filter, group=group, ends=ENDS))
     motion = data.draw(rotations(group)), data.draw(shifts())
     x = features(layer, domain)
     for layer.backend in backends_for(form, filter):
@@ -182,6 +183,17 @@ def test_layers_on_maps_without_q_space(form, group, filter):
         assert relative_error(layer(x, without.graph()), layer(x, domain.graph())) == 0.0
 
 
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("filter", FILTERS)
+def test_an_expansion_of_a_map_commutes_with_motions_of_the_world(filter, form, group):
+    domain = example(form)
+    layer = randomised(make_layer(filter, group, q_in=None, q_out="graph"), 0)
+    x, sign = features(layer, domain), -1 if group == "O3" else 1
+    for layer.backend in backends_for(form, filter):
+        assert_equivariant(layer, x, domain, sign * rotation_of(0), np.array([1.0, 2.0, 3.0]))
+
+
 # -- how a scan is written down ------------------------------------------------------------------
 
 
@@ -258,7 +270,7 @@ def test_listing_every_direction_twice_changes_nothing(form, data):
 @given(data=st.data(), seed=seeds)
 def test_an_antipodal_layer_does_not_know_the_signs_of_directions(filter, form, data, seed):
     domain = data.draw(domains(form))
-    layer = data.draw(layers(domain=domain, filter=filter, antipodal=True))
+    layer = data.draw(layers(domain=domain, filter=filter, antipodal=True, ends=ENDS))
     rng = np.random.default_rng(seed)
     x = features(layer, domain)
 

@@ -355,6 +355,79 @@ def test_output_nodes_may_be_elsewhere(seed, n, n_out, radius):
         assert q.voxel[edges.src].equal(scan.edges.src[edges.p_edge])
 
 
+def jittered(p, size, seed=0):
+    return p + np.random.default_rng(seed).uniform(-1, 1, p.shape) * size
+
+
+def nodes_of_voxels(seed=0):
+    """Centres and q-vectors of the nodes of four voxels, and the voxel of each."""
+    rng = np.random.default_rng(seed)
+    voxel = np.array([2, 0, 1, 1, 3, 0, 2, 2])
+    return rng.uniform(-2, 2, (4, 3))[voxel], table_of(seed, 8), voxel
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_rounding_of_positions_changes_no_more_than_rounding(given):
+    """A node that is 1e-9 mm from the others of its voxel is still of that voxel."""
+    p, q, voxel = nodes_of_voxels()
+    layer = PQTensorFieldLayer("1x0e", "2x0e + 1x1o", RADIUS).double()
+    x = torch.rand(8, 1).double()
+    expected = layer(x, PQGraph.from_nodes(p, q, RADIUS))
+    graph = PQGraph.from_nodes(jittered(p, 1e-9), q, RADIUS, voxel=voxel if given else None)
+    assert len(graph) == 4
+    assert relative_error(layer(x, graph), expected) < 1e-8
+
+
+def test_given_voxels_are_the_rows_of_a_map_and_their_centres_are_means():
+    p, q, voxel = nodes_of_voxels()
+    moved = jittered(p, 0.2)
+    scan = scan_of(PQGraph.from_nodes(moved, q, RADIUS, voxel=voxel))
+    assert scan.q.voxel.tolist() == voxel.tolist()
+    for i in range(4):
+        np.testing.assert_allclose(scan.p[i], moved[voxel == i].mean(axis=0), rtol=1e-14)
+    to, q_to = np.array([4, 1]), table_of(1, 2)
+    p_to = np.array([[0.1, 0, 0], moved[2] + 0.3])
+    scan = scan_of(
+        PQGraph.from_nodes(moved, q, RADIUS, voxel=voxel, p_out=p_to, q_out=q_to, voxel_out=to)
+    )
+    assert (len(scan.p), scan.q.voxel_out.tolist()) == (5, [4, 1])
+    mean = np.mean([moved[2], moved[3], p_to[1]], axis=0)
+    np.testing.assert_allclose(scan.p[1], mean, rtol=1e-14)
+
+
+def test_gradients_of_positions_reach_every_node_of_a_voxel():
+    """Each by its share: to move all nodes of a voxel is to move the voxel."""
+    p, q, voxel = nodes_of_voxels()
+    layer = PQTensorFieldLayer("1x0e", "2x0e + 1x1o", RADIUS).double()
+    x, leaf = torch.rand(8, 1).double(), torch.from_numpy(p).requires_grad_()
+    (grad,) = torch.autograd.grad(layer(x, PQGraph.from_nodes(leaf, q, RADIUS)).sum(), leaf)
+    assert (grad.norm(dim=1) > 0).all()
+    for i in range(4):
+        same = grad[voxel == i]
+        assert relative_error(same, same[:1].expand_as(same)) < 1e-12
+    step = 1e-6 * np.random.default_rng(1).normal(size=(4, 3))[voxel]
+    up, down = (layer(x, PQGraph.from_nodes(p + s, q, RADIUS)).sum() for s in (step, -step))
+    assert (up - down).item() / 2 == pytest.approx((grad.numpy() * step).sum(), rel=1e-6)
+
+
+def test_the_centre_of_nodes_at_one_place_is_that_place():
+    p = np.random.default_rng(0).uniform(-100, 100, (5, 3))
+    scan = scan_of(PQGraph.from_nodes(np.repeat(p, 7, axis=0), table_of(0, 35), 1.0))
+    assert (scan.p.numpy() == p).all()
+
+
+def test_nodes_that_lie_in_a_chain_are_not_guessed_to_be_of_one_voxel():
+    p = np.zeros((3, 3))
+    p[:, 0] = [0, 0.8e-3, 1.6e-3]
+    with pytest.raises(ValueError, match=r"nodes near \(.*\) mm lie in a chain.* voxel="):
+        PQGraph.from_nodes(p, table_of(0, 3), 1.0)
+    assert len(PQGraph.from_nodes(p, table_of(0, 3), 1.0, voxel=[0, 0, 1])) == 2
+    p[:, 0] = [0, 0.4e-3, 0.8e-3]
+    assert len(PQGraph.from_nodes(p, table_of(0, 3), 1.0)) == 1
+    p[:, 0] = [0, 0.01, 0.02]
+    assert len(PQGraph.from_nodes(p, table_of(0, 3), 1.0)) == 3
+
+
 def test_given_edges_of_nodes_and_given_weights():
     p = np.array([[0.0, 0, 0], [1, 0, 0], [5, 0, 0]])
     q_edges, weights = [[0, 0, 2], [0, 1, 2]], [0.5, 2.0, 3.0]
@@ -472,6 +545,9 @@ def test_rows_of_a_batch_are_filled_up_to_the_output_directions():
         [PQGraph.from_points(np.zeros((n, 3)), q, 1.0, q_out=q[:k]) for n, k in ((2, 2), (1, 1))]
     )
     assert graph.filled(torch.ones(3, 2, 4)).tolist() == [[True] * 2, [True] * 2, [True, False]]
+    assert graph.filled(torch.ones(3, 3, 4)) is None, "those of the input, which are as many"
+    with pytest.raises(ValueError, match="the features have 4 directions, but the graph has 3"):
+        graph.filled(torch.ones(3, 4, 4))
 
 
 # -- moving, printing, size ----------------------------------------------------------------------
@@ -608,6 +684,12 @@ def test_grids_that_make_no_sense_are_refused(change, message):
         ({"p_out": np.eye(3), "q_out": np.eye(3)[:1]}, "3 output centres but 1 output q-vectors"),
         ({"q_edges": "all"}, 'q_edges must be "full", "shell" or pairs of indices'),
         ({"q_weights": [1.0]}, "q_weights must be 3 finite numbers"),
+        ({"voxel": [0, 1]}, r"voxel must be 3 integers.* not torch.int64 of shape \(2,\)"),
+        ({"voxel": [0.0, 1.0, 2.0]}, "voxel must be 3 integers, one for each node"),
+        ({"voxel": [0, 3, 1]}, "none left out, but 3 numbers from 0 to 3 are given"),
+        ({"voxel": [-1, 0, 1]}, "but 3 numbers from -1 to 1 are given"),
+        ({"voxel_out": [0, 1, 2]}, "voxel_out says of which voxels p_out are"),
+        ({"voxel": [0, 1, 2], "p_out": np.eye(3), "q_out": np.eye(3)}, "give it if voxel is given"),
     ],
 )
 def test_nodes_that_make_no_sense_are_refused(change, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from itertools import product
 
@@ -17,6 +18,7 @@ from torch.autograd import gradcheck
 from tests.strategies import (
     AGREEMENT,
     BACKENDS,
+    ENDS,
     FILTERS,
     FORMS,
     GROUPS,
@@ -209,19 +211,23 @@ def dense_sum(layer, x, domain):
     per_voxel = domain.counts if isinstance(domain, Nodes) else len(domain.q)
     voxel_in = torch.from_numpy(np.repeat(np.arange(n), per_voxel))
     q_in = torch.from_numpy(domain.q if isinstance(domain, Nodes) else np.tile(domain.q, (n, 1)))
+    on_map = torch.arange(n), torch.zeros(n, 3).double()
     if layer.q_out is None:
-        voxel_out, q_out = torch.arange(n), torch.zeros(n, 3).double()
+        voxel_out, q_out = on_map
     elif domain.q_out is None:
         voxel_out, q_out = voxel_in, q_in
     else:
         voxel_out = torch.arange(n).repeat_interleave(len(domain.q_out))
         q_out = torch.from_numpy(np.tile(domain.q_out, (n, 1)))
 
+    if layer.q_in is None:
+        voxel_in, q_in = on_map
+
     offsets = p[voxel_out][:, None] - p[voxel_in]
     same_voxel = voxel_in[:, None] == voxel_in
     a, b = q_out.norm(dim=-1)[:, None], q_in.norm(dim=-1)
     joined = torch.ones(len(q_out), len(q_in), dtype=torch.bool)
-    if domain.q_edges == "shell" and layer.q_out is not None:
+    if domain.q_edges == "shell" and None not in (layer.q_in, layer.q_out):
         joined = (a - b).abs() <= 0.07 * torch.maximum(a, b)
     # A mean over the joined directions of each input voxel.
     count = joined.double() @ same_voxel.double()
@@ -240,7 +246,7 @@ def dense_sum(layer, x, domain):
 @given(data=st.data())
 def test_the_layer_is_the_sum_of_its_kernel_over_all_pairs_of_nodes(filter, form, data):
     domain = data.draw(domains(form))
-    layer = data.draw(layers(domain=domain, filter=filter))
+    layer = data.draw(layers(domain=domain, filter=filter, ends=ENDS))
     x = features(layer, domain)
     expected = dense_sum(layer, x, domain)
     if layer.self_interaction is not None:
@@ -250,6 +256,67 @@ def test_the_layer_is_the_sum_of_its_kernel_over_all_pairs_of_nodes(filter, form
     for backend in backends_for(form, filter):
         found = with_backend(layer, backend)(x, domain.graph())
         assert relative_error(found, expected) < LIMIT, backend
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("filter", FILTERS)
+def test_a_layer_may_expand_a_map_to_directions(filter, form):
+    """As the last layer of a network that predicts a signal; by every back end, with gradients."""
+    layer = tiny_layer(filter, "edges", q_in=None, q_out="graph", bias=True)
+    domain = small_domain(form)
+    x, graph = features(layer, domain), domain.graph()
+    out = layer(x, graph)
+    assert out.shape == (*domain.shape, 4)
+    expected = dense_sum(layer, x, domain)
+    expected[..., list(layer.scalars_out)] += layer.bias
+    assert relative_error(out, expected) < LIMIT
+    if filter != "p" and form != "nodes":
+        assert relative_error(out[:, 1], out[:, 2]) > 0.01, "directions differ"
+    errors = disagreement(layer, x, graph, backends_for(form, filter)[1:])
+    assert max(errors.values()) < LIMIT, errors
+    leaves = x.requires_grad_(), *layer.parameters()
+    assert gradcheck(lambda x, *_: layer(x, graph), leaves, fast_mode=True)
+
+
+def test_without_a_word_the_output_of_a_map_is_a_map():
+    layers_ = [PQTensorFieldLayer("1x0e", "1x0e", 3.0, **ends) for ends in (
+        {"q_in": None}, {"q_in": None, "q_out": None}, {"q_in": None, "q_out": "graph"}, {},
+        {"q_out": None},
+    )]  # fmt: skip
+    assert [layer.q_out for layer in layers_] == [None, None, "graph", "graph", None]
+    domains_ = [repr(layer).split(" | ")[1].split(",")[0] for layer in layers_]
+    assert domains_ == ["p", "p", "p -> pq", "pq", "pq -> p"]
+
+
+def test_an_expanded_batch_is_each_of_its_scans_alone():
+    """The directions of the shorter tables end in zeros."""
+    layer = tiny_layer("tp", "auto", q_in=None, q_out="graph")
+    scans = [small_domain(form, seed) for seed, form in enumerate(("grid", "points", "grid"))]
+    scans[1] = Points(scans[1].p, table_of(1, 2))
+    xs = [features(layer, scan) for scan in scans]
+    batch = PQGraph.merge([scan.graph() for scan in scans])
+    found = layer(torch.cat(xs), batch).split([len(x) for x in xs])
+    for x, scan, part in zip(xs, scans, found, strict=True):
+        assert relative_error(part[:, : len(scan.q)], layer(x, scan.graph())) < 1e-14
+        assert not part[:, len(scan.q) :].any()
+
+
+def test_a_layer_asks_for_q_max_of_the_directions_that_it_uses():
+    """A reduction does not see those of the output, nor an expansion those of the input."""
+    p, long, short = np.eye(3), 2 * table_of(0, 4), table_of(0, 4)
+    reducing = PQTensorFieldLayer("1x0e", "1x0e", RADIUS, q_out=None)
+    expanding = PQTensorFieldLayer("1x0e", "1x0e", RADIUS, q_in=None, q_out="graph")
+    up, down = (
+        PQGraph.from_points(p, a, RADIUS, q_out=b) for a, b in ((short, long), (long, short))
+    )
+    reducing(torch.ones(3, 4, 1), up)
+    expanding(torch.ones(3, 1), down)
+    for layer, x, graph in (
+        (reducing, torch.ones(3, 4, 1), down),
+        (expanding, torch.ones(3, 1), up),
+    ):
+        with pytest.raises(ValueError, match=r"a q-vector of length 3\.4, beyond the q_max = 2"):
+            layer(x, graph)
 
 
 def brute_force_count(layer, mul_in, mul_out, n_p, n_q):
@@ -339,7 +406,7 @@ def disagreement(layer, x, graph, backends):
 @given(data=st.data())
 def test_back_ends_agree_on_the_output_and_every_gradient(filter, form, data):
     domain = data.draw(domains(form))
-    layer = data.draw(layers(domain=domain, filter=filter))
+    layer = data.draw(layers(domain=domain, filter=filter, ends=ENDS))
     others = backends_for(form, filter)[1:]
     errors = disagreement(layer, features(layer, domain), domain.graph(), others)
     assert max(errors.values()) < LIMIT, errors
@@ -791,7 +858,13 @@ def test_nothing_of_the_size_of_the_product_of_the_edges_is_made():
         ({"p_radius": -1.0}, "p_radius must be a length in mm, not -1.0"),
         ({"q_max": 0.0}, "q_max must be positive, not 0.0"),
         ({"lmax_q": -1}, "lmax_q must be at least 0"),
-        ({"self_interaction": True, "q_out": None}, "a self-interaction needs an output with"),
+        ({"self_interaction": True, "q_out": None}, "reduces q-space (q_out=None)"),
+        (
+            {"self_interaction": True, "q_in": None, "q_out": "graph"},
+            "expands a map (q_out='graph')",
+        ),
+        ({"q_out": "grid"}, "q_out is one of 'input', 'graph', not 'grid'"),
+        ({"q_in": "input"}, "q_in is one of 'graph', not 'input'"),
         ({"irreps_out": "1x1o", "bias": True}, "a bias is added to scalars, and the output 1x1o"),
         ({"irreps_out": "1x0o", "bias": True, "group": "O3"}, "the output 1x0o has none"),
         ({"q_in": None, "filter": "q"}, "a map without q-space has p-offsets only"),
@@ -799,7 +872,7 @@ def test_nothing_of_the_size_of_the_product_of_the_edges_is_made():
 )
 def test_options_that_make_no_sense_are_refused(options, message):
     arguments = {"irreps_in": "1x0e", "irreps_out": "1x0e", "p_radius": RADIUS, **options}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         PQTensorFieldLayer(**arguments)
 
 
@@ -833,6 +906,9 @@ def test_features_and_graphs_that_do_not_fit_are_refused():
     refused(r"takes \(N, dim_in\)", layer, torch.ones(3, 4, 2), nodes)
     on_map = PQTensorFieldLayer("2x0e", "1x0e", RADIUS, q_in=None)
     refused(r"takes \(V, dim_in\)", on_map, torch.ones(3, 4, 2), graph)
+    expanding = PQTensorFieldLayer("2x0e", "1x0e", RADIUS, q_in=None, q_out="graph")
+    refused(r"takes \(V, dim_in\)", expanding, torch.ones(3, 4, 2), graph)
+    refused("built without q-space", expanding, torch.ones(3, 2), without)
 
 
 @pytest.mark.parametrize("backend", ["edges", "recoupled", "fourier", "dense", "auto"])

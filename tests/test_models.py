@@ -13,12 +13,26 @@ from tripq.layer import PQTensorFieldLayer
 from tripq.models import ConvSegmenter, LesionSegmenter
 from tripq.nn import scale_initial_weights
 
+
+def small(group: str, **options) -> LesionSegmenter:
+    """Features of both parities, and layers enough to join them."""
+    features = {"q_features": "4x0e + 2x2e + 1x4e", "p_features": "4x0e + 2x1o + 1x1e + 2x2e"}
+    return LesionSegmenter(group=group, **{**features, "n_p_layers": 2, **options})
+
+
 NETWORKS = {
     "default": LesionSegmenter,
+    "SO(3)": lambda: small("SO3"),
+    "O(3)": lambda: small("O3"),
+    "O(3), tp": lambda: small(
+        "O3", filter="tp", antipodal=False, q_features="4x0e + 2x1o + 2x2e", n_p_layers=1
+    ),
     "paper": lambda: LesionSegmenter.paper(p_radius=3.6),
     "paper, mean": lambda: LesionSegmenter.paper(p_radius=3.6, q_reduction="mean"),
     "paper, layer": lambda: LesionSegmenter.paper(p_radius=3.6, q_reduction="layer"),
 }
+#: Those that commute with reflections, too.
+MIRRORING = ("O(3)", "O(3), tp")
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 
 
@@ -52,13 +66,28 @@ def test_logits_do_not_change_when_voxels_and_directions_rotate_together(name, d
     graph = PQGraph.from_points(p, q, radius=3.6)
     network = ready(name, signal, graph)
     rotation = o3.rand_matrix(dtype=torch.float64)
+    if name in MIRRORING:
+        rotation = -rotation
     rotated = PQGraph.from_points(p @ rotation.T + 7.0, q @ rotation.T, radius=3.6)
     assert relative_error(network(signal, rotated), network(signal, graph)) < bound
 
 
-@pytest.mark.parametrize("name", ["default", "paper"])
+def test_a_network_for_rotations_knows_left_from_right():
+    """Of the same features as one for O(3), which does not: so that law says something."""
+    p, q = cloud(20), torch.from_numpy(table(5))
+    signal = torch.rand(20, 6, dtype=torch.float64)
+    graph = PQGraph.from_points(p, q, radius=3.6)
+    network = ready("SO(3)", signal, graph)
+    mirrored = PQGraph.from_points(-p, -q, radius=3.6)
+    assert relative_error(network(signal, mirrored), network(signal, graph)) > 0.01
+
+
+@pytest.mark.parametrize("name", ["default", "paper", *MIRRORING])
 def test_rotations_of_the_grid_permute_the_logits(name):
-    """All 24 rotations of the cube, as a scanner would store a turned head: another array."""
+    """All 24 rotations of the cube, as a scanner would store a turned head: another array.
+
+    Of networks for O(3), some of the 24 mirrored ones.
+    """
     rng = np.random.default_rng(1)
     mask = rng.random((4, 3, 3)) > 0.3
     volume = torch.from_numpy(rng.random((*mask.shape, 5)))
@@ -69,11 +98,12 @@ def test_rotations_of_the_grid_permute_the_logits(name):
     logits = torch.zeros(mask.shape, dtype=torch.float64)
     logits[torch.from_numpy(mask)] = network(signal, graph).detach()
     seen = 0
-    for axes in itertools.permutations(range(3)):
+    orders = list(itertools.permutations(range(3)))
+    for axes in orders[::3] if name in MIRRORING else orders:
         for signs in itertools.product((1, -1), repeat=3):
             matrix = np.zeros((3, 3))
             matrix[range(3), axes] = signs
-            if np.linalg.det(matrix) < 0:
+            if (np.linalg.det(matrix) < 0) != (name in MIRRORING):
                 continue
             flips = [i for i in range(3) if signs[i] < 0]
 
@@ -86,7 +116,7 @@ def test_rotations_of_the_grid_permute_the_logits(name):
             result = network(turn(volume)[turned_mask], turned)
             assert relative_error(result, turn(logits)[turned_mask]) < 1e-11
             seen += 1
-    assert seen == 24
+    assert seen == (8 if name in MIRRORING else 24)
 
 
 def test_signs_of_directions_do_not_matter_to_the_default_network():
@@ -128,6 +158,13 @@ def test_batch_norm_does_not_see_the_padding():
         [network.pq_block.layer(s[..., None], g).flatten(0, 1)[:, 0] for s, g in scans]
     )
     torch.testing.assert_close(network.pq_block.norm.running_mean[0], counted.mean())
+
+
+def test_features_that_no_path_reaches_are_refused():
+    """With O(3) an even vector cannot be made of even scalars, nor an odd one of even harmonics."""
+    for features in ({"q_features": "4x0e + 2x1o"}, {"q_features": "4x0e", "p_features": "2x1e"}):
+        with pytest.raises(ValueError, match="no path leads to 2x1"):
+            LesionSegmenter(**features, group="O3")
 
 
 @pytest.mark.parametrize("name", NETWORKS)

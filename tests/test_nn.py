@@ -6,9 +6,11 @@ import pytest
 import torch
 from e3nn import o3
 
+from tests.strategies import representation, rotation_of
 from tripq import PQGraph, PQTensorFieldLayer
 from tripq.nn import (
     BatchNorm,
+    Block,
     GatedNonlinearity,
     NormsAsScalars,
     QLengthWeightedMean,
@@ -64,8 +66,9 @@ def test_the_gate_is_that_of_e3nn(irreps):
 
 
 @pytest.mark.parametrize("irreps", ["3x0e + 2x1o + 2x0o + 1x2e + 1x0e", "2x0e", "2x1o"])
-@pytest.mark.parametrize("shape", [(30,), (10, 3)])
+@pytest.mark.parametrize("shape", [(28,), (7, 4)])
 def test_batch_norm_is_that_of_e3nn(irreps, shape):
+    graph = random_graph()
     ours, reference = BatchNorm(irreps).double(), e3nn.nn.BatchNorm(irreps).double()
     with torch.no_grad():
         for parameter in ours.parameters():
@@ -76,12 +79,96 @@ def test_batch_norm_is_that_of_e3nn(irreps, shape):
         results = []
         for module in (ours, reference):
             leaf = x.clone().requires_grad_()
-            y = module.train(training)(leaf)
+            y = module.train(training)(leaf, *([graph] if module is ours else []))
             leaves = [leaf, *module.parameters()]
             gradients = torch.autograd.grad(y.pow(3).sum(), leaves, materialize_grads=True)
             results.append([y, *gradients, *module.buffers()][: len(gradients) + 3])
         for a, b in zip(*results, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def padded_batch() -> tuple[list[PQGraph], PQGraph]:
+    """Three scans with different numbers of directions, and all of them as one."""
+    scans = [random_graph(seed, TABLE[:n]) for seed, n in enumerate((2, 4, 3))]
+    return scans, PQGraph.merge(scans)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_does_not_count_padding(training):
+    """Statistics, outputs and gradients are those of the features without it."""
+    scans, batch = padded_batch()
+    irreps = "2x0e + 1x1o + 1x2e"
+    xs = [3 * torch.randn(7, len(scan.scans[0].q.q_in), 10).double() + 1 for scan in scans]
+    results = []
+    for padded in (True, False):
+        torch.manual_seed(0)
+        module = BatchNorm(irreps).double().train(training)
+        leaves = [x.clone().requires_grad_() for x in xs]
+        if padded:
+            y = module(batch.stack(leaves), batch)
+            ys = [part[:, : x.shape[1]] for part, x in zip(y.split(7), xs, strict=True)]
+            for part, x in zip(y.split(7), xs, strict=True):
+                assert (part[:, x.shape[1] :] == 0).all()
+        else:
+            rows = module(torch.cat([x.flatten(0, 1) for x in leaves]), random_graph())
+            ys = list(rows.split([7 * x.shape[1] for x in xs]))
+        y = torch.cat([part.reshape(-1, 10) for part in ys])
+        gradients = torch.autograd.grad(
+            y.pow(3).sum(), [*leaves, *module.parameters()], materialize_grads=True
+        )
+        results.append([y, *gradients, module.running_mean, module.running_var])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+def test_first_weights_do_not_count_padding():
+    scans, batch = padded_batch()
+    xs = [40 + torch.rand(7, len(scan.scans[0].q.q_in), 1) for scan in scans]
+    layer = PQTensorFieldLayer("1x0e", "4x0e + 2x1o", 4.0)
+    scale_initial_weights(layer, batch.stack(xs), batch)
+    y = torch.cat([layer(x, scan).flatten(0, 1) for x, scan in zip(xs, scans, strict=True)])
+    for s in layer.irreps_out.slices():
+        assert y[..., s].square().mean().sqrt().item() == pytest.approx(1, rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"norms": True}, {"batch_norm": False}, {"q_out": None}])
+def test_a_block_is_its_parts_one_after_the_other(options):
+    torch.manual_seed(0)
+    block = Block("1x0e", "3x0e + 2x1o", 4.0, **options)
+    graph, x = random_graph(), torch.rand(7, 4, 1)
+    y = block.layer(x, graph)
+    assert (block.layer.bias is None) == (block.norm is not None)
+    if block.norm is not None:
+        y = block.norm(y, graph)
+    y = block.gate(y)
+    if options.get("norms"):
+        assert str(block.irreps_out) == "3x0e+2x1o+2x0e"
+        y = block.norms(y)
+    assert block(x, graph).shape[-1] == block.irreps_out.dim
+    torch.testing.assert_close(block(x, graph), y)
+
+
+@pytest.mark.parametrize("group", ["SO3", "O3"])
+def test_a_block_commutes_with_rotations_and_reflections(group):
+    torch.manual_seed(0)
+    block = Block("1x0e + 1x1o", "3x0e + 2x1o + 1x1e", 4.0, norms=True, group=group).double()
+    rotation = rotation_of(0) * (-1 if group == "O3" else 1)
+    p, x = 6 * np.random.default_rng(0).random((7, 3)), torch.randn(7, 4, 4).double()
+    graph, turned = (
+        PQGraph.from_points(p @ r.T, TABLE.numpy() @ r.T, 4.0) for r in (np.eye(3), rotation)
+    )
+    d_in, d_out = (
+        representation(irreps, rotation, group)
+        for irreps in (block.layer.irreps_in, block.irreps_out)
+    )
+    torch.testing.assert_close(
+        block(x @ d_in.T, turned), block(x, graph) @ d_out.T, rtol=1e-10, atol=1e-10
+    )
+
+
+def test_a_block_of_features_without_a_path_is_refused():
+    with pytest.raises(ValueError, match="no path leads to 2x1o of 3x0e"):
+        Block("1x0e", "3x0e + 2x1o", 4.0, filter="q", antipodal=True, group="O3")
 
 
 def test_gate_rejects_odd_scalars():

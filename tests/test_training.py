@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import json
 import math
 import signal
 import time
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_type_hints
 
 import numpy as np
 import pytest
 import torch
+from e3nn import o3
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from tripq import PQGraph
+from tripq.config import NetworkConfig, OptimisationConfig, SplitConfig
+from tripq.datasets import draw_validation
 from tripq.dwi import DWI
 from tripq.evaluation import score
+from tripq.filter import TYPICAL_VOXEL_MM
 from tripq.inference import segment
 from tripq.models import ConvSegmenter, LesionSegmenter
 from tripq.training import (
     Budget,
     PatchDataModule,
     Progress,
+    SegmentationModule,
     Stopping,
+    build_segmenter,
+    choose_precision,
     cut_box,
     learning_rate_factor,
     train,
@@ -378,3 +388,104 @@ def test_a_checkpoint_that_cannot_be_written_names_the_folder(
     assert not list(tmp_path.iterdir())
     monkeypatch.undo()
     assert train(convolutional(), patches, Budget(steps=2), **how).steps == 2  # type: ignore[arg-type]
+
+
+# -- settings ------------------------------------------------------------------------------------
+
+
+def defaults(call):
+    """Default of every keyword argument of a function or a class."""
+    return {
+        name: argument.default
+        for name, argument in inspect.signature(call).parameters.items()
+        if argument.default is not inspect.Parameter.empty
+    }
+
+
+def test_the_settings_of_a_network_are_the_arguments_of_its_constructor():
+    hints = get_type_hints(NetworkConfig)
+    expected, types = defaults(LesionSegmenter), get_type_hints(LesionSegmenter.__init__)
+    assert asdict(NetworkConfig()) == {**expected, "p_radius": None}
+    for name in expected.keys() - {"p_radius"}:
+        text = types[name] == o3.Irreps | str
+        assert hints[name] == (str if text else types[name]), name
+    assert hints["p_radius"] == types["p_radius"] | None
+
+
+def test_by_default_the_command_trains_the_network_of_the_library():
+    """On voxels of 2 mm, which the default radius is for; elsewhere the radius follows them."""
+    ours, default = build_segmenter(NetworkConfig(), TYPICAL_VOXEL_MM), LesionSegmenter()
+    assert repr(ours) == repr(default)
+    assert {name: getattr(ours, name) for name in defaults(LesionSegmenter)} == defaults(
+        LesionSegmenter
+    )
+    assert ours.state_dict().keys() == default.state_dict().keys()
+    for size in (1.25, 2.0, 2.5):
+        affine = np.diag([size, size, size, 1])
+        radius = build_segmenter(NetworkConfig(n_p_layers=0), size).p_radius
+        graph = PQGraph.from_grid(np.ones((3, 3, 3)), affine, None, radius)
+        assert len(graph.scans[0].edges.offsets) == 27
+
+
+#: Settings of which nothing in the library has a default: how long to train at most.
+NOT_DEFAULTS = {"steps", "hours"}
+
+
+def test_the_settings_of_a_training_are_the_arguments_of_what_is_called():
+    given = {"network", "patches", "budget", "stopping", "folder", "device", "report", "settle"}
+    elsewhere = defaults(train).keys() & given
+    options = {
+        **defaults(Stopping),
+        **{name: value for name, value in defaults(train).items() if name not in given},
+        **{n: v for n, v in defaults(PatchDataModule).items() if n != "validation"},
+    }
+    settings = {k: v for k, v in asdict(OptimisationConfig()).items() if k not in NOT_DEFAULTS}
+    assert settings == options
+    assert elsewhere == given - {"network", "patches", "budget"}
+    same = ("learning_rate", "weight_decay", "positive_weight")
+    module = defaults(SegmentationModule)
+    assert {name: module[name] for name in same} == {name: options[name] for name in same}
+    assert get_type_hints(OptimisationConfig)["precision"] == get_type_hints(train)["precision"]
+
+
+def test_the_settings_of_a_split_are_those_of_its_draw():
+    split = asdict(SplitConfig())
+    assert {name: split[name] for name in defaults(draw_validation)} == defaults(draw_validation)
+
+
+# -- precision -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("able", "chosen"),
+    [
+        ({"avx2": True, "avx512_bf16": False}, "32-true"),
+        ({"avx512_bf16": True}, "bf16-mixed"),
+        ({"amx_bf16": True, "avx512_bf16": False}, "bf16-mixed"),
+        ({}, "32-true"),
+    ],
+)
+def test_bfloat16_is_for_processors_that_have_it(able, chosen, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    assert choose_precision("auto", "cpu") == chosen
+    for wanted in ("32-true", "bf16-mixed"):
+        assert choose_precision(wanted, "cpu") == wanted
+
+
+def test_an_older_torch_that_does_not_say_is_taken_for_one_without(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert choose_precision("auto", "cpu") == "32-true"
+
+
+@pytest.mark.parametrize("able", [False, True])
+def test_so_it_is_for_gpus(able, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: able)
+    assert choose_precision("auto", "cuda") == ("bf16-mixed" if able else "32-true")
+
+
+@pytest.mark.parametrize("precision", ["auto", "32-true"])
+def test_the_record_says_what_was_computed_in(precision, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    record = train(convolutional(), boxes(), Budget(steps=1), precision=precision)
+    assert record.precision == "32-true"

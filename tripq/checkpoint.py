@@ -217,6 +217,11 @@ def _take(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         raise ValueError(f"the tensor {missing[0]} is missing")
     if others := sorted({*tensors} - {*needed}):
         raise ValueError(f"the tensor {others[0]} belongs to something else")
+    if getattr(network, "group", "SO3") == "O3" and _only_first_layer_mirrors(needed, tensors):
+        raise ValueError(
+            'only its first layer has group="O3", as earlier versions of tripq built it, so it is '
+            "not equivariant under reflections. Train it again"
+        )
     for key, tensor in tensors.items():
         wanted = needed[key]
         if (tensor.shape, tensor.dtype) != (wanted.shape, wanted.dtype):
@@ -229,6 +234,17 @@ def _take(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     if next(network.parameters()).is_meta:
         network.to_empty(device="cpu")
     network.load_state_dict(tensors)
+
+
+def _only_first_layer_mirrors(needed: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a first layer fits, and filters behind it have weights that O(3) does not allow."""
+    return all(
+        tensors[key].shape == wanted.shape
+        for key, wanted in needed.items()
+        if key.startswith("blocks.0.")
+    ) and any(
+        tensors[key].numel() > wanted.numel() for key, wanted in needed.items() if "filters" in key
+    )
 
 
 def _other_version(notes: Mapping[str, str]) -> str:

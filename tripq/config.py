@@ -16,11 +16,15 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import field, fields
+from inspect import signature
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+
+from tripq.models import LesionSegmenter
+from tripq.paths import Group, Selection
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -34,28 +38,39 @@ class ConfigError(ValueError):
     """A file of settings cannot be used; the message names the file and the key."""
 
 
+def _default(name: str) -> Any:
+    """Of an argument of `LesionSegmenter`."""
+    return signature(LesionSegmenter).parameters[name].default
+
+
 @dataclass(frozen=True, config=_CHECKED)
 class NetworkConfig:
-    """Arguments of `tripq.models.LesionSegmenter`."""
+    """Arguments of `tripq.models.LesionSegmenter`, with its defaults.
+
+    Only the radius follows the voxels of the scans: a fixed one in mm would reach other neighbours
+    on other grids.  On voxels of 2 mm it is the default of the network, too.
+    """
 
     p_radius: Annotated[
         float | None,
         Field(
             gt=0,
-            description="radius of the neighbourhood of a voxel in mm; by default 1.45 voxels, "
-            "which reach the 18 that share a face or an edge",
+            description="radius of the neighbourhood of a voxel in mm; by default 1.8 voxels, "
+            "which reach the 26 around it",
         ),
     ] = None
     q_features: Annotated[
         str, Field(min_length=1, description="features of the first layer, as e3nn writes them")
-    ] = "24x0e + 8x2e + 4x4e"
+    ] = _default("q_features")
     p_features: Annotated[
         str, Field(min_length=1, description="features of the layers that follow")
-    ] = "24x0e + 6x1o + 8x2e"
+    ] = _default("p_features")
     n_p_layers: Annotated[
         int, Field(ge=0, description="how many layers follow, without the last")
-    ] = 2
-    batch_norm: Annotated[bool, Field(description="normalise the features of every layer")] = True
+    ] = _default("n_p_layers")
+    batch_norm: Annotated[bool, Field(description="normalise the features of every layer")] = (
+        _default("batch_norm")
+    )
     q_max: Annotated[
         float,
         Field(
@@ -63,21 +78,27 @@ class NetworkConfig:
             description="sqrt(b / 1000) of the highest b-value in s/mm2 that any scan has, now or "
             "later",
         ),
-    ] = 2.0
+    ] = _default("q_max")
     filter: Annotated[
         str, Field(min_length=1, description="of the first layer; see PQTensorFieldLayer")
-    ] = "tp"
-    group: Annotated[Literal["SO3", "O3"], Field(description="symmetries of the first layer")] = (
-        "SO3"
-    )
+    ] = _default("filter")
+    selection: Annotated[
+        Selection, Field(description="which orders the first layer joins; see PQTensorFieldLayer")
+    ] = _default("selection")
+    group: Annotated[
+        Group, Field(description="symmetries of the network: rotations, or reflections too")
+    ] = _default("group")
     antipodal: Annotated[
         bool, Field(description="whether the sign of a gradient direction means nothing")
-    ] = True
+    ] = _default("antipodal")
 
 
 @dataclass(frozen=True, config=_CHECKED)
 class OptimisationConfig:
-    """Arguments of `tripq.training.train` and of what it is given."""
+    """Arguments of `tripq.training.train` and of what it is given, with their defaults.
+
+    They are written down here, as Lightning need not be installed to read a file of settings.
+    """
 
     steps: Annotated[int, Field(ge=1, description="of the optimiser, at most")] = 5000
     hours: Annotated[
@@ -110,8 +131,11 @@ class OptimisationConfig:
         float, Field(ge=0, le=1, description="share of the boxes that lie on a lesion")
     ] = 0.5
     precision: Annotated[
-        Literal["32-true", "bf16-mixed"],
-        Field(description="bf16-mixed is faster where the processor knows bfloat16"),
+        Literal["auto", "32-true", "bf16-mixed"],
+        Field(
+            description="32-true is exact; bf16-mixed is faster on processors with instructions "
+            "for bfloat16, and many times slower on others; auto takes it on the former"
+        ),
     ] = "32-true"
     seed: Annotated[int, Field(ge=0, description="of the first weights and of the boxes")] = 0
 

@@ -21,6 +21,9 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from tripq.adjacency import Adjacency
@@ -33,6 +36,10 @@ QEdges = Literal["full", "shell"]
 #: q-vectors whose lengths differ by less than this share of the larger one are on one shell: 7 %
 #: in |q| is 14 % in b, more than the spread within a shell and less than the step between shells.
 SHELL_TOLERANCE = 0.07
+
+#: Nodes closer than this (mm) are of one voxel where nobody says which are.  Coordinates that went
+#: through float32 differ by 1e-4 mm, and the voxels of a microscope are 1e-2 mm apart.
+SAME_VOXEL_MM = 1e-3
 
 T = TypeVar("T")
 
@@ -220,6 +227,13 @@ class QSpace:
         return QSpace(self.q_in, origin, True, self.reduction, self.reduction)
 
     @kept_property
+    def expanded(self) -> QSpace:
+        """A single input at q = 0, joined to every output direction with weight 1."""
+        origin = torch.zeros_like(self.q_in[:1])
+        weights = torch.ones_like(self.q_out[:, :1])
+        return QSpace(origin, self.q_out, True, weights, weights.new_ones(1, 1))
+
+    @kept_property
     def q_max(self) -> float:
         """The largest |q|."""
         return _longest(torch.cat([self.q_in, self.q_out]))
@@ -251,6 +265,8 @@ class NodeSpace:
         From input to output nodes.
     reduction : NodeEdges
         From input nodes to one output at q = 0 for each voxel.
+    expansion : NodeEdges
+        From one input at q = 0 for each voxel to output nodes.
     n_voxels : int
         Number of voxels.
     """
@@ -262,20 +278,25 @@ class NodeSpace:
     resampled: bool
     edges: NodeEdges
     reduction: NodeEdges
+    expansion: NodeEdges
     n_voxels: int
 
     @kept_property
     def reduced(self) -> NodeSpace:
         """The same input nodes, joined to one output at q = 0 in every voxel."""
-        every_voxel = torch.arange(self.n_voxels, device=self.q.device)
-        origins = self.q.new_zeros(self.n_voxels, 3)
-        return replace(
-            self,
-            voxel_out=every_voxel,
-            q_out=origins,
-            resampled=True,
-            edges=self.reduction,
-        )
+        voxel, q = self._origins()
+        return replace(self, voxel_out=voxel, q_out=q, resampled=True, edges=self.reduction)
+
+    @kept_property
+    def expanded(self) -> NodeSpace:
+        """One input at q = 0 in every voxel, joined to the same output nodes."""
+        voxel, q = self._origins()
+        return replace(self, voxel=voxel, q=q, resampled=True, edges=self.expansion)
+
+    def _origins(self) -> tuple[Tensor, Tensor]:
+        """A node at q = 0 in every voxel."""
+        voxel = torch.arange(self.n_voxels, device=self.q.device)
+        return voxel, self.q.new_zeros(self.n_voxels, 3)
 
     @kept_property
     def q_max(self) -> float:
@@ -328,6 +349,7 @@ class ScanGraph:
                 q,
                 edges=_nodes_on(q.edges, keep),
                 reduction=_nodes_on(q.reduction, keep),
+                expansion=_nodes_on(q.expansion, keep),
             )
         return replace(self, radius=radius, edges=edges, q=q)
 
@@ -485,25 +507,35 @@ class PQGraph:
         q: ArrayLike | Tensor,
         radius: float,
         *,
+        voxel: ArrayLike | Tensor | None = None,
         q_edges: QEdges | ArrayLike | Tensor = "full",
         p_out: ArrayLike | Tensor | None = None,
         q_out: ArrayLike | Tensor | None = None,
+        voxel_out: ArrayLike | Tensor | None = None,
         q_weights: ArrayLike | Tensor | None = None,
     ) -> PQGraph:
         """An arbitrary list of nodes, each with a q-vector of its own.
 
         For tables that differ from voxel to voxel, as the nonlinearity of the gradients makes them.
+        The centre of a voxel is the mean of the `p` of its nodes, input and output, so gradients
+        reach all of them.
 
         Parameters
         ----------
         p, q : arrays of shape (N, 3)
-            Voxel centre (mm) and q-vector of each node; nodes with equal `p` are of one voxel.
+            Position (mm) and q-vector of each node.
         radius : float
             In mm.
+        voxel : integer array of shape (N,), optional
+            Voxel of each node: the row of a map without q-space, (V, dim).  From 0 on, none left
+            out.  Default: nodes closer than `SAME_VOXEL_MM` are of one voxel, and voxels are
+            numbered in the order in which they first occur.
         q_edges : "full", "shell", or integer array of shape (2, M)
             As in `from_grid`; given pairs are (output node, input node) and lie within `radius`.
         p_out, q_out : arrays of shape (N_out, 3), optional
             Output nodes, where they are others than the input nodes.
+        voxel_out : integer array of shape (N_out,), optional
+            Voxel of each output node; given if and only if both `voxel` and `p_out` are.
         q_weights : array of shape (N,), optional
             Quadrature weights of the input nodes, used as they are.  Default: for each output node
             the mean over the nodes of every voxel that it is joined with.
@@ -511,8 +543,9 @@ class PQGraph:
         Raises
         ------
         ValueError
-            For lists of different lengths, values that are not finite, or given pairs farther
-            apart than `radius`.
+            For lists of different lengths, values that are not finite, given pairs farther apart
+            than `radius`, voxels without a node, or nodes of which it is not clear whether they
+            are of one voxel: a chain of them, each closer than `SAME_VOXEL_MM` to the next.
         """
         p_in, q_in = _vectors(p, "p"), _vectors(q, "q")
         if len(p_in) != len(q_in):
@@ -525,8 +558,20 @@ class PQGraph:
         if len(p_to) != len(q_to):
             raise ValueError(f"{len(p_to)} output centres but {len(q_to)} output q-vectors")
 
-        points, voxel = _unique_rows(torch.cat([p_in, p_to]))
-        voxel_in, voxel_to = voxel[: len(p_in)], voxel[len(p_in) :]
+        if (voxel_out is None) != (voxel is None or not resampled):
+            raise ValueError("voxel_out says of which voxels p_out are: give it if voxel is given")
+        everywhere = torch.cat([p_in, p_to]) if resampled else p_in
+        if voxel is None:
+            numbers = _voxels_of(_numbers(everywhere))
+        else:
+            numbers = _voxel_numbers(voxel, "voxel", len(p_in))
+            if voxel_out is not None:
+                to = _voxel_numbers(voxel_out, "voxel_out", len(p_to))
+                numbers = torch.cat([numbers, to])
+            _check_voxel_numbers(numbers)
+        points = _centres(everywhere, numbers)
+        voxel_in = numbers[: len(p_in)]
+        voxel_to = numbers[len(p_in) :] if resampled else voxel_in
         edges = _point_edges(points, radius)
         weights = None if q_weights is None else _weights(q_weights, len(q_in))
         every_voxel = torch.arange(len(points))
@@ -539,6 +584,7 @@ class PQGraph:
             resampled,
             _node_edges(edges, voxel_to, q_to, voxel_in, q_in, q_edges, weights),
             _node_edges(edges, every_voxel, origins, voxel_in, q_in, "full", weights),
+            _node_edges(edges, voxel_to, q_to, every_voxel, origins, "full", None),
             len(points),
         )
         return cls((ScanGraph(points, float(radius), edges, nodes),))
@@ -629,7 +675,24 @@ class PQGraph:
         return pad_rows(features)
 
     def filled(self, x: Tensor) -> Tensor | None:
-        """Which rows of features (V, Q, ...) belong to directions; None if all do."""
+        """Which rows of features (V, Q, ...) belong to directions, and not to padding.
+
+        Parameters
+        ----------
+        x : Tensor of shape (V, Q, ...)
+            Features at the output directions; at the input directions if there are as many of
+            those, and not of the others.  Features of other shapes have no padding.
+
+        Returns
+        -------
+        Tensor of shape (V, Q), bool
+            None if all do.
+
+        Raises
+        ------
+        ValueError
+            If the scans have another number of directions.
+        """
         return None if x.ndim < 3 or len(self.scans) == 1 else _filled(self, x.shape[1])
 
     @ordinary_tensors()
@@ -666,11 +729,20 @@ def _narrowed(graph: PQGraph, radius: float) -> PQGraph:
 
 @kept_with_owner
 def _filled(graph: PQGraph, longest: int) -> Tensor | None:
-    directions = [len(scan.q.q_out) for scan in graph.scans if isinstance(scan.q, QSpace)]
-    if all(number >= longest for number in directions):
+    spaces = [scan.q for scan in graph.scans if isinstance(scan.q, QSpace)]
+    if not spaces:
+        return None
+    numbers = [len(q.q_out) for q in spaces]
+    if longest != max(numbers):
+        numbers = [len(q.q_in) for q in spaces]
+    if longest != max(numbers):
+        raise ValueError(
+            f"the features have {longest} directions, but the graph has {max(numbers)}: {graph!r}"
+        )
+    if len(set(numbers)) == 1:
         return None
     voxels = torch.tensor([scan.n_voxels for scan in graph.scans], device=graph.device)
-    counts = torch.tensor(directions, device=graph.device).repeat_interleave(voxels)
+    counts = torch.tensor(numbers, device=graph.device).repeat_interleave(voxels)
     return torch.arange(longest, device=graph.device) < counts[:, None]
 
 
@@ -801,13 +873,54 @@ def _numbers(points: Tensor) -> NDArray[np.float64]:
     return np.array(points.detach().tolist()).reshape(points.shape)
 
 
-def _unique_rows(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Distinct rows in order of appearance, and the number of each row among them."""
-    _, first, inverse = np.unique(_numbers(points), axis=0, return_index=True, return_inverse=True)
-    appearance = np.argsort(first, kind="stable")
-    rank = np.empty_like(appearance)
-    rank[appearance] = np.arange(len(appearance))
-    return points[torch.from_numpy(first[appearance])], torch.from_numpy(rank[inverse.ravel()])
+def _voxels_of(p: NDArray[np.float64]) -> Tensor:
+    """Number of the voxel of each node at `p`, in order of appearance; by `SAME_VOXEL_MM`."""
+    distinct, place = np.unique(p, axis=0, return_inverse=True)
+    near = KDTree(distinct).query_pairs(SAME_VOXEL_MM, output_type="ndarray")
+    a, b = near[:, 0], near[:, 1]
+    number = len(distinct)
+    joined = coo_array((np.ones(len(a)), (a, b)), shape=(number, number))
+    n_groups, group = connected_components(joined, directed=False)
+    size = np.bincount(group, minlength=n_groups)
+    pairs = np.bincount(group[a], minlength=n_groups)
+    if (chains := np.flatnonzero(pairs < size * (size - 1) // 2)).size:
+        x, y, z = distinct[group == chains[0]][0]
+        raise ValueError(
+            f"nodes near ({x:g}, {y:g}, {z:g}) mm lie in a chain, each closer than "
+            f"{SAME_VOXEL_MM:g} mm to the next: say by voxel= which of them are of one voxel"
+        )
+    _, first, inverse = np.unique(group[place.ravel()], return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return torch.from_numpy(rank[inverse.ravel()])
+
+
+def _voxel_numbers(values: ArrayLike | Tensor, name: str, number: int) -> Tensor:
+    numbers = values.cpu() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+    if numbers.shape != (number,) or numbers.dtype.is_floating_point or numbers.dtype == torch.bool:
+        raise ValueError(
+            f"{name} must be {number} integers, one for each node, not {numbers.dtype} of shape "
+            f"{tuple(numbers.shape)}"
+        )
+    return numbers.to(torch.int64)
+
+
+def _check_voxel_numbers(numbers: Tensor) -> None:
+    present = numbers.unique()
+    if not present.equal(torch.arange(len(present))):
+        raise ValueError(
+            f"voxels are numbered from 0 on, none left out, but {len(present)} numbers from "
+            f"{int(present[0])} to {int(present[-1])} are given"
+        )
+
+
+def _centres(p: Tensor, voxel: Tensor) -> Tensor:
+    """Mean position of the nodes of each voxel; exact where all are at one place."""
+    count = torch.bincount(voxel)
+    some = torch.empty(len(count), dtype=torch.int64).index_put((voxel,), torch.arange(len(p)))
+    origin = p.detach()[some]
+    shifts = torch.zeros_like(origin).index_add(0, voxel, p - origin[voxel])
+    return origin + shifts / count[:, None]
 
 
 def _node_edges(

@@ -198,7 +198,11 @@ def check_b_values(network: nn.Module, dwi: DWI) -> None:
     DWIError
         If one is higher than ``q_max`` of a layer allows.
     """
-    limits = [layer.q_max for layer in _tensor_field_layers(network) if layer.q_in is not None]
+    limits = [
+        layer.q_max
+        for layer in _tensor_field_layers(network)
+        if layer.q_in is not None or layer.q_out is not None
+    ]
     highest = B_REFERENCE * min(limits, default=np.inf) ** 2
     if dwi.b_values.max() > highest * (1 + 1e-6):
         raise DWIError(

@@ -31,6 +31,7 @@ from tripq.tracing import Bound, traced_as_one_call
 
 QDirections = Literal["vectors", "unit"]
 OnGraph = Literal["graph"]
+QOut = Literal["input", "graph"]
 
 
 class PQTensorFieldLayer(nn.Module):
@@ -83,10 +84,16 @@ class PQTensorFieldLayer(nn.Module):
         Add a learned linear map of the features at the output node itself (zero offset in p and
         in q).  Needs an output with the same nodes as the input.
     q_in : "graph" or None
-        None: the input is a map without q-space, (V, dim_in), and so is the output.
-    q_out : "graph" or None
-        Where the output lives: at the output directions of the graph, or (None) at the single
-        point q = 0, which reduces q-space: (V, Q, dim_in) -> (V, dim_out).
+        Where the input lives: at the directions of the graph, or (None) at the single point q = 0
+        of every voxel, a map without q-space: (V, dim_in).
+    q_out : "input", "graph" or None
+        Where the output lives: on a map if the input does (``"input"``, the default), at the output
+        directions of the graph, or (None) on a map.  So there are four layers: ``q_in="graph"`` to
+        ``"graph"``, (V, Q, dim_in) -> (V, Q_out, dim_out); to None, which reduces q-space,
+        -> (V, dim_out); ``q_in=None`` to None, (V, dim_in) -> (V, dim_out), whose filter is
+        ``"p"``; and ``q_in=None`` to ``"graph"``, which expands a map to directions, as the last
+        layer of a network that predicts a signal: the same sum with the one point q_in = 0, of
+        weight 1, joined to every output direction, (V, dim_in) -> (V, Q_out, dim_out).
     backend : {"auto", "recoupled", "fourier", "dense", "triton", "edges"}
         How to evaluate; all agree to rounding.  ``"auto"`` takes the fastest by a cost model for
         each scan; `explain` says which, and why.  ``"recoupled"``: matrix products in an order that
@@ -139,7 +146,7 @@ class PQTensorFieldLayer(nn.Module):
         bias: bool = False,
         self_interaction: bool = False,
         q_in: OnGraph | None = "graph",
-        q_out: OnGraph | None = "graph",
+        q_out: QOut | None = "input",
         backend: Backend = "auto",
         memory_budget: int | None = None,
     ) -> None:
@@ -154,12 +161,15 @@ class PQTensorFieldLayer(nn.Module):
             raise ValueError(f"q_max must be positive, not {q_max}")
         if memory_budget is not None and memory_budget <= 0:
             raise ValueError(f"memory_budget is a number of bytes, not {memory_budget}")
-        if q_in is None:
-            q_out = None
-        if self_interaction and q_in is not None and q_out is None:
+        if q_in is not None:
+            _check_choice("q_in", q_in, OnGraph)
+        if q_out is not None:
+            _check_choice("q_out", q_out, QOut)
+        to: OnGraph | None = q_in if q_out == "input" else q_out
+        if self_interaction and q_in != to:
             raise ValueError(
                 "a self-interaction needs an output with the nodes of the input; this layer "
-                "reduces q-space (q_out=None)"
+                f"{'reduces q-space' if to is None else 'expands a map'} (q_out={to!r})"
             )
         self.irreps_in = o3.Irreps(irreps_in)
         self.irreps_out = o3.Irreps(irreps_out)
@@ -167,7 +177,7 @@ class PQTensorFieldLayer(nn.Module):
         self.q_max = float(q_max)
         self.group = group
         self.q_in = q_in
-        self.q_out = q_out
+        self.q_out = to
         self.backend: Backend = backend
         self.memory_budget = memory_budget
         self.channels_in = _channels(self.irreps_in, group)
@@ -175,7 +185,7 @@ class PQTensorFieldLayer(nn.Module):
 
         caps = Caps(lmax_p, lmax_q, lmax_filter)
         kinds = parse_filter(filter)
-        if q_in is None:
+        if q_in is None and to is None:
             if kinds not in (("tp",), ("p",)):
                 raise ValueError(
                     "a map without q-space has p-offsets only, so its filter is "
@@ -253,11 +263,13 @@ class PQTensorFieldLayer(nn.Module):
             RadialFunctions(p_radial, self.p_radius, cutoff=True)
             if kind != "q"
             else ConstantFunction(),
-            # A reduced output has |q_out| = 0 only.
+            # A map has |q| = 0 only.
             RadialFunctions(q_radial, self.q_max, cutoff=False)
             if in_q and self.q_out is not None
             else ConstantFunction(),
-            RadialFunctions(q_radial, self.q_max, cutoff=False) if in_q else ConstantFunction(),
+            RadialFunctions(q_radial, self.q_max, cutoff=False)
+            if in_q and self.q_in is not None
+            else ConstantFunction(),
             unit_directions=unit_directions,
             antipodal=antipodal,
         )
@@ -277,7 +289,7 @@ class PQTensorFieldLayer(nn.Module):
         Returns
         -------
         Tensor of shape (V, Q_out, dim_out)
-            Or (N_out, dim_out), or (V, dim_out), likewise.
+            Or (N_out, dim_out), or (V, dim_out), likewise; see `q_out`.
 
         Raises
         ------
@@ -327,10 +339,9 @@ class PQTensorFieldLayer(nn.Module):
         return pad_rows([self._on_scan(part, scan) for scan, part in parts])
 
     def _on_scan(self, x: Tensor, scan: ScanGraph) -> Tensor:
-        q = self._q_space(scan)
-        features = x[:, None] if self.q_in is None else x
+        q, features = self._q_space(scan), x
         if isinstance(q, QSpace):
-            features = features[:, : len(q.q_in)]
+            features = x[:, None] if self.q_in is None else x[:, : len(q.q_in)]
         budget = self._budget(x.device)
         terms = [
             BACKENDS[self._plan(scan, q, f).backend](features, scan.edges, q, f, budget)
@@ -398,9 +409,16 @@ class PQTensorFieldLayer(nn.Module):
         return positions(index, next(self._filters()).weight.device)
 
     def _q_space(self, scan: ScanGraph) -> QSpace | NodeSpace:
-        if self.q_in is None or scan.q is None:
+        if self._without_q or scan.q is None:
             return QSpace.none(scan.p.device)
+        if self.q_in is None:
+            return scan.q.expanded
         return scan.q.reduced if self.q_out is None else scan.q
+
+    @property
+    def _without_q(self) -> bool:
+        """Whether it is a layer from maps to maps, which needs no directions."""
+        return self.q_in is None and self.q_out is None
 
     def _rows(self, scan: ScanGraph) -> int:
         if self.q_in is not None and isinstance(scan.q, NodeSpace):
@@ -424,18 +442,21 @@ class PQTensorFieldLayer(nn.Module):
                 f"call graph.to({str(x.device)!r})"
             )
         check_dtype(x, next(self._filters()).weight)
-        if self.q_in is None:
+        if self._without_q:
             return
         for scan in graph.scans:
             if scan.q is None:
                 raise ValueError(
                     "this layer needs directions, but the graph was built without q-space (q=None)"
                 )
-            if scan.q.q_max > self.q_max * (1 + 1e-6):
+            q_max = self._q_space(scan).q_max
+            if q_max > self.q_max * (1 + 1e-6):
                 raise ValueError(
-                    f"the graph holds a q-vector of length {scan.q.q_max:.3g}, beyond the q_max = "
+                    f"the graph holds a q-vector of length {q_max:.3g}, beyond the q_max = "
                     f"{self.q_max:g} of this layer: make the layer with a larger q_max"
                 )
+            if self.q_in is None:
+                continue
             if self.self_interaction is not None and scan.q.resampled:
                 raise ValueError(
                     "the output of this graph has nodes of its own (q_out), but a self-interaction "
@@ -455,13 +476,15 @@ class PQTensorFieldLayer(nn.Module):
             )
 
     @torch.no_grad()
-    def normalize_output(self, output: Tensor) -> Tensor:
+    def normalize_output(self, output: Tensor, graph: PQGraph) -> Tensor:
         """Divide the weights of each output order by the root mean square of its features.
 
         Parameters
         ----------
         output : Tensor of shape (..., dim_out)
             What the layer gave for some input.
+        graph : PQGraph
+            The graph of that input; the padding of scans with fewer directions is not counted.
 
         Returns
         -------
@@ -469,9 +492,11 @@ class PQTensorFieldLayer(nn.Module):
             What the layer gives for it now; orders that were zero are left as they are.
         """
         scaled = output.clone()
+        filled = graph.filled(output)
+        counted = output if filled is None else output[filled]
         for channels in self.channels_out:
             index = self._index(channels.index)
-            size = output[..., index].square().mean().sqrt()
+            size = counted[..., index].square().mean().sqrt()
             if not 0 < float(size) < float("inf"):
                 continue
             for f in self._filters():
@@ -509,7 +534,8 @@ class PQTensorFieldLayer(nn.Module):
     def __repr__(self) -> str:
         filters = " + ".join(f.kind for f in self._filters())
         weights = sum(p.numel() for p in self.parameters())
-        domain = "p" if self.q_in is None else "pq -> p" if self.q_out is None else "pq"
+        ends = ["p" if end is None else "pq" for end in (self.q_in, self.q_out)]
+        domain = " -> ".join(dict.fromkeys(ends))
         return (
             f"{type(self).__name__}({self.irreps_in} -> {self.irreps_out} | {domain}, "
             f"{filters}, {self.group}, {self.p_radius:g} mm | {len(self.paths)} paths | "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tripq.graph import PQGraph
 from tripq.layer import Group, PQTensorFieldLayer
-from tripq.nn import BatchNorm, GatedNonlinearity, NormsAsScalars, QLengthWeightedMean, QMean
+from tripq.nn import Block, QLengthWeightedMean, QMean
 from tripq.paths import Selection
 
 QReduction = Literal["length-weighted", "mean", "layer"]
@@ -48,10 +48,13 @@ class LesionSegmenter(nn.Module):
         Normalise the features of every layer but the last over the voxels of a batch.
     q_max : float
         The largest |q| = sqrt(b / b_ref) in any scan.
-    filter, selection, group, antipodal : str, str, str, bool
+    filter, selection, antipodal : str, str, bool
         Of the first layer; see `PQTensorFieldLayer`. With ``filter="q"`` it keeps to the voxel
         itself; with the others it sums over the neighbours, too, and with ``"p"`` it sees no more
         of the directions than the mean signal.
+    group : {"SO3", "O3"}
+        Symmetries of every layer: rotations, or with ``"O3"`` reflections too, for which only
+        paths exist on which the parities match.
 
     Raises
     ------
@@ -92,12 +95,12 @@ class LesionSegmenter(nn.Module):
         self.selection = selection
         self.group = group
         self.antipodal = antipodal
-        first = _Block(
+        first = Block(
             "1x0e",
             q_features,
+            0.0 if filter == "q" else p_radius,
             norms=True,
             batch_norm=batch_norm,
-            p_radius=0.0 if filter == "q" else p_radius,
             q_max=q_max,
             q_out=None,
             filter=filter,
@@ -110,19 +113,20 @@ class LesionSegmenter(nn.Module):
         blocks = [first]
         for _ in range(n_p_layers):
             blocks.append(
-                _Block(
+                Block(
                     blocks[-1].irreps_out,
                     p_features,
+                    p_radius,
                     norms=True,
                     batch_norm=batch_norm,
-                    p_radius=p_radius,
                     q_in=None,
+                    group=group,
                     lmax_p=2,
                 )
             )
         self.blocks = nn.ModuleList(blocks)
         self.head = PQTensorFieldLayer(
-            blocks[-1].irreps_out, "1x0e", p_radius, q_in=None, lmax_p=2, bias=True
+            blocks[-1].irreps_out, "1x0e", p_radius, q_in=None, group=group, lmax_p=2, bias=True
         )
 
     @classmethod
@@ -150,7 +154,8 @@ class PaperSegmenter(nn.Module):
 
     One layer on p- and q-space to seven scalars and four vectors, a reduction of q-space, and
     layers on p-space to 20x0 + 5x1, 10x0 + 3x1, 5x0 + 2x1 and the logit, each but the last with
-    batch normalisation and a gate.
+    batch normalisation and a gate.  As in theirs, features have no parity: it commutes with
+    rotations, not with reflections.
 
     Parameters
     ----------
@@ -173,11 +178,10 @@ class PaperSegmenter(nn.Module):
         self.p_radius = p_radius
         self.q_reduction = q_reduction
         self.q_max = q_max
-        self.pq_block = _Block(
+        self.pq_block = Block(
             "1x0e",
             "7x0e + 4x1o",
-            batch_norm=True,
-            p_radius=p_radius,
+            p_radius,
             q_max=q_max,
             selection="tp1",
             q_directions="unit",
@@ -197,7 +201,7 @@ class PaperSegmenter(nn.Module):
             )
         blocks = []
         for irreps in ("20x0e + 5x1o", "10x0e + 3x1o", "5x0e + 2x1o"):
-            blocks.append(_Block(features, irreps, batch_norm=True, p_radius=p_radius, q_in=None))
+            blocks.append(Block(features, irreps, p_radius, q_in=None))
             features = blocks[-1].irreps_out
         self.p_blocks = nn.ModuleList(blocks)
         self.head = PQTensorFieldLayer(features, "1x0e", p_radius, q_in=None, bias=True)
@@ -209,51 +213,6 @@ class PaperSegmenter(nn.Module):
             x = block(x, graph)
         logits: Tensor = self.head(x, graph)
         return logits[:, 0]
-
-
-class _Block(nn.Module):
-    """A layer, batch normalisation if asked, the gate, and norms as further scalars if asked."""
-
-    def __init__(
-        self,
-        irreps_in: o3.Irreps | str,
-        irreps_out: o3.Irreps | str,
-        *,
-        norms: bool = False,
-        batch_norm: bool = False,
-        p_radius: float,
-        **layer: object,
-    ) -> None:
-        super().__init__()
-        self.gate = GatedNonlinearity(irreps_out)
-        self.layer = PQTensorFieldLayer(
-            irreps_in,
-            self.gate.irreps_in,
-            p_radius,
-            bias=not batch_norm,
-            **layer,  # type: ignore[arg-type]
-        )
-        if self.layer.unreached:
-            raise ValueError(f"no path leads to {self.layer.unreached} of {irreps_out}")
-        self.norm = BatchNorm(self.gate.irreps_in) if batch_norm else nn.Identity()
-        self.norms = NormsAsScalars(self.gate.irreps_out) if norms else nn.Identity()
-        self.irreps_out = self.norms.irreps_out if norms else self.gate.irreps_out
-
-    def forward(self, x: Tensor, graph: PQGraph) -> Tensor:
-        y = self.layer(x, graph)
-        if isinstance(self.norm, BatchNorm):
-            y = self._normalized(y, graph)
-        result: Tensor = self.norms(self.gate(y))
-        return result
-
-    def _normalized(self, y: Tensor, graph: PQGraph) -> Tensor:
-        """Batch norm over the nodes that exist, not over the padding of scans with fewer."""
-        filled = graph.filled(y)
-        if filled is None:
-            normalized: Tensor = self.norm(y)
-            return normalized
-        values: Tensor = self.norm(y[filled])
-        return values.new_zeros(y.shape).index_put((filled,), values)
 
 
 class ConvSegmenter(nn.Module):

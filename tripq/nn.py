@@ -1,8 +1,13 @@
-"""Parts of networks beside the layer: nonlinearity, norms, reductions of q-space, first weights."""
+"""What networks are built of beside the layer: blocks, norms, reductions of q-space, first weights.
+
+Where scans of a batch have different numbers of directions, features end in padding
+(`PQGraph.stack`).  The parts that take a graph know it and leave the padding out.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from e3nn import nn as e3nn_nn
@@ -70,8 +75,9 @@ class BatchNorm(e3nn_nn.BatchNorm):
     """e3nn's batch normalisation, of all features at once.
 
     Scalars get mean 0 and variance 1 over a batch, features of order l > 0 components of mean
-    square 1; then each feature a learned factor, and each scalar a learned constant.  While
-    several processes train one network, the batch is that of all of them.
+    square 1; then each feature a learned factor, and each scalar a learned constant.  The padding
+    of scans with fewer directions is not counted.  While several processes train one network, the
+    batch is that of all of them.
 
     Parameters
     ----------
@@ -98,8 +104,15 @@ class BatchNorm(e3nn_nn.BatchNorm):
         self.register_buffer("_belongs", belongs, persistent=False)
         self.register_buffer("_dims", dims, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., irreps.dim) -> (..., irreps.dim)."""
+    def forward(self, x: Tensor, graph: PQGraph) -> Tensor:
+        """Features of a layer on a graph, (V, Q, dim), (N, dim) or (V, dim); padding stays 0."""
+        filled = graph.filled(x)
+        if filled is None:
+            return self._normalized(x)
+        values = self._normalized(x[filled])
+        return values.new_zeros(x.shape).index_put((filled,), values)
+
+    def _normalized(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype)  # under autocast a layer gives bfloat16: too coarse to sum
         # e3nn takes the features apart: the gradient of each slice fills a whole tensor.
         mean = x.new_zeros(x.shape[-1])
@@ -161,6 +174,70 @@ class NormsAsScalars(nn.Module):
         # sqrt(squared + eps^2) - eps, without the cancellation
         norms = squared / ((squared + _NORM_EPS**2).sqrt() + _NORM_EPS)
         return torch.cat([x, norms], dim=-1)
+
+
+class Block(nn.Module):
+    """A layer, batch normalisation and the gate, and norms as further scalars if asked for.
+
+    Parameters
+    ----------
+    irreps_in, irreps_out : Irreps or str
+        Features in, and features behind the gate.  The attribute `irreps_out` has the further
+        scalars too.
+    p_radius : float
+        Of the layer, in mm.
+    batch_norm : bool
+        Normalise the features of the layer; see `BatchNorm`.  Without it the layer has a bias.
+    norms : bool
+        Hand the norms of features of order l > 0 on as scalars; see `NormsAsScalars`.
+    **layer
+        Further arguments of `PQTensorFieldLayer`.
+
+    Raises
+    ------
+    ValueError
+        If no path leads to some of the features, which then would always be 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> q = np.concatenate([np.zeros((1, 3)), np.eye(3)])
+    >>> graph = PQGraph.from_grid(np.ones((5, 5, 5)), np.diag([2.0, 2, 2, 1]), q, radius=3.6)
+    >>> first = Block("1x0e", "8x0e + 4x2e", 0.0, filter="q", q_out=None, norms=True)
+    >>> second = Block(first.irreps_out, "8x0e + 2x1o", 3.6, q_in=None)
+    >>> second(first(torch.rand(125, 4, 1), graph), graph).shape
+    torch.Size([125, 14])
+    """
+
+    def __init__(
+        self,
+        irreps_in: o3.Irreps | str,
+        irreps_out: o3.Irreps | str,
+        p_radius: float,
+        *,
+        batch_norm: bool = True,
+        norms: bool = False,
+        **layer: Any,
+    ) -> None:
+        super().__init__()
+        self.gate = GatedNonlinearity(irreps_out)
+        self.layer = PQTensorFieldLayer(
+            irreps_in, self.gate.irreps_in, p_radius, bias=not batch_norm, **layer
+        )
+        if self.layer.unreached:
+            raise ValueError(f"no path leads to {self.layer.unreached} of {irreps_out}")
+        self.norm = BatchNorm(self.gate.irreps_in) if batch_norm else None
+        self.norms = NormsAsScalars(self.gate.irreps_out) if norms else None
+        self.irreps_out = self.gate.irreps_out if self.norms is None else self.norms.irreps_out
+
+    def forward(self, x: Tensor, graph: PQGraph) -> Tensor:
+        """Features on a graph, shaped as the layer takes and gives them."""
+        y = self.layer(x, graph)
+        if self.norm is not None:
+            y = self.norm(y, graph)
+        y = self.gate(y)
+        result: Tensor = y if self.norms is None else self.norms(y)
+        return result
 
 
 class QMean(nn.Module):
@@ -255,12 +332,12 @@ def scale_initial_weights(network: nn.Module, *batch: Tensor | PQGraph) -> None:
         Arguments of ``network(...)``.
     """
 
-    def scale(layer: nn.Module, args: tuple[object, ...], output: Tensor) -> Tensor:
+    def scale(layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any], y: Tensor) -> Tensor:
         assert isinstance(layer, PQTensorFieldLayer)
-        return layer.normalize_output(output)
+        return layer.normalize_output(y, named.get("graph", args[-1]))
 
     layers = [m for m in network.modules() if isinstance(m, PQTensorFieldLayer)]
-    hooks = [layer.register_forward_hook(scale) for layer in layers]
+    hooks = [layer.register_forward_hook(scale, with_kwargs=True) for layer in layers]
     try:
         network(*batch)
     finally:

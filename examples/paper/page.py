@@ -168,7 +168,7 @@ class _Page:
             "## What a voxel tells by itself",
             self._table_of("baselines", BASELINES),
             "## Other networks",
-            self._table_of("variants", {c.name: c.says for c in CONTENDERS.values()}),
+            self._table_of("variants", {name: self._as_built(name) for name in CONTENDERS}),
             "## Tuning",
             self._tuning(),
             "## Twice as long",
@@ -386,6 +386,14 @@ class _Page:
         if not rows:
             return "Not yet run."
         return _table(["network", "load (patients)", *VOXELWISE], rows)
+
+    def _as_built(self, name: str) -> str:
+        """What a contender is called, and whether it has been built otherwise since it was run."""
+        contender, runs = CONTENDERS[name], self._of("variants", name)
+        now = sum(p.numel() for p in contender.build(self.plan.voxel_size).parameters())
+        if not runs or runs[0].weights == now:
+            return contender.says
+        return f"{contender.says} (as it was built then; now it has {now:,} weights)"
 
     def _table_of(self, stage: str, says: Mapping[str, str]) -> str:
         rows = []

@@ -221,7 +221,8 @@ def _bars(console: Console) -> Progress:
 
 
 def _say(result: Result) -> str:
-    scores = [f"{result.run.key}: {result.steps} steps in {result.seconds:.0f} s"]
+    precision = f" ({result.settings['precision']})" if "precision" in result.settings else ""
+    scores = [f"{result.run.key}: {result.steps} steps in {result.seconds:.0f} s{precision}"]
     if result.validation:
         scores.append(f"validation {result.best:.3f}")
     scores += [

@@ -76,7 +76,7 @@ def train_and_test(
         weight_decay=contender.weight_decay,
         settle=contender.settle,
         device=device,
-        precision="bf16-mixed",
+        precision="auto",
         report=report,
     )
     del shown, patches
@@ -112,6 +112,7 @@ def train_and_test(
             "boxes": f"{plan.n_boxes} of {plan.box_size} voxels",
             "conditions": [condition.name for condition in conditions],
             "batch_norms_settled": contender.settle,
+            "precision": record.precision,
             "voxel_size_mm": plan.voxel_size,
             "snr": SNR,
             "training": list(training),

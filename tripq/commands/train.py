@@ -306,12 +306,14 @@ def _train(
     cohort: Cohort, settings: TrainingConfig, folder: Path, device: str, screen: Session
 ) -> tuple[LesionSegmenter, TrainingRecord]:
     """Train, or go on, and tell how it goes."""
-    from tripq.training import train_segmenter, training_state
+    from tripq.training import choose_precision, train_segmenter, training_state
 
     state = training_state(folder)
     if state != "new":
         how = "goes on from the last validation" if state == "interrupted" else "was finished"
         messages.info("%s: training %s.", folder, how)
+    precision = choose_precision(settings.training.precision, device)
+    messages.info("trained on the %s in %s.", device, precision)
     try:
         with screen.meter("training") as update:
             watch = Watch(update)

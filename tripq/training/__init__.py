@@ -19,7 +19,13 @@ from __future__ import annotations
 
 from tripq.training.budget import Budget, BudgetCallback, Progress, learning_rate_factor
 from tripq.training.patches import Batch, LabelledScan, PatchDataModule, PatchDataset, cut_box
-from tripq.training.run import Stopping, TrainingRecord, train, training_state
+from tripq.training.run import (
+    Stopping,
+    TrainingRecord,
+    choose_precision,
+    train,
+    training_state,
+)
 from tripq.training.segmenter import build_segmenter, train_segmenter
 from tripq.training.task import (
     VALIDATION_SCORE,
@@ -41,6 +47,7 @@ __all__ = [
     "Stopping",
     "TrainingRecord",
     "build_segmenter",
+    "choose_precision",
     "cut_box",
     "initialise",
     "learning_rate_factor",

@@ -8,7 +8,7 @@ import math
 import pickle
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -33,7 +33,7 @@ from tripq.training.task import (
     settle_batch_norm,
 )
 
-Precision = Literal["32-true", "bf16-mixed"]
+Precision = Literal["auto", "32-true", "bf16-mixed"]
 
 #: Gradients are clipped to this norm: a few boxes are dominated by a single large lesion.
 CLIP_NORM = 1.0
@@ -106,11 +106,14 @@ class TrainingRecord:
         That all took, validation included.
     scores : tuple of (int, float)
         Step and average precision of every validation.
+    precision : {"32-true", "bf16-mixed"}
+        What was computed in.
     """
 
     losses: tuple[float, ...]
     seconds: float
     scores: tuple[tuple[int, float], ...] = ()
+    precision: str = "32-true"
 
     @property
     def steps(self) -> int:
@@ -121,6 +124,36 @@ class TrainingRecord:
     def best(self) -> tuple[int, float] | None:
         """Step and average precision of the best validation; None where there was none."""
         return max(self.scores, key=lambda item: item[1], default=None)
+
+
+def choose_precision(precision: Precision, device: str) -> Literal["32-true", "bf16-mixed"]:
+    """What ``"auto"`` stands for: bfloat16 where a device has instructions for it.
+
+    Without them torch emulates it, at thirty times the cost of a convolution in float32.
+
+    Parameters
+    ----------
+    precision : {"auto", "32-true", "bf16-mixed"}
+        Any but the first is taken as it is.
+    device : str
+        Such as ``"cpu"`` or ``"cuda"``.
+
+    Examples
+    --------
+    >>> choose_precision("32-true", "cuda")
+    '32-true'
+    """
+    if precision != "auto":
+        return precision
+    return "bf16-mixed" if _has_bfloat16(device) else "32-true"
+
+
+def _has_bfloat16(device: str) -> bool:
+    if device.startswith("cuda"):
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    # Older versions of torch do not say what a processor can do.
+    able: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return device == "cpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def training_state(folder: str | PathLike[str]) -> Literal["new", "interrupted", "finished"]:
@@ -172,9 +205,10 @@ def train(
         ``"cpu"``, ``"cuda"`` or another accelerator of Lightning.  In processes that torchrun
         started each batch is divided among them, and so are the validation scans: all have the
         weights that one process would, to rounding.
-    precision : {"32-true", "bf16-mixed"}
-        Lightning's; with the second, convolutions and matrix products are of bfloat16, which is
-        twice as fast where the processor knows it.
+    precision : {"auto", "32-true", "bf16-mixed"}
+        Lightning's; with the last, convolutions and matrix products are of bfloat16, which is
+        twice as fast on a processor with instructions for it and many times slower on others.
+        ``"auto"`` takes it on the former; the record says which it was.
     report : callable, optional
         Called with a `Progress` after every step.
 
@@ -195,6 +229,7 @@ def train(
         raise ValueError("stopping needs scans to validate on: PatchDataModule(validation=...)")
     if stopping is None and folder is not None:
         raise ValueError("checkpoints are written at validations: give stopping as well")
+    chosen = choose_precision(precision, device)
     rank = Rank.here()
     if patches.n_boxes % rank.count:
         raise ValueError(
@@ -227,7 +262,7 @@ def train(
             num_nodes=rank.machines,
             strategy="ddp" if rank.count > 1 else "auto",
             use_distributed_sampler=False,
-            precision=precision,
+            precision=chosen,
             max_epochs=-1,
             gradient_clip_val=CLIP_NORM,
             callbacks=[keeper, *(_callbacks(stopping, checkpoints) if stopping else [])],
@@ -256,7 +291,9 @@ def train(
                 f"the loss is {keeper.losses[-1]} after {len(keeper.losses)} steps: try a learning "
                 f"rate below {learning_rate:g}"
             )
-        record = TrainingRecord(tuple(keeper.losses), keeper.seconds, tuple(keeper.scores))
+        record = TrainingRecord(
+            tuple(keeper.losses), keeper.seconds, tuple(keeper.scores), precision=chosen
+        )
         if keeper.scores:
             _take_best(module, checkpoints)
             if rank.leads:
@@ -317,7 +354,8 @@ def _read_record(folder: Path) -> TrainingRecord | None:
         content = read_json(path)
         scores = tuple((int(step), float(score)) for step, score in content["scores"])
         losses = tuple(map(float, content["losses"]))
-        return TrainingRecord(losses, float(content["seconds"]), scores)
+        precision = str(content.get("precision", "32-true"))
+        return TrainingRecord(losses, float(content["seconds"]), scores, precision)
     except (ValueError, LookupError, TypeError) as error:
         raise _unusable(path, "no record of a training") from error
 

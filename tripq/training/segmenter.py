@@ -16,8 +16,9 @@ from tripq.training.budget import Budget, Progress
 from tripq.training.patches import LabelledScan, PatchDataModule
 from tripq.training.run import Stopping, TrainingRecord, train
 
-#: Radius in voxels where none is given: neighbours that share a face or an edge.
-RADIUS = 1.45
+#: Radius in voxels where none is given: the 26 that share a face, an edge or a corner.  On voxels
+#: of 2 mm it is the default of `LesionSegmenter`.
+RADIUS = 1.8
 
 
 def build_segmenter(config: NetworkConfig, voxel_size: float) -> LesionSegmenter:
@@ -38,7 +39,7 @@ def build_segmenter(config: NetworkConfig, voxel_size: float) -> LesionSegmenter
     Examples
     --------
     >>> build_segmenter(NetworkConfig(n_p_layers=1), voxel_size=2.0).p_radius
-    2.9
+    3.6
     """
     arguments = asdict(config)
     if config.p_radius is None:
