@@ -306,7 +306,8 @@ def _read_finished(scans: Sequence[BIDSScan], out_dir: Path) -> dict[Path, Finis
 def _without_result(scan: BIDSScan, frame: Frame) -> Row:
     """Why a scan has no result, as far as its table says."""
     try:
-        if _has_no_weighting(*scan.gradient_table(frame)):
+        bval, bvec = scan.gradient_table(frame)
+        if has_only_b0(bval or bvec):
             return Row.of(scan, "left out", reason=_NO_WEIGHTING)
         reason = "no result: the level 'participant' makes it, or says why it cannot"
     except (OSError, ValueError) as error:
@@ -389,7 +390,7 @@ def _is_full(error: BaseException | None) -> bool:
 def _find_files(scan: BIDSScan, masks: Path | None, frame: Frame) -> ScanFiles | None:
     """Files of a scan; None if it has b0 volumes only, as scans for distortion correction do."""
     bval, bvec = scan.gradient_table(frame)
-    if _has_no_weighting(bval, bvec):
+    if has_only_b0(bval or bvec):
         return None
     if masks is not None:
         return ScanFiles(scan.path, bval, bvec, scan.brain_mask(masks))
@@ -397,10 +398,6 @@ def _find_files(scan: BIDSScan, masks: Path | None, frame: Frame) -> ScanFiles |
         return ScanFiles(scan.path, bval, bvec, scan.brain_mask(scan.root))
     except BIDSMissingError:
         return ScanFiles(scan.path, bval, bvec)
-
-
-def _has_no_weighting(bval: Path | None, bvec: Path) -> bool:
-    return has_only_b0(bvec if bval is None else bval)
 
 
 def _address(
@@ -414,7 +411,7 @@ def _address(
     return Addresses(
         scan=uri(files.scan, places.data),
         tables=tuple(uri(path, places.data) for path in (files.bval, files.bvec) if path),
-        mask=files.mask and uri(files.mask, places.masks or places.data),
+        mask=None if files.mask is None else uri(files.mask, places.masks or places.data),
         probability=bids_uri("", results.probability.relative_to(places.results)),
     )
 
