@@ -395,26 +395,28 @@ def find_namesakes(
     }
 
 
-def dataset_name(root: Path) -> str:
+def dataset_name(root: Path, usual: str) -> str:
     """What a dataset is called where results refer to it.
 
     Parameters
     ----------
     root : Path
         Of the dataset.
+    usual : str
+        The name, unless its description says that it is one of derivatives.
 
     Returns
     -------
     str
-        ``"raw"``, unless its description says that it is one of derivatives: then the program that
-        made it, such as ``"qsiprep"``, or ``"derivatives"`` where that is not said.
+        Of derivatives the program that made them, such as ``"qsiprep"``, or ``"derivatives"`` where
+        that is not said.
     """
     try:
         about = read_json(root / "dataset_description.json")
     except (OSError, ValueError):
-        return "raw"
+        return usual
     if about.get("DatasetType") != "derivative":
-        return "raw"
+        return usual
     try:
         program = about["GeneratedBy"][0]["Name"].lower()
     except (LookupError, TypeError, AttributeError):

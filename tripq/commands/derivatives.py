@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,15 +56,17 @@ class Row:
         )
 
 
-def describe(out_dir: Path, *sources: Path) -> dict[Path, str]:
+def describe(out_dir: Path, bids_dir: Path, masks: Path | None = None) -> dict[Path, str]:
     """Say what the dataset of results is, and which datasets it comes from.
 
     Parameters
     ----------
     out_dir : Path
         Made where it is missing.
-    *sources : Path
-        Roots of the datasets.
+    bids_dir : Path
+        The dataset with the scans.
+    masks : Path, optional
+        That with the brain masks.
 
     Returns
     -------
@@ -93,7 +95,9 @@ def describe(out_dir: Path, *sources: Path) -> dict[Path, str]:
         if made_by != "tripq":
             raise BIDSError(f"{path}: a dataset of {made_by}: take another folder.")
     links = dict(known)
-    names = {source: _link(links, source) for source in sources}
+    names = {bids_dir: _link(links, bids_dir, "raw")}
+    if masks is not None:
+        names[masks] = _link(links, masks, "derivatives")
     if links != known:
         write_json(path, {**about, "DatasetLinks": links})
     ignored = out_dir / ".bidsignore"
@@ -102,11 +106,22 @@ def describe(out_dir: Path, *sources: Path) -> dict[Path, str]:
     return names
 
 
-def _link(links: dict[str, str], source: Path) -> str:
-    """Name of a dataset among the links, where it is added; each name has one place for ever."""
-    name, place = dataset_name(source), source.resolve().as_uri()
-    candidates: Iterator[str] = chain([name], (f"{name}{number}" for number in count(2)))
-    return next(each for each in candidates if links.setdefault(each, place) == place)
+def _link(links: dict[str, str], source: Path, usual: str) -> str:
+    """Name of a dataset among the links, where it is added; each name stays that of one place."""
+    name, place = dataset_name(source, usual), source.resolve().as_uri()
+    for known, its_place in links.items():
+        if its_place == place:
+            return known
+    free = (each for each in _numbered(name) if each not in links)
+    links[new := next(free)] = place
+    return new
+
+
+def _numbered(name: str) -> Iterator[str]:
+    """A name, and as many others as are needed."""
+    yield name
+    for number in count(2):
+        yield f"{name}{number}"
 
 
 def results_of(scan: BIDSScan, out_dir: Path) -> ResultFiles:

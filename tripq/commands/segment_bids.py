@@ -172,11 +172,6 @@ class Places:
     results: Path
     masks: Path | None = None
 
-    @property
-    def sources(self) -> tuple[Path, ...]:
-        """The datasets that the results come from."""
-        return (self.data,) if self.masks is None else (self.data, self.masks)
-
 
 def _find_masks(masks: Path, bids_dir: Path) -> Path:
     """The folder of ``--masks``: a path from the working directory, or from the dataset."""
@@ -227,7 +222,7 @@ def _segment_all(
     rank = Rank.here()
     refused = _refuse_namesakes(scans)
     with connected(rank):
-        names = by_leader(rank, lambda: describe(places.results, *places.sources))
+        names = by_leader(rank, lambda: describe(places.results, places.data, places.masks))
         others: list[BIDSScan] = []
         earlier: dict[Path, Finished] = {}
         if is_whole and rank.leads:
