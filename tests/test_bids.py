@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tripq.bids import BIDSError, BIDSName, BIDSScan, find_maps, find_scans
+from tripq.bids import BIDSError, BIDSMissingError, BIDSName, BIDSScan, find_maps, find_scans
 
 
 def make(root: Path, *names: str) -> Path:
@@ -111,6 +111,25 @@ def test_a_table_that_is_missing_or_double_is_told(tmp_path: Path) -> None:
     make(tmp_path, "acq-x_dwi.bvec", "run-1_dwi.bvec")
     with pytest.raises(BIDSError, match=r"(acq-x|run-1)_dwi.bvec and .* hold for it alike"):
         only(tmp_path).table(".bvec")
+
+
+def test_a_table_of_mrtrix_is_taken_in_world_axes_alone(tmp_path: Path) -> None:
+    make(tmp_path, "sub-01/dwi/sub-01_dwi.nii.gz", "dwi.b")
+    assert only(tmp_path).gradient_table("world") == (None, tmp_path / "dwi.b")
+    with pytest.raises(BIDSMissingError, match=r"no .bval .*dwi.b, which is in world axes: use it"):
+        only(tmp_path).gradient_table("fsl")
+    both = (tmp_path / "dwi.bval", tmp_path / "dwi.bvec")
+    make(tmp_path, "dwi.bval", "dwi.bvec")
+    assert only(tmp_path).gradient_table("fsl") == only(tmp_path).gradient_table("voxel") == both
+    assert only(tmp_path).gradient_table("world") == (None, tmp_path / "dwi.b")
+    (tmp_path / "dwi.b").unlink()
+    assert only(tmp_path).gradient_table("world") == both
+
+
+def test_maps_of_preprocessed_scans_are_found(tmp_path: Path) -> None:
+    names = ["sub-01_label-lesion_desc-preproc_probseg.nii.gz", "sub-01_label-lesion_probseg.nii"]
+    make(tmp_path, *(f"sub-01/dwi/{name}" for name in names), "sub-01/dwi/sub-01_probseg.nii.gz")
+    assert [found.path.name for found in find_maps(tmp_path)] == names
 
 
 def test_a_brain_mask_is_the_one_of_the_scan(tmp_path: Path) -> None:

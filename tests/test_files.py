@@ -9,12 +9,21 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import PIPE
 
 import pytest
 
-from tripq.files import printable, read_json, sha256, staged, write_json, write_text
+from tripq.files import (
+    printable,
+    read_json,
+    sha256,
+    staged,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 
 def test_files_appear_together_with_the_last_at_last(tmp_path: Path) -> None:
@@ -150,3 +159,17 @@ def test_nothing_that_steers_a_terminal_is_printable() -> None:
     text = "".join(map(chr, range(0x3000))) + "\u202e\udcff\ufeff"
     assert printable(text).isprintable()
     assert printable("sub-01_dwi.nii.gz: µ – ’") == "sub-01_dwi.nii.gz: µ – ’"
+
+
+def test_processes_that_do_not_know_of_each_other_write_one_file(tmp_path: Path) -> None:
+    """Threads have one process number, as processes of several containers can."""
+    path = tmp_path / "all.txt"
+
+    def write(letter: str) -> None:
+        for _ in range(50):
+            write_bytes(path, letter.encode() * 10_000)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, "abcd"))
+    assert path.read_bytes() in {letter.encode() * 10_000 for letter in "abcd"}
+    assert list(tmp_path.iterdir()) == [path]

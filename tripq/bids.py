@@ -10,9 +10,17 @@ Nothing is indexed: the few folders with diffusion scans are listed when they ar
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
+from urllib.parse import quote
+
+from tripq.dwi import Frame
+from tripq.dwi.gradients import MRTRIX_SUFFIX
+from tripq.files import read_json
 
 BIDS_VERSION = "1.10.0"
 """The version of the specification that results follow."""
@@ -118,7 +126,7 @@ class BIDSScan:
         Parameters
         ----------
         extension : str
-            ``.bval`` or ``.bvec``.
+            ``.bval``, ``.bvec`` or ``.b``.
 
         Returns
         -------
@@ -128,8 +136,10 @@ class BIDSScan:
 
         Raises
         ------
+        BIDSMissingError
+            If there is none.
         BIDSError
-            If there is none, or two hold equally.
+            If two hold equally.
         """
         for folder in self.path.parents:
             if not folder.is_relative_to(self.root):
@@ -141,10 +151,43 @@ class BIDSScan:
             found = [file for file in there if BIDSName.parse(file.name).holds_for(self.name)]
             if found:
                 return _most_specific(found, self)
-        raise BIDSError(
+        raise BIDSMissingError(
             f"{self.path}: no {extension} file holds for it, in its folder or above, up to "
             f"{self.root}."
         )
+
+    def gradient_table(self, frame: Frame) -> tuple[Path | None, Path]:
+        """Files of its b-values and directions, as `tripq.dwi.read_dwi` takes them.
+
+        Parameters
+        ----------
+        frame : {"fsl", "voxel", "world"}
+            Of the directions.  A table of MRtrix (``.b``) is in world axes: for ``"world"`` it is
+            taken first, and for the others never.
+
+        Returns
+        -------
+        bval : Path or None
+            None for a table of MRtrix, which has both.
+        bvec : Path
+
+        Raises
+        ------
+        BIDSError
+            If there is none, or two hold equally.
+        """
+        try:
+            mrtrix = self.table(MRTRIX_SUFFIX)
+        except BIDSMissingError:
+            return self.table(".bval"), self.table(".bvec")
+        if frame == "world":
+            return None, mrtrix
+        try:
+            return self.table(".bval"), self.table(".bvec")
+        except BIDSMissingError as error:
+            raise BIDSMissingError(
+                f"{error} There is {mrtrix}, which is in world axes: use it with --frame world."
+            ) from error
 
     def brain_mask(self, derivatives: Path) -> Path:
         """Its brain mask in a dataset of derivatives, on its own grid.
@@ -266,7 +309,7 @@ def find_scans(
 
 
 def find_maps(root: Path, participants: Sequence[str] = ()) -> list[BIDSScan]:
-    """Lesion maps of a dataset of derivatives: ``sub-*/**/*_label-lesion_probseg.nii[.gz]``.
+    """Lesion maps of a dataset of derivatives: ``sub-*/**/*_label-lesion[_*]_probseg.nii[.gz]``.
 
     Parameters
     ----------
@@ -286,7 +329,10 @@ def find_maps(root: Path, participants: Sequence[str] = ()) -> list[BIDSScan]:
         If there is none, or none of a participant that was asked for; it names those that there
         are.
     """
-    maps = _find_derivatives(root, "label-lesion_probseg")
+    found = _list(root, "sub-*/**/sub-*_probseg")
+    maps = [scan for scan in found if scan.name.entities.get("label") == "lesion"]
+    if not maps:
+        raise BIDSError(f"{root}: no sub-*/**/*_label-lesion_probseg.nii.gz in this folder.")
     return _of_participants(maps, participants, f"{root}: no lesion map")
 
 
@@ -306,8 +352,85 @@ def find_lesion_masks(root: Path, participants: Sequence[str] = ()) -> list[Path
         If there is none of anybody.
     """
     wanted = _labels(participants, "sub-")
-    masks = _find_derivatives(root, "label-lesion_mask")
+    masks = _list(root, "sub-*/**/sub-*_label-lesion_mask")
+    if not masks:
+        raise BIDSError(f"{root}: no sub-*/**/*_label-lesion_mask.nii.gz in this folder.")
     return [found.path for found in masks if not wanted or found.subject in wanted]
+
+
+def find_namesakes(
+    scans: Sequence[BIDSScan], name: Callable[[BIDSScan], Hashable]
+) -> dict[Path, str]:
+    """Scans that get a name that another one gets, too.
+
+    Parameters
+    ----------
+    scans : sequence of BIDSScan
+        Of one dataset.
+    name : callable
+        Gives the name of a scan, such as that of its result.
+
+    Returns
+    -------
+    dict of Path to str
+        The path of each below the root, and the others of its name.
+
+    Examples
+    --------
+    >>> root = Path("data")
+    >>> paths = [root / f"sub-01_{end}" for end in ("dwi.nii", "dwi.nii.gz", "acq-x_dwi.nii")]
+    >>> scans = [BIDSScan(root, path) for path in paths]
+    >>> shared = find_namesakes(scans, lambda scan: scan.result("mask", ".nii.gz"))
+    >>> {path.name: others for path, others in shared.items()}
+    {'sub-01_dwi.nii': 'sub-01_dwi.nii.gz', 'sub-01_dwi.nii.gz': 'sub-01_dwi.nii'}
+    """
+    groups: dict[Hashable, list[Path]] = defaultdict(list)
+    for scan in scans:
+        groups[name(scan)].append(scan.relative)
+    return {
+        path: _listed(other.as_posix() for other in group if other != path)
+        for group in groups.values()
+        if len(group) > 1
+        for path in group
+    }
+
+
+def dataset_name(root: Path, usual: str) -> str:
+    """What a dataset is called where results refer to it.
+
+    Parameters
+    ----------
+    root : Path
+        Of the dataset.
+    usual : str
+        The name, unless its description says that it is one of derivatives.
+
+    Returns
+    -------
+    str
+        Of derivatives the program that made them, such as ``"qsiprep"``, or ``"derivatives"`` where
+        that is not said.
+    """
+    try:
+        about = read_json(root / "dataset_description.json")
+    except (OSError, ValueError):
+        return usual
+    if about.get("DatasetType") != "derivative":
+        return usual
+    try:
+        program = about["GeneratedBy"][0]["Name"].lower()
+    except (LookupError, TypeError, AttributeError):
+        program = ""
+    return re.sub("[^a-z0-9]", "", program) or "derivatives"
+
+
+def bids_uri(dataset: str, path: PurePath) -> str:
+    """Address of a file in a dataset that ``DatasetLinks`` names; ``""`` is the dataset itself.
+
+    >>> bids_uri("raw", PurePath("sub-01/dwi/sub-01_dwi.nii.gz"))
+    'bids:raw:sub-01/dwi/sub-01_dwi.nii.gz'
+    """
+    return f"bids:{dataset}:{quote(os.fsencode(path.as_posix()))}"
 
 
 def _of_participants(
@@ -332,13 +455,6 @@ def _listed(labels: Iterable[str]) -> str:
     ordered = sorted(labels)
     more = f", ... ({len(ordered)})" if len(ordered) > _MOST_LISTED else ""
     return ", ".join(ordered[:_MOST_LISTED]) + more
-
-
-def _find_derivatives(root: Path, ending: str) -> list[BIDSScan]:
-    found = _list(root, f"sub-*/**/sub-*_{ending}")
-    if not found:
-        raise BIDSError(f"{root}: no sub-*/**/*_{ending}.nii.gz in this folder.")
-    return found
 
 
 def _list(root: Path, *patterns: str) -> list[BIDSScan]:

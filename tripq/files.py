@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
+from uuid import uuid4
 
 if sys.platform != "win32":
     import fcntl
@@ -48,7 +49,8 @@ def write_bytes(path: Path, content: bytes) -> None:
         If it cannot be written; it names the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # processes of several machines, or containers, can have the same number
+    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
         part.write_bytes(content)
         os.replace(part, path)

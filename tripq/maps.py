@@ -157,10 +157,9 @@ def scan_name(found: BIDSScan) -> str:
     >>> scan_name(BIDSScan(Path("out"), Path("out") / name))
     'sub-01_ses-a'
     """
-    entities = found.name.entities.items()
-    return printable(
-        "_".join(f"{key}-{label}" for key, label in entities if key not in ("space", "label"))
-    )
+    of_the_map = (("space", "orig"), ("label", "lesion"))
+    entities = (pair for pair in found.name.entities.items() if pair not in of_the_map)
+    return printable("_".join(f"{key}-{label}" for key, label in entities))
 
 
 def read_map(files: MapFiles) -> LesionMap:

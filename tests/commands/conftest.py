@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -14,9 +16,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from tripq import files, segmentation
 from tripq.checkpoint import save_network
-from tripq.commands import app
+from tripq.commands import app, lesions, scans
+from tripq.dwi import DWI, Frame, read_dwi
 from tripq.models import LesionSegmenter
+from tripq.report.page import Picture
 
 SHAPE = (20, 19, 18)
 
@@ -76,6 +81,32 @@ def mask(tmp_path: Path, scan: Path) -> Path:
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     return write_weights(tmp_path / "tiny.safetensors")
+
+
+def read_dwi_without_a_mask(
+    path: Path, bval: Path | None, bvec: Path | None, frame: Frame, *, max_bytes: float
+) -> DWI:
+    return read_dwi(path, bval, bvec, frame=frame, max_bytes=max_bytes)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network, no brain to find, no pictures: what is tested is around them."""
+
+    def guess(network: Any, dwi: Any, **_: Any) -> np.ndarray:
+        return np.asarray(dwi.signal[:, 1:].mean(axis=1).clip(0, 1), np.float32)
+
+    monkeypatch.setattr(segmentation, "segment", guess)
+    monkeypatch.setattr(scans, "read_brain", read_dwi_without_a_mask)
+    monkeypatch.setattr(lesions, "check_table", lambda dwi, frame: dwi)
+
+    def write_page(path: Path, *_: Any, **__: Any) -> None:
+        files.write_text(path, "<html></html>")
+
+    monkeypatch.setattr(lesions, "write_subject_report", write_page)
+    drawn = Picture("data:,", "a picture", 1, 1)
+    monkeypatch.setattr("tripq.report.group.make_picture", lambda *_: drawn)
+    monkeypatch.setattr(lesions, "load_model", cache(segmentation.load_model))
 
 
 def start(*arguments: object, cwd: Path, **environment: str) -> subprocess.Popen[str]:

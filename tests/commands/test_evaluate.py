@@ -240,3 +240,17 @@ def test_what_is_not_installed_is_told_in_one_line(score, monkeypatch: pytest.Mo
     done = score()
     assert done.status == 1
     assert done.stderr == "error: panoptica not installed: pip install 'tripq[ms]'.\n"
+
+
+def test_two_maps_of_one_scan_are_refused(score, cohort: Cohort) -> None:
+    first, second = SUBJECTS
+    twin = save(cohort.map(first).with_suffix(""), cohort.probability[second])
+    other_space = cohort.map(second).with_name(
+        cohort.map(second).name.replace("space-orig", "space-ACPC")
+    )
+    save(other_space, cohort.probability[second])
+    done = score("--threshold", THRESHOLD)
+    assert done.status == 1
+    assert f"{twin}: a map of the same scan as {first}/dwi/{twin.name}.gz: keep one" in done.stderr
+    assert f"{twin}.gz: a map of the same scan as {first}/dwi/{twin.name}: keep one" in done.stderr
+    assert [*cohort.rows()] == [f"{second}_space-ACPC", second, "all"]

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,7 @@ from tests.commands.conftest import Call, write_scan
 from tests.commands.test_segment_bids import summary
 from tripq import files, inference, segmentation
 from tripq.bids import find_maps
-from tripq.commands import lesions, scans
-from tripq.dwi import DWI, Frame, read_dwi
-from tripq.report.page import Picture
+from tripq.commands import lesions
 
 SCANS = tuple(f"sub-{n}/dwi/sub-{n}_dwi.nii.gz" for n in ("01", "02"))
 SIDECARS = tuple(f"sub-{n}/dwi/sub-{n}_space-orig_label-lesion_probseg.json" for n in ("01", "02"))
@@ -58,35 +55,9 @@ def is_whole(folder: Path) -> bool:
             assert file.read_text(encoding="utf-8").rstrip().endswith("</html>")
     stems = [file.name.removesuffix("_probseg.json") for file in there if "_probseg.j" in file.name]
     names = {file.name for file in there}
-    endings = ("probseg.nii.gz", "mask.nii.gz", "report.html")
-    hidden = [path for path in folder.rglob(".*")]
+    endings = ("probseg.nii.gz", "mask.nii.gz", "mask.json", "report.html")
+    hidden = [path for path in folder.rglob(".*") if path.name != ".bidsignore"]
     return not hidden and all(f"{stem}_{end}" in names for stem in stems for end in endings)
-
-
-def read_dwi_without_a_mask(
-    path: Path, bval: Path | None, bvec: Path | None, frame: Frame, *, max_bytes: float
-) -> DWI:
-    return read_dwi(path, bval, bvec, frame=frame, max_bytes=max_bytes)
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No network, no brain to find, no pictures: what is tested is around them."""
-
-    def guess(network: Any, dwi: Any, **_: Any) -> np.ndarray:
-        return np.asarray(dwi.signal[:, 1:].mean(axis=1).clip(0, 1), np.float32)
-
-    monkeypatch.setattr(segmentation, "segment", guess)
-    monkeypatch.setattr(scans, "read_brain", read_dwi_without_a_mask)
-    monkeypatch.setattr(lesions, "check_table", lambda dwi, frame: dwi)
-
-    def write_page(path: Path, *_: Any, **__: Any) -> None:
-        files.write_text(path, "<html></html>")
-
-    monkeypatch.setattr(lesions, "write_subject_report", write_page)
-    drawn = Picture("data:,", "a picture", 1, 1)
-    monkeypatch.setattr("tripq.report.group.make_picture", lambda *_: drawn)
-    monkeypatch.setattr(lesions, "load_model", cache(segmentation.load_model))
 
 
 @pytest.fixture

@@ -64,6 +64,7 @@ def test_scans_are_divided_and_the_maps_are_the_same(
 ) -> None:
     broken = raw / "sub-04/dwi/sub-04_dwi.bval"
     broken.write_text("what?")
+    twin = write_scan(raw / "sub-05/dwi/sub-05_dwi.nii")
     common = (raw, "OUT", "participant", "--weights", weights)
     ends = {}
     for count in (1, 2):
@@ -73,10 +74,14 @@ def test_scans_are_divided_and_the_maps_are_the_same(
     for status, stdout, stderr in ends.values():
         assert status == 1, stderr
         assert f"{broken}: line 1: 'what?' is no number." in stdout
+        for name in (twin.name, f"{twin.name}.gz"):
+            refused = f"{twin.parent / name}: its results would have the same names as those of"
+            assert refused in stdout
+            assert stderr.count(refused) == 1
         assert "Traceback" not in stderr
     # The fourth of the scans is the second process's.
     assert f"error: process 2 of 2: {broken}" in ends[2][2]
-    assert len(maps(tmp_path / "out-1")) == 2 * (len(SUBJECTS) - 1)
+    assert len(maps(tmp_path / "out-1")) == 2 * (len(SUBJECTS) - 2)
     assert maps(tmp_path / "out-1") == maps(tmp_path / "out-2")
     assert table(tmp_path / "out-1") == table(tmp_path / "out-2")
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import os
+import shutil
+import tempfile
 from importlib import import_module
 from pathlib import Path
 
@@ -13,9 +16,11 @@ import numpy as np
 import pytest
 
 from tests.commands.conftest import Call, Outcome, write_mask, write_scan, write_weights
+from tripq import __version__
 from tripq.bids import BIDSScan
 from tripq.commands import lesions
-from tripq.commands.segment_bids import Row, Sparingly
+from tripq.commands.derivatives import Row
+from tripq.commands.segment_bids import Sparingly
 
 app = import_module("tripq.commands.segment_bids")  # the package has a function of this name
 
@@ -48,8 +53,8 @@ def out(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def segment_all(call: Call, raw: Path, out: Path, weights: Path):
-    def run(*more: object) -> Outcome:
-        return call("segment-bids", raw, out, "participant", "--weights", weights, *more)
+    def run(*more: object, level: str = "participant") -> Outcome:
+        return call("segment-bids", raw, out, level, "--weights", weights, *more)
 
     return run
 
@@ -153,7 +158,7 @@ def test_an_interruption_keeps_what_is_finished_and_leaves_nothing_else(
     done = segment_all()
     assert done.status == 130
     assert {name.rpartition("_")[0] for name in written(out)} == {RESULTS[0]}
-    assert not list(out.rglob(".*"))
+    assert [path.name for path in out.rglob(".*")] == [".bidsignore"]
     assert list(summary(out)) == list(SCANS[:1])
     monkeypatch.setattr(lesions, "write_map", write_map)
     assert segment_all().status == 0
@@ -196,7 +201,7 @@ def test_the_summary_is_written_in_linear_time_and_is_whole_at_the_end(
     (raw := tmp_path / "raw").mkdir()
     names = [f"sub-{n:04}/dwi/sub-{n:04}_dwi.nii.gz" for n in range(400)]
     clock, written = Clock(monkeypatch), [0]
-    write_summary = app._write_summary
+    write_summary = app.write_summary
 
     def segment_one(scan: BIDSScan, *_: object) -> Row:
         if scan.subject == "0399" and ends != "by itself":
@@ -210,7 +215,7 @@ def test_the_summary_is_written_in_linear_time_and_is_whole_at_the_end(
 
     monkeypatch.setattr(app, "find_scans", lambda *_: [BIDSScan(raw, raw / n) for n in names])
     monkeypatch.setattr(app, "_segment_one", segment_one)
-    monkeypatch.setattr(app, "_write_summary", write)
+    monkeypatch.setattr(app, "write_summary", write)
     done = call("segment-bids", raw, out, "participant", "--weights", weights, "--quiet")
     assert done.status == {"by itself": 0, "by Ctrl-C": 130, "by a full disk": 1}[ends]
     assert list(summary(out)) == (names if ends == "by itself" else names[:-1])
@@ -218,10 +223,13 @@ def test_the_summary_is_written_in_linear_time_and_is_whole_at_the_end(
 
 
 def test_participants_and_sessions_are_chosen_as_in_bids_apps(segment_all, out: Path) -> None:
+    def done() -> set[str]:
+        return {name.rpartition("_")[0] for name in written(out)}
+
     assert segment_all("--participant-label", "sub-02", "01", "--session-label", "b").status == 0
-    assert tuple(summary(out)) == SCANS[2:]
+    assert done() == {RESULTS[2]}
     assert segment_all("--participant_label", "01").status == 0
-    assert tuple(summary(out)) == (SCANS[0], SCANS[2])  # rows of earlier runs stay
+    assert done() == {RESULTS[0], RESULTS[2]}
     missing = segment_all("--participant-label", "07")
     assert missing.status == 1
     assert "no diffusion scan of participant 07; there are 01, 02." in missing.error
@@ -229,7 +237,7 @@ def test_participants_and_sessions_are_chosen_as_in_bids_apps(segment_all, out: 
 
 def test_scans_for_distortion_correction_are_left_out(segment_all, raw: Path, out: Path) -> None:
     write_scan(raw / "sub-01/dwi/sub-01_dir-PA_dwi.nii.gz", b_values=(0, 0, 5))
-    assert segment_all("--participant-label", "01").status == 0
+    assert segment_all().status == 0
     row = summary(out)["sub-01/dwi/sub-01_dir-PA_dwi.nii.gz"]
     assert (row["status"], row["reason"]) == ("left out", "no diffusion-weighted volume")
 
@@ -257,7 +265,7 @@ def test_results_of_other_settings_are_neither_kept_nor_replaced_silently(
     before = (out / f"{RESULTS[0]}_probseg.json").read_bytes()
     done = segment_all("--threshold", 0.3, *only)
     assert done.status == 1
-    assert "made with other settings (Threshold)" in summary(out)[SCANS[0]]["reason"]
+    assert "made with other settings (Threshold)" in done.error
     assert "(Shells)" in segment_all("--shell", 1000, *only).error
     other = write_weights(tmp_path / "tiny.safetensors", caution="another file")
     assert "(Weights)" in segment_all("--weights", other, *only).error
@@ -278,9 +286,11 @@ def test_the_results_are_a_dataset_of_their_own(
     assert "a dataset of fMRIPrep: take another folder" in refused.error
 
 
-@pytest.mark.parametrize("level", ["group", "01"])
-def test_another_level_is_bad_usage(level: str, call: Call, raw: Path, out: Path) -> None:
-    assert call("segment-bids", raw, out, level).status == 2
+@pytest.mark.parametrize("words", [("01",), ("group", "--participant-label", "01")])
+def test_another_level_is_bad_usage(
+    words: tuple[str, ...], call: Call, raw: Path, out: Path
+) -> None:
+    assert call("segment-bids", raw, out, *words).status == 2
 
 
 def test_a_scan_gives_the_same_map_as_by_itself(
@@ -335,8 +345,6 @@ def test_names_of_files_are_words_wherever_they_are_shown(
     [
         (f"{RESULTS[0]}_probseg.json", b"[" * 100_000, "(a sidecar that cannot be read)"),
         (f"{RESULTS[0]}_probseg.json", b"[1]", "(a sidecar that cannot be read)"),
-        ("summary.tsv", b"scan\n\xff\xfe", "summary.tsv: no table that tripq wrote"),
-        ("summary.tsv", b"scan\n" + b"x" * 200_000, "summary.tsv: no table that tripq wrote"),
         ("dataset_description.json", b"\xff", "a dataset of something else"),
     ],
 )
@@ -352,20 +360,240 @@ def test_damaged_results_are_named(
     assert (out / name).read_bytes() == content
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        *(("LesionCount", value) for value in ("many", -1, None, [1], float("inf"))),
-        *(("LesionVolumeMillilitres", value) for value in ("much", float("nan"), float("inf"))),
-    ],
-)
-def test_a_sidecar_that_does_not_tell_the_lesions_is_named(
-    key: str, value: object, segment_all, out: Path
+NO_NUMBERS = [
+    *(("LesionCount", value) for value in ("many", -1, None, [1], True, "3", 2.5)),
+    *(("LesionCount", value) for value in (10**300, float("inf"))),
+    *(("LesionVolumeMillilitres", value) for value in ("much", "1", False, 1e300)),
+    *(("LesionVolumeMillilitres", value) for value in (float("nan"), float("inf"))),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), NO_NUMBERS)
+def test_a_sidecar_that_does_not_tell_the_lesions_is_named_and_the_rest_goes_on(
+    key: str, value: object, quick: None, segment_all, raw: Path, out: Path
 ) -> None:
-    only = ("--participant-label", "01")
-    segment_all(*only)
+    segment_all()
     sidecar = out / f"{RESULTS[0]}_probseg.json"
     sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), key: value}))
-    done = segment_all(*only)
+    done = segment_all()
     assert done.status == 1
-    assert done.error.endswith("json: does not tell the lesions; --overwrite replaces it.")
+    assert str(sidecar) in done.error
+    assert "--overwrite" in done.error
+    statuses = ["failed", "there already", "there already"]
+    assert [row["status"] for row in summary(out).values()] == statuses
+    gathered = segment_all(level="group")
+    assert gathered.status == 1
+    assert str(sidecar) in gathered.error
+    assert [row["status"] for row in summary(out).values()] == statuses
+
+
+@pytest.mark.parametrize(
+    "line", [b"sub-01", b'"open', b"a\0b", b"a\rb\tc", b"\xff\xfe", b"x" * 200_000]
+)
+def test_a_broken_summary_is_made_anew(line: bytes, quick: None, segment_all, out: Path) -> None:
+    header = b"participant_id\tsession_id\tscan\tstatus\tlesions\tvolume_ml\tseconds\treason\n"
+    out.mkdir()
+    (out / "summary.tsv").write_bytes(header + line + b"\n")
+    assert segment_all().status == 0
+    assert [row["status"] for row in summary(out).values()] == ["done"] * 3
+
+
+NAMESAKES = [
+    ("sub-01_dwi.nii", "sub-01_dwi.nii.gz"),
+    ("sub-01_dwi.nii.gz", "sub-01_space-orig_dwi.nii.gz"),
+    ("sub-01_acq-a_run-1_dwi.nii.gz", "sub-01_run-1_acq-a_dwi.nii.gz"),
+    ("sub-01_label-a_dwi.nii.gz", "sub-01_label-b_dwi.nii.gz"),
+    ("sub-01_dwi.nii.gz", "sub-01_foo_dwi.nii.gz"),
+]
+
+
+@pytest.mark.parametrize("names", NAMESAKES)
+def test_scans_whose_results_would_have_one_name_are_refused(
+    names: tuple[str, str], quick: None, call: Call, weights: Path, out: Path, tmp_path: Path
+) -> None:
+    raw = tmp_path / "raw"
+    for number, name in enumerate(names):
+        write_scan(raw / "sub-01/dwi" / name, b_values=(0, *(7 + number) * (1000,)))
+    write_scan(raw / SCANS[1])
+    refused = {f"sub-01/dwi/{name}" for name in names}
+    for level in ("participant", "group"):
+        done = call("segment-bids", raw, out, level, "--weights", weights)
+        assert done.status == 1
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert {str(raw / place) for place in refused} == {line.split(": ")[1] for line in errors}
+        rows = summary(out)
+        assert {place for place, row in rows.items() if row["status"] == "failed"} == refused
+        assert names[1] in rows[f"sub-01/dwi/{names[0]}"]["reason"]
+        assert set(rows) == refused | {SCANS[1]}
+        assert all(name.startswith(RESULTS[1]) for name in written(out))
+
+
+def test_a_scan_is_done_again_when_a_file_has_changed_that_it_was_made_from(
+    quick: None, segment_all, raw: Path, out: Path, tmp_path: Path
+) -> None:
+    masks = tmp_path / "masks"
+    files = [
+        write_mask(masks / scan.replace("_dwi.nii", "_desc-brain_mask.nii"), raw / scan)
+        for scan in SCANS
+    ]
+
+    def again(*more: object) -> tuple[list[str], list[str]]:
+        done = segment_all(*more)
+        assert done.status == 0, done.stderr
+        rows = [*summary(out).values()]
+        for row, scan in zip(rows, SCANS, strict=True):
+            assert (f"{raw / scan}: done again" in done.stderr) == (row["status"] == "done again")
+        return [row["status"] for row in rows], [row["reason"] for row in rows]
+
+    there, none = "there already", "n/a"
+    assert again("--masks", masks)[0] == ["done"] * 3
+    assert again("--masks", masks) == ([there] * 3, [none] * 3)
+    image = nib.load(files[0])
+    smaller = np.asarray(image.dataobj).copy()
+    smaller[: smaller.shape[0] // 2] = 0
+    nib.Nifti1Image(smaller, image.affine).to_filename(files[0])
+    status, reason = again("--masks", masks)
+    assert status == ["done again", there, there]
+    assert reason[0] == "changed: BrainMask"
+    probability = nib.load(out / f"{RESULTS[0]}_probseg.nii.gz").get_fdata()
+    assert not probability[smaller == 0].any()
+    assert again("--masks", masks)[0] == [there] * 3
+    write_scan(raw / SCANS[2], b_values=(0, *8 * (1000,)))
+    assert again("--masks", masks)[1] == [none, none, "changed: Scan, BVal, BVec"]
+    assert again() == (["done again"] * 3, ["changed: BrainMask"] * 3)
+    assert again()[0] == [there] * 3
+
+
+def test_the_group_level_gathers_what_the_jobs_of_participants_have_done(
+    quick: None, segment_all, out: Path, tmp_path: Path
+) -> None:
+    for label in ("01", "02"):
+        assert segment_all("--participant-label", label).status == 0
+        assert not list(out.glob("*.html")) + list(out.glob("*.tsv"))
+    assert segment_all(level="group").status == 0
+    rows = summary(out)
+    assert [row["status"] for row in rows.values()] == ["there already"] * 3
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert all(f"{result}_report.html" in page for result in RESULTS)
+    assert "tiny.safetensors" in page
+    segment_all("--participant-label", "01", "--overwrite")
+    assert (out / "report.html").read_text(encoding="utf-8") == page
+    assert summary(out) == rows
+    assert segment_all().status == 0
+    whole = summary(out)
+    assert whole == rows
+
+
+def test_the_group_level_says_what_is_missing_and_where_settings_differ(
+    quick: None, segment_all, raw: Path, out: Path
+) -> None:
+    nothing = segment_all(level="group")
+    assert nothing.status == 1
+    assert nothing.error.endswith("no such folder; the level 'participant' makes it.")
+    write_scan(raw / "sub-03/dwi/sub-03_dwi.nii.gz", b_values=(0, 0, 5))
+    (raw / "sub-02_ses-a_dwi.bval").unlink()
+    segment_all("--participant-label", "01")
+    done = segment_all(level="group")
+    assert done.status == 1
+    rows = [*summary(out).values()]
+    assert [row["status"] for row in rows] == ["there already", "failed", "failed", "left out"]
+    assert "no .bval file holds for it" in rows[1]["reason"]
+    assert rows[2]["reason"].startswith("no result: the level 'participant' makes it")
+    assert "different settings" not in (out / "report.html").read_text(encoding="utf-8")
+    segment_all("--participant-label", "02", "--session-label", "b", "--shell", 1000)
+    segment_all(level="group")
+    assert "different settings (Shells)" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_results_of_scans_that_are_not_in_the_dataset_are_listed_too(
+    quick: None, segment_all, raw: Path, out: Path
+) -> None:
+    """Jobs may each see one participant."""
+    segment_all()
+    shutil.rmtree(raw / "sub-01")
+    for level in ("participant", "group"):
+        assert segment_all(level=level).status == 0
+        assert tuple(summary(out)) == SCANS
+        assert f"{RESULTS[0]}_report.html" in (out / "report.html").read_text(encoding="utf-8")
+    sidecar = out / f"{RESULTS[0]}_probseg.json"
+    sidecar.write_text("[]")
+    done = segment_all(level="group")
+    assert done.status == 0
+    assert f"caution: {sidecar}: left out" in done.stderr
+
+
+def test_a_brain_mask_beside_a_scan_is_used_and_this_is_said(
+    quick: None, segment_all, raw: Path, out: Path
+) -> None:
+    name = "sub-01_desc-brain_mask.nii.gz"
+    write_mask(raw / "sub-01/dwi" / name, raw / SCANS[0])
+    done = segment_all()
+    assert done.status == 0
+    assert f"sub-01_dwi.nii.gz: brain mask beside it: {name}." in done.stderr
+    assert done.stderr.count("brain mask beside it") == 1
+    about = json.loads((out / f"{RESULTS[0]}_probseg.json").read_text())
+    assert about["Inputs"]["BrainMask"]["Name"] == name
+    assert about["Sources"][-1] == f"bids:raw:sub-01/dwi/{name}"
+
+
+def test_masks_are_a_path_from_here_or_from_the_dataset(
+    quick: None, segment_all, raw: Path, out: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    only = ("--participant-label", "01", "--masks", "derivatives/qsiprep", "--overwrite")
+    place = f"derivatives/qsiprep/{SCANS[0].replace('_dwi.nii', '_desc-brain_mask.nii')}"
+    (here := tmp_path / "here").mkdir()
+    monkeypatch.chdir(here)
+    missing = segment_all(*only)
+    assert missing.status == 1
+    assert f"no such folder, neither here nor in {raw}" in missing.error
+    write_mask(raw / place, raw / SCANS[0])
+    assert segment_all(*only).status == 0
+    write_mask(here / place, raw / SCANS[0])
+    several = segment_all(*only)
+    assert several.status == 1
+    assert f"{raw}/derivatives/qsiprep and {here}/derivatives/qsiprep" in several.error
+    shutil.rmtree(raw / "derivatives")
+    assert segment_all(*only).status == 0
+
+
+def test_tables_of_mrtrix_are_read_in_world_axes(
+    quick: None, segment_all, raw: Path, out: Path
+) -> None:
+    stem = str(raw / SCANS[0]).removesuffix(".nii.gz")
+    table = np.c_[np.loadtxt(f"{stem}.bvec").T, np.loadtxt(f"{stem}.bval")]
+    np.savetxt(f"{stem}.b", table)
+    only = ("--participant-label", "01")
+    assert segment_all(*only).status == 0
+    about = json.loads((out / f"{RESULTS[0]}_probseg.json").read_text())
+    assert about["Inputs"]["BVec"]["Name"] == "sub-01_dwi.bvec"
+    for end in ("bval", "bvec"):
+        Path(f"{stem}.{end}").unlink()
+    refused = segment_all(*only)
+    assert refused.status == 1
+    assert f"{stem}.b, which is in world axes: use it with --frame world." in refused.error
+    assert segment_all(*only, "--frame", "world", "--overwrite").status == 0
+    about = json.loads((out / f"{RESULTS[0]}_probseg.json").read_text())
+    assert about["Inputs"]["BVec"]["Name"] == about["Inputs"]["BVal"]["Name"] == "sub-01_dwi.b"
+    assert about["Sources"][1:] == ["bids:raw:sub-01/dwi/sub-01_dwi.b"]
+    np.savetxt(f"{stem}.b", table[:0])
+    (Path(f"{stem}.b")).write_text("0 0 0 0\n" * 8)
+    assert "left out: no diffusion-weighted volume" in segment_all(*only, "--frame", "world").stderr
+
+
+def test_options_of_bids_apps(
+    quick: None, call: Call, segment_all, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call("segment-bids", "--version").stdout == f"tripq {__version__}\n"
+    for name in ("TMPDIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    used: list[int | None] = []
+    monkeypatch.setattr(lesions, "use_threads", used.append)
+    work = tmp_path / "work"
+    words = ("--participant_label", "sub-01", "-w", work, "--overwrite")
+    for more in (("--nprocs", 3), ("--n_cpus", 2, "--omp-nthreads", 1), ("--omp-nthreads", 5)):
+        assert segment_all(*words, *more).status == 0
+    assert used == [3, 1, 5]
+    assert Path(tempfile.gettempdir()) == work.resolve()
+    assert Path(os.environ["TRITON_CACHE_DIR"]).is_relative_to(work)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sys
 import time
@@ -310,3 +311,31 @@ def test_what_is_not_installed_is_told_in_one_line(
     done = fit()
     assert done.status == 1
     assert done.stderr == f"error: {module} not installed: pip install 'tripq[ms]'.\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "twin"),
+    [("sub-04_dwi", "sub-04_dwi"), ("sub-04_acq-x_run-1_dwi", "sub-04_run-1_acq-x_dwi")],
+)
+def test_scans_of_one_name_are_left_out(name: str, twin: str, data: Path) -> None:
+    folder = data / "sub-04/dwi"
+    folder.mkdir(parents=True)
+    for path in (folder / f"{name}.nii.gz", folder / f"{twin}.nii"):
+        shutil.copy(data / "sub-01/dwi/sub-01_dwi.nii.gz", path)
+    found = find_labelled(data, data / "derivatives/truth")
+    assert found.participants == ("01", "02", "03")
+    names = [f"sub-04/dwi/{name}.nii.gz", f"sub-04/dwi/{twin}.nii"]
+    assert found.left_out.keys() == set(names)
+    for place, other in (names, names[::-1]):
+        assert found.left_out[place] == f"it has the same name as {other}: keep one of them"
+
+
+def test_tables_of_mrtrix_are_trained_on_in_world_axes(data: Path) -> None:
+    stem = data / "sub-01/dwi/sub-01_dwi"
+    table = np.c_[np.loadtxt(f"{stem}.bvec").T, np.loadtxt(f"{stem}.bval")]
+    np.savetxt(f"{stem}.b", table)
+    first = find_labelled(data, data / "derivatives/truth", "world").files[0]
+    assert [path.name for path in first.all[:2]] == ["sub-01_dwi.nii.gz", "sub-01_dwi.b"]
+    q = read_labelled(first, "world").dwi.q
+    expected = table[table[:, 3] > 0]
+    assert np.abs(q[1:] - expected[:, :3] * np.sqrt(expected[:, 3:] / 1000)).max() < 1e-6

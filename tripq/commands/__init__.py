@@ -7,11 +7,10 @@ commands, since torch takes seconds that neither ``--help`` nor the completion o
 from __future__ import annotations
 
 import os
-from typing import Annotated
 
 import typer
 
-from tripq import __version__
+from tripq.commands import options
 from tripq.commands.check import check
 from tripq.commands.evaluate import evaluate
 from tripq.commands.info import info
@@ -37,19 +36,8 @@ app.command(cls=Command)(info)
 app.command(cls=Command)(check)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"tripq {__version__}")
-        raise typer.Exit
-
-
 @app.callback()
-def main(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
-    ] = False,
-) -> None:
+def main(version: options.Version = False) -> None:
     """Take the options that stand before a command."""
 
 

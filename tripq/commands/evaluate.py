@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tripq import __version__
-from tripq.bids import BIDSError, BIDSScan, find_lesion_masks, find_maps
+from tripq.bids import BIDSError, BIDSScan, find_lesion_masks, find_maps, find_namesakes
 from tripq.commands import options
 from tripq.commands.session import FAILED, Session, explain, need, session
 from tripq.commands.session import log as messages
@@ -134,8 +134,9 @@ def _read_all(
     screen: Session,
 ) -> tuple[list[LesionMap], float, dict[str, str]]:
     """Maps that can be used, their threshold, and what is wrong with the others."""
-    from tripq.maps import find_truth, read_map, read_threshold
+    from tripq.maps import find_truth, read_map, read_threshold, scan_name
 
+    shared = find_namesakes(found, lambda scan: frozenset(scan_name(scan).split("_")))
     read: list[LesionMap] = []
     used: list[MapFiles] = []
     thresholds: dict[float, Path] = {}
@@ -144,6 +145,11 @@ def _read_all(
         for number, scan in enumerate(found):
             update(number, len(found))
             try:
+                if scan.relative in shared:
+                    raise BIDSError(
+                        f"{scan.path}: a map of the same scan as {shared[scan.relative]}: keep one "
+                        "of them."
+                    )
                 files = find_truth(scan, truth, masks)
                 lesion_map = read_map(files)
                 if threshold is None:

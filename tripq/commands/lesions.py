@@ -15,8 +15,9 @@ from threadpoolctl import threadpool_limits
 
 from tripq import __version__
 from tripq.commands.check import advise
+from tripq.commands.derivatives import shown_settings
 from tripq.commands.options import Device
-from tripq.commands.paths import ResultFiles, ScanFiles
+from tripq.commands.paths import Addresses, ResultFiles, ScanFiles
 from tripq.commands.scans import read_scan
 from tripq.commands.session import Session, log
 from tripq.dwi import DWI, DWIError, Frame, write_map
@@ -30,6 +31,9 @@ from tripq.segmentation import PROGRAM_BYTES, Model, Segmentation, load_model, s
 from tripq.weights import default_weights
 
 _DESCRIPTION = "Probability of a multiple sclerosis lesion, estimated from diffusion MRI"
+_MASK_DESCRIPTION = (
+    "Voxels whose probability of a multiple sclerosis lesion is at or above Threshold"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,13 +108,7 @@ class Settings:
     @property
     def shown(self) -> dict[str, str]:
         """The same for readers of a page."""
-        shown = {
-            "Weights": f"{self.model.path.name} (SHA-256 {self.model.sha256})",
-            "Caution": self.model.caution,
-            "Gradient frame": self.frame,
-            "Shells": ", ".join(f"b = {b_value:g}" for b_value in self.shells),
-        }
-        return {name: text for name, text in shown.items() if text}
+        return shown_settings(self.lasting)
 
 
 @dataclass(frozen=True)
@@ -158,7 +156,7 @@ def segment_files(
     results: ResultFiles,
     settings: Settings,
     screen: Session,
-    sources: Sequence[str] = (),
+    addresses: Addresses | None = None,
 ) -> Lesions:
     """Segment a scan and write all about it, or nothing.
 
@@ -172,11 +170,11 @@ def segment_files(
         How.
     screen : Session
         For the bar.
-    sources : sequence of str, optional
-        The BIDS URIs of the files.
+    addresses : Addresses, optional
+        Of the files, if they belong to datasets.
     """
     try:
-        return _segment_files(files, results, settings, screen, sources)
+        return _segment_files(files, results, settings, screen, addresses)
     except MemoryError as error:
         if str(files.scan) in str(error):
             raise
@@ -188,16 +186,20 @@ def _segment_files(
     results: ResultFiles,
     settings: Settings,
     screen: Session,
-    sources: Sequence[str],
+    addresses: Addresses | None,
 ) -> Lesions:
     start = perf_counter()
     # that of a CUDA device is another memory
     spare = settings.memory - PROGRAM_BYTES if settings.device == "cpu" else math.inf
     dwi = read_scan(files, settings.frame, screen, spare)
+    inputs = _inputs(files, settings.frame)
+    log.debug("%s: table %s, %s", files.scan, inputs["BVal"], inputs["BVec"])
+    # now, as the files can change while the network computes
+    fingerprints = {
+        name: {"Name": path.name, "SHA256": sha256(path)} for name, path in inputs.items()
+    }
     if settings.shells:
         dwi = dwi.with_shells(settings.shells)
-    table = find_table(files.scan, files.bval, files.bvec, settings.frame)
-    log.debug("%s: table %s", files.scan, ", ".join(map(str, table)))
     _tell(dwi.notes, files)
     dwi = check_table(dwi, settings.frame)
     log.debug("%r", dwi)
@@ -209,23 +211,31 @@ def _segment_files(
     lesions = find_lesions(dwi, result.probability, settings.threshold)
     volume_ml = float(sum(lesion.volume_ml for lesion in lesions))
     found = Lesions(len(lesions), volume_ml, perf_counter() - start)
-    inputs = {"Scan": files.scan, "BVal": table[0], "BVec": table[1], "BrainMask": files.mask}
-    about = {
-        "Description": _DESCRIPTION,
+    common = {
         "Type": "Lesion",
         "Manual": False,
-        **({"Sources": list(sources)} if sources else {}),
         "GeneratedBy": [{"Name": "tripq", "Version": __version__}],
+    }
+    about = {
+        "Description": _DESCRIPTION,
+        **common,
+        **({} if addresses is None else addresses.of_map),
         **settings.lasting,
         "Device": settings.device,
-        "Inputs": _fingerprints(inputs),
+        "Inputs": fingerprints,
         "VoxelSizeMillimetres": [round(float(edge), 4) for edge in dwi.voxel_size],
         "BrainMask": "given" if files.mask is not None else "median_otsu of dipy, from b0",
         "LesionCount": found.count,
         "LesionVolumeMillilitres": round(found.volume_ml, 4),
         "Notes": list(result.notes),
     }
-    _write(result, results, settings, about)
+    about_mask = {
+        "Description": _MASK_DESCRIPTION,
+        **common,
+        **({} if addresses is None else addresses.of_mask),
+        "Threshold": settings.threshold,
+    }
+    _write(result, results, settings, about, about_mask)
     return found
 
 
@@ -239,17 +249,49 @@ def made_otherwise(results: ResultFiles, settings: Settings) -> list[str]:
     return [name for name, value in wanted.items() if about.get(name) != value]
 
 
+def changed_inputs(about: Mapping[str, Any], files: ScanFiles, frame: Frame) -> list[str]:
+    """Which files of a scan are others than those that its results were made from.
+
+    Parameters
+    ----------
+    about : mapping
+        The sidecar of the results, with the SHA-256 of the files that they were made from.
+    files : ScanFiles
+        Of the scan, as they are now.
+    frame : {"fsl", "voxel", "world"}
+        Of the gradient table.
+
+    Returns
+    -------
+    list of str
+        Such as ``"BrainMask"``; also what there was only then, or is only now.
+    """
+    then = about.get("Inputs")
+    then = then if isinstance(then, dict) else {}
+    now = _inputs(files, frame)
+
+    def is_same(name: str) -> bool:
+        known = then.get(name)
+        return (
+            isinstance(known, dict)
+            and name in now
+            and now[name].is_file()
+            and sha256(now[name]) == known.get("SHA256")
+        )
+
+    return [name for name in {**now, **then} if not is_same(name)]
+
+
+def _inputs(files: ScanFiles, frame: Frame) -> dict[str, Path]:
+    """The files that a map is made from, by their names in its sidecar."""
+    bval, bvec = find_table(files.scan, files.bval, files.bvec, frame)
+    mask = {} if files.mask is None else {"BrainMask": files.mask}
+    return {"Scan": files.scan, "BVal": bval, "BVec": bvec, **mask}
+
+
 def _tell(notes: Sequence[str], files: ScanFiles) -> None:
     for note in notes:
         log.info("%s: %s", files.scan.name, note)
-
-
-def _fingerprints(inputs: Mapping[str, Path | None]) -> dict[str, dict[str, str]]:
-    return {
-        name: {"Name": path.name, "SHA256": sha256(path)}
-        for name, path in inputs.items()
-        if path is not None
-    }
 
 
 def _write(
@@ -257,12 +299,14 @@ def _write(
     results: ResultFiles,
     settings: Settings,
     about: Mapping[str, Any],
+    about_mask: Mapping[str, Any],
 ) -> None:
-    """Write all files about a scan, the sidecar last."""
+    """Write all files about a scan, the sidecar of the map last."""
     with staged(results.sidecar.parent, last=results.sidecar.name) as part:
         write_map(result.probability, result.dwi, part / results.probability.name)
         lesion = result.probability >= settings.threshold
         write_map(lesion, result.dwi, part / results.mask.name)
+        write_json(part / results.mask_sidecar.name, about_mask)
         _write_report(part / results.report.name, result, settings, about)
         write_json(part / results.sidecar.name, about)
 

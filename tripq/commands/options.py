@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
+from tripq import __version__
 from tripq.dwi import Frame
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -32,6 +35,38 @@ def parse_memory(text: str) -> float:
     if found is None or found[2].upper() not in _UNITS or float(found[1]) == 0:
         raise typer.BadParameter(f"{text!r} is no amount of memory; write 4GB or 500MB.")
     return float(found[1]) * _UNITS[found[2].upper()]
+
+
+def threads_of_process(threads: int | None, cpus: int | None, processes: int) -> int | None:
+    """Threads of each process, where all together may use so many cores.
+
+    >>> threads_of_process(None, 8, processes=2), threads_of_process(3, 8, processes=2)
+    (4, 3)
+    """
+    if cpus is None:
+        return threads
+    share = max(1, cpus // processes)
+    return share if threads is None else min(threads, share)
+
+
+def use_work_dir(folder: Path) -> None:
+    """Let this process, and those that it starts, put there what is not a result.
+
+    Places that the environment names for one of the caches stay.
+    """
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["TMPDIR"] = str(folder)
+    tempfile.tempdir = None  # it is chosen anew
+    for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR"):
+        os.environ.setdefault(name, str(folder / name.lower().removesuffix("_dir")))
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version, and end, if that is wanted."""
+    if wanted:
+        typer.echo(f"tripq {__version__}")
+        raise typer.Exit
 
 
 class Command(TyperCommand):
@@ -191,7 +226,42 @@ Threads = Annotated[
     int | None,
     typer.Option("--nthreads", min=1, help="Threads of the CPU.", show_default="one for each core"),
 ]
+ThreadsOfProcess = Annotated[
+    int | None,
+    typer.Option(
+        "--nthreads",
+        "--omp-nthreads",
+        min=1,
+        help="Threads of each process.",
+        show_default="the cores, divided",
+    ),
+]
+CPUs = Annotated[
+    int | None,
+    typer.Option(
+        "--nprocs",
+        "--n-cpus",
+        "--n_cpus",
+        min=1,
+        help="Cores of this machine to use, by all processes (--devices) together.",
+        show_default="all",
+    ),
+]
+WorkDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--work-dir",
+        "-w",
+        metavar="FOLDER",
+        help="Where temporary files and compiled kernels go; made where it is missing.",
+        show_default="where the system has them",
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")]
+Version = Annotated[
+    bool,
+    typer.Option("--version", callback=show_version, is_eager=True, help="Show the version."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what went wrong.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
 LogFile = Annotated[

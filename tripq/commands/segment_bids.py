@@ -2,49 +2,53 @@
 
 from __future__ import annotations
 
-import csv
 import errno
-import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from tripq import __version__
-from tripq.bids import BIDS_VERSION, BIDSError, BIDSScan, find_scans
+from tripq.bids import (
+    BIDSError,
+    BIDSMissingError,
+    BIDSScan,
+    bids_uri,
+    find_namesakes,
+    find_scans,
+)
 from tripq.commands import options, ranks
-from tripq.commands.paths import ResultFiles, ScanFiles
+from tripq.commands.derivatives import (
+    Row,
+    describe,
+    find_others,
+    lesion_columns,
+    read_result,
+    results_of,
+    write_page,
+    write_summary,
+)
+from tripq.commands.paths import Addresses, ResultFiles, ScanFiles
 from tripq.commands.session import FAILED, Session, explain, session
 from tripq.commands.session import log as messages
+from tripq.dwi import Frame
 from tripq.dwi.gradients import has_only_b0
-from tripq.files import printable, read_json, write_json, write_text
+from tripq.files import printable, read_json
 from tripq.rank import Rank
 
 if TYPE_CHECKING:
     from tripq.commands.lesions import Settings
 
-Status = Literal["done", "there already", "left out", "failed"]
+Finished: TypeAlias = tuple[Row, Mapping[str, str]]
+"""A scan with a result, and the settings of it for readers of a page."""
 
-
-@dataclass(frozen=True)
-class Row:
-    """One scan in the summary; the fields are the columns, of printable text."""
-
-    participant_id: str
-    session_id: str
-    scan: str
-    status: Status
-    lesions: str = "n/a"
-    volume_ml: str = "n/a"
-    seconds: str = "n/a"
-    reason: str = "n/a"
+_NO_WEIGHTING = "no diffusion-weighted volume"
 
 
 class Sparingly:
@@ -69,7 +73,11 @@ def segment_bids(
     bids_dir: Annotated[Path, typer.Argument(help="The dataset.")],
     out_dir: Annotated[Path, typer.Argument(help="Where the results go: a dataset of its own.")],
     level: Annotated[
-        Literal["participant"], typer.Argument(help="Level of the analysis: each participant.")
+        Literal["participant", "group"],
+        typer.Argument(
+            help="'participant': segment the scans.  'group': gather all results in summary.tsv "
+            "and report.html."
+        ),
     ],
     participant_label: options.ParticipantLabel = None,
     session_label: options.SessionLabel = None,
@@ -77,8 +85,9 @@ def segment_bids(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Derivatives with a *_desc-brain_mask.nii.gz for every scan, on its grid.",
-            show_default=options.FOUND_BRAIN,
+            help="Derivatives with a *_desc-brain_mask.nii.gz for every scan, on its grid: a path "
+            "from here, or from the dataset.",
+            show_default=f"those beside the scans, else {options.FOUND_BRAIN}",
         ),
     ] = None,
     frame: options.FrameOption = "fsl",
@@ -87,111 +96,265 @@ def segment_bids(
     threshold: options.Threshold = None,
     device: options.DeviceOption = "auto",
     memory: options.Memory = "4GB",  # type: ignore[assignment]  # parsed by the option
-    threads: options.Threads = None,
+    threads: options.ThreadsOfProcess = None,
+    cpus: options.CPUs = None,
     devices: ranks.Devices = 1,
     nodes: ranks.Nodes = 1,
+    work_dir: options.WorkDir = None,
     overwrite: options.Overwrite = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     log: options.LogFile = None,
+    version: options.Version = False,
 ) -> None:
     """Lesion maps of all diffusion scans of a BIDS dataset.
 
-    Call it again to go on where it stopped: finished scans are left alone.  A scan that cannot be
-    used is reported and the others are not held up; a full disk ends it.  summary.tsv lists all of
-    them, and report.html shows those of this call.  The exit status is 1 if any failed.
+    Call it again to go on where it stopped: finished scans are left alone, unless a file has
+    changed that they were made from.  A scan that cannot be used is reported and the others are not
+    held up; a full disk ends it.  The exit status is 1 if any failed.
+
+    summary.tsv and report.html list all scans.  With --participant-label or --session-label, as in
+    the jobs of a cluster, they are left alone: the level 'group' makes them of all results.
 
     For example:
 
         tripq segment-bids data data/derivatives/tripq participant
 
+        tripq segment-bids data out participant --devices 4
+
         tripq segment-bids data out participant --participant-label 01 02 --masks qsiprep
 
-        tripq segment-bids data out participant --devices 4
+        tripq segment-bids data out group
     """
     if out_dir.resolve() == bids_dir.resolve():
         raise typer.BadParameter("the results must not go into the dataset itself.")
+    is_part = bool(participant_label or session_label)
+    if level == "group" and is_part:
+        raise typer.BadParameter("the level 'group' gathers all results: leave out the labels.")
     with session(quiet=quiet, verbose=verbose, log_file=log) as screen:
-        ranks.divide(devices, nodes, threads)
-        rank = Rank.here()
-        from tripq.commands.lesions import Settings
-        from tripq.distributed import by_leader, connected, gather
+        if work_dir is not None:
+            options.use_work_dir(work_dir)
+        if level == "group":
+            rows = _gather(Places(bids_dir, out_dir), frame) if Rank.here().leads else []
+        else:
+            threads = options.threads_of_process(threads, cpus, devices)
+            ranks.divide(devices, nodes, threads)
+            from tripq.commands.lesions import Settings
 
-        scans = find_scans(bids_dir, participant_label or (), session_label or ())
-        if masks is not None and not masks.is_dir():
-            raise BIDSError(f"{masks}: no such folder; --masks names a dataset of derivatives.")
-        settings = Settings.choose(weights, threshold, frame, device, memory, threads, shell)
-        summary = out_dir / "summary.tsv"
-        with connected(rank):
-            by_leader(rank, lambda: _describe(out_dir, bids_dir))
-            own: dict[Path, Row] = {}
-            sparingly = Sparingly()
-
-            def tell() -> None:
-                """Write what is known; several processes wait until one can do it for all."""
-                if rank.count == 1 and own:
-                    _write_summary(summary, tuple(own.values()))
-
-            try:
-                with screen.bar("all scans", "scans") as update:
-                    for number, scan in enumerate(mine := rank.share(scans)):
-                        update(number, len(mine))
-                        row = _segment_one(scan, out_dir, masks, settings, overwrite, screen)
-                        own[scan.relative] = row
-                        sparingly(tell)
-            except BaseException:
-                with suppress(OSError, BIDSError):  # the first error is the reason
-                    tell()
-                raise
-            rows = {place: row for some in gather(rank, own) for place, row in some.items()}
-        if not rank.leads:
+            scans = find_scans(bids_dir, participant_label or (), session_label or ())
+            masks = None if masks is None else _find_masks(masks, bids_dir)
+            settings = Settings.choose(weights, threshold, frame, device, memory, threads, shell)
+            places = Places(bids_dir, out_dir, masks)
+            rows = _segment_all(scans, places, settings, overwrite, screen, is_whole=not is_part)
+        if not Rank.here().leads:
             return
-        ordered = [rows[scan.relative] for scan in scans]
-        _write_summary(summary, ordered)
-        _write_page(out_dir, bids_dir, scans, ordered, settings)
         if not quiet:
-            _show(ordered, screen)
-        if any(row.status == "failed" for row in ordered):
+            _show(rows, screen)
+        if any(row.status == "failed" for row in rows):
             raise typer.Exit(FAILED)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Folders of a call.
+
+    Parameters
+    ----------
+    data : Path
+        The dataset.
+    results : Path
+        That of the results.
+    masks : Path or None
+        Derivatives with the brain masks; None for those beside the scans.
+    """
+
+    data: Path
+    results: Path
+    masks: Path | None = None
+
+
+def _find_masks(masks: Path, bids_dir: Path) -> Path:
+    """The folder of ``--masks``: a path from the working directory, or from the dataset."""
+    found = {path.resolve(): path for path in (bids_dir / masks, masks) if path.is_dir()}
+    if not found:
+        raise BIDSError(
+            f"{masks}: no such folder, neither here nor in {bids_dir}; --masks names a dataset of "
+            "derivatives."
+        )
+    if len(found) > 1:
+        raise BIDSError(
+            f"{masks}: there are {' and '.join(map(str, found))}: give --masks one of these paths."
+        )
+    return next(iter(found.values()))
+
+
+def _refuse_namesakes(scans: Sequence[BIDSScan]) -> dict[Path, Row]:
+    """Rows of scans whose results would have the names of another scan's; each is an error."""
+    shared = find_namesakes(scans, lambda scan: scan.result("probseg", ".nii.gz"))
+    rows = {}
+    for scan in scans:
+        if scan.relative in shared:
+            reason = printable(
+                f"{scan.path}: its results would have the same names as those of "
+                f"{shared[scan.relative]}: rename the scans, or keep one of them."
+            )
+            rows[scan.relative] = Row.of(scan, "failed", reason=reason)
+            if Rank.here().leads:
+                messages.error(reason)
+    return rows
+
+
+def _segment_all(
+    scans: Sequence[BIDSScan],
+    places: Places,
+    settings: Settings,
+    overwrite: bool,
+    screen: Session,
+    *,
+    is_whole: bool,
+) -> list[Row]:
+    """Segment scans, divided among the processes; the one that leads has all rows at the end.
+
+    It writes the summary and the page where the scans are the whole dataset.
+    """
+    from tripq.distributed import by_leader, connected, gather
+
+    rank = Rank.here()
+    refused = _refuse_namesakes(scans)
+    with connected(rank):
+        names = by_leader(rank, lambda: describe(places.results, places.data, places.masks))
+        others: list[BIDSScan] = []
+        earlier: dict[Path, Finished] = {}
+        if is_whole and rank.leads:
+            others = find_others(places.results, places.data, scans)
+            earlier = _read_finished([*scans, *others], places.results)
+        own: dict[Path, Row] = {}
+        sparingly = Sparingly()
+
+        def tell() -> None:
+            """Write what is known; several processes wait until one can do it for all."""
+            if is_whole and rank.count == 1 and own:
+                known = {place: row for place, (row, _) in earlier.items()} | own
+                write_summary(places.results, [*known.values()])
+
+        try:
+            with screen.bar("all scans", "scans") as update:
+                for number, scan in enumerate(mine := rank.share(scans)):
+                    update(number, len(mine))
+                    own[scan.relative] = refused.get(scan.relative) or _segment_one(
+                        scan, places, names, settings, overwrite, screen
+                    )
+                    sparingly(tell)
+        except BaseException:
+            with suppress(OSError, BIDSError):  # the first error is the reason
+                tell()
+            raise
+        rows = {place: row for some in gather(rank, own) for place, row in some.items()}
+    if not rank.leads:
+        return []
+    if not is_whole:
+        messages.info("summary.tsv and report.html are as they were: the level 'group' makes them.")
+        return [rows[scan.relative] for scan in scans]
+    of_others = [earlier[scan.relative] for scan in others]
+    ordered = [rows[scan.relative] for scan in scans] + [row for row, _ in of_others]
+    shown = [settings.shown, *(shown for _, shown in of_others if shown)]
+    _write_group(places, [*scans, *others], ordered, shown)
+    return ordered
+
+
+def _gather(places: Places, frame: Frame) -> list[Row]:
+    """Write the summary and the page of all results; their rows."""
+    if not places.results.is_dir():
+        raise BIDSError(f"{places.results}: no such folder; the level 'participant' makes it.")
+    scans = find_scans(places.data)
+    describe(places.results, places.data)
+    refused = _refuse_namesakes(scans)
+    everything = [*scans, *find_others(places.results, places.data, scans)]
+    finished = _read_finished(everything, places.results)
+    rows = []
+    for scan in everything:
+        row = refused.get(scan.relative)
+        if row is None and scan.relative in finished:
+            row, _ = finished[scan.relative]
+        elif row is None:
+            row = _without_result(scan, frame)
+        if row.status == "failed" and scan.relative not in refused:
+            messages.error(_named(row))
+        rows.append(row)
+    _write_group(places, everything, rows, [shown for _, shown in finished.values() if shown])
+    return rows
+
+
+def _read_finished(scans: Sequence[BIDSScan], out_dir: Path) -> dict[Path, Finished]:
+    """Rows of the scans with results, and the settings of these for readers of a page."""
+    finished: dict[Path, Finished] = {}
+    for scan in scans:
+        if results_of(scan, out_dir).are_there:
+            try:
+                finished[scan.relative] = read_result(scan, out_dir)
+            except (OSError, ValueError) as error:
+                reason = printable(explain(error))
+                finished[scan.relative] = Row.of(scan, "failed", reason=reason), {}
+    return finished
+
+
+def _without_result(scan: BIDSScan, frame: Frame) -> Row:
+    """Why a scan has no result, as far as its table says."""
+    try:
+        bval, bvec = scan.gradient_table(frame)
+        if has_only_b0(bval or bvec):
+            return Row.of(scan, "left out", reason=_NO_WEIGHTING)
+        reason = "no result: the level 'participant' makes it, or says why it cannot"
+    except (OSError, ValueError) as error:
+        reason = printable(explain(error))
+    return Row.of(scan, "failed", reason=reason)
+
+
+def _write_group(
+    places: Places,
+    scans: Sequence[BIDSScan],
+    rows: Sequence[Row],
+    shown: Sequence[Mapping[str, str]],
+) -> None:
+    """Write the summary and the page of the group."""
+    write_summary(places.results, rows)
+    title = places.data.resolve().name
+    write_page(places.results, [*zip(scans, rows, strict=True)], shown, title)
 
 
 def _segment_one(
     scan: BIDSScan,
-    out_dir: Path,
-    masks: Path | None,
+    places: Places,
+    names: Mapping[Path, str],
     settings: Settings,
     overwrite: bool,
     screen: Session,
 ) -> Row:
     """Segment a scan unless that is done; whatever is wrong with it becomes its row."""
-    from tripq.commands.lesions import made_otherwise, segment_files
+    from tripq.commands.lesions import changed_inputs, made_otherwise, segment_files
 
-    row = Row(
-        participant_id=printable(f"sub-{scan.subject}"),
-        session_id=printable(f"ses-{scan.session}") if scan.session else "n/a",
-        scan=printable(scan.relative.as_posix()),
-        status="done",
-    )
-    results = ResultFiles.named(lambda *name: out_dir / scan.result(*name))
+    results = results_of(scan, places.results)
+    changed: list[str] = []
     try:
+        files = _find_files(scan, places.masks, settings.frame)
+        if files is None:
+            messages.info("%s: left out: %s.", scan.path, _NO_WEIGHTING)
+            return Row.of(scan, "left out", reason=_NO_WEIGHTING)
         if results.are_there and not overwrite:
-            if changed := made_otherwise(results, settings):
+            if otherwise := made_otherwise(results, settings):
                 raise BIDSError(
-                    f"{results.sidecar}: made with other settings ({', '.join(changed)}): "
+                    f"{results.sidecar}: made with other settings ({', '.join(otherwise)}): "
                     "take another folder, or --overwrite."
                 )
-            return replace(row, status="there already", **_numbers(results))
-        files = _find_files(scan, masks)
-        if files is None:
-            reason = "no diffusion-weighted volume"
-            messages.info("%s: left out: %s.", row.scan, reason)
-            return replace(row, status="left out", reason=reason)
-        sources = [
-            f"bids:raw:{file.relative_to(scan.root).as_posix()}"
-            for file in (files.scan, files.bval, files.bvec)
-            if file is not None
-        ]
-        found = segment_files(files, results, settings, screen, sources)
+            about = read_json(results.sidecar)
+            changed = changed_inputs(about, files, settings.frame)
+            if not changed:
+                return Row.of(scan, "there already", **lesion_columns(about, results.sidecar))
+            messages.info("%s: done again; changed: %s.", scan.path, ", ".join(changed))
+        if places.masks is None and files.mask is not None:
+            messages.info("%s: brain mask beside it: %s.", scan.path.name, files.mask.name)
+        addresses = _address(files, results, places, names)
+        found = segment_files(files, results, settings, screen, addresses)
     except Exception as error:
         if _is_full(error):
             raise  # the others could not be written, either
@@ -199,12 +362,14 @@ def _segment_one(
         reason = printable(explain(error))
         messages.error(reason)
         messages.debug("where it happened:", exc_info=True)
-        return replace(row, status="failed", reason=reason)
-    return replace(
-        row,
+        return Row.of(scan, "failed", reason=reason)
+    return Row.of(
+        scan,
+        "done again" if changed else "done",
         lesions=str(found.count),
         volume_ml=f"{found.volume_ml:.4f}",
         seconds=f"{found.seconds:.1f}",
+        reason=f"changed: {', '.join(changed)}" if changed else "n/a",
     )
 
 
@@ -217,93 +382,33 @@ def _is_full(error: BaseException | None) -> bool:
     return False
 
 
-def _find_files(scan: BIDSScan, masks: Path | None) -> ScanFiles | None:
+def _find_files(scan: BIDSScan, masks: Path | None, frame: Frame) -> ScanFiles | None:
     """Files of a scan; None if it has b0 volumes only, as scans for distortion correction do."""
-    bval = scan.table(".bval")
-    if has_only_b0(bval):
+    bval, bvec = scan.gradient_table(frame)
+    if has_only_b0(bval or bvec):
         return None
-    mask = None if masks is None else scan.brain_mask(masks)
-    return ScanFiles(scan.path, bval, scan.table(".bvec"), mask)
-
-
-def _numbers(results: ResultFiles) -> dict[str, str]:
-    """What the summary says about a scan that is there already."""
-    about = read_json(results.sidecar)
+    if masks is not None:
+        return ScanFiles(scan.path, bval, bvec, scan.brain_mask(masks))
     try:
-        count, volume = int(about["LesionCount"]), float(about["LesionVolumeMillilitres"])
-    except (LookupError, TypeError, ValueError, OverflowError):
-        count, volume = -1, math.nan
-    if count < 0 or not 0 <= volume < math.inf:
-        raise BIDSError(f"{results.sidecar}: does not tell the lesions; --overwrite replaces it.")
-    return {"lesions": str(count), "volume_ml": f"{volume:.4f}"}
+        return ScanFiles(scan.path, bval, bvec, scan.brain_mask(scan.root))
+    except BIDSMissingError:
+        return ScanFiles(scan.path, bval, bvec)
 
 
-def _describe(out_dir: Path, bids_dir: Path) -> None:
-    """Say what the dataset of results is, unless it says so."""
-    path = out_dir / "dataset_description.json"
-    if path.is_file():
-        try:
-            made_by = read_json(path)["GeneratedBy"][0]["Name"]
-        except (ValueError, LookupError, TypeError):
-            made_by = "something else"
-        if made_by != "tripq":
-            raise BIDSError(f"{path}: a dataset of {made_by}: take another folder.")
-        return
-    write_json(
-        path,
-        {
-            "Name": "Lesions by tripq",
-            "BIDSVersion": BIDS_VERSION,
-            "DatasetType": "derivative",
-            "GeneratedBy": [{"Name": "tripq", "Version": __version__}],
-            "DatasetLinks": {"raw": bids_dir.resolve().as_uri()},
-        },
+def _address(
+    files: ScanFiles, results: ResultFiles, places: Places, names: Mapping[Path, str]
+) -> Addresses:
+    """BIDS URIs of the files of a scan; `names` are those of the datasets."""
+
+    def uri(path: Path, root: Path) -> str:
+        return bids_uri(names[root], path.relative_to(root))
+
+    return Addresses(
+        scan=uri(files.scan, places.data),
+        tables=tuple(uri(path, places.data) for path in (files.bval, files.bvec) if path),
+        mask=None if files.mask is None else uri(files.mask, places.masks or places.data),
+        probability=bids_uri("", results.probability.relative_to(places.results)),
     )
-
-
-def _write_summary(path: Path, rows: Sequence[Row]) -> None:
-    """Write the table; scans of earlier runs that this one does not treat keep their rows."""
-    columns = [column.name for column in fields(Row)]
-    table = {}
-    if path.is_file():
-        try:
-            with path.open(encoding="utf-8", newline="") as file:
-                earlier = csv.DictReader(file, delimiter="\t")
-                table = {row["scan"]: row for row in earlier if list(row) == columns}
-        except (ValueError, csv.Error) as error:
-            raise BIDSError(f"{path}: no table that tripq wrote: {error}: remove it.") from error
-    table |= {row.scan: asdict(row) for row in rows}
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, delimiter="\t", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table[scan] for scan in sorted(table))
-    write_text(path, text.getvalue())
-
-
-def _write_page(
-    out_dir: Path,
-    bids_dir: Path,
-    scans: Sequence[BIDSScan],
-    rows: Sequence[Row],
-    settings: Settings,
-) -> None:
-    """Write the page of the group."""
-    from tripq.report import SubjectSummary, write_group_report
-
-    summaries = [
-        SubjectSummary.of_failure(row.scan, row.reason)
-        if row.status == "failed"
-        else SubjectSummary(
-            row.scan,
-            lesions=int(row.lesions),
-            total_ml=float(row.volume_ml),
-            page=scan.result("report", ".html"),
-        )
-        for scan, row in zip(scans, rows, strict=True)
-        if row.status != "left out"
-    ]
-    shown = {"tripq": __version__, **settings.shown}
-    write_group_report(out_dir / "report.html", summaries, shown, title=bids_dir.resolve().name)
 
 
 def _show(rows: Sequence[Row], screen: Session) -> None:
@@ -313,9 +418,9 @@ def _show(rows: Sequence[Row], screen: Session) -> None:
     for row in rows:
         cells = (row.scan, row.status, row.lesions, row.volume_ml, row.seconds)
         table.add_row(*(escape(cell) for cell in cells))
-    failed = [row for row in rows if row.status == "failed"]
-    # most reasons name the file, and nobody wants to read that twice
-    named = (
-        row.reason if row.scan in row.reason else f"{row.scan}: {row.reason}" for row in failed
-    )
-    screen.show(table, *named)
+    screen.show(table, *(_named(row) for row in rows if row.status == "failed"))
+
+
+def _named(row: Row) -> str:
+    """What is wrong with a scan; most reasons name it, and nobody wants to read that twice."""
+    return row.reason if row.scan in row.reason else f"{row.scan}: {row.reason}"

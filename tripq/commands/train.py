@@ -247,7 +247,7 @@ def _read_cohort(
     from tripq.config import ConfigError
     from tripq.datasets import common_voxel_size, draw_validation, find_labelled, read_labelled
 
-    found = find_labelled(data, truth)
+    found = find_labelled(data, truth, frame)
     for path, reason in found.left_out.items():
         messages.warning("%s: left out: %s", path, reason)
     voxel_size = common_voxel_size(found.files)
@@ -284,9 +284,7 @@ def _read_cohort(
 
 
 def _digests(files: LabelledFiles) -> list[str]:
-    return [
-        sha256(path) for path in (files.scan, files.bval, files.bvec, files.brain, files.lesion)
-    ]
+    return [sha256(path) for path in files.all]
 
 
 def _describe(data: Path) -> tuple[str, bool]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from tripq.bids import BIDSMissingError, find_scans
+from tripq.bids import BIDSMissingError, BIDSScan, find_namesakes, find_scans
 from tripq.datasets.bids import LabelledSubject
 from tripq.datasets.errors import DatasetError
 from tripq.dwi import Frame, read_dwi
@@ -35,8 +35,12 @@ class LabelledFiles:
         Entities of the scan, such as ``sub-01_ses-a``.
     participant : str
         Label, without ``sub-``.
-    scan, bval, bvec : Path
-        The scan and its gradient table.
+    scan : Path
+        The scan.
+    bval : Path or None
+        Its b-values; None for a table of MRtrix.
+    bvec : Path
+        Its directions, or its table of MRtrix.
     brain, lesion : Path
         Masks on its grid.
     """
@@ -44,10 +48,16 @@ class LabelledFiles:
     name: str
     participant: str
     scan: Path
-    bval: Path
+    bval: Path | None
     bvec: Path
     brain: Path
     lesion: Path
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        """Every file, in the order of the fields."""
+        table = (self.bvec,) if self.bval is None else (self.bval, self.bvec)
+        return (self.scan, *table, self.brain, self.lesion)
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,7 @@ class LabelledScans:
         return tuple(sorted({files.participant for files in self.files}))
 
 
-def find_labelled(data: Path, truth: Path) -> LabelledScans:
+def find_labelled(data: Path, truth: Path, frame: Frame = "fsl") -> LabelledScans:
     """Find the scans of a dataset that have a lesion mask and a brain mask.
 
     Parameters
@@ -80,11 +90,14 @@ def find_labelled(data: Path, truth: Path) -> LabelledScans:
         Of the dataset.
     truth : Path
         Derivatives with ``*_label-lesion_mask.nii.gz`` and ``*_desc-brain_mask.nii.gz``.
+    frame : {"fsl", "voxel", "world"}
+        Of the gradient tables, see `tripq.bids.BIDSScan.gradient_table`.
 
     Returns
     -------
     LabelledScans
-        Scans without masks and those with b0 volumes alone are left out.
+        Left out are scans without masks, those with b0 volumes alone, and those with the name of
+        another one.
 
     Raises
     ------
@@ -97,10 +110,15 @@ def find_labelled(data: Path, truth: Path) -> LabelledScans:
         raise DatasetError(f"{truth}: no such folder; the truth is a dataset of derivatives.")
     files: list[LabelledFiles] = []
     left_out: dict[str, str] = {}
-    for scan in find_scans(data):
+    scans = find_scans(data)
+    shared = find_namesakes(scans, lambda scan: frozenset(_name(scan).split("_")))
+    for scan in scans:
         place = scan.relative.as_posix()
-        bval = scan.table(".bval")
-        if has_only_b0(bval):
+        if scan.relative in shared:
+            left_out[place] = f"it has the same name as {shared[scan.relative]}: keep one of them"
+            continue
+        bval, bvec = scan.gradient_table(frame)
+        if has_only_b0(bval or bvec):
             left_out[place] = "no diffusion-weighted volume"
             continue
         try:
@@ -108,16 +126,17 @@ def find_labelled(data: Path, truth: Path) -> LabelledScans:
         except BIDSMissingError as error:
             left_out[place] = str(error)
             continue
-        name = scan.path.name.partition(".")[0].removesuffix("_dwi")
-        files.append(
-            LabelledFiles(name, scan.subject, scan.path, bval, scan.table(".bvec"), brain, lesion)
-        )
+        files.append(LabelledFiles(_name(scan), scan.subject, scan.path, bval, bvec, brain, lesion))
     if not files:
         raise DatasetError(
             f"{data}: none of its {len(left_out)} scans can be trained on, as for the first: "
             f"{next(iter(left_out.values()))}"
         )
     return LabelledScans(tuple(files), left_out)
+
+
+def _name(scan: BIDSScan) -> str:
+    return scan.path.name.partition(".")[0].removesuffix("_dwi")
 
 
 def common_voxel_size(files: Sequence[LabelledFiles]) -> float:

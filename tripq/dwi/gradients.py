@@ -32,12 +32,13 @@ MAX_TABLE_BYTES = 2**22
 """Size of a file with a gradient table, at most: 30,000 volumes have half of it."""
 
 
-def has_only_b0(bval: Path) -> bool:
-    """Whether a file of b-values is that of a scan without diffusion weighting.
+def has_only_b0(table: Path) -> bool:
+    """Whether a file of b-values, or a table of MRtrix, has no diffusion-weighted volume.
 
-    Scans for the correction of distortions are so.  For errors see `read_bval`.
+    Scans for the correction of distortions are so.  For errors see `read_bval` and `read_mrtrix`.
     """
-    return bool(read_bval(bval).max() <= B0_THRESHOLD)
+    b_values = read_mrtrix(table)[0] if table.suffix == MRTRIX_SUFFIX else read_bval(table)
+    return bool(b_values.max() <= B0_THRESHOLD)
 
 
 def read_bval(path: Path) -> NDArray[np.float64]:

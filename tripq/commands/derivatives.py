@@ -1,0 +1,282 @@
+"""The dataset of results: its description, what is in it, its summary and the page of the group."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal
+
+from tripq import __version__
+from tripq.bids import BIDS_VERSION, BIDSError, BIDSName, BIDSScan, dataset_name
+from tripq.commands.paths import ResultFiles
+from tripq.commands.session import log
+from tripq.files import printable, read_json, write_json, write_text
+
+Status = Literal["done", "done again", "there already", "left out", "failed"]
+
+SUMMARY, PAGE = "summary.tsv", "report.html"
+"""Files about all scans."""
+
+MAX_LESIONS = 10**9
+"""Lesions of a scan, at most: more are a mistake."""
+
+MAX_ML = 1e9
+"""Their volume in ml, at most."""
+
+_IGNORED = (SUMMARY, PAGE, "*_report.html")  # names that BIDS does not know
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scan in the summary; the fields are the columns, of printable text."""
+
+    participant_id: str
+    session_id: str
+    scan: str
+    status: Status
+    lesions: str = "n/a"
+    volume_ml: str = "n/a"
+    seconds: str = "n/a"
+    reason: str = "n/a"
+
+    @classmethod
+    def of(cls, scan: BIDSScan, status: Status, **columns: str) -> Row:
+        """What is known of a scan."""
+        return cls(
+            participant_id=printable(f"sub-{scan.subject}"),
+            session_id=printable(f"ses-{scan.session}") if scan.session else "n/a",
+            scan=printable(scan.relative.as_posix()),
+            status=status,
+            **columns,
+        )
+
+
+def describe(out_dir: Path, bids_dir: Path, masks: Path | None = None) -> dict[Path, str]:
+    """Say what the dataset of results is, and which datasets it comes from.
+
+    Parameters
+    ----------
+    out_dir : Path
+        Made where it is missing.
+    bids_dir : Path
+        The dataset with the scans.
+    masks : Path, optional
+        That with the brain masks.
+
+    Returns
+    -------
+    dict of Path to str
+        The names of these datasets in BIDS URIs.
+
+    Raises
+    ------
+    BIDSError
+        If something else is described there.
+    """
+    path = out_dir / "dataset_description.json"
+    about: dict[str, Any] = {
+        "Name": "Lesions by tripq",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "tripq", "Version": __version__}],
+    }
+    known: dict[str, str] = {}
+    if path.is_file():
+        made_by = "something else"
+        with suppress(ValueError, LookupError, TypeError):
+            about = read_json(path)
+            made_by = about["GeneratedBy"][0]["Name"]
+            known = dict(about.get("DatasetLinks", {}))
+        if made_by != "tripq":
+            raise BIDSError(f"{path}: a dataset of {made_by}: take another folder.")
+    links = dict(known)
+    names = {bids_dir: _link(links, bids_dir, "raw")}
+    if masks is not None:
+        names[masks] = _link(links, masks, "derivatives")
+    if links != known:
+        write_json(path, {**about, "DatasetLinks": links})
+    ignored = out_dir / ".bidsignore"
+    if not ignored.exists():
+        write_text(ignored, "".join(f"{name}\n" for name in _IGNORED))
+    return names
+
+
+def _link(links: dict[str, str], source: Path, usual: str) -> str:
+    """Name of a dataset among the links, where it is added; each name stays that of one place."""
+    name, place = dataset_name(source, usual), source.resolve().as_uri()
+    for known, its_place in links.items():
+        if its_place == place:
+            return known
+    free = (each for each in _numbered(name) if each not in links)
+    links[new := next(free)] = place
+    return new
+
+
+def _numbered(name: str) -> Iterator[str]:
+    """A name, and as many others as are needed."""
+    yield name
+    for number in count(2):
+        yield f"{name}{number}"
+
+
+def results_of(scan: BIDSScan, out_dir: Path) -> ResultFiles:
+    """Files about a scan."""
+    return ResultFiles.named(lambda *name: out_dir / scan.result(*name))
+
+
+def lesion_columns(about: Mapping[str, Any], sidecar: Path) -> dict[str, str]:
+    """What the summary says about the lesions of a finished scan.
+
+    Parameters
+    ----------
+    about : mapping
+        The content of the sidecar.
+    sidecar : Path
+        For errors.
+
+    Raises
+    ------
+    BIDSError
+        If it does not have the numbers that tripq writes.
+    """
+    lesions: Any = about.get("LesionCount")
+    volume: Any = about.get("LesionVolumeMillilitres")
+    are_numbers = type(lesions) is int and type(volume) in (int, float)  # True is neither
+    if not are_numbers or not 0 <= lesions <= MAX_LESIONS or not 0 <= volume <= MAX_ML:
+        raise BIDSError(f"{sidecar}: does not tell the lesions; --overwrite replaces it.")
+    return {"lesions": str(lesions), "volume_ml": f"{volume:.4f}"}
+
+
+def read_result(scan: BIDSScan, out_dir: Path) -> tuple[Row, dict[str, str]]:
+    """A finished scan: its row in the summary, and its settings for readers of a page.
+
+    Raises
+    ------
+    ValueError
+        If its sidecar is not as tripq writes it; the message names it.
+    """
+    sidecar = results_of(scan, out_dir).sidecar
+    about = read_json(sidecar)
+    try:
+        settings = shown_settings(about)
+    except (LookupError, TypeError, ValueError) as error:
+        raise BIDSError(
+            f"{sidecar}: does not tell how the map was made; --overwrite replaces it."
+        ) from error
+    return Row.of(scan, "there already", **lesion_columns(about, sidecar)), settings
+
+
+def shown_settings(about: Mapping[str, Any]) -> dict[str, str]:
+    """What a map depends on, by its sidecar, for readers of a page."""
+    weights = about["Weights"]
+    shown = {
+        "Weights": f"{weights['Name']} (SHA-256 {weights['SHA256']})",
+        "Caution": str(weights["Caution"] or ""),
+        "Gradient frame": str(about["GradientFrame"]),
+        "Shells": ", ".join(f"b = {b_value:g}" for b_value in about.get("Shells", ())),
+    }
+    return {name: text for name, text in shown.items() if text}
+
+
+def find_others(out_dir: Path, bids_dir: Path, scans: Sequence[BIDSScan]) -> list[BIDSScan]:
+    """Scans that have results but are not in the dataset, or not in it any more.
+
+    Jobs that each see a part of the dataset can write to one folder.  A sidecar that does not name
+    its scan is left out, and that is said.
+
+    Parameters
+    ----------
+    out_dir : Path
+        The results.
+    bids_dir : Path
+        The dataset.
+    scans : sequence of BIDSScan
+        Those that are in it.
+    """
+    known = {scan.result("probseg", ".json") for scan in scans}
+    others = []
+    for sidecar in sorted(out_dir.glob("sub-*/**/sub-*_probseg.json")):
+        place = sidecar.relative_to(out_dir)
+        is_hidden = any(part.startswith(".") for part in place.parts)
+        is_of_lesions = BIDSName.parse(place.name).entities.get("label") == "lesion"
+        if place in known or is_hidden or not is_of_lesions:
+            continue
+        try:
+            name = read_json(sidecar)["Inputs"]["Scan"]["Name"]
+            scan = BIDSScan(bids_dir, bids_dir / place.parent / Path(name).name)
+            is_its_own = scan.result("probseg", ".json") == place
+        except (OSError, ValueError, LookupError, TypeError):
+            is_its_own = False
+        if is_its_own:
+            others.append(scan)
+        else:
+            log.warning("%s: left out: it does not name the scan that it is about.", sidecar)
+    return others
+
+
+def write_summary(out_dir: Path, rows: Sequence[Row]) -> None:
+    """Write the table of all scans, by their names."""
+    text = io.StringIO()
+    columns = [column.name for column in fields(Row)]
+    writer = csv.DictWriter(text, columns, delimiter="\t", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in sorted(rows, key=lambda row: row.scan))
+    write_text(out_dir / SUMMARY, text.getvalue())
+
+
+def write_page(
+    out_dir: Path,
+    results: Sequence[tuple[BIDSScan, Row]],
+    settings: Sequence[Mapping[str, str]],
+    title: str,
+) -> None:
+    """Write the page of the group.
+
+    Parameters
+    ----------
+    out_dir : Path
+        The results.
+    results : sequence of (BIDSScan, Row)
+        All scans.
+    settings : sequence of mapping
+        Of the results, for readers; where they differ, the page says so.
+    title : str
+        Name of the dataset.
+    """
+    from tripq.report import SubjectSummary, write_group_report
+
+    summaries = [
+        SubjectSummary.of_failure(row.scan, row.reason)
+        if row.status == "failed"
+        else SubjectSummary(
+            row.scan,
+            lesions=int(row.lesions),
+            total_ml=float(row.volume_ml),
+            page=scan.result("report", ".html"),
+        )
+        for scan, row in results
+        if row.status != "left out"
+    ]
+    shown = {"tripq": __version__, **_merge(settings)}
+    write_group_report(out_dir / PAGE, summaries, shown, title=title)
+
+
+def _merge(settings: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """All values of each setting, and a caution where there are several.
+
+    >>> _merge([{"Gradient frame": "fsl"}, {"Gradient frame": "world"}])["Gradient frame"]
+    'fsl; world'
+    """
+    names = dict.fromkeys(name for each in settings for name in each)
+    values = {name: dict.fromkeys(each.get(name, "") for each in settings) for name in names}
+    merged = {name: "; ".join(filter(None, texts)) for name, texts in values.items()}
+    differing = [name for name, texts in values.items() if len(texts) > 1 and name != "Caution"]
+    if differing:
+        caution = f"The results were made with different settings ({', '.join(differing)})."
+        merged["Caution"] = " ".join(filter(None, (caution, merged.get("Caution"))))
+    return merged
