@@ -341,7 +341,7 @@ def _claim(folder: Path, wanted: Mapping[str, Any], overwrite: bool) -> None:
         write_json(path, wanted)
         return
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except (OSError, ValueError):
         raise FileExistsError(
             0, "holds something else; take another folder, or --overwrite.", str(folder)
