@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import re
 import struct
 import tracemalloc
@@ -417,10 +418,17 @@ def test_other_kinds_of_files(scan, tmp_path):
     }.items():
         (tmp_path / name).write_bytes(content)
         refuses(rf"{name}: cannot be read as NIfTI", tmp_path / name)
+    whole = scan.write(tmp_path, name="whole.nii.gz").read_bytes()
+    (tmp_path / "packed.nii").write_bytes(whole)
+    (tmp_path / "plain.nii.gz").write_bytes(gzip.decompress(whole))
+    refuses(r"packed\.nii: .* compressed by gzip\. Rename it to \.nii\.gz", tmp_path / "packed.nii")
+    refuses(r"plain\.nii\.gz: .* not compressed by gzip\..* to \.nii", tmp_path / "plain.nii.gz")
     for name in ("dwi", "dwi.mif", "dwi.img", "dwi.NII"):
         refuses(rf"{name}: not the name of a NIfTI file", tmp_path / name)
     (tmp_path / "folder.nii").mkdir()
-    refuses(r"folder\.nii: there is no such file", tmp_path / "folder.nii")
+    refuses(r"folder\.nii: cannot be read: a folder, not a file\.", tmp_path / "folder.nii")
+    os.mkfifo(tmp_path / "pipe.nii")
+    refuses(r"pipe\.nii: cannot be read: a pipe or a device, not a file", tmp_path / "pipe.nii")
     nib.AnalyzeImage(scan.data[..., 0].astype(np.int16), None).to_filename(tmp_path / "a.img")
     (tmp_path / "a.hdr").rename(tmp_path / "a.nii")
     refuses(r"a\.nii: (not a NIfTI file|cannot be read)", tmp_path / "a.nii")
