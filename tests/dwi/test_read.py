@@ -245,8 +245,9 @@ def test_a_signal_that_may_not_take_so_much_is_refused_before_it_is_read(scan, t
     path = scan.write(tmp_path)
     takes = 24 * 6 * 4
     assert read_dwi(path, max_bytes=takes).signal.nbytes == takes
-    reason = r"dwi\.nii\.gz: the signal takes .* GB of memory, .* GB more than is left for it"
+    reason = r"dwi\.nii\.gz: the signal takes 576 bytes of memory, and 575 bytes are left for it"
     refuses(reason, path, max_bytes=takes - 1)
+    refuses("and 0 bytes are left for it: allow at least 1.08 kB more", path, max_bytes=-500)
     survey = survey_dwi(path)
     half = np.arange(4)[:, None, None] < [[[2]]]
     assert survey.read(half & survey.mask, max_bytes=takes / 2).signal.nbytes == takes / 2
@@ -580,7 +581,7 @@ def test_what_is_packed_behind_the_image_is_not_unpacked_without_limit(scan, tmp
 
 
 @pytest.mark.parametrize(
-    ("gigabytes", "reason"), [(1e-9, "takes 0.1 GB of memory to read"), (0.1, "takes 0.1 GB")]
+    ("gigabytes", "reason"), [(1e-9, "takes 52.49 MB of memory to read"), (0.1, "takes 140 MB")]
 )
 def test_what_does_not_fit_into_memory_is_refused(
     make_scan, tmp_path, monkeypatch, gigabytes, reason
@@ -602,7 +603,7 @@ def test_a_computer_has_the_memory_of_its_pages_if_it_tells_them(scan, tmp_path,
         if fits:
             assert len(read_dwi(path).b0) == 24
         else:
-            refuses("this computer has 0.0 GB", path)
+            refuses("takes 576 bytes of memory to read, and this computer has 572 bytes", path)
     monkeypatch.delattr("os.sysconf")  # Windows has none
     assert len(read_dwi(path).b0) == 24
 

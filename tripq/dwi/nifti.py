@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from tripq.dwi.errors import DWIError, about
 from tripq.dwi.frames import check_affine
 from tripq.files import check_regular
+from tripq.memory import spell_bytes
 
 SUFFIXES = (".nii.gz", ".nii")
 """Names of the files that are read and written."""
@@ -216,13 +217,14 @@ def check_memory(need: float, allowed: float = math.inf) -> None:
     """
     if need > (there := _physical_memory()):
         raise DWIError(
-            f"takes {need / 1e9:,.1f} GB of memory to read, and this computer has "
-            f"{there / 1e9:,.1f} GB. Is its header right? A mask of the brain makes it less."
+            f"takes {spell_bytes(need)} of memory to read, and this computer has "
+            f"{spell_bytes(there)}. Is its header right? A mask of the brain makes it less."
         )
     if need > allowed:
         raise DWIError(
-            f"the signal takes {need / 1e9:,.2f} GB of memory, {(need - allowed) / 1e9:,.2f} GB "
-            "more than is left for it: allow at least so much more, or give a mask of fewer voxels."
+            f"the signal takes {spell_bytes(need)} of memory, and {spell_bytes(max(allowed, 0))} "
+            f"are left for it: allow at least {spell_bytes(need - allowed)} more, or give a mask "
+            "of fewer voxels."
         )
 
 
