@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import itertools
 import json
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -201,6 +203,23 @@ def test_a_caution_of_the_checkpoint_is_told_and_kept(
     about = json.loads((tmp_path / "dwi_label-lesion_probseg.json").read_text())
     assert about["Weights"]["Caution"] == "for research only"
     assert "b = 1000 s/mm2 was never seen in training, which had 700." in about["Notes"]
+
+
+def test_a_doubtful_scan_is_doubted_on_the_screen_in_the_sidecar_and_on_the_page(
+    call: Call, scan: Path, mask: Path, weights: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "dwi.bvec").write_text("0 1 0 0 1 0 0 -1\n0 0 1 0 0 1 0 0\n0 0 0 1 0 0 1 0\n")
+    done = call("segment", scan, "--mask", mask, "--weights", weights, "-o", tmp_path)
+    assert done.status == 0
+    caution = "The 7 volumes of b = 1000 s/mm2 have 3 different directions only"
+    assert f"caution: {scan}: {caution}" in done.stderr
+    stem = tmp_path / "dwi_label-lesion"
+    about = json.loads(Path(f"{stem}_probseg.json").read_text())
+    assert [found.startswith(caution) for found in about["Cautions"]].count(True) == 1
+    assert {*about["Cautions"]} <= {*about["Notes"]}
+    page = Path(f"{stem}_report.html").read_text()
+    shown = re.findall(r'<p class="caution" role="note"><strong>Caution:</strong> (.*?)</p>', page)
+    assert [html.unescape(line) for line in shown] == about["Cautions"]
 
 
 @pytest.mark.parametrize(("frame", "fits"), [("voxel", True), ("fsl", False)])
