@@ -203,8 +203,10 @@ def parse_config(text: str, name: str) -> TrainingConfig:
         json.loads(content, parse_int=whole_number)
     except RecursionError:
         raise ConfigError(f"{name}: no TOML of settings: nested too deeply.") from None
-    except ValueError as error:  # also of numbers with thousands of digits
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{name}: no TOML: {error}.") from error
+    except ValueError as error:
+        raise ConfigError(f"{name}: a whole number has more than 64 bits.") from error
     try:
         return TypeAdapter(TrainingConfig).validate_json(content)
     except ValidationError as error:

@@ -28,8 +28,8 @@ MIN_DIRECTIONS = 12
 MAX_CHANCE = 0.01
 """The order is wrong if more than this share of the shuffles explain as much.
 
-So one of a hundred wrong orders is missed.  In 21 real scans and 540 worse versions of them no
-right order is called wrong: of whole scans, none of 999 shuffles reaches it (docs/frames.md)."""
+So one of a hundred wrong orders is missed.  Of 387 right orders of real and simulated scans, most
+of them made worse, one is called wrong (docs/frames.md); of whole scans, no shuffle reaches it."""
 
 SHUFFLES = 999
 
