@@ -2,6 +2,7 @@
 
     python perf/frame_check.py                        # simulated heads
     python perf/frame_check.py --real FOLDER --save   # and real scans; writes docs/frames.md
+    python perf/frame_check.py --real FOLDER --order --save   # the last table alone
 
 A scan, its brain taken out, is made worse: fewer directions, fewer slices, more noise.  `tripq
 check` says something if the best of the 24 tables leads the next by `MIN_MARGIN`.  The first table
@@ -20,6 +21,9 @@ how to mend it; if it is silent there, it misses all of them.
 The second table counts the same for other margins.  The third reads whole scans in wrong frames:
 in an oblique image these are no flips or permutations, but some degrees away from one.
 
+With ``--order`` the directions of the same scans, of some more, and of their worse versions are
+shuffled; `tripq.dwi.order` should see it, and nothing in the right order.
+
 Real scans are those of ``tests/dwi/test_real_scans.py``, in a folder of that layout.
 """
 
@@ -32,7 +36,7 @@ from pathlib import Path
 _HERE = Path(__file__).parent.resolve()
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != _HERE] + [str(_HERE)]
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -43,10 +47,12 @@ from scipy.spatial.transform import Rotation
 from tripq.brain import read_brain
 from tripq.dwi import DWI, Frame, orthogonal_part, read_dwi, to_world
 from tripq.dwi.coherence import MIN_MARGIN, MIN_VOXELS, TENSOR_B, fibre_coherence, frame_after
+from tripq.dwi.order import MIN_DIRECTIONS, Order, volume_order
 from tripq.simulate import GradientTable, Grid, add_rician_noise, default_anatomy, simulate_subject
 
 PAGE = _HERE.parent / "docs" / "frames.md"
 BEGIN, END = "<!-- python perf/frame_check.py --save -->", "<!-- end -->"
+BEGIN_ORDER = "<!-- python perf/frame_check.py --order --save -->"
 
 N_DIRECTIONS, N_SLICES, SNRS = (6, 12, 20), (1, 3, 10), (20.0, 10.0, 5.0)
 DRAWS, PLACES = 3, (0.2, 0.35, 0.5, 0.65, 0.8)  # of directions and noise; of slices
@@ -65,6 +71,19 @@ REAL: dict[str, tuple[Frame, str, str]] = {
     ),
 }
 """Frame, extension and mask of real scans."""
+
+MORE: dict[str, tuple[Frame, str, str]] = {
+    name: ("fsl", ".nii.gz", "")
+    for name in (
+        "canon_61/3000_DTI_PA-ortho_cl",
+        "canon_61/14000_DTI_PA-ortho-HT_cl",
+        "philips/pd_701_DTI_Biobank_2mm_MB3S2_EPI",
+        "philips/ph_601_WIP_dti_ax",
+        "philips/ph_1201_DT_HIGH_32DIR_SENSE",
+        "uih_series/dti_tra_dir16_PA_rot_12_132222",
+    )
+}
+"""Further real scans, for the order of the directions."""
 
 EDGES = ((2.5, 2.5, 2.5), (3.5, 3.5, 3.5), (2.0, 2.0, 4.0))
 """Of the voxels of simulated scans in mm."""
@@ -117,6 +136,47 @@ def made_worse(dwi: DWI, rng: np.random.Generator) -> Iterator[tuple[str, DWI]]:
             yield f"noise added: b0 / σ = {snr:g}", _with_noise(dwi, snr, rng)
 
 
+@dataclass(frozen=True)
+class OrderCase:
+    """What `tripq.dwi.order` says about a right table, and about the same one shuffled."""
+
+    real: bool
+    change: str
+    right: Order
+    shuffled: Order
+
+
+def examine_order(dwi: DWI, change: str, rng: np.random.Generator, *, real: bool) -> OrderCase:
+    """Judge the order of directions, and that of the same ones shuffled within each shell."""
+    q = dwi.q.copy()
+    for shell in dwi.shells:
+        q[shell.indices] = q[rng.permutation(shell.indices)]
+    return OrderCase(real, change, volume_order(dwi), volume_order(replace(dwi, q=q)))
+
+
+def order_table(cases: Sequence[OrderCase]) -> str:
+    """Write the table about orders in Markdown."""
+    lines = [
+        "| | | cases | too few directions | right order called wrong | shuffled and seen | "
+        "shuffled and missed | least explained, over chance |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for real in (True, False):
+        for change in dict.fromkeys(case.change for case in cases if case.real == real):
+            chosen = [case for case in cases if (case.real, case.change) == (real, change)]
+            judged = [case for case in chosen if case.right.n_directions >= MIN_DIRECTIONS]
+            seen = sum(case.shuffled.is_wrong for case in judged)
+            ratios = [case.right.explained / case.right.usual for case in judged]
+            cells = [
+                *(_kind(real), change, len(chosen), len(chosen) - len(judged)),
+                sum(case.right.is_wrong for case in judged),
+                *(seen, len(judged) - seen),
+                f"{min(ratios):.2f}" if ratios else "",
+            ]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
 def _draw(dwi: DWI, n: int, rng: np.random.Generator) -> np.ndarray:
     """Draw directions that determine a tensor well enough, as those of a scanner do."""
     q = dwi.q[1:]
@@ -159,14 +219,18 @@ def _with_noise(dwi: DWI, snr: float, rng: np.random.Generator) -> DWI:
     return replace(dwi, signal=signal, b0=b0)
 
 
-def real_scans(folder: Path) -> Iterator[tuple[DWI, Frame]]:
+def real_scans(
+    folder: Path, scans: Mapping[str, tuple[Frame, str, str]] = REAL
+) -> Iterator[tuple[DWI, Frame]]:
     """Read the scans that are there, in their right frames, within the brain."""
-    for name, (frame, extension, mask) in REAL.items():
+    for name, (frame, extension, mask) in scans.items():
         path = (folder / name).with_name(Path(name).name + extension)
         if not path.is_file():
             continue
-        (bval,) = path.parent.glob("*.bval*")
-        (bvec,) = path.parent.glob("*.bvec*")
+        # tables beside a mask have other stems
+        stem = path.name.removesuffix(extension) if name in MORE else "*"
+        (bval,) = path.parent.glob(f"{stem}.bval*")
+        (bvec,) = path.parent.glob(f"{stem}.bvec*")
         if mask:
             yield read_dwi(path, bval, bvec, path.with_name(mask), frame), frame
         else:
@@ -278,9 +342,13 @@ def main(
     real: Annotated[Path | None, typer.Option(help="Folder of real scans.")] = None,
     save: Annotated[bool, typer.Option("--save", help="Write docs/frames.md.")] = False,
     fineness: Annotated[float, typer.Option(help="Of simulated voxels.")] = 1.0,
+    order: Annotated[bool, typer.Option("--order", help="The order of directions alone.")] = False,
     seed: int = 0,
 ) -> None:
     """Count, and print or write the tables."""
+    if order:
+        _count_orders(real, fineness, seed, save=save)
+        return
     cases: list[Case] = []
     frames: list[tuple[bool, float, str]] = []
     scans = [] if real is None else [(dwi, frame, True) for dwi, frame in real_scans(real)]
@@ -297,9 +365,29 @@ def main(
     written = tables(cases, frames)
     typer.echo(written)
     if save:
-        before, _, rest = PAGE.read_text().partition(BEGIN)
-        _, _, after = rest.partition(END)
-        PAGE.write_text(f"{before}{BEGIN}\n\n{written}\n\n{END}{after}")
+        _write_between(BEGIN, written)
+
+
+def _count_orders(real: Path | None, fineness: float, seed: int, *, save: bool) -> None:
+    """Count what is said of right and of shuffled orders, and print or write the table."""
+    scans = [] if real is None else [dwi for dwi, _ in real_scans(real, {**REAL, **MORE})]
+    cases: list[OrderCase] = []
+    for number, dwi in enumerate([*scans, *simulated_scans(fineness)]):
+        rng = np.random.default_rng((seed, number))
+        for change, worse in made_worse(dwi, rng):
+            cases.append(examine_order(worse, change, rng, real=number < len(scans)))
+            typer.echo(f"{dwi!r}: {cases[-1]}", err=True)
+    written = order_table(cases)
+    typer.echo(written)
+    if save:
+        _write_between(BEGIN_ORDER, written)
+
+
+def _write_between(begin: str, written: str) -> None:
+    """Put tables in their place on the page."""
+    before, _, rest = PAGE.read_text().partition(begin)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(f"{before}{begin}\n\n{written}\n\n{END}{after}")
 
 
 if __name__ == "__main__":

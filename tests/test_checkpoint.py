@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,36 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         load_network(path)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        OSError(12, "Cannot allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_too_little_memory_is_not_the_fault_of_the_file(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(path: Path) -> None:
+        raise error
+
+    path = tiny(tmp_path / "net.safetensors")
+    monkeypatch.setattr("tripq.checkpoint.load_file", load)
+    with pytest.raises(MemoryError, match=r"net\.safetensors: out of memory while its weights"):
+        load_network(path)
+
+
+def test_only_files_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    (tmp_path / "zero.safetensors").symlink_to("/dev/zero")
+    (tmp_path / "folder.safetensors").mkdir()
+    for name in ("pipe", "zero", "folder"):
+        reason = rf"{name}\.safetensors: cannot be read: a .*, not a file"
+        with bounded(5, 10), pytest.raises(CheckpointError, match=reason):
+            load_network(tmp_path / f"{name}.safetensors")
+
+
 def tiny(path: Path, **notes: str) -> Path:
     network = LesionSegmenter(
         p_radius=2.9, q_features="2x0e+1x2e", p_features="2x0e", n_p_layers=0, q_max=2.0
@@ -108,7 +139,7 @@ def tiny(path: Path, **notes: str) -> Path:
         ("n_p_layers", 10**9, "n_p_layers is 1000000000"),
         ("n_p_layers", True, "the argument n_p_layers is True"),
         ("p_radius", 1e9, "a radius of 1e.09 mm reaches 5e.08 voxels far"),
-        ("p_radius", float("nan"), "the argument p_radius is nan"),
+        ("p_radius", float("nan"), "arguments: no JSON: NaN is no number"),
         ("batch_norm", "no", "the argument batch_norm is 'no'"),
         ("filter", ["tp"], "the argument filter is"),
         ("depth", 3, "LesionSegmenter has no argument 'depth'"),

@@ -15,9 +15,11 @@ from subprocess import PIPE
 
 import pytest
 
+from tests.trust.bounds import bounded
 from tripq.files import (
     printable,
     read_json,
+    read_text,
     sha256,
     staged,
     write_bytes,
@@ -148,11 +150,60 @@ def test_text_of_names_that_are_no_text_is_written(tmp_path: Path) -> None:
     assert read_json(tmp_path / "a.json") == {"name": "sub-\udcff"}
 
 
-@pytest.mark.parametrize("content", [b"[1]", b"{", b"\xff", b"[" * 100_000, b""])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"[1]", b"{", b"[" * 100_000, b'{"a":' * 100_000, b""),
+        *(b'{"a": NaN}', b'{"a": -Infinity}', b'{"a": 1e400}', b'{"a": -1e9999}'),
+        *(b'{"a": 9223372036854775808}', b'{"a": %s}' % (b"1" * 5000)),
+    ],
+)
 def test_other_files_are_no_json(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.json: no JSON"):
+    with pytest.raises(ValueError, match=r"a\.json: no JSON") as refused:
         read_json(tmp_path / "a.json")
+    assert len(str(refused.value)) < 300
+
+
+def test_json_has_numbers_that_can_be_computed_with(tmp_path: Path) -> None:
+    content = {"least": -(2**63), "most": 2**63 - 1, "large": 1e308, "text": "\ufeff1e400"}
+    write_json(tmp_path / "a.json", content)
+    assert read_json(tmp_path / "a.json") == content
+    (tmp_path / "b.json").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "a.json").read_bytes())
+    assert read_json(tmp_path / "b.json") == content
+
+
+@pytest.mark.parametrize("read", [read_text, read_json, sha256])
+def test_only_what_has_an_end_is_read(read: Callable[[Path], object], tmp_path: Path) -> None:
+    """A pipe would be waited for, and a device goes on for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "folder").mkdir()
+    for name, reason in {
+        "pipe": "a pipe or a device, not a file",
+        "zero": "a pipe or a device, not a file",
+        "folder": "a folder, not a file",
+        "nothing": "No such file or directory",
+    }.items():
+        with bounded(5, 10), pytest.raises(OSError, match=reason) as refused:
+            read(tmp_path / name)
+        assert refused.value.strerror == reason
+        assert str(refused.value.filename) == str(tmp_path / name)
+
+
+def test_text_is_small_and_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"12345")
+    assert read_text(path, 5) == "12345"
+    with pytest.raises(ValueError, match=r"a\.txt: too large: more than 4 bytes\."):
+        read_text(path, 4)
+    path.write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"a\.txt: not a text file"):
+        read_text(path)
+    path.write_bytes(b"")
+    os.truncate(path, 2**40)  # takes no place on the disk
+    with bounded(10, 30), pytest.raises(ValueError, match=r"a\.txt: too large"):
+        read_text(path)
 
 
 def test_nothing_that_steers_a_terminal_is_printable() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.dwi.test_coherence import make_rods, oblique
 from tripq.dwi.coherence import MIN_VOXELS
+from tripq.dwi.order import Order
 
 PERF = Path(__file__).parents[1] / "perf"
 
@@ -64,3 +65,23 @@ def test_cases_are_counted(frame_check: ModuleType) -> None:
     assert "| 0% | 1 | 1 | 2 |" in written
     assert "| 10% | 1 | 3 | 0 |" in written
     assert "| simulated | 12° | silent |" in written
+
+
+def test_orders_are_counted(frame_check: ModuleType) -> None:
+    right = Order(explained=0.8, usual=0.4, chance=0.001, n_directions=12)
+    wrong = Order(explained=0.42, usual=0.4, chance=0.3, n_directions=12)
+    few = Order(explained=0.0, usual=0.0, chance=1.0, n_directions=6)
+    cases = [
+        frame_check.OrderCase(True, "as it is", right, wrong),
+        frame_check.OrderCase(True, "as it is", right, right),
+        frame_check.OrderCase(True, "as it is", wrong, wrong),
+        frame_check.OrderCase(True, "as it is", few, few),
+    ]
+    assert "| real | as it is | 4 | 1 | 1 | 2 | 1 | 1.05 |" in frame_check.order_table(cases)
+
+
+def test_directions_are_shuffled_within_their_shell(frame_check: ModuleType) -> None:
+    rods = make_rods(oblique(), n_directions=14)
+    case = frame_check.examine_order(rods, "as it is", np.random.default_rng(0), real=False)
+    assert not case.right.is_wrong
+    assert case.shuffled.is_wrong

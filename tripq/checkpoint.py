@@ -21,8 +21,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from tripq import __version__
-from tripq.files import printable, write_bytes
+from tripq.files import check_regular, parse_json, printable, write_bytes
 from tripq.filter import weights_at_most
+from tripq.memory import is_out_of_memory
 from tripq.models import ConvSegmenter, LesionSegmenter, PaperSegmenter
 
 #: The networks that a file may name.
@@ -93,6 +94,8 @@ def load_network(path: str | PathLike[str]) -> nn.Module:
     ------
     CheckpointError
         If the file is missing, damaged or holds something else.
+    MemoryError
+        If there is not enough memory for it.
     """
     metadata = read_notes(path)
     if not {"network", "arguments"} <= metadata.keys():
@@ -100,15 +103,19 @@ def load_network(path: str | PathLike[str]) -> nn.Module:
             f"{path}: holds no network of this program: its metadata names no network."
         )
     try:
-        arguments = _check_arguments(metadata["network"], json.loads(metadata["arguments"]))
+        arguments = _check_arguments(
+            metadata["network"], parse_json(metadata["arguments"], "arguments")
+        )
         with safe_open(path, framework="pt") as file:
             number = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
         network = _build(metadata["network"], arguments, number)
         _take(network, load_file(path))
     except (
         *(TypeError, ValueError, RuntimeError, ArithmeticError, AssertionError),
-        *(SafetensorError, OSError),
+        *(SafetensorError, OSError, MemoryError),
     ) as error:
+        if is_out_of_memory(error):
+            raise MemoryError(f"{path}: out of memory while its weights were loaded.") from error
         (reason, *_) = str(error).splitlines() or [type(error).__name__]
         raise CheckpointError(
             f"{path}: holds no network of this program: {printable(reason[:200])}"
@@ -125,12 +132,18 @@ def read_notes(path: str | PathLike[str]) -> dict[str, str]:
     CheckpointError
         If the file is missing or damaged.
     """
-    if not Path(path).is_file():
-        raise CheckpointError(f"{path}: no such file.")
+    try:
+        check_regular(Path(path))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file.") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}.") from error
     try:
         with safe_open(path, framework="pt") as file:
             notes = dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise MemoryError(f"{path}: out of memory while it was opened.") from error
         if _is_pickle(Path(path)):
             raise CheckpointError(
                 f"{path}: a file of torch.save, which can hold programs; it was not read. Networks "
@@ -165,12 +178,10 @@ def _is_pickle(path: Path) -> bool:
         return False
 
 
-def _check_arguments(name: str, arguments: Any) -> dict[str, Any]:
+def _check_arguments(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a network, if they are of its types and of possible sizes."""
     if name not in NETWORKS:
         raise ValueError(f"the network {name!r} is unknown.")
-    if not isinstance(arguments, dict):
-        raise ValueError(f"the arguments are {arguments!r}")
     known = inspect.signature(NETWORKS[name]).parameters
     for key, value in arguments.items():
         if key not in known:

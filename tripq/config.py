@@ -14,6 +14,7 @@ tripq.config.ConfigError: train.toml: [training] learning_rat: no such key; ther
 from __future__ import annotations
 
 import json
+import reprlib
 import sys
 from dataclasses import field, fields
 from inspect import signature
@@ -23,6 +24,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from tripq.files import read_text, shortened, whole_number
 from tripq.models import LesionSegmenter
 from tripq.paths import Group, Selection
 
@@ -30,6 +32,11 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+MAX_CONFIG_BYTES = 2**14
+"""Size of a file of settings, at most: `example_config` has a quarter of it.
+
+The memory that a dotted key takes to parse grows with the square of its length: 4 GB at 64 kB."""
 
 _CHECKED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -197,11 +204,11 @@ def read_config(path: Path) -> TrainingConfig:
         If it is missing, no TOML, or a key or a value is wrong.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, MAX_CONFIG_BYTES)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: no text file: {error}.") from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     return parse_config(text, str(path))
 
 
@@ -214,12 +221,17 @@ def parse_config(text: str, name: str) -> TrainingConfig:
         If it is no TOML, or a key or a value is wrong.
     """
     try:
-        content = tomllib.loads(text)
+        # by way of JSON, which has lists and tables where tuples and dataclasses are wanted
+        content = json.dumps(tomllib.loads(text), default=str)
+        json.loads(content, parse_int=whole_number)
+    except RecursionError:
+        raise ConfigError(f"{name}: no TOML of settings: nested too deeply.") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{name}: no TOML: {error}.") from error
+    except ValueError as error:
+        raise ConfigError(f"{name}: a whole number has more than 64 bits.") from error
     try:
-        # by way of JSON, which has lists and tables where tuples and dataclasses are wanted
-        return TypeAdapter(TrainingConfig).validate_json(json.dumps(content, default=str))
+        return TypeAdapter(TrainingConfig).validate_json(content)
     except ValidationError as error:
         raise ConfigError(f"{name}: {_explain(error)}") from error
 
@@ -253,7 +265,7 @@ def example_config() -> str:
 def _explain(error: ValidationError) -> str:
     """What is wrong first of all, in one line."""
     found = error.errors()[0]
-    section, *key = map(str, found["loc"][:2])
+    section, *key = (shortened(str(word)) for word in found["loc"][:2])
     place = f"[{section}] {key[0]}" if key else f"[{section}]"
     if found["type"] == "unexpected_keyword_argument":
         known = fields(TrainingConfig)
@@ -262,4 +274,4 @@ def _explain(error: ValidationError) -> str:
         return f"{place}: no such key; there are {', '.join(name.name for name in known)}."
     if found["type"] == "value_error":
         return f"{place}: {found['ctx']['error']}."
-    return f"{place}: {found['msg']}, not {found['input']!r}."
+    return f"{place}: {found['msg']}, not {reprlib.repr(found['input'])}."

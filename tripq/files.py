@@ -1,21 +1,28 @@
-"""Files that are whole or not there, and their fingerprints."""
+"""Files of users: read within bounds, written whole or not at all, and their fingerprints."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import math
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, NoReturn
 from uuid import uuid4
 
 if sys.platform != "win32":
     import fcntl
+
+MAX_TEXT_BYTES = 2**22
+"""Size of a text file that is read at once, at most: tables, settings and sidecars have far less.
+"""
 
 _STAGE = ".tripq-part-"  # prefix of the hidden folders of `staged`, which nobody else would use
 
@@ -31,6 +38,15 @@ def printable(text: str) -> str:
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
+
+
+def shortened(word: str, most: int = 30) -> str:
+    """A word of somebody else's, as it stands in a message.
+
+    >>> shortened("1" * 5000, most=5)
+    '11111...'
+    """
+    return word if len(word) <= most else f"{word[:most]}..."
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -71,23 +87,94 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read JSON that holds names and values.
+def check_regular(path: Path) -> None:
+    """Make sure that a path names a file with an end.
+
+    Opening a pipe waits until somebody writes to it, and devices such as ``/dev/zero`` never end.
 
     Raises
     ------
     OSError
-        If it cannot be read.
+        If it is missing, a folder, a pipe or a device; the error names it.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "a folder, not a file", str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "a pipe or a device, not a file", str(path))
+
+
+def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """Read a small text file: UTF-8, with or without a byte order mark.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    max_bytes : int, optional
+        Its size, at most.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read, see `check_regular`; the error names it.
     ValueError
-        If it holds anything else; the message names the file.
+        If it is larger or no text; the message names it.
+    """
+    check_regular(path)
+    with path.open("rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"{path}: too large: more than {max_bytes:,} bytes.")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file: {error}.") from error
+
+
+def read_json(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> dict[str, Any]:
+    """Read JSON that holds names and values, by `read_text` and `parse_json`."""
+    return parse_json(read_text(path, max_bytes), str(path))
+
+
+def parse_json(text: str, name: str) -> dict[str, Any]:
+    """Names and values from JSON; `name` is what errors call it.
+
+    Its whole numbers fit into 64 bits, and all others are finite, so that arithmetic with them
+    raises no errors of its own.
+
+    >>> parse_json('{"Threshold": 1e400}', "map.json")
+    Traceback (most recent call last):
+    ...
+    ValueError: map.json: no JSON: 1e400 is too large.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else.
     """
     try:
-        content = json.loads(path.read_bytes().decode())
+        content = json.loads(
+            text, parse_int=whole_number, parse_float=_finite, parse_constant=_no_constant
+        )
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: no JSON: {error}.") from error
+        raise ValueError(f"{name}: no JSON: {error}.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: no JSON with names and values.")
+        raise ValueError(f"{name}: no JSON with names and values.")
     return content
+
+
+def whole_number(digits: str) -> int:
+    """A whole number of 64 bits, as JSON and TOML write it.
+
+    Raises
+    ------
+    ValueError
+        If it is larger.
+    """
+    if len(digits) > 20 or not -(2**63) <= (number := int(digits)) < 2**63:
+        raise ValueError(f"{shortened(digits)} is too large")
+    return number
 
 
 @contextmanager
@@ -133,13 +220,26 @@ def sha256(path: Path) -> str:
     Raises
     ------
     OSError
-        If it cannot be read.
+        If it cannot be read, see `check_regular`.
     """
+    check_regular(path)
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while chunk := file.read(1 << 20):
             digest.update(chunk)
         return digest.hexdigest()
+
+
+def _finite(digits: str) -> float:
+    """A number of JSON with a point or an exponent."""
+    if not math.isfinite(number := float(digits)):
+        raise ValueError(f"{shortened(digits)} is too large")
+    return number
+
+
+def _no_constant(name: str) -> NoReturn:
+    """Python writes NaN and Infinity; they are no JSON."""
+    raise ValueError(f"{name} is no number")
 
 
 def _naming(error: OSError, path: Path) -> OSError:

@@ -12,6 +12,7 @@ after it for a scan that may not: other voxel sizes, strange b-values, little me
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,10 +26,13 @@ from torch import nn
 
 from tripq.checkpoint import CheckpointError, load_network, read_notes
 from tripq.dwi import DWI, DWIError
+from tripq.dwi.cautions import find_cautions
 from tripq.dwi.nifti import VOXEL_EDGES
-from tripq.files import sha256
+from tripq.dwi.shells import count_directions
+from tripq.files import sha256, shortened
 from tripq.inference import receptive_field, segment
 from tripq.layer import PQTensorFieldLayer
+from tripq.memory import is_out_of_memory
 from tripq.resampling import bytes_to_resample, map_back, resample
 
 VOXEL_TOLERANCE = 0.05
@@ -53,9 +57,6 @@ _LIVE_TENSORS = 8
 
 Measured on the CPU with blocks of 14,000 to 110,000 voxels of 33 to 97 samples: 3 to 4 for
 `LesionSegmenter`, 4 to 7 for `PaperSegmenter`."""
-
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
-"""In messages of torch's `RuntimeError`: on Linux, on Windows, of CUDA and of its libraries."""
 
 _LEAST_WIDTH = 4
 """Voxels along an axis that a block has at least, without its halo."""
@@ -107,11 +108,14 @@ class Segmentation:
         Of a lesion, in every voxel of its mask.
     notes : tuple of str
         What a reader of the map must know: notes of the scan, resampling, b-values, memory.
+    cautions : tuple of str
+        Those of the notes that let one doubt the map.
     """
 
     dwi: DWI
     probability: NDArray[np.float32]
     notes: tuple[str, ...]
+    cautions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.probability.shape != self.dwi.b0.shape:
@@ -268,7 +272,8 @@ def segment_scan(
     MemoryError
         If memory runs out even with small blocks.
     """
-    notes = [*dwi.notes, *_cautions(model, dwi)]
+    cautions = [*find_cautions(dwi), *_cautions(model, dwi)]
+    notes = [*dwi.notes, *cautions]
     suited = dwi
     if model.voxel_size is not None and not fits(dwi, model.voxel_size):
         _check_resampling(dwi, model.voxel_size, memory)
@@ -278,10 +283,11 @@ def segment_scan(
             + ", the size that the network was trained on; the map was brought back."
         )
         if dwi.voxel_size.max() > COARSE * model.voxel_size:
-            notes.append(
+            cautions.append(
                 f"The network was trained on much finer voxels: {dwi.voxel_size.max():.3g} mm hold "
                 "what it never saw in one, and resampling does not part it. Look at the map."
             )
+            notes.append(cautions[-1])
     held = 0 if suited is dwi else dwi.signal.nbytes
     try:
         least = least_voxels(model.network, suited)
@@ -300,7 +306,7 @@ def segment_scan(
         except ValueError as error:
             raise CheckpointError(f"{model.path}: {error}.") from error
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         if max_voxels <= least:
             raise MemoryError(
@@ -318,7 +324,7 @@ def segment_scan(
             f"{dwi.path or 'scan'}: {np.count_nonzero(~np.isfinite(values))} of the probabilities "
             f"that {model.path} gives are no numbers. Are the intensities extreme?"
         )
-    return Segmentation(dwi, values, tuple(notes))
+    return Segmentation(dwi, values, tuple(notes), tuple(cautions))
 
 
 def _check_resampling(dwi: DWI, voxel_size: float, memory: float) -> None:
@@ -351,10 +357,10 @@ def _cautions(model: Model, dwi: DWI) -> list[str]:
             f"b = {', '.join(strange)} s/mm2 was never seen in training, which had {known}."
         )
     cautions += [
-        f"{len(shell)} directions of b = {shell.b_value:.0f} s/mm2 are fewer than on any shell in "
+        f"{count} directions of b = {shell.b_value:.0f} s/mm2 are fewer than on any shell in "
         f"training ({model.fewest_directions}): much may be missed."
         for shell in dwi.shells
-        if len(shell) < model.fewest_directions
+        if (count := count_directions(dwi.q[shell.indices])) < model.fewest_directions
     ]
     return cautions
 
@@ -362,20 +368,17 @@ def _cautions(model: Model, dwi: DWI) -> list[str]:
 def _number(notes: Mapping[str, str], name: str, path: Path) -> float | None:
     numbers = _numbers(notes, name, path)
     if len(numbers) > 1:
-        raise CheckpointError(f"{path}: its {name} is {notes[name]!r}, not one number.")
+        raise CheckpointError(f"{path}: its {name} is {shortened(notes[name])!r}, not one number.")
     return numbers[0] if numbers else None
 
 
 def _numbers(notes: Mapping[str, str], name: str, path: Path) -> tuple[float, ...]:
-    """Numbers of a note, apart by spaces or commas; brackets do not matter."""
+    """Finite numbers of a note, apart by spaces or commas; brackets do not matter."""
     text = notes.get(name, "")
     try:
-        return tuple(float(word) for word in re.split(r"[\s,;\[\]()]+", text) if word)
+        numbers = tuple(float(word) for word in re.split(r"[\s,;\[\]()]+", text) if word)
     except ValueError:
-        raise CheckpointError(f"{path}: its {name} is {text!r}, no number.") from None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether torch or numpy ran out of memory; on the CPU, torch has no class for that."""
-    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or any(words in str(error) for words in _NO_MEMORY)
+        numbers = (math.nan,)
+    if not all(map(math.isfinite, numbers)):
+        raise CheckpointError(f"{path}: its {name} is {shortened(text)!r}, no number.")
+    return numbers

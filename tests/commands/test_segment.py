@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import itertools
 import json
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -171,7 +173,10 @@ def test_little_memory_gives_the_same_map_or_an_error(
     common = ("segment", scan, "--mask", mask, "--weights", weights, "-o", tmp_path)
     refused = call(*common, "--memory", "100MB")
     assert refused.status == 1
-    assert "dwi.nii.gz: the signal takes 0.00 GB of memory, 0.50 GB more than" in refused.error
+    assert "--memory: 100 MB are not enough: the program itself takes 600 MB" in refused.error
+    refused = call(*common, "--memory", "600001kB")
+    assert refused.status == 1
+    assert "dwi.nii.gz: the signal takes 46.46 kB of memory, and 1.00 kB are left" in refused.error
     refused = call(*common, "--memory", "600.1MB")
     assert "dwi.nii.gz: 0.60 GB of memory are not enough; it takes at least 0.6" in refused.error
     assert not list(tmp_path.glob("*probseg*"))
@@ -200,6 +205,23 @@ def test_a_caution_of_the_checkpoint_is_told_and_kept(
     assert "b = 1000 s/mm2 was never seen in training, which had 700." in about["Notes"]
 
 
+def test_a_doubtful_scan_is_doubted_on_the_screen_in_the_sidecar_and_on_the_page(
+    call: Call, scan: Path, mask: Path, weights: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "dwi.bvec").write_text("0 1 0 0 1 0 0 -1\n0 0 1 0 0 1 0 0\n0 0 0 1 0 0 1 0\n")
+    done = call("segment", scan, "--mask", mask, "--weights", weights, "-o", tmp_path)
+    assert done.status == 0
+    caution = "The 7 volumes of b = 1000 s/mm2 have 3 different directions only"
+    assert f"caution: {scan}: {caution}" in done.stderr
+    stem = tmp_path / "dwi_label-lesion"
+    about = json.loads(Path(f"{stem}_probseg.json").read_text())
+    assert [found.startswith(caution) for found in about["Cautions"]].count(True) == 1
+    assert {*about["Cautions"]} <= {*about["Notes"]}
+    page = Path(f"{stem}_report.html").read_text()
+    shown = re.findall(r'<p class="caution" role="note"><strong>Caution:</strong> (.*?)</p>', page)
+    assert [html.unescape(line) for line in shown] == about["Cautions"]
+
+
 @pytest.mark.parametrize(("frame", "fits"), [("voxel", True), ("fsl", False)])
 def test_a_table_that_the_fibres_contradict_is_told(
     frame: str, fits: bool, call: Call, tmp_path: Path
@@ -220,13 +242,16 @@ def test_a_table_that_the_fibres_contradict_is_told(
     assert (advice in done.stderr) == (advice in " ".join(about["Notes"])) == (not fits)
 
 
-def test_without_a_cuda_device_the_cpu_computes(
+def test_a_cuda_device_that_is_asked_for_must_be_there(
     call: Call, scan: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    done = call("segment", scan, "--weights", weights, "-o", tmp_path, "--device", "cuda")
-    assert done.status == 0
-    assert "caution: there is no CUDA device here: computing on the CPU." in done.stderr
+    common = ("segment", scan, "--weights", weights, "-o", tmp_path)
+    refused = call(*common, "--device", "cuda")
+    assert refused.status == 1
+    assert refused.error.startswith("error: --device cuda: torch finds no CUDA device here.")
+    assert not list(tmp_path.glob("*probseg*"))
+    assert call(*common, "--device", "auto").status == 0
     about = json.loads((tmp_path / "dwi_label-lesion_probseg.json").read_text())
     assert about["Device"] == "cpu"
 
@@ -280,6 +305,8 @@ def test_bad_input_is_told_in_one_line_that_names_the_file(
         ["--threshold", "1.5"],
         ["--memory", "much"],
         ["--memory", "0GB"],
+        ["--memory", "500"],
+        ["--memory", "9" * 400 + "GB"],
         ["--device", "tpu"],
         ["--nthreads", "0"],
         ["--nothing"],

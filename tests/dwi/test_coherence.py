@@ -102,11 +102,31 @@ def test_without_fibres_nothing_is_clear() -> None:
     assert (found.n_voxels, found.margin, found.is_clear) == (0, 0.0, False)
 
 
-def test_a_tensor_needs_six_directions_of_low_b() -> None:
-    with pytest.raises(DWIError, match="5 directions up to b = 1600"):
+def test_a_tensor_needs_six_different_directions() -> None:
+    with pytest.raises(DWIError, match=r"5 different directions; a tensor, .*, needs 6"):
         fibre_coherence(make_rods(oblique(), n_directions=5))
-    with pytest.raises(DWIError, match="0 directions up to b = 1600"):
-        fibre_coherence(make_rods(oblique(), b_value=3000.0))
+    rods = make_rods(oblique())
+    repeated = np.r_[0, 1 + np.arange(12) % 5]
+    with pytest.raises(DWIError, match="5 different directions"):
+        fibre_coherence(replace(rods, q=rods.q[repeated], signal=rods.signal[:, repeated]))
+
+
+@pytest.mark.parametrize("b_value", [2000.0, 3000.0])
+def test_high_b_values_alone_tell_the_table(b_value: float) -> None:
+    found = fibre_coherence(make_rods(oblique(), b_value=b_value))
+    assert found.best.is_none
+    assert found.is_clear
+
+
+def test_higher_shells_are_left_out_where_low_ones_are_enough() -> None:
+    low, high = make_rods(oblique()), make_rods(oblique(), b_value=3000.0)
+    both = replace(
+        low,
+        signal=np.c_[low.signal, high.signal[::-1, 1:]],
+        b_values=np.r_[low.b_values, high.b_values[1:]],
+        q=np.r_[low.q, high.q[1:]],
+    )
+    assert fibre_coherence(both) == fibre_coherence(low)
 
 
 def test_a_change_is_named_by_the_frame_that_makes_it() -> None:

@@ -11,7 +11,6 @@ from tests.trust.bounds import bounded
 from tripq.dwi import DWIError
 from tripq.dwi.gradients import (
     MAX_B_VALUE,
-    MAX_TABLE_BYTES,
     UNIT_TOLERANCE,
     find_b0,
     has_only_b0,
@@ -20,6 +19,7 @@ from tripq.dwi.gradients import (
     read_mrtrix,
     unit_directions,
 )
+from tripq.files import MAX_TEXT_BYTES
 
 B_VALUES = np.array([0.0, 1000.0, 2000.0, 1000.0])
 B0 = np.array([True, False, False, False])
@@ -189,13 +189,15 @@ def test_what_is_no_file_is_not_read(tmp_path, read):
     os.mkfifo(tmp_path / "pipe.bval")
     (tmp_path / "zero.bval").symlink_to("/dev/zero")
     (tmp_path / "folder.bval").mkdir()
-    for name in ("pipe", "zero", "folder"):
-        with bounded(5, 10), pytest.raises(DWIError, match=rf"{name}\.bval: not a file"):
+    what = {"pipe": "a pipe or a device", "zero": "a pipe or a device", "folder": "a folder"}
+    for name, kind in what.items():
+        expected = rf"{name}\.bval: cannot be read: {kind}, not a file\."
+        with bounded(5, 10), pytest.raises(DWIError, match=expected):
             read(tmp_path / f"{name}.bval")
 
 
 def test_tables_are_short(text_file):
-    path = text_file("1 " * (MAX_TABLE_BYTES // 2) + "1")
+    path = text_file("1 " * (MAX_TEXT_BYTES // 2) + "1")
     with bounded(10, 30), pytest.raises(DWIError, match=r"table\.txt: too large"):
         read_bval(path)
 

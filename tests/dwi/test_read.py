@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import re
 import struct
 import tracemalloc
@@ -244,8 +245,9 @@ def test_a_signal_that_may_not_take_so_much_is_refused_before_it_is_read(scan, t
     path = scan.write(tmp_path)
     takes = 24 * 6 * 4
     assert read_dwi(path, max_bytes=takes).signal.nbytes == takes
-    reason = r"dwi\.nii\.gz: the signal takes .* GB of memory, .* GB more than is left for it"
+    reason = r"dwi\.nii\.gz: the signal takes 576 bytes of memory, and 575 bytes are left for it"
     refuses(reason, path, max_bytes=takes - 1)
+    refuses("and 0 bytes are left for it: allow at least 1.08 kB more", path, max_bytes=-500)
     survey = survey_dwi(path)
     half = np.arange(4)[:, None, None] < [[[2]]]
     assert survey.read(half & survey.mask, max_bytes=takes / 2).signal.nbytes == takes / 2
@@ -417,10 +419,17 @@ def test_other_kinds_of_files(scan, tmp_path):
     }.items():
         (tmp_path / name).write_bytes(content)
         refuses(rf"{name}: cannot be read as NIfTI", tmp_path / name)
+    whole = scan.write(tmp_path, name="whole.nii.gz").read_bytes()
+    (tmp_path / "packed.nii").write_bytes(whole)
+    (tmp_path / "plain.nii.gz").write_bytes(gzip.decompress(whole))
+    refuses(r"packed\.nii: .* compressed by gzip\. Rename it to \.nii\.gz", tmp_path / "packed.nii")
+    refuses(r"plain\.nii\.gz: .* not compressed by gzip\..* to \.nii", tmp_path / "plain.nii.gz")
     for name in ("dwi", "dwi.mif", "dwi.img", "dwi.NII"):
         refuses(rf"{name}: not the name of a NIfTI file", tmp_path / name)
     (tmp_path / "folder.nii").mkdir()
-    refuses(r"folder\.nii: there is no such file", tmp_path / "folder.nii")
+    refuses(r"folder\.nii: cannot be read: a folder, not a file\.", tmp_path / "folder.nii")
+    os.mkfifo(tmp_path / "pipe.nii")
+    refuses(r"pipe\.nii: cannot be read: a pipe or a device, not a file", tmp_path / "pipe.nii")
     nib.AnalyzeImage(scan.data[..., 0].astype(np.int16), None).to_filename(tmp_path / "a.img")
     (tmp_path / "a.hdr").rename(tmp_path / "a.nii")
     refuses(r"a\.nii: (not a NIfTI file|cannot be read)", tmp_path / "a.nii")
@@ -572,7 +581,7 @@ def test_what_is_packed_behind_the_image_is_not_unpacked_without_limit(scan, tmp
 
 
 @pytest.mark.parametrize(
-    ("gigabytes", "reason"), [(1e-9, "takes 0.1 GB of memory to read"), (0.1, "takes 0.1 GB")]
+    ("gigabytes", "reason"), [(1e-9, "takes 52.49 MB of memory to read"), (0.1, "takes 140 MB")]
 )
 def test_what_does_not_fit_into_memory_is_refused(
     make_scan, tmp_path, monkeypatch, gigabytes, reason
@@ -594,7 +603,7 @@ def test_a_computer_has_the_memory_of_its_pages_if_it_tells_them(scan, tmp_path,
         if fits:
             assert len(read_dwi(path).b0) == 24
         else:
-            refuses("this computer has 0.0 GB", path)
+            refuses("takes 576 bytes of memory to read, and this computer has 572 bytes", path)
     monkeypatch.delattr("os.sysconf")  # Windows has none
     assert len(read_dwi(path).b0) == 24
 

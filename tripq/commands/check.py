@@ -2,20 +2,73 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from tripq.commands import options
 from tripq.commands.paths import ScanFiles
-from tripq.commands.session import session
+from tripq.commands.session import FAILED, session
 
 if TYPE_CHECKING:
     from tripq.dwi import DWI, Frame
     from tripq.dwi.coherence import Coherence
+    from tripq.dwi.order import Order
+
+UNCLEAR = 3
+"""Exit status where the scan does not tell whether the table fits; where it does not fit, 1."""
 
 _SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a gradient table fits, and what to do.
+
+    Parameters
+    ----------
+    table : {"fits", "other frame", "other axes", "wrong order", "cannot tell"}
+        It fits; it would in another frame; with other axes that are those of no frame; in no frame
+        and with no axes; or the scan does not tell.
+    advice : str
+        The same in one line, with what to do.
+    coherence : Coherence
+        Of the fibres.
+    order : Order
+        Of the directions.
+    frame : {"fsl", "voxel", "world"} or None
+        That fits, where one does.
+    """
+
+    table: Literal["fits", "other frame", "other axes", "wrong order", "cannot tell"]
+    advice: str
+    coherence: Coherence
+    order: Order
+    frame: Frame | None = None
+
+    @property
+    def status(self) -> int:
+        """Exit status of the command."""
+        return {"fits": 0, "cannot tell": UNCLEAR}.get(self.table, FAILED)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it for programs."""
+        return {
+            "table": self.table,
+            "advice": self.advice,
+            "frame": self.frame,
+            "axes": str(self.coherence.best) if self.coherence.is_clear else None,
+            "coherence": {str(change): index for change, index in self.coherence.indices},
+            "margin": self.coherence.margin,
+            "fibre_voxels": self.coherence.n_voxels,
+            "explained": self.order.explained,
+            "explained_when_shuffled": self.order.usual,
+            "shuffles_as_good": self.order.chance,
+            "directions": self.order.n_directions,
+        }
 
 
 def check(
@@ -24,6 +77,9 @@ def check(
     bvec: options.BVec = None,
     mask: options.Mask = None,
     frame: options.FrameOption = "fsl",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON, for programs.")
+    ] = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     log: options.LogFile = None,
@@ -32,30 +88,62 @@ def check(
 
     With a table whose axes are flipped or exchanged, fibres do not run on from voxel to voxel.  All
     4 flips and 6 permutations of the axes are compared by the fibre coherence index (Schilling et
-    al., Magn Reson Imaging 58:82-89, 2019).  It advises and changes nothing.
+    al., Magn Reson Imaging 58:82-89, 2019).  Where the directions explain the signal no better than
+    the same ones in random order, no table fits.  It advises and changes nothing.
+
+    The exit status is 0 if the table fits, 1 if it does not or a file cannot be used, 2 for bad
+    usage, and 3 if the scan does not tell.
 
     For example:
 
         tripq check dwi.nii.gz
 
         tripq check dwi.nii.gz --frame voxel --mask brain.nii.gz
+
+        tripq check dwi.nii.gz --json
     """
     with session(quiet=quiet, verbose=verbose, log_file=log) as screen:
         from tripq.commands.scans import read_scan
-        from tripq.dwi.coherence import fibre_coherence
 
         dwi = read_scan(ScanFiles(scan, bval, bvec, mask), frame, screen)
         with screen.bar("following the fibres"):
-            found = fibre_coherence(dwi)
-        screen.show(*_ranking(found), advise(found, dwi, frame))
+            verdict = judge(dwi, frame)
+        if as_json:
+            typer.echo(json.dumps({"scan": str(scan), "read_as": frame, **verdict.as_json()}))
+        else:
+            screen.show(*_ranking(verdict.coherence), verdict.advice)
+        raise typer.Exit(verdict.status)
 
 
-def advise(found: Coherence, dwi: DWI, frame: Frame) -> str:
-    """What to do about a table, in one line.
+def judge(dwi: DWI, frame: Frame) -> Verdict:
+    """Whether the gradient table of a scan fits.
+
+    Parameters
+    ----------
+    dwi : DWI
+        Within the brain.
+    frame : {"fsl", "voxel", "world"}
+        That it was read with.
+
+    Raises
+    ------
+    DWIError
+        If it has too few directions for a tensor, see `tripq.dwi.coherence.fibre_coherence`.
+    """
+    from tripq.dwi.coherence import fibre_coherence
+    from tripq.dwi.order import volume_order
+
+    return weigh(fibre_coherence(dwi), volume_order(dwi), dwi, frame)
+
+
+def weigh(found: Coherence, order: Order, dwi: DWI, frame: Frame) -> Verdict:
+    """A verdict from what the fibres and the order of the directions say.
 
     Parameters
     ----------
     found : Coherence
+        Of the scan.
+    order : Order
         Of the scan.
     dwi : DWI
         The scan.
@@ -64,19 +152,36 @@ def advise(found: Coherence, dwi: DWI, frame: Frame) -> str:
     """
     from tripq.dwi.coherence import frame_after
 
+    if order.is_wrong:
+        return Verdict(
+            "wrong order",
+            f"no table fits, however its axes are turned: the directions explain "
+            f"{order.explained:.0%} of how the volumes differ, and in random order "
+            f"{order.usual:.0%}. Volumes and directions are in different orders, or the table is "
+            "of another scan, or there is nothing but noise.",
+            *(found, order),
+        )
     if not found.is_clear:
-        return (
+        return Verdict(
+            "cannot tell",
             f"cannot tell: the best of 24 tables leads by {found.margin:.0%} only, in "
-            f"{found.n_voxels:,} voxels with fibres."
+            f"{found.n_voxels:,} voxels with fibres.",
+            *(found, order),
         )
     if found.best.is_none:
-        return f"the table fits: keep --frame {frame}."
+        return Verdict("fits", f"the table fits: keep --frame {frame}.", found, order, frame)
     better = frame_after(found.best, dwi.affine, frame)
     if better is not None:
-        return f"the table does not fit with --frame {frame}: use --frame {better}."
-    return (
+        return Verdict(
+            "other frame",
+            f"the table does not fit with --frame {frame}: use --frame {better}.",
+            *(found, order, better),
+        )
+    return Verdict(
+        "other axes",
         f"the table fits in no frame: along the image axes, x y z must become {found.best}. Find "
-        "out how the table was made; nothing was changed."
+        "out how the table was made; nothing was changed.",
+        *(found, order),
     )
 
 

@@ -13,6 +13,7 @@ from tripq.commands.session import session
 if TYPE_CHECKING:
     from tripq.dwi import Frame
     from tripq.dwi.read import Survey
+    from tripq.dwi.shells import Shell
 
 
 def info(
@@ -72,6 +73,15 @@ def describe_checkpoint(path: Path) -> list[tuple[str, str]]:
     ]
 
 
+def _spell_directions(scan: Survey, shell: Shell) -> str:
+    """How many directions a shell has, and volumes, if some have the same direction."""
+    from tripq.dwi.shells import count_directions
+
+    different = count_directions(scan.scan.q[shell.indices])
+    repeated = "" if different == len(shell) else f" in {len(shell)} volumes"
+    return f"{different} direction{'' if different == 1 else 's'}{repeated}"
+
+
 def describe_scan(scan: Survey, frame: Frame) -> list[tuple[str, str]]:
     """Name and value of what a scan holds."""
     import nibabel as nib
@@ -88,7 +98,7 @@ def describe_scan(scan: Survey, frame: Frame) -> list[tuple[str, str]]:
         ("orientation", f"{codes}, determinant of the affine {determinant}"),
         ("volumes", f"{scan.b0_volumes + weighted}, {scan.b0_volumes} of them b0"),
         *(
-            ("shell", f"b = {shell.b_value:.0f} s/mm2, {len(shell)} directions")
+            ("shell", f"b = {shell.b_value:.0f} s/mm2, {_spell_directions(scan, shell)}")
             for shell in scan.shells
         ),
         ("table", f"read in the frame '{frame}'; see whether it fits: tripq check"),

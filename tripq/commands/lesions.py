@@ -14,17 +14,17 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from tripq import __version__
-from tripq.commands.check import advise
+from tripq.commands.check import judge
 from tripq.commands.derivatives import shown_settings
 from tripq.commands.options import Device
 from tripq.commands.paths import Addresses, ResultFiles, ScanFiles
 from tripq.commands.scans import read_scan
 from tripq.commands.session import Session, log
 from tripq.dwi import DWI, DWIError, Frame, write_map
-from tripq.dwi.coherence import fibre_coherence
 from tripq.dwi.read import find_table
 from tripq.files import read_json, sha256, staged, write_json
 from tripq.lesions import find_lesions
+from tripq.memory import spell_bytes
 from tripq.rank import Rank
 from tripq.report import write_subject_report
 from tripq.segmentation import PROGRAM_BYTES, Model, Segmentation, load_model, segment_scan
@@ -76,12 +76,14 @@ class Settings:
     ) -> Settings:
         """Read the checkpoint and see what this computer has."""
         use_threads(threads)
+        chosen = choose_device(device)
+        processes = Rank.here().local_count
+        if chosen == "cpu":
+            memory /= processes  # a CUDA device is one process's own
+        _check_memory(memory, processes)
         model = load_model(weights or default_weights())
         if model.caution and Rank.here().leads:
             log.warning("%s: %s", model.path.name, model.caution)
-        chosen = choose_device(device)
-        if chosen == "cpu":
-            memory /= Rank.here().local_count  # a CUDA device is one process's own
         return cls(
             model=model,
             threshold=model.threshold if threshold is None else threshold,
@@ -128,27 +130,41 @@ def use_threads(threads: int | None) -> None:
 
 
 def choose_device(device: Device) -> str:
-    """``"cpu"`` or ``"cuda"``; the CPU where there is no CUDA device."""
-    if device == "cpu":
-        return "cpu"
-    if torch.cuda.is_available():
-        return "cuda"
-    if device == "cuda":
-        log.warning("there is no CUDA device here: computing on the CPU.")
-    return "cpu"
+    """``"cpu"`` or ``"cuda"``.
+
+    Raises
+    ------
+    ValueError
+        If a CUDA device is asked for, and there is none.
+    """
+    there = torch.cuda.is_available()
+    if device == "cuda" and not there:
+        raise ValueError(
+            "--device cuda: torch finds no CUDA device here. --device auto computes on the CPU "
+            "where there is none."
+        )
+    return "cuda" if there and device != "cpu" else "cpu"
 
 
-def check_table(dwi: DWI, frame: Frame) -> DWI:
-    """Note it where the fibres clearly contradict the gradient table; nothing is repaired."""
+def _check_memory(memory: float, processes: int) -> None:
+    """Refuse what the program itself would fill."""
+    if memory <= PROGRAM_BYTES:
+        whose = "" if processes == 1 else f" for each of {processes} processes"
+        raise ValueError(
+            f"--memory: {spell_bytes(memory)}{whose} are not enough: the program itself takes "
+            f"{spell_bytes(PROGRAM_BYTES)}, and a scan comes on top. 4GB is the default."
+        )
+
+
+def check_table(dwi: DWI, frame: Frame) -> tuple[str, ...]:
+    """A caution where the scan clearly contradicts its gradient table; nothing is repaired."""
     try:
-        found = fibre_coherence(dwi)
+        verdict = judge(dwi, frame)
     except DWIError:
-        return dwi  # too few directions of low b to tell
-    if not found.is_clear or found.best.is_none:
-        return dwi
-    advice = f"By its fibres, {advise(found, dwi, frame)}"
-    log.warning("%s: %s", dwi.path, advice)
-    return replace(dwi, notes=(*dwi.notes, advice))
+        return ()  # too few directions to tell
+    return (
+        () if verdict.table in ("fits", "cannot tell") else (f"Gradient table: {verdict.advice}",)
+    )
 
 
 def segment_files(
@@ -201,13 +217,17 @@ def _segment_files(
     if settings.shells:
         dwi = dwi.with_shells(settings.shells)
     _tell(dwi.notes, files)
-    dwi = check_table(dwi, settings.frame)
+    doubts = check_table(dwi, settings.frame)
+    dwi = replace(dwi, notes=(*dwi.notes, *doubts))
     log.debug("%r", dwi)
     with screen.bar(f"segmenting {files.scan.name}", "voxels") as report:
         result = segment_scan(
             settings.model, dwi, memory=settings.memory, device=settings.device, report=report
         )
-    _tell(result.notes[len(dwi.notes) :], files)
+    cautions = (*doubts, *result.cautions)
+    for caution in cautions:
+        log.warning("%s: %s", files.scan, caution)
+    _tell([note for note in result.notes[len(dwi.notes) :] if note not in cautions], files)
     lesions = find_lesions(dwi, result.probability, settings.threshold)
     volume_ml = float(sum(lesion.volume_ml for lesion in lesions))
     found = Lesions(len(lesions), volume_ml, perf_counter() - start)
@@ -228,6 +248,7 @@ def _segment_files(
         "LesionCount": found.count,
         "LesionVolumeMillilitres": round(found.volume_ml, 4),
         "Notes": list(result.notes),
+        **({"Cautions": list(cautions)} if cautions else {}),
     }
     about_mask = {
         "Description": _MASK_DESCRIPTION,
@@ -318,6 +339,7 @@ def _write_report(
     shown = {
         "tripq": __version__,
         **settings.shown,
+        "Caution": "\n".join((settings.model.caution, *about.get("Cautions", ()))),
         "Brain mask": str(about["BrainMask"]),
         "Notes": " ".join(result.notes),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import re
 import tempfile
@@ -22,7 +23,8 @@ _BESIDE = "the file beside the scan"
 FOUND_BRAIN = "found in b0 by median_otsu of dipy"
 
 _LABELS = ("--participant-label", "--session-label")
-_UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+_UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_UNITS |= {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
 def parse_memory(text: str) -> float:
@@ -31,10 +33,12 @@ def parse_memory(text: str) -> float:
     >>> parse_memory("4GB"), parse_memory("1.5 GiB")
     (4000000000.0, 1610612736.0)
     """
-    found = re.fullmatch(r"\s*(\d+\.?\d*)\s*([KMGT]?I?)B?\s*", text, re.IGNORECASE)
-    if found is None or found[2].upper() not in _UNITS or float(found[1]) == 0:
-        raise typer.BadParameter(f"{text!r} is no amount of memory; write 4GB or 500MB.")
-    return float(found[1]) * _UNITS[found[2].upper()]
+    found = re.fullmatch(r"\s*(\d+\.?\d*)\s*([KMGT]I?|)(B?)\s*", text, re.IGNORECASE | re.ASCII)
+    if found is None or float(found[1]) == 0 or (size := float(found[1])) == math.inf:
+        raise typer.BadParameter(f"{text[:30]!r} is no amount of memory; write 4GB or 500MB.")
+    if not found[2] and not found[3]:
+        raise typer.BadParameter(f"{text[:30]!r} has no unit; write 4GB or 500MB.")
+    return size * _UNITS[found[2].upper()]
 
 
 def threads_of_process(threads: int | None, cpus: int | None, processes: int) -> int | None:

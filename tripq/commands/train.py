@@ -183,8 +183,14 @@ class Cohort:
 
     @property
     def fewest_directions(self) -> int:
-        """Of any shell that is trained on."""
-        return min(len(shell) for scan in self.training for shell in scan.dwi.shells)
+        """Different ones of any shell that is trained on."""
+        from tripq.dwi.shells import count_directions
+
+        return min(
+            count_directions(scan.dwi.q[shell.indices])
+            for scan in self.training
+            for shell in scan.dwi.shells
+        )
 
 
 class Watch:
@@ -341,7 +347,7 @@ def _claim(folder: Path, wanted: Mapping[str, Any], overwrite: bool) -> None:
         write_json(path, wanted)
         return
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except (OSError, ValueError):
         raise FileExistsError(
             0, "holds something else; take another folder, or --overwrite.", str(folder)

@@ -16,7 +16,6 @@ folder ``sub-NN`` the subject is finished.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -35,7 +34,7 @@ from tripq.datasets.heads import brain_scale, cohort_anatomy, lesion_coverage
 from tripq.datasets.sources import LICENCES, OpenMS
 from tripq.dwi import DWI, read_dwi
 from tripq.dwi.nifti import open_nifti, read_mask
-from tripq.files import write_json, write_text
+from tripq.files import read_json, write_json, write_text
 from tripq.simulate import (
     Anatomy,
     GradientTable,
@@ -278,7 +277,7 @@ def _describe(folder: Path, settings: dict[str, Any]) -> None:
     path = folder / "dataset_description.json"
     if path.is_file():
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))["Simulation"]
+            found = read_json(path)["Simulation"]
         except (KeyError, TypeError, ValueError) as error:
             raise DatasetError(f"{path}: not the description of a simulated cohort.") from error
         changed = [
@@ -357,6 +356,6 @@ def _write_participants(folder: Path) -> None:
     lines = ["\t".join(["participant_id", *_COLUMNS])]
     for name in _finished(folder):
         sidecar = folder / name / "dwi" / f"{name}_dwi.json"
-        about = json.loads(sidecar.read_text(encoding="utf-8"))
+        about = read_json(sidecar)
         lines.append("\t".join([name, *(about.get(column, "n/a") for column in _COLUMNS)]))
     write_text(folder / "participants.tsv", "\n".join(lines) + "\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from tripq.datasets.bids import LabelledSubject
 from tripq.dwi import DWI
-from tripq.files import staged, write_json
+from tripq.files import read_json, staged, write_json
 
 _META, _ARRAYS = "scan.json", "arrays.bin"
 
@@ -87,7 +86,7 @@ class Shelf:
         """A scan that was put there whole; None if it was not."""
         folder = self.folder / key
         try:
-            about: dict[str, Any] = json.loads((folder / _META).read_text(encoding="utf-8"))
+            about: dict[str, Any] = read_json(folder / _META)
         except FileNotFoundError:
             return None
         n_voxels, n_samples = about["voxels"], len(about["b_values"])

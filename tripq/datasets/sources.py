@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from dataclasses import dataclass
 from os import PathLike
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from tripq.datasets.errors import DatasetError
+from tripq.files import read_text
 
 _OPEN_MS = (
     "https://raw.githubusercontent.com/muschellij2/open_ms_data/"
@@ -230,8 +232,8 @@ class OpenMS:
         path = self.folder / _INFO_NAME
         if not path.is_file():
             return {}
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["patient_id"] == str(int(patient))]
+        table = csv.DictReader(io.StringIO(read_text(path), newline=""))
+        rows = [row for row in table if row["patient_id"] == str(int(patient))]
         columns = ("age", "sex", "ms_type", "edss")
         return {name: row[name] for row in rows for name in columns if row[name] != "N/A"}
 

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from tripq.dwi.errors import DWIError
 from tripq.dwi.frames import Frame, orthogonal_part
 from tripq.dwi.scan import DWI
+from tripq.dwi.shells import TENSOR_DIRECTIONS, count_directions
 
 MIN_FA = 0.3
 """Voxels with less fractional anisotropy have no fibre to follow; 0.2 to 0.3 bounds white matter.
@@ -47,7 +48,10 @@ MIN_VOXELS = 500
 """Voxels with fibres that are needed to judge."""
 
 TENSOR_B = 1600.0
-"""The tensor is fitted up to this b-value in s/mm2; above, the signal does not fall as it says."""
+"""The tensor is fitted up to this b-value in s/mm2; above, the signal does not fall as it says.
+
+Where that leaves fewer than `TENSOR_DIRECTIONS`, the next shells are fitted, too: FA comes out
+lower, but the main direction is where the signal is weakest, at any b-value."""
 
 _AXES = "xyz"
 _CHUNK = 50_000  # voxels whose tensors are fitted at once: dipy copies their signal
@@ -157,8 +161,8 @@ def fibre_coherence(dwi: DWI) -> Coherence:
     Raises
     ------
     DWIError
-        If it has fewer than 6 directions up to `TENSOR_B`, which a tensor needs, or its voxel axes
-        are not at right angles.
+        If it has fewer than 6 directions, which a tensor needs, or its voxel axes are not at right
+        angles.
     """
     fa, direction = _fit_tensor(dwi)
     fibre = fa > MIN_FA
@@ -215,12 +219,7 @@ def _to_image_axes(affine: NDArray[np.float64], frame: Frame) -> NDArray[np.floa
 
 def _fit_tensor(dwi: DWI) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """FA (V,) and main directions (V, 3) in world axes."""
-    low = dwi.b_values <= TENSOR_B
-    if np.count_nonzero(low) < 7:
-        raise DWIError(
-            f"{dwi.path or 'scan'}: {np.count_nonzero(low) - 1} directions up to b = "
-            f"{TENSOR_B:.0f} s/mm2; a tensor, by which fibres are found, needs 6."
-        )
+    low = _fitted(dwi)
     q = dwi.q[low]
     length = np.linalg.norm(q, axis=1, keepdims=True)
     unit = np.divide(q, length, out=np.zeros_like(q), where=length > 0)
@@ -231,6 +230,18 @@ def _fit_tensor(dwi: DWI) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         for start in range(0, len(dwi.signal), _CHUNK)
     ]
     return np.concatenate([f.fa for f in fits]), np.concatenate([f.evecs[..., 0] for f in fits])
+
+
+def _fitted(dwi: DWI) -> NDArray[np.bool_]:
+    """The samples that the tensor is fitted to, (Q,): up to `TENSOR_B`, and higher if need be."""
+    for highest in (TENSOR_B, *(dwi.b_values[shell.indices].max() for shell in dwi.shells)):
+        fitted = dwi.b_values <= max(highest, TENSOR_B)
+        if count_directions(dwi.q[fitted]) >= TENSOR_DIRECTIONS:
+            return fitted
+    raise DWIError(
+        f"{dwi.path or 'scan'}: {count_directions(dwi.q)} different directions; a tensor, by which "
+        f"fibres are found, needs {TENSOR_DIRECTIONS}."
+    )
 
 
 @dataclass(frozen=True, eq=False)

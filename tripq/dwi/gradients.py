@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tripq.dwi.errors import DWIError, about, name_volumes
+from tripq.files import read_text
 
 MRTRIX_SUFFIX = ".b"
 """Suffix of the gradient tables of MRtrix."""
@@ -27,9 +28,6 @@ DIPY's gradient tables allow the same.
 
 MAX_B_VALUE = 1e6
 """b-values above this, in s/mm2, must be in another unit; ex vivo scans reach 1e5."""
-
-MAX_TABLE_BYTES = 2**22
-"""Size of a file with a gradient table, at most: 30,000 volumes have half of it."""
 
 
 def has_only_b0(table: Path) -> bool:
@@ -192,18 +190,14 @@ def _spell(vector: NDArray[np.float64]) -> str:
 def _read_rows(path: Path) -> NDArray[np.float64]:
     """Rows of numbers, apart by spaces, tabs or commas; ``#`` begins a comment."""
     try:
-        # neither a device, which has no end, nor a pipe, which may have none
-        if path.exists() and not path.is_file():
-            raise DWIError("not a file.")
-        with path.open("rb") as file:
-            content = file.read(MAX_TABLE_BYTES + 1)
-        if len(content) > MAX_TABLE_BYTES:
-            raise DWIError("too large; a gradient table holds a few numbers for each volume.")
-        text = content.decode("utf-8-sig")
+        text = read_text(path)
     except OSError as error:
         raise DWIError(f"cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise DWIError("not a text file; a gradient table holds numbers as text.") from error
+    except ValueError as error:
+        raise DWIError(
+            f"{str(error).removeprefix(f'{path}: ')} A gradient table holds a few numbers for each "
+            "volume, as text."
+        ) from error
     rows = []
     for number, line in enumerate(text.splitlines(), start=1):
         words = line.partition("#")[0].replace(",", " ").split()

@@ -1,4 +1,8 @@
-"""NIfTI files, read one volume at a time."""
+"""NIfTI files, read one volume at a time.
+
+Extensions of the header are skipped: nothing here needs them, and their number and their sizes are
+whatever a file says.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,8 @@ from numpy.typing import NDArray
 
 from tripq.dwi.errors import DWIError, about
 from tripq.dwi.frames import check_affine
+from tripq.files import check_regular
+from tripq.memory import spell_bytes
 
 SUFFIXES = (".nii.gz", ".nii")
 """Names of the files that are read and written."""
@@ -28,8 +34,8 @@ MAX_GZIP_RATIO = 1032
 """The deflate format packs no more than 1032 bytes into one (zlib technical details)."""
 
 MAX_HEADER_BYTES = 2**26
-"""Where the intensities of an image begin at the latest: headers and their extensions are read at
-once, and these can be compressed a thousandfold."""
+"""Where the intensities of an image begin at the latest: a compressed file is unpacked up to there,
+and extensions can be compressed a thousandfold."""
 
 MAX_BYTES_BEHIND = 2**20
 """What a file may hold behind the intensities, besides the checksum."""
@@ -48,8 +54,34 @@ Rounding of orientations in headers stays far below; a mask of another grid goes
 
 _SCALED_BYTES = 8  # of an intensity, with its slope
 _METRE, _MICRON = 1, 3  # codes of the lower three bits of xyzt_units in the NIfTI-1 standard
+_GZIP = b"\x1f\x8b"  # how such files begin
 _BROKEN = (OSError, EOFError, zlib.error)
 _NO_NIFTI = (ImageFileError, HeaderDataError, WrapStructError, ValueError, ArithmeticError)
+
+
+class _Skipped(nib.nifti1.Nifti1Extensions):
+    """Extensions of a header, whose bytes are left unread."""
+
+    @classmethod
+    def from_fileobj(cls, fileobj: Any, size: int, byteswap: bool) -> _Skipped:
+        """None of them."""
+        return cls()
+
+
+class _Header1(nib.Nifti1Header):
+    exts_klass = _Skipped
+
+
+class _Header2(nib.Nifti2Header):
+    exts_klass = _Skipped
+
+
+class _Image1(nib.Nifti1Image):
+    header_class = _Header1
+
+
+class _Image2(nib.Nifti2Image):
+    header_class = _Header2
 
 
 def split_name(path: Path) -> tuple[str, str]:
@@ -81,9 +113,14 @@ def open_nifti(path: Path) -> nib.Nifti1Image:
     """
     _, suffix = split_name(path)
     with about(path):
-        if not path.is_file():
-            raise DWIError("there is no such file.")
         try:
+            check_regular(path)
+        except FileNotFoundError:
+            raise DWIError("there is no such file.") from None
+        except OSError as error:
+            raise DWIError(f"cannot be read: {error.strerror}.") from error
+        try:
+            _check_compression(path, suffix)
             # not nib.load, which knows other kinds of images, and programs to read them
             image = _image_class(path).from_filename(path)
         except DWIError:
@@ -116,7 +153,7 @@ def _image_class(path: Path) -> type[nib.Nifti1Image]:
     """The version of NIfTI that a file has, if its intensities begin shortly behind the header."""
     with ImageOpener(str(path), "rb") as file:
         start = file.read(nib.Nifti2Header.sizeof_hdr)
-    for image_class in (nib.Nifti1Image, nib.Nifti2Image):
+    for image_class in (_Image1, _Image2):
         header_class = image_class.header_class
         if header_class.may_contain_header(start):
             size = header_class.sizeof_hdr
@@ -128,6 +165,21 @@ def _image_class(path: Path) -> type[nib.Nifti1Image]:
                 )
             return image_class
     raise DWIError("cannot be read as NIfTI: it does not begin with such a header.")
+
+
+def _check_compression(path: Path, suffix: str) -> None:
+    """Make sure that a file is compressed if its name says so, and only then."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    if not start:
+        raise DWIError("cannot be read as NIfTI: it is empty.")
+    if start == _GZIP and suffix == ".nii":
+        raise DWIError("cannot be read as NIfTI: it is compressed by gzip. Rename it to .nii.gz.")
+    if start != _GZIP and suffix == ".nii.gz":
+        raise DWIError(
+            "cannot be read as NIfTI: it is not compressed by gzip. If it is an image, rename it "
+            "to .nii."
+        )
 
 
 def _check_place(affine: NDArray[np.float64]) -> None:
@@ -165,13 +217,14 @@ def check_memory(need: float, allowed: float = math.inf) -> None:
     """
     if need > (there := _physical_memory()):
         raise DWIError(
-            f"takes {need / 1e9:,.1f} GB of memory to read, and this computer has "
-            f"{there / 1e9:,.1f} GB. Is its header right? A mask of the brain makes it less."
+            f"takes {spell_bytes(need)} of memory to read, and this computer has "
+            f"{spell_bytes(there)}. Is its header right? A mask of the brain makes it less."
         )
     if need > allowed:
         raise DWIError(
-            f"the signal takes {need / 1e9:,.2f} GB of memory, {(need - allowed) / 1e9:,.2f} GB "
-            "more than is left for it: allow at least so much more, or give a mask of fewer voxels."
+            f"the signal takes {spell_bytes(need)} of memory, and {spell_bytes(max(allowed, 0))} "
+            f"are left for it: allow at least {spell_bytes(need - allowed)} more, or give a mask "
+            "of fewer voxels."
         )
 
 

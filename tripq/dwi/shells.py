@@ -19,6 +19,17 @@ LIKE_B = 0.1
 """A shell stands for a wanted b-value if they differ by no more than this share."""
 
 
+SAME_DIRECTION = 2.0
+"""Directions closer than this, in degrees, count as one; so do a direction and its opposite.
+
+Correction for motion turns repetitions of a direction a little; those that are meant to differ are
+further apart: 8 degrees if there are 400.
+"""
+
+TENSOR_DIRECTIONS = 6
+"""Directions that a symmetric tensor needs."""
+
+
 @dataclass(frozen=True, eq=False)
 class Shell:
     """One shell of q-space.
@@ -77,3 +88,28 @@ def find_shells(b_values: ArrayLike, tolerance: float = SHELL_TOLERANCE) -> tupl
         Shell(float(np.median(values[members])), np.sort(members))
         for members in np.split(ascending, cuts)
     )
+
+
+def count_directions(q: ArrayLike, tolerance: float = SAME_DIRECTION) -> int:
+    """How many different directions there are.
+
+    Parameters
+    ----------
+    q : (N, 3) array-like
+        Vectors of any length; those of length 0 have no direction.
+    tolerance : float, optional
+        In degrees: directions closer than this, or to the opposite of each other, are one.
+
+    Examples
+    --------
+    >>> count_directions([[0, 0, 0], [1, 0, 0], [-2, 0, 0], [0, 1, 0], [0.01, 1, 0]])
+    2
+    """
+    vectors = np.asarray(q, dtype=np.float64)
+    lengths = np.linalg.norm(vectors, axis=1)
+    left = vectors[lengths > 0] / lengths[lengths > 0, None]
+    count = 0
+    while len(left):
+        left = left[np.abs(left @ left[0]) < np.cos(np.radians(tolerance))]
+        count += 1
+    return count

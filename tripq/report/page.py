@@ -90,7 +90,7 @@ def write_page(
     template : str
         Name of the template.
     settings : mapping of str to str
-        What the result depends on, shown as it is; `CAUTION` stands at the top.
+        What the result depends on, shown as it is; each line of `CAUTION` is shown at the top.
     programs : sequence of str
         JavaScript files of this package, in the order in which they run.
     **content
@@ -113,7 +113,13 @@ def write_page(
             policy=_policy(style, scripts),
             style=Markup(style),
             scripts=[Markup(script) for script in scripts],
-            cautions=[value for name, value in settings.items() if _is_caution(name) and value],
+            cautions=[
+                line
+                for name, value in settings.items()
+                if _is_caution(name)
+                for line in value.splitlines()
+                if line.strip()
+            ],
             settings={name: value for name, value in settings.items() if not _is_caution(name)},
             versions={
                 **{name: version(name) for name in _PACKAGES},

@@ -69,8 +69,8 @@ def write_subject_report(
     threshold : float
         Voxels at or above it are lesion; from 0 to 1.
     settings : mapping of str to str
-        What the map depends on, such as the network and its training; shown as it is. What stands
-        under ``"caution"`` is shown at the top.
+        What the map depends on, such as the network and its training; shown as it is. Each
+        line under ``"caution"`` is shown at the top.
     lesion : (V,) array-like of bool, optional
         The lesions, where they are known.
 

@@ -16,6 +16,8 @@ from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from tripq.dwi import DWIError
+from tripq.dwi.nifti import open_nifti
 from tripq.simulate.errors import SimulationError
 from tripq.simulate.fibres import estimate_fibres
 from tripq.simulate.grid import Grid, interpolate, nearest
@@ -349,12 +351,9 @@ def read_coverage(
 
 def _load(path: Path) -> nib.Nifti1Image:
     try:
-        image = nib.load(path)
-    except (OSError, nib.filebasedimages.ImageFileError) as error:
-        raise SimulationError(f"{path}: cannot be read: {error}.") from error
-    if not isinstance(image, nib.Nifti1Image):
-        raise SimulationError(f"{path}: not a NIfTI image.")
-    return image
+        return open_nifti(path)
+    except DWIError as error:
+        raise SimulationError(str(error)) from error
 
 
 def _values(image: nib.Nifti1Image) -> NDArray[np.float32]:

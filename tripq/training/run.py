@@ -41,6 +41,7 @@ CLIP_NORM = 1.0
 
 # Files in the folder of a training; Lightning gives the second one its name.
 _BEST, _LAST, _RECORD = "best.ckpt", "last.ckpt", "training.json"
+_MAX_RECORD_BYTES = 2**28  # of the last: some 25 for every step
 
 
 @dataclass(frozen=True)
@@ -351,7 +352,7 @@ def _read_record(folder: Path) -> TrainingRecord | None:
     if not path.is_file():
         return None
     try:
-        content = read_json(path)
+        content = read_json(path, _MAX_RECORD_BYTES)
         scores = tuple((int(step), float(score)) for step, score in content["scores"])
         losses = tuple(map(float, content["losses"]))
         precision = str(content.get("precision", "32-true"))
