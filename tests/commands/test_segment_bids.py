@@ -515,6 +515,10 @@ def test_results_of_scans_that_are_not_in_the_dataset_are_listed_too(
         assert segment_all(level=level).status == 0
         assert tuple(summary(out)) == SCANS
         assert f"{RESULTS[0]}_report.html" in (out / "report.html").read_text(encoding="utf-8")
+    (out / f"{RESULTS[0]}_mask.nii.gz").unlink()  # as if interrupted before the end
+    for level in ("participant", "group"):
+        assert segment_all(level=level).status == 0
+        assert tuple(summary(out)) == SCANS[1:]
     sidecar = out / f"{RESULTS[0]}_probseg.json"
     sidecar.write_text("[]")
     done = segment_all(level="group")

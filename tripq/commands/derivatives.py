@@ -184,7 +184,7 @@ def shown_settings(about: Mapping[str, Any]) -> dict[str, str]:
 
 
 def find_others(out_dir: Path, bids_dir: Path, scans: Sequence[BIDSScan]) -> list[BIDSScan]:
-    """Scans that have results but are not in the dataset, or not in it any more.
+    """Scans that have all results but are not in the dataset, or not in it any more.
 
     Jobs that each see a part of the dataset can write to one folder.  A sidecar that does not name
     its scan is left out, and that is said.
@@ -212,10 +212,10 @@ def find_others(out_dir: Path, bids_dir: Path, scans: Sequence[BIDSScan]) -> lis
             is_its_own = scan.result("probseg", ".json") == place
         except (OSError, ValueError, LookupError, TypeError):
             is_its_own = False
-        if is_its_own:
-            others.append(scan)
-        else:
+        if not is_its_own:
             log.warning("%s: left out: it does not name the scan that it is about.", sidecar)
+        elif results_of(scan, out_dir).are_there:
+            others.append(scan)
     return others
 
 
