@@ -129,6 +129,34 @@ def test_what_a_graph_keeps_may_serve_a_backward_pass_later():
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_a_graph_made_in_inference_mode_has_ordinary_tensors(form):
+    with torch.inference_mode():
+        q = torch.tensor(table_of(0, 2))
+        p = torch.arange(6.0, dtype=torch.float64).view(2, 3)
+        graph = {
+            "grid": lambda: PQGraph.from_grid(np.ones((2, 1, 1)), np.eye(4), q, 6.0, q_out=q),
+            "points": lambda: PQGraph.from_points(p, q, 6.0, q_weights=q[:, 0]),
+            "nodes": lambda: PQGraph.from_nodes(p, q, 6.0),
+        }[form]()
+        merged = PQGraph.merge([graph, graph])
+        made = [graph, merged, merged.within(1.0), graph.to("meta"), graph.to("cpu")]
+        assert q.is_inference()
+    tensors = [t for each in made for scan in each.scans for t in tensors_of(scan)]
+    assert len(tensors) > 5 * len(made)
+    assert not any(t.is_inference() for t in tensors)
+
+
+def test_a_graph_that_is_on_a_device_already_is_itself_there():
+    graph = PQGraph.from_grid(np.ones((2, 2, 1)), np.eye(4), table_of(0, 2), 1.5)
+    narrow = graph.within(1.0)
+    assert graph.to("cpu") is graph
+    assert graph.to(torch.device("cpu")).within(1.0) is narrow
+    moved = graph.to("meta")
+    assert moved is not graph
+    assert moved.to("meta") is moved
+
+
+@pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=10)
 @given(data=st.data(), radius=st.sampled_from((0.0, 1.5, 2.5)))
 def test_a_wide_graph_cut_to_a_radius_is_the_narrow_graph(form, data, radius):

@@ -681,12 +681,13 @@ def test_a_wider_graph_is_cut_to_the_radius_of_the_layer():
 
 @pytest.mark.parametrize("reduce", [False, True])
 @pytest.mark.parametrize("filter", ["tp", "diff", "p + q"])
-def test_a_graph_first_used_in_inference_mode_can_be_trained_on(filter, reduce):
+def test_a_graph_made_and_first_used_in_inference_mode_can_be_trained_on(filter, reduce):
     layer = tiny_layer(filter, "recoupled", q_out=None if reduce else "graph")
     for form, radius in product(FORMS, (RADIUS, 2 * RADIUS)):
         domain = small_domain(form)
-        x, graph = features(layer, domain), domain.graph(radius)
+        x = features(layer, domain)
         with torch.inference_mode():
+            graph = domain.graph(radius)
             out = layer(x, graph)
         trained = outputs_and_gradients(layer, x, graph)
         # matmul may multiply in another order where a gradient is asked for

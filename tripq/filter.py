@@ -233,10 +233,12 @@ class PQFilter(nn.Module):
             to_out = coupling_tensor(path.l_filter, path.l_in, path.l_out, result)
             tensor = torch.einsum("...f,fio->...oi", angular, to_out)
             scale = torch.einsum("uvabc,...a,...b,...c->...uv", weight, phi_p, phi_q_out, phi_q_in)
-            block = torch.einsum("...uv,...oi->...uovi", scale, tensor).flatten(-4, -3).flatten(-2)
+            block = torch.einsum("...uv,...oi->...uovi", scale, tensor)
+            # A compiler foresees other strides of a product than it has.
+            block = block.clone(memory_format=torch.contiguous_format).flatten(-4)
             i, o = self.channels_of(path)
             place = self.index_out(o)[:, None] * self.dim_in + self.index_in(i)
-            result = result.index_add(-1, place.flatten(), block.flatten(-2))
+            result = result.index_add(-1, place.flatten(), block)
         return result.unflatten(-1, (self.dim_out, self.dim_in))
 
     # -- small things --------------------------------------------------------------------------

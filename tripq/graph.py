@@ -26,7 +26,7 @@ from torch import Tensor
 from tripq.adjacency import Adjacency
 from tripq.kept import kept, kept_property, kept_with_owner, ordinary_tensors
 from tripq.neighbours import closer_than, grid_neighbours, grid_offsets, point_neighbours
-from tripq.tracing import constant
+from tripq.tracing import constant, traced_as_one_call
 
 QEdges = Literal["full", "shell"]
 
@@ -630,7 +630,7 @@ class PQGraph:
 
     def filled(self, x: Tensor) -> Tensor | None:
         """Which rows of features (V, Q, ...) belong to directions; None if all do."""
-        return None if x.ndim < 3 or len(self.scans) == 1 else _filled(self, x.shape[1])
+        return None if x.ndim < 3 or len(self.scans) == 1 else _filled_rows(self, x.shape[1])
 
     @ordinary_tensors()
     def to(self, device: torch.device | str) -> PQGraph:
@@ -657,6 +657,12 @@ def _coordinates(scan: ScanGraph) -> list[Tensor]:
     elif isinstance(q, NodeSpace):
         coordinates += [q.q, q.q_out, q.edges.weights, q.reduction.weights]
     return coordinates
+
+
+@traced_as_one_call
+def _filled_rows(graph: PQGraph, longest: int) -> Tensor | None:
+    mask = _filled(graph, longest)
+    return None if mask is None else mask.clone()
 
 
 @kept_with_owner
