@@ -39,6 +39,7 @@ def kept(make: Make) -> Make:
     def found_or_made(*args: Hashable) -> Any:
         return _found(made, args, lambda: make(*args))
 
+    found_or_made.cache_clear = made.clear  # type: ignore[attr-defined]
     return cast(Make, found_or_made)
 
 
