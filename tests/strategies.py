@@ -6,7 +6,7 @@ translation, and knows the shape of the features on it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import permutations, product
@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, profile
 
 from tripq import PQGraph, PQTensorFieldLayer, Radial
 from tripq.backends.plan import Backend
@@ -88,20 +88,21 @@ def relative_error(a: Tensor, b: Tensor) -> float:
     return (a - b).abs().max().item() / max(b.abs().max().item(), CANCELLED)
 
 
-class LargestTensor(TorchDispatchMode):
-    """Records the elements and the bytes of the largest tensor that any operation makes."""
+def largest_allocation(run: Callable[[], object]) -> int:
+    """Bytes of the largest array that is allocated on the CPU, inside operators too.
 
-    largest = 0
-    bytes = 0
+    Left out is what a convolution of torch allocates for itself, which no budget splits.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        run()
+    return max(
+        (e.self_cpu_memory_usage for e in found.events() if not _in_convolution(e)), default=0
+    )
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        out = func(*args, **(kwargs or {}))
-        for t in tree_leaves(out):
-            if isinstance(t, Tensor):
-                size = t.untyped_storage().nbytes()
-                self.bytes = max(self.bytes, size)
-                self.largest = max(self.largest, size // t.element_size())
-        return out
+
+def _in_convolution(event: FunctionEvent) -> bool:
+    parent = event.cpu_parent
+    return parent is not None and ("conv" in parent.name or _in_convolution(parent))
 
 
 # -- representations -----------------------------------------------------------------------------

@@ -152,10 +152,7 @@ class Parts(nn.Module):
         self.means = nn.ModuleList([QMean(), QLengthWeightedMean("1x0e + 1x1o")])
 
     def forward(self, x: Tensor, graph: PQGraph) -> Tensor:
-        y = self.layer(x, graph)
-        filled = graph.filled(y)
-        assert filled is not None
-        y = torch.zeros_like(y).index_put((filled,), self.norm(y[filled]))
+        y = self.norm(self.layer(x, graph), graph)
         return torch.stack([mean(y, graph) for mean in self.means])
 
 
