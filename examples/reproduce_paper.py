@@ -45,7 +45,7 @@ from paper.schedule import (
 )
 from rich.console import Console
 
-from tripq.datasets import OpenMS, open_ms
+from tripq.tasks.lesions.datasets import OpenMS, open_ms
 
 DOCS = Path(__file__).parents[1] / "docs"
 

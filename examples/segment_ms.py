@@ -31,13 +31,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import nn
 
-from tripq.brain import find_brain
-from tripq.checkpoint import CheckpointError, load_network, read_notes, save_network
-from tripq.dwi import DWI, read_dwi, write_map
-from tripq.evaluation import Evaluation, best_threshold, evaluate, write_metrics
-from tripq.figures import comparison_figure, map_figure
-from tripq.inference import graph_radius, segment
-from tripq.models import ConvSegmenter, LesionSegmenter
+from tripq.networks.blocks import graph_radius, segment
+from tripq.networks.checkpoint import CheckpointError, load_network, read_notes, save_network
+from tripq.networks.conv import ConvSegmenter
+from tripq.scans import DWI, read_dwi, write_map
+from tripq.scans.brain import find_brain
 from tripq.simulate import (
     GradientTable,
     LesionStatistics,
@@ -45,6 +43,9 @@ from tripq.simulate import (
     default_anatomy,
     simulate_cohort,
 )
+from tripq.tasks.lesions.figures import comparison_figure, map_figure
+from tripq.tasks.lesions.scores import Evaluation, best_threshold, evaluate, write_metrics
+from tripq.tasks.lesions.segmenter import LesionSegmenter
 from tripq.training import Budget, PatchDataModule, TrainingRecord, train
 
 CAUTION = "trained on simulated diffusion signal; for research only, not for diagnosis"
@@ -63,7 +64,7 @@ console = Console()
 
 
 class Frame(str, Enum):
-    """Axes along which gradient directions are written; see tripq.dwi.frames."""
+    """Axes along which gradient directions are written; see tripq.scans.frames."""
 
     fsl = "fsl"
     voxel = "voxel"

@@ -36,9 +36,9 @@ from paper.work import CAUTION, choose_threshold, score_maps
 from reproduce_paper import write_cohorts
 from rich.console import Console
 
-from tripq.checkpoint import save_network
-from tripq.datasets import LabelledSubject, OpenMS, open_ms
-from tripq.inference import graph_radius, segment
+from tripq.networks.blocks import graph_radius, segment
+from tripq.networks.checkpoint import save_network
+from tripq.tasks.lesions.datasets import LabelledSubject, OpenMS, open_ms
 from tripq.training import Budget, PatchDataModule, Progress, Stopping, train
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ u of the offset and Clebsch-Gordan coefficients C,
 
 the second because a harmonic of order l is a homogeneous polynomial whose derivatives are harmonics
 of order l - 1.  The kernels walk these sums, a few terms for each component; the twin is
-`tripq.harmonics.spherical_harmonics`.
+`tripq.so3.harmonics.spherical_harmonics`.
 
 Radial functions are e3nn's `soft_one_hot_linspace` with ``cutoff=True``, each of them moved and
 stretched where a scale and a shift are given: ``f_k(a_k x + b_k)``.
@@ -27,7 +27,6 @@ import torch
 from e3nn.math import soft_one_hot_linspace
 from torch import Tensor
 
-from tripq.harmonics import spherical_harmonics
 from tripq.kernels.launch import (
     accumulation_dtype,
     gradients_of_twin,
@@ -35,7 +34,8 @@ from tripq.kernels.launch import (
     needs_twin,
     runs_in_triton,
 )
-from tripq.recoupling import clebsch_gordan
+from tripq.so3.harmonics import spherical_harmonics
+from tripq.so3.recoupling import clebsch_gordan
 
 #: Bessel functions are sin(k x) / x; nearer to zero than this share of their range they are
 #: evaluated at it, where they differ from their limit by the square of it.
@@ -58,7 +58,7 @@ def edge_harmonics(offsets: Tensor, lmax: int) -> Tensor:
     -------
     Tensor of shape (E, (lmax + 1)^2)
         Orders 0 to `lmax` side by side, the squares of each summing to 2 l + 1.  An offset shorter
-        than `tripq.harmonics.ZERO_LENGTH` has no direction: there every order but 0 is 0, with
+        than `tripq.so3.harmonics.ZERO_LENGTH` has no direction: there every order but 0 is 0, with
         gradient 0.
 
     Examples

@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tripq.harmonics import ZERO_LENGTH
 from tripq.kernels.embeddings import BESSEL_NEAR_ZERO, harmonic_recursion, radial_height
 from tripq.kernels.launch import accumulation_dtype
+from tripq.so3.harmonics import ZERO_LENGTH
 
 # Edges of one program of the harmonics, one for each thread of its four warps.
 _EDGES = 128

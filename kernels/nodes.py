@@ -8,7 +8,7 @@ For features x of input nodes and one coupling of orders (l_p, l_q, l_in, l_1, l
          C(l_1; l_q\, l_{in})\, Y_{l_q}(q_{out}[n] - q_{in}[s_e])\; x[s_e, c].
 
 An edge e leads from input node s_e to output node n; t_e is the type of its p-offset.  The order
-of the sums is that of `tripq.recoupling`: the harmonic of the q-offset meets the input first, and
+of the sums is that of `tripq.so3.recoupling`: the harmonic of the q-offset meets the input first, and
 the weights of a filter act on the result, node by node.
 
 The inner harmonic is a mean over signs of the q-vectors, which makes a filter antipodal, and its
@@ -28,8 +28,7 @@ import torch
 from e3nn import o3
 from torch import Tensor
 
-from tripq.harmonics import spherical_harmonics
-from tripq.kept import kept
+from tripq.infra.kept import kept
 from tripq.kernels.launch import (
     accumulation_dtype,
     gradients_of_twin,
@@ -37,7 +36,8 @@ from tripq.kernels.launch import (
     needs_twin,
     runs_in_triton,
 )
-from tripq.recoupling import clebsch_gordan
+from tripq.so3.harmonics import spherical_harmonics
+from tripq.so3.recoupling import clebsch_gordan
 
 # Numbers that the twin holds of a chunk of edges.
 _CHUNK = 1 << 22

@@ -22,9 +22,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tripq.harmonics import ZERO_LENGTH
 from tripq.kernels.nodes import Coupling, Geometry, NodeCsr, harmonic_polynomial
-from tripq.recoupling import clebsch_gordan
+from tripq.so3.harmonics import ZERO_LENGTH
+from tripq.so3.recoupling import clebsch_gordan
 
 # Edges that a program holds at a time: the lanes of its only warp.
 BLOCK = 32

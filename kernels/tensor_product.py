@@ -33,9 +33,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tripq.adjacency import Adjacency, Csr
+from tripq.domain.adjacency import Adjacency, Csr
 from tripq.kernels.launch import accumulation_dtype, needs_twin, runs_in_triton
-from tripq.recoupling import clebsch_gordan
+from tripq.so3.recoupling import clebsch_gordan
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from measure import NotMeasured
 from torch import Tensor, nn
 
 from tripq import PQGraph, PQTensorFieldLayer
-from tripq.dwi import DWI
-from tripq.graph import NodeSpace, ScanGraph
-from tripq.inference import graph_radius, receptive_field
+from tripq.domain.graph import ScanGraph
+from tripq.domain.nodes import NodeSpace
+from tripq.networks.blocks import graph_radius, receptive_field
+from tripq.scans import DWI
 
 CHECKED_NODES = 4
 

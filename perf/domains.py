@@ -10,12 +10,14 @@ from torch import nn
 from workloads import IRREPS, VOXEL, Box, Brain, Cloud, Step, WholeBrain
 
 from tripq import PQGraph, PQTensorFieldLayer, Radial
-from tripq.dwi import DWI
-from tripq.dwi.scan import B_REFERENCE
-from tripq.graph import NodeSpace, QSpace
-from tripq.models import ConvSegmenter, LesionSegmenter
+from tripq.domain.nodes import NodeSpace
+from tripq.domain.qspace import QSpace
+from tripq.networks.conv import ConvSegmenter
 from tripq.nn import scale_initial_weights
+from tripq.scans import DWI
+from tripq.scans.scan import B_REFERENCE
 from tripq.simulate import spread_directions
+from tripq.tasks.lesions.segmenter import LesionSegmenter
 
 LayerWorkload = Box | Brain | Cloud
 

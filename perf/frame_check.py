@@ -22,7 +22,7 @@ The second table counts the same for other margins.  The third reads whole scans
 in an oblique image these are no flips or permutations, but some degrees away from one.
 
 With ``--order`` the directions of the same scans, of some more, and of their worse versions are
-shuffled; `tripq.dwi.order` should see it, and nothing in the right order.
+shuffled; `tripq.scans.order` should see it, and nothing in the right order.
 
 Real scans are those of ``tests/dwi/test_real_scans.py``, in a folder of that layout.
 """
@@ -44,10 +44,10 @@ import numpy as np
 import typer
 from scipy.spatial.transform import Rotation
 
-from tripq.brain import read_brain
-from tripq.dwi import DWI, Frame, orthogonal_part, read_dwi, to_world
-from tripq.dwi.coherence import MIN_MARGIN, MIN_VOXELS, TENSOR_B, fibre_coherence, frame_after
-from tripq.dwi.order import MIN_DIRECTIONS, Order, volume_order
+from tripq.scans import DWI, Frame, orthogonal_part, read_dwi, to_world
+from tripq.scans.brain import read_brain
+from tripq.scans.coherence import MIN_MARGIN, MIN_VOXELS, TENSOR_B, fibre_coherence, frame_after
+from tripq.scans.order import MIN_DIRECTIONS, Order, volume_order
 from tripq.simulate import GradientTable, Grid, add_rician_noise, default_anatomy, simulate_subject
 
 PAGE = _HERE.parent / "docs" / "frames.md"
@@ -138,7 +138,7 @@ def made_worse(dwi: DWI, rng: np.random.Generator) -> Iterator[tuple[str, DWI]]:
 
 @dataclass(frozen=True)
 class OrderCase:
-    """What `tripq.dwi.order` says about a right table, and about the same one shuffled."""
+    """What `tripq.scans.order` says about a right table, and about the same one shuffled."""
 
     real: bool
     change: str

@@ -47,11 +47,11 @@ from measure import in_own_process, resident
 from rich.console import Console
 from rich.table import Table
 
-from tripq.bids import find_scans
 from tripq.commands import app
-from tripq.datasets import LabelledSubject
-from tripq.datasets.shelf import Shelf
-from tripq.dwi import DWI
+from tripq.scans import DWI
+from tripq.scans.bids import find_scans
+from tripq.tasks.lesions.datasets import LabelledSubject
+from tripq.tasks.lesions.datasets.shelf import Shelf
 from tripq.training import PatchDataModule
 
 LIMIT = 3600.0  # seconds for one figure

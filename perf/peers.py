@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from workloads import E3NN_EDGES
 
 from tripq import PQTensorFieldLayer
-from tripq.paths import Path
+from tripq.so3.paths import Path
 
 
 def measure_conv3d(

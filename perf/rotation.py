@@ -53,10 +53,10 @@ from rich.table import Table
 from scipy.ndimage import distance_transform_edt, map_coordinates
 from scipy.spatial.transform import Rotation
 
-from tripq.checkpoint import load_network
-from tripq.dwi import DWI
-from tripq.inference import segment
-from tripq.layer import PQTensorFieldLayer
+from tripq.networks.blocks import segment
+from tripq.networks.checkpoint import load_network
+from tripq.nn.layer import PQTensorFieldLayer
+from tripq.scans import DWI
 from tripq.simulate import (
     Anatomy,
     GradientTable,
@@ -64,7 +64,7 @@ from tripq.simulate import (
     default_anatomy,
     simulate_subject,
 )
-from tripq.weights import default_weights
+from tripq.tasks.lesions.weights import default_weights
 
 VOXEL = 2.0  # mm, of the weights that come with tripq
 MARGIN = 4  # voxels around the ball, which interpolation looks into

@@ -56,8 +56,7 @@ from scipy.stats import theilslopes
 from torch import nn
 
 from tripq.commands import app
-from tripq.files import sha256
-from tripq.models import LesionSegmenter
+from tripq.infra.files import sha256
 from tripq.simulate import (
     GradientTable,
     Subject,
@@ -65,6 +64,7 @@ from tripq.simulate import (
     simulate_subject,
     write_subject,
 )
+from tripq.tasks.lesions.segmenter import LesionSegmenter
 from tripq.training import Budget, PatchDataModule, Progress, Stopping, train
 
 ROOM = 4e6

@@ -24,8 +24,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from tripq import PQGraph, PQTensorFieldLayer, Radial
 from tripq.backends.plan import Backend
-from tripq.layer import OnGraph
-from tripq.paths import Group
+from tripq.nn.layer import OnGraph
+from tripq.so3.paths import Group
 
 Array: TypeAlias = NDArray[np.float64]
 Form = Literal["grid", "points", "nodes"]

@@ -6,10 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tripq.graph import PQGraph
-    from tripq.layer import PQTensorFieldLayer
-    from tripq.paths import Path
-    from tripq.radial import Radial
+    from tripq.domain.graph import PQGraph
+    from tripq.filters.radial import Radial
+    from tripq.nn.layer import PQTensorFieldLayer
+    from tripq.so3.paths import Path
 
 __version__ = "0.1.0"
 

@@ -23,8 +23,8 @@ from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from tripq.dwi import DWI, Frame, read_dwi, to_world
-from tripq.dwi.coherence import CHANGES, fibre_coherence
+from tripq.scans import DWI, Frame, read_dwi, to_world
+from tripq.scans.coherence import CHANGES, fibre_coherence
 from tripq.simulate import (
     Anatomy,
     GradientTable,

@@ -16,8 +16,8 @@ from paper.cohort import SNR, Scans
 from paper.plan import USUAL, Plan, Split
 from paper.results import Result, Run
 from paper.work import choose_threshold, score_maps
-from tripq.datasets import LabelledSubject
-from tripq.dwi import DWI
+from tripq.scans import DWI
+from tripq.tasks.lesions.datasets import LabelledSubject
 
 #: Names of the baselines, and what the page calls them.
 BASELINES = {

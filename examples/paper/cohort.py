@@ -8,10 +8,16 @@ from functools import cache
 from pathlib import Path
 
 from paper.plan import USUAL, Condition
-from tripq.angular import resample_directions
-from tripq.datasets import LabelledSubject, OpenMS, cohort_anatomy, load_cohort, write_cohort
-from tripq.dwi import DWI, DWIError
+from tripq.scans import DWI, DWIError
+from tripq.scans.angular import resample_directions
 from tripq.simulate import Anatomy
+from tripq.tasks.lesions.datasets import (
+    LabelledSubject,
+    OpenMS,
+    cohort_anatomy,
+    load_cohort,
+    write_cohort,
+)
 
 #: Signal-to-noise ratio of white matter at b = 0.
 SNR = 20.0

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from paper.results import Result, Run
 from paper.statistics import Estimate
-from tripq.datasets import LabelledSubject
-from tripq.figures import NETWORK_COLOURS, AxialSlices, comparison_figure
+from tripq.tasks.lesions.datasets import LabelledSubject
+from tripq.tasks.lesions.figures import NETWORK_COLOURS, AxialSlices, comparison_figure
 
 SIMULATED = "simulated diffusion signal, outlines of real lesions"
 

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from tripq.dwi import B_REFERENCE
-from tripq.layer import Group
-from tripq.models import ConvSegmenter, LesionSegmenter
-from tripq.paths import Selection
+from tripq.networks.conv import ConvSegmenter
+from tripq.nn.layer import Group
+from tripq.scans import B_REFERENCE
 from tripq.simulate import GradientTable, random_rotation
+from tripq.so3.paths import Selection
+from tripq.tasks.lesions.segmenter import LesionSegmenter
 
 #: Shares of the training scans of the paper.
 FRACTIONS = (0.066, 0.132, 0.263, 0.658, 1.0)
@@ -93,7 +94,7 @@ class Condition:
     max_rotation : float
         Largest angle by which heads are turned, degrees.
     pose : int
-        Which pose; see `tripq.datasets.write_cohort`.
+        Which pose; see `tripq.tasks.lesions.datasets.write_cohort`.
     turn_tables : bool
         Whether each subject has its table turned in a way of its own.
     seed : int

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tripq.evaluation import LesionCounts, Scores, without_nan
+from tripq.tasks.lesions.scores import LesionCounts, Scores, without_nan
 
 #: Logits at which the curves of a run are kept.
 LOGITS = np.linspace(-12.0, 12.0, 97)

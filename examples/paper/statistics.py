@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paper.results import SubjectResult
-from tripq.evaluation import LesionCounts
+from tripq.tasks.lesions.scores import LesionCounts
 
 _RESAMPLES = 1000
 _LEVEL = 0.95

@@ -14,11 +14,11 @@ from torch import nn
 from paper.cohort import SNR, Scans, at_trained_shells, for_fixed_table
 from paper.plan import MORE_HEADS, ROTATED, USUAL, Condition, Contender, Plan, Split
 from paper.results import Result, Run, SubjectResult, Tested, curve_of
-from tripq.checkpoint import save_network
-from tripq.datasets import LabelledSubject
-from tripq.evaluation import best_threshold, count_lesions, score
-from tripq.inference import graph_radius, segment
-from tripq.models import ConvSegmenter
+from tripq.networks.blocks import graph_radius, segment
+from tripq.networks.checkpoint import save_network
+from tripq.networks.conv import ConvSegmenter
+from tripq.tasks.lesions.datasets import LabelledSubject
+from tripq.tasks.lesions.scores import best_threshold, count_lesions, score
 from tripq.training import Budget, PatchDataModule, Progress, Stopping, train
 
 CAUTION = "trained on simulated diffusion signal; for research only, not for diagnosis"

@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp, vmap
 from torch.utils._pytree import tree_leaves
 
+from tests.nn.test_layer import small_domain, tiny_layer
 from tests.strategies import (
     BACKENDS,
     FORMS,
@@ -25,9 +26,8 @@ from tests.strategies import (
     randomised,
     relative_error,
 )
-from tests.test_layer import small_domain, tiny_layer
 from tripq import PQGraph, PQTensorFieldLayer, Radial
-from tripq.graph import NodeSpace
+from tripq.domain.nodes import NodeSpace
 from tripq.simulate import spread_directions
 
 LIMIT = 1e-11

@@ -10,6 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.nn.test_layer import (
+    evaluated,
+    filters_of_one_path,
+    outputs_and_gradients,
+    small_domain,
+    with_backend,
+)
 from tests.strategies import (
     AGREEMENT,
     FILTERS,
@@ -24,14 +31,7 @@ from tests.strategies import (
     rotations,
     shifts,
 )
-from tests.test_layer import (
-    evaluated,
-    filters_of_one_path,
-    outputs_and_gradients,
-    small_domain,
-    with_backend,
-)
-from tests.test_training import boxes, equivariant
+from tests.training.test_training import boxes, equivariant
 from tripq import PQTensorFieldLayer
 from tripq.training import Budget, train
 

@@ -17,11 +17,11 @@ import torch
 from typer.testing import CliRunner
 
 from tripq import files, segmentation
-from tripq.checkpoint import save_network
 from tripq.commands import app, lesions, scans
-from tripq.dwi import DWI, Frame, read_dwi
-from tripq.models import LesionSegmenter
+from tripq.networks.checkpoint import save_network
 from tripq.report.page import Picture
+from tripq.scans import DWI, Frame, read_dwi
+from tripq.tasks.lesions.segmenter import LesionSegmenter
 
 SHAPE = (20, 19, 18)
 
@@ -105,7 +105,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(lesions, "write_subject_report", write_page)
     drawn = Picture("data:,", "a picture", 1, 1)
-    monkeypatch.setattr("tripq.report.group.make_picture", lambda *_: drawn)
+    monkeypatch.setattr("tripq.tasks.lesions.pages.group.make_picture", lambda *_: drawn)
     monkeypatch.setattr(lesions, "load_model", cache(segmentation.load_model))
 
 

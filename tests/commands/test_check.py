@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from tests.commands.conftest import Call
-from tests.dwi.test_coherence import make_rods
+from tests.scans.test_coherence import make_rods
 from tripq.commands.check import UNCLEAR, Verdict, weigh
-from tripq.dwi import read_dwi
-from tripq.dwi.coherence import CHANGES, Change, Coherence
-from tripq.dwi.order import Order
+from tripq.scans import read_dwi
+from tripq.scans.coherence import CHANGES, Change, Coherence
+from tripq.scans.order import Order
 
 GOOD = Order(explained=0.8, usual=0.4, chance=0.001, n_directions=12)
 

@@ -13,8 +13,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from tests.commands.conftest import Call, write_mask, write_scan
-from tripq.bids import BIDSError
 from tripq.commands.derivatives import describe
+from tripq.scans.bids import BIDSError
 
 VALIDATOR = Path(sysconfig.get_path("scripts")) / "bids-validator-deno"
 HINTS = {"README_FILE_MISSING", "TOO_FEW_AUTHORS"}  # what only its authors can say

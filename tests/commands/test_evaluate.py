@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.commands.conftest import Call
-from tripq.evaluation import LesionCounts, count_lesions, evaluate
+from tripq.tasks.lesions.scores import LesionCounts, count_lesions, evaluate
 
 AFFINE = np.diag([-2.0, 2.0, 2.5, 1.0])
 SUBJECTS = ("sub-01", "sub-02")

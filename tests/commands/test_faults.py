@@ -27,8 +27,8 @@ import torch
 from tests.commands.conftest import Call, write_scan
 from tests.commands.test_segment_bids import summary
 from tripq import files, inference, segmentation
-from tripq.bids import find_maps
 from tripq.commands import lesions
+from tripq.scans.bids import find_maps
 
 SCANS = tuple(f"sub-{n}/dwi/sub-{n}_dwi.nii.gz" for n in ("01", "02"))
 SIDECARS = tuple(f"sub-{n}/dwi/sub-{n}_space-orig_label-lesion_probseg.json" for n in ("01", "02"))
@@ -315,7 +315,7 @@ STOPS = """
 import sys, time
 from importlib import import_module
 from pathlib import Path
-import tripq.commands.lesions as lesions
+import tripq.commands.segmenting as lesions
 app = import_module("tripq.commands.segment_bids")  # the package has a function of this name
 marker, where = Path(sys.argv.pop(1)), sys.argv.pop(1)
 def stop(): marker.touch(); time.sleep(600)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands.conftest import Call, write_scan
-from tripq.files import sha256
+from tripq.infra.files import sha256
 
 
 def shown(stdout: str) -> dict[str, str]:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from tests.commands.conftest import start, write_mask, write_scan
-from tripq.checkpoint import save_network
-from tripq.models import PaperSegmenter
+from tripq.networks.checkpoint import save_network
+from tripq.networks.paper import PaperSegmenter
 
 
 def test_version_and_help_need_no_torch(tmp_path: Path) -> None:

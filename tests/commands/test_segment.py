@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from tests.commands.conftest import Call, ball, write_mask, write_scan, write_weights
-from tests.dwi.test_coherence import make_rods
-from tripq.dwi import read_dwi
-from tripq.inference import segment
-from tripq.resampling import map_back, resample
-from tripq.segmentation import load_model
+from tests.scans.test_coherence import make_rods
+from tripq.networks.blocks import segment
+from tripq.scans import read_dwi
+from tripq.scans.resampling import map_back, resample
+from tripq.tasks.lesions.segmentation import load_model
 
 NAMES = ("probseg.nii.gz", "mask.nii.gz", "probseg.json")
 
@@ -185,12 +185,12 @@ def test_little_memory_gives_the_same_map_or_an_error(
 def test_the_shipped_weights_are_the_default(
     call: Call, scan: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tripq.weights._FILE", tmp_path / "none.safetensors")
+    monkeypatch.setattr("tripq.tasks.lesions.weights._FILE", tmp_path / "none.safetensors")
     refused = call("segment", scan, "-o", tmp_path)
     assert refused.status == 1
     assert "none.safetensors: this installation of tripq comes without" in refused.error
     assert "--weights FILE" in refused.error
-    monkeypatch.setattr("tripq.weights._FILE", weights)
+    monkeypatch.setattr("tripq.tasks.lesions.weights._FILE", weights)
     assert call("segment", scan, "-o", tmp_path).status == 0
 
 

@@ -17,10 +17,10 @@ import pytest
 
 from tests.commands.conftest import Call, Outcome, write_mask, write_scan, write_weights
 from tripq import __version__
-from tripq.bids import BIDSScan
 from tripq.commands import lesions
 from tripq.commands.derivatives import Row
 from tripq.commands.segment_bids import Sparingly
+from tripq.scans.bids import BIDSScan
 
 app = import_module("tripq.commands.segment_bids")  # the package has a function of this name
 

@@ -16,7 +16,7 @@ import typer
 from tests.commands.conftest import Call, write_weights
 from tests.commands.test_train import write_labelled
 from tripq.commands.session import Session, session
-from tripq.dwi import DWIError
+from tripq.scans import DWIError
 
 
 def end(error: BaseException, capsys: pytest.CaptureFixture[str], **options) -> tuple[int, str]:

@@ -16,12 +16,12 @@ from safetensors.numpy import load_file
 
 from tests.commands.conftest import Call, Outcome
 from tests.commands.test_run import start
-from tripq.checkpoint import load_network, read_notes
 from tripq.commands.train import Watch
-from tripq.config import ConfigError, TrainingConfig, example_config, parse_config
-from tripq.datasets import draw_validation, find_labelled, read_labelled
-from tripq.evaluation import best_threshold, score
-from tripq.inference import segment
+from tripq.networks.blocks import segment
+from tripq.networks.checkpoint import load_network, read_notes
+from tripq.tasks.lesions.datasets import draw_validation, find_labelled, read_labelled
+from tripq.tasks.lesions.scores import best_threshold, score
+from tripq.training.config import ConfigError, TrainingConfig, example_config, parse_config
 
 SHAPE = (9, 8, 7)
 AFFINE = np.diag([-2.0, 2.0, 2.0, 1.0])
@@ -264,7 +264,7 @@ def test_scans_of_other_voxels_are_an_error_that_names_the_scan(fit, data: Path)
     done = fit()
     assert done.status == 1
     assert "sub-02_dwi.nii.gz: voxels of 2.3 x 2.3 x 2.3 mm" in done.error
-    assert "tripq.resampling" in done.error
+    assert "tripq.scans.resampling" in done.error
 
 
 def test_a_mask_of_another_grid_is_an_error_that_names_it(fit, data: Path) -> None:

@@ -8,7 +8,7 @@ import triton.language as tl
 from e3nn import o3
 
 from tests.kernels.ahead_of_time import TARGETS, compile_kernel
-from tripq.harmonics import ZERO_LENGTH
+from tripq.filters.radial import Radial, RadialFunctions
 from tripq.kernels import embeddings
 from tripq.kernels.embeddings import (
     BESSEL_NEAR_ZERO,
@@ -19,7 +19,7 @@ from tripq.kernels.embeddings import (
     radial_height,
     radial_twin,
 )
-from tripq.radial import Radial, RadialFunctions
+from tripq.so3.harmonics import ZERO_LENGTH
 
 KINDS = ("gaussian", "cosine", "bessel", "smooth_finite")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}

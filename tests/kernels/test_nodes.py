@@ -15,8 +15,7 @@ from torch import Tensor
 from tests.kernels.ahead_of_time import compile_kernel
 from tests.strategies import RADIUS, Nodes, layers, relative_error, seeds, table_of
 from tripq.backends.edges import evaluate
-from tripq.filter import PQFilter
-from tripq.harmonics import spherical_harmonics, unit_vectors
+from tripq.filters.filter import PQFilter
 from tripq.kernels import nodes, nodes_triton
 from tripq.kernels.nodes import (
     Coupling,
@@ -26,7 +25,8 @@ from tripq.kernels.nodes import (
     aggregate_nodes,
     harmonic_polynomial,
 )
-from tripq.recoupling import clebsch_gordan
+from tripq.so3.harmonics import spherical_harmonics, unit_vectors
+from tripq.so3.recoupling import clebsch_gordan
 
 PLAIN = ((1, 1),)
 ANTIPODAL = ((1, 1), (1, -1))

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.kernels.ahead_of_time import TARGETS, compile_kernel
-from tripq.adjacency import Adjacency
-from tripq.harmonics import spherical_harmonics
+from tripq.domain.adjacency import Adjacency
 from tripq.kernels import tensor_product
 from tripq.kernels.tensor_product import Coupling, contract, expand
+from tripq.so3.harmonics import spherical_harmonics
 
 L = 2  # highest order of a harmonic here
 GROUPS = ((0, 2), (1, 1), (2, 3))  # (l_g, mul_g)

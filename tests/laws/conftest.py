@@ -20,7 +20,7 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
-from tests.dwi.conftest import Scan
+from tests.scans.conftest import Scan
 from tripq.commands import app, lesions
 from tripq.simulate import Anatomy, GradientTable, LesionStatistics, simulate_subject
 

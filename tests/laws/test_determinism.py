@@ -11,14 +11,14 @@ import torch
 from tests.commands.test_run import start
 from tests.commands.test_train import CONFIG, write_labelled
 from tests.laws.conftest import assert_same, make_head, segment, tripq
-from tests.test_training import boxes, equivariant
+from tests.training.test_training import boxes, equivariant
 from tripq import PQTensorFieldLayer
-from tripq.checkpoint import load_network
 from tripq.commands import lesions
-from tripq.inference import segment as segment_scan
-from tripq.segmentation import load_model
+from tripq.networks.blocks import segment as segment_scan
+from tripq.networks.checkpoint import load_network
+from tripq.tasks.lesions.segmentation import load_model
+from tripq.tasks.lesions.weights import default_weights
 from tripq.training import Budget, train
-from tripq.weights import default_weights
 
 
 def put_on(network: torch.nn.Module, backend: str) -> torch.nn.Module:

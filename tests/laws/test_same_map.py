@@ -17,9 +17,14 @@ import pytest
 from tests.laws.conftest import ROUNDING, Head, Map, assert_same, make_head, segment, tripq
 from tripq import PQTensorFieldLayer, inference
 from tripq.commands import lesions
-from tripq.dwi import read_dwi
-from tripq.segmentation import PROGRAM_BYTES, bytes_per_voxel, least_voxels, load_model
-from tripq.weights import default_weights
+from tripq.scans import read_dwi
+from tripq.tasks.lesions.segmentation import (
+    PROGRAM_BYTES,
+    bytes_per_voxel,
+    least_voxels,
+    load_model,
+)
+from tripq.tasks.lesions.weights import default_weights
 
 Written = Callable[[Head], Map]
 

@@ -13,8 +13,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.test_training import equivariant, labelled_scan
-from tripq.rank import Rank
+from tests.training.test_training import equivariant, labelled_scan
+from tripq.infra.rank import Rank
 from tripq.training import Budget, PatchDataModule, Stopping, train
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tripq.dwi import DWI
+from tripq.scans import DWI
 
 OBLIQUE = np.array(
     [[-4.8, 1.4, 0.0, 60.0], [1.4, 4.8, 0.0, -90.0], [0.0, 0.0, 5.0, -30.0], [0.0, 0.0, 0.0, 1.0]]

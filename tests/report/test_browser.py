@@ -15,8 +15,8 @@ from PIL import Image
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from tripq.lesions import find_lesions
-from tripq.report import write_subject_report
+from tripq.tasks.lesions.listing import find_lesions
+from tripq.tasks.lesions.pages.subject import write_subject_report
 
 pytestmark = pytest.mark.browser
 

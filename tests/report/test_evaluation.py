@@ -1,4 +1,4 @@
-"""The page of an evaluation shows the scores of tripq.evaluation."""
+"""The page of an evaluation shows the scores of tripq.tasks.lesions.scores."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tripq.evaluation import count_lesions, evaluate
-from tripq.report import EvaluatedSubject, write_evaluation_report
+from tripq.tasks.lesions.pages.evaluation import EvaluatedSubject, write_evaluation_report
+from tripq.tasks.lesions.scores import count_lesions, evaluate
 
 
 def test_the_scores_are_those_of_the_maps(

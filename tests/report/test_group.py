@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tripq.lesions import Lesion
-from tripq.report import SubjectSummary, write_group_report
+from tripq.tasks.lesions.listing import Lesion
+from tripq.tasks.lesions.pages.group import SubjectSummary, write_group_report
 
 LESION = Lesion(10, 1.25, (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), "left", 0.6, 0.9)
 ROWS = [

@@ -14,14 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tripq.report import (
-    EvaluatedSubject,
-    ReportError,
-    SubjectSummary,
-    write_evaluation_report,
-    write_group_report,
-    write_subject_report,
-)
+from tripq.report.page import ReportError
+from tripq.tasks.lesions.pages.evaluation import EvaluatedSubject, write_evaluation_report
+from tripq.tasks.lesions.pages.group import SubjectSummary, write_group_report
+from tripq.tasks.lesions.pages.subject import write_subject_report
 
 HOSTILE = "<script>alert(1)</script>"
 SETTINGS = {"caution": f"simulated {HOSTILE}", f"network {HOSTILE}": f"'\"&{HOSTILE}"}

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from nibabel.affines import apply_affine
 
-from tripq.dwi import read_dwi
-from tripq.lesions import find_lesions
-from tripq.report import write_subject_report
 from tripq.report.sphere import nearest_angles, seen_from, view_shells
+from tripq.scans import read_dwi
+from tripq.tasks.lesions.listing import find_lesions
+from tripq.tasks.lesions.pages.subject import write_subject_report
 
 
 @pytest.fixture(scope="module")

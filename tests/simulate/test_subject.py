@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tripq.dwi import read_dwi
+from tripq.scans import read_dwi
 from tripq.simulate import (
     Anatomy,
     GradientTable,

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
-from tripq.dwi import DWIError, find_shells
+from tripq.scans import DWIError, find_shells
 from tripq.simulate import GradientTable, SimulationError, random_rotation, spread_directions
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from tests.trust.bounds import bounded
 from tests.trust.test_fuzz import INTENSITIES, MASKS, SCANS, write_all
-from tripq.dwi import read_dwi
-from tripq.dwi.nifti import MAX_HEADER_BYTES, open_nifti
+from tripq.scans import read_dwi
+from tripq.scans.nifti import MAX_HEADER_BYTES, open_nifti
 
 MANY_SMALL = struct.pack("<ii", 8, 0) * 2**16
 ATTACKS = {

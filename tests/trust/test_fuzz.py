@@ -27,14 +27,15 @@ from torch import Tensor, nn
 
 from tests.trust.bounds import bounded
 from tripq import PQGraph
-from tripq.bids import BIDSError, find_scans
-from tripq.checkpoint import NETWORKS, CheckpointError, save_network
-from tripq.commands.paths import ResultFiles
-from tripq.dwi import DWI, DWIError, read_dwi, write_map
-from tripq.files import printable
-from tripq.maps import MapFiles, read_map, read_threshold, scan_name
-from tripq.models import ConvSegmenter, LesionSegmenter
-from tripq.segmentation import Model, load_model, segment_scan
+from tripq.commands.files import ResultFiles
+from tripq.infra.files import printable
+from tripq.networks.checkpoint import NETWORKS, CheckpointError, save_network
+from tripq.networks.conv import ConvSegmenter
+from tripq.scans import DWI, DWIError, read_dwi, write_map
+from tripq.scans.bids import BIDSError, find_scans
+from tripq.tasks.lesions.maps import MapFiles, read_map, read_threshold, scan_name
+from tripq.tasks.lesions.segmentation import Model, load_model, segment_scan
+from tripq.tasks.lesions.segmenter import LesionSegmenter
 
 SHAPE, VOLUMES = (4, 3, 2), 7
 B_VALUES = "0 1000 1000 2000 0 1000 2000"

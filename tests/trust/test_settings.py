@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.trust.bounds import bounded
-from tripq.config import MAX_CONFIG_BYTES, ConfigError, TrainingConfig, example_config, read_config
+from tripq.training.config import (
+    MAX_CONFIG_BYTES,
+    ConfigError,
+    TrainingConfig,
+    example_config,
+    read_config,
+)
 
 LONG_KEY = "a." * (MAX_CONFIG_BYTES // 2 - 4) + "b = 1\n"
 

@@ -27,12 +27,14 @@ from tripq.backends.tables import (
     embed_p,
     embed_q,
 )
-from tripq.filter import PQFilter
-from tripq.graph import NodeSpace, PEdges, QSpace
-from tripq.kept import kept_with_owner
+from tripq.domain.nodes import NodeSpace
+from tripq.domain.qspace import QSpace
+from tripq.domain.voxels import PEdges
+from tripq.filters.filter import PQFilter
+from tripq.filters.sparse import SparseMatrix
+from tripq.infra.kept import kept_with_owner
 from tripq.kernels.launch import accumulation_dtype
-from tripq.paths import Path
-from tripq.sparse import SparseMatrix
+from tripq.so3.paths import Path
 
 
 @single_precision

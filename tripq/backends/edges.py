@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from tripq.backends.precision import full_precision
-from tripq.filter import PQFilter
-from tripq.graph import NodeSpace, PEdges, QSpace
+from tripq.domain.nodes import NodeSpace
+from tripq.domain.qspace import QSpace
+from tripq.domain.voxels import PEdges
+from tripq.filters.filter import PQFilter
 
 # A filter is made by steps that hold a few of its size at a time.
 _INTERMEDIATES = 4

@@ -2,7 +2,7 @@ r"""The same sum on a grid in Fourier space, where neighbours are a product at e
 
 For voxels on a grid that share their directions, the sum over neighbours is a convolution.  At each
 frequency the harmonics of the p-offset are one row of numbers, which joins with the weights to a
-matrix between features that are aggregated over q and the output: `tripq.kernels.fourier` says how.
+matrix between features that are aggregated over q and the output: `tripq.backends.spectral` says how.
 Radial functions of |q| are taken shell by shell where a gradient table has few shells.
 
 What it takes hardly depends on the neighbourhood; the box around the voxels and its margins count.
@@ -20,14 +20,18 @@ import torch
 from torch import Tensor
 
 from tripq.backends.precision import full_precision
+from tripq.backends.spectral.convolution import bytes_per_place, convolve
+from tripq.backends.spectral.stages import Layout, Operands
+from tripq.backends.spectral.tiles import Tiles
 from tripq.backends.tables import Index, Terms, coefficient_matrix, embed_p
-from tripq.filter import PQFilter
-from tripq.graph import Grid, NodeSpace, PEdges, QSpace
-from tripq.kept import kept_with_owner
-from tripq.kernels.fourier import Layout, Operands, Tiles, bytes_per_place, convolve
+from tripq.domain.nodes import NodeSpace
+from tripq.domain.qspace import QSpace
+from tripq.domain.voxels import PEdges, VoxelGrid
+from tripq.filters.filter import PQFilter
+from tripq.filters.radial import ConstantFunction, RadialFunctions
+from tripq.filters.sparse import SparseMatrix
+from tripq.infra.kept import kept_with_owner
 from tripq.kernels.launch import needs_twin
-from tripq.radial import ConstantFunction, RadialFunctions
-from tripq.sparse import SparseMatrix
 
 # Lengths of q-vectors that differ by less than this, relatively, are the same but for rounding.
 _SAME_LENGTH = 1e-12
@@ -82,7 +86,7 @@ def evaluate(
 
 
 @kept_with_owner
-def _tiles(grid: Grid, margin: tuple[int, int, int], largest: int) -> Tiles:
+def _tiles(grid: VoxelGrid, margin: tuple[int, int, int], largest: int) -> Tiles:
     return Tiles.cut(grid.voxels, margin, largest)
 
 
@@ -177,7 +181,7 @@ def _groups(filter: PQFilter) -> list[_Group]:
 def _coefficients(
     filter: PQFilter, groups: list[_Group], out: _Shells, into: _Shells
 ) -> list[Tensor]:
-    """What joins the p- and q-embeddings and the channels, as `tripq.kernels.fourier` wants it."""
+    """What joins the p- and q-embeddings and the channels, as `tripq.backends.spectral` wants it."""
     flat = _coefficient_matrix(filter).times(filter.exact_weight)
     shapes = [_shape(filter, group) for group in groups]
     coefficients = []

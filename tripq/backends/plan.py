@@ -17,10 +17,13 @@ import numpy as np
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from tripq.filter import PQFilter
-from tripq.graph import NodeSpace, PEdges, QSpace, ScanGraph
+from tripq.domain.graph import ScanGraph
+from tripq.domain.nodes import NodeSpace
+from tripq.domain.qspace import QSpace
+from tripq.domain.voxels import PEdges
+from tripq.filters.filter import PQFilter
 from tripq.kernels.launch import accumulation_dtype
-from tripq.recoupling import clebsch_gordan
+from tripq.so3.recoupling import clebsch_gordan
 
 Backend = Literal["auto", "edges", "dense", "fourier", "recoupled", "triton"]
 

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tripq.filter import PQFilter
-from tripq.graph import NodeSpace, PEdges, QSpace
+from tripq.domain.nodes import NodeSpace
+from tripq.domain.qspace import QSpace
+from tripq.domain.voxels import PEdges
+from tripq.filters.filter import PQFilter
 from tripq.kernels.launch import accumulation_dtype, needs_twin
 
 Evaluate = Callable[[Tensor, PEdges, QSpace | NodeSpace, PQFilter, int], Tensor]

@@ -1,6 +1,6 @@
 r"""The same sum by an exact recoupling: two tensor-product convolutions in a row.
 
-With the recoupling of `tripq.recoupling`, the layer is
+With the recoupling of `tripq.so3.recoupling`, the layer is
 
 1. q-aggregation: features times harmonics of the q-offset, summed over q_in: one GEMM;
 2. q-coupling: harmonic and input order to an intermediate order l_1;
@@ -24,13 +24,15 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from tripq.backends.neighbour_sums import aggregate_on_edges, aggregate_on_grid
 from tripq.backends.parts import by_directions, parts_of, recomputed
 from tripq.backends.precision import full_precision
 from tripq.backends.tables import embed_p, embed_q, mixing_at
-from tripq.filter import PQFilter, coupling_tensor
-from tripq.graph import NodeSpace, PEdges, QSpace
-from tripq.kernels.p_stage import aggregate_on_edges, aggregate_on_grid
-from tripq.recoupling import Block, Mixing
+from tripq.domain.nodes import NodeSpace
+from tripq.domain.qspace import QSpace
+from tripq.domain.voxels import PEdges
+from tripq.filters.filter import PQFilter, coupling_tensor
+from tripq.so3.recoupling import Block, Mixing
 
 
 @full_precision

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tripq.filter import PQFilter
-from tripq.graph import QSpace
-from tripq.paths import Path
-from tripq.recoupling import path_coupling
-from tripq.sparse import SparseMatrix
+from tripq.domain.qspace import QSpace
+from tripq.filters.filter import PQFilter
+from tripq.filters.sparse import SparseMatrix
+from tripq.so3.paths import Path
+from tripq.so3.recoupling import path_coupling
 
 Index = NDArray[np.int64]
 

@@ -22,18 +22,20 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tripq.adjacency import Adjacency
 from tripq.backends.parts import by_directions, recomputed
 from tripq.backends.tables import mixing_at
-from tripq.filter import PQFilter, ungrouped
-from tripq.graph import NodeSpace, PEdges, QSpace
-from tripq.kept import kept_with_owner
+from tripq.domain.adjacency import Adjacency
+from tripq.domain.nodes import NodeSpace
+from tripq.domain.qspace import QSpace
+from tripq.domain.voxels import PEdges
+from tripq.filters.filter import PQFilter, ungrouped
+from tripq.infra.kept import kept_with_owner
 from tripq.kernels.embeddings import edge_harmonics
 from tripq.kernels.launch import accumulation_dtype
 from tripq.kernels.mixing import mix
 from tripq.kernels.nodes import NodeCsr, Term, aggregate_nodes
 from tripq.kernels.tensor_product import Coupling, contract, expand
-from tripq.recoupling import Block
+from tripq.so3.recoupling import Block
 
 
 def evaluate(

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tripq.commands import options
-from tripq.commands.paths import ScanFiles
+from tripq.commands.files import ScanFiles
 from tripq.commands.session import FAILED, session
 
 if TYPE_CHECKING:
-    from tripq.dwi import DWI, Frame
-    from tripq.dwi.coherence import Coherence
-    from tripq.dwi.order import Order
+    from tripq.scans import DWI, Frame
+    from tripq.scans.coherence import Coherence
+    from tripq.scans.order import Order
 
 UNCLEAR = 3
 """Exit status where the scan does not tell whether the table fits; where it does not fit, 1."""
@@ -128,10 +128,10 @@ def judge(dwi: DWI, frame: Frame) -> Verdict:
     Raises
     ------
     DWIError
-        If it has too few directions for a tensor, see `tripq.dwi.coherence.fibre_coherence`.
+        If it has too few directions for a tensor, see `tripq.scans.coherence.fibre_coherence`.
     """
-    from tripq.dwi.coherence import fibre_coherence
-    from tripq.dwi.order import volume_order
+    from tripq.scans.coherence import fibre_coherence
+    from tripq.scans.order import volume_order
 
     return weigh(fibre_coherence(dwi), volume_order(dwi), dwi, frame)
 
@@ -150,7 +150,7 @@ def weigh(found: Coherence, order: Order, dwi: DWI, frame: Frame) -> Verdict:
     frame : {"fsl", "voxel", "world"}
         That it was read with.
     """
-    from tripq.dwi.coherence import frame_after
+    from tripq.scans.coherence import frame_after
 
     if order.is_wrong:
         return Verdict(

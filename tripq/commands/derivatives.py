@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tripq import __version__
-from tripq.bids import BIDS_VERSION, BIDSError, BIDSName, BIDSScan, dataset_name
-from tripq.commands.paths import ResultFiles
+from tripq.commands.files import ResultFiles
 from tripq.commands.session import log
-from tripq.files import printable, read_json, write_json, write_text
+from tripq.infra.files import printable, read_json, write_json, write_text
+from tripq.scans.bids import BIDS_VERSION, BIDSError, BIDSName, BIDSScan, dataset_name
 
 Status = Literal["done", "done again", "there already", "left out", "failed"]
 
@@ -248,7 +248,7 @@ def write_page(
     title : str
         Name of the dataset.
     """
-    from tripq.report import SubjectSummary, write_group_report
+    from tripq.tasks.lesions.pages.group import SubjectSummary, write_group_report
 
     summaries = [
         SubjectSummary.of_failure(row.scan, row.reason)

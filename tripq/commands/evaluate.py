@@ -12,14 +12,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from tripq import __version__
-from tripq.bids import BIDSError, BIDSScan, find_lesion_masks, find_maps, find_namesakes
 from tripq.commands import options
 from tripq.commands.session import FAILED, Session, explain, need, session
 from tripq.commands.session import log as messages
-from tripq.files import staged, write_json, write_text
+from tripq.infra.files import staged, write_json, write_text
+from tripq.scans.bids import BIDSError, BIDSScan, find_lesion_masks, find_maps, find_namesakes
 
 if TYPE_CHECKING:
-    from tripq.maps import LesionMap, MapFiles, MapScores
+    from tripq.tasks.lesions.maps import LesionMap, MapFiles, MapScores
 
 _PAGE, _TABLE, _SCORES = "report.html", "scores.tsv", "scores.json"
 _SHOWN = (
@@ -91,7 +91,7 @@ def evaluate(
             raise BIDSError(f"{maps}: the maps and the truth must not be the same folder.")
         if masks is not None and not masks.is_dir():
             raise BIDSError(f"{masks}: no such folder; --masks names a dataset of derivatives.")
-        from tripq.maps import score_maps
+        from tripq.tasks.lesions.maps import score_maps
 
         found = find_maps(maps, participant_label or ())
         known = find_lesion_masks(truth, participant_label or ())
@@ -134,7 +134,7 @@ def _read_all(
     screen: Session,
 ) -> tuple[list[LesionMap], float, dict[str, str]]:
     """Maps that can be used, their threshold, and what is wrong with the others."""
-    from tripq.maps import find_truth, read_map, read_threshold, scan_name
+    from tripq.tasks.lesions.maps import find_truth, read_map, read_threshold, scan_name
 
     shared = find_namesakes(found, lambda scan: frozenset(scan_name(scan).split("_")))
     read: list[LesionMap] = []
@@ -196,8 +196,8 @@ def _write(
     failed: Mapping[str, str],
 ) -> None:
     """Write all three files, or none."""
-    from tripq.maps import scores_tsv
-    from tripq.report import write_evaluation_report
+    from tripq.tasks.lesions.maps import scores_tsv
+    from tripq.tasks.lesions.pages.evaluation import write_evaluation_report
 
     settings = {"tripq": __version__, "Maps": str(maps), "Truth": str(truth)}
     if failed:

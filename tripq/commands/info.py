@@ -11,9 +11,9 @@ from tripq.commands import options
 from tripq.commands.session import session
 
 if TYPE_CHECKING:
-    from tripq.dwi import Frame
-    from tripq.dwi.read import Survey
-    from tripq.dwi.shells import Shell
+    from tripq.scans import Frame
+    from tripq.scans.read import Survey
+    from tripq.scans.shells import Shell
 
 
 def info(
@@ -46,7 +46,7 @@ def info(
         if file.suffix == ".safetensors":
             lines = describe_checkpoint(file)
         else:
-            from tripq.dwi.read import survey_dwi
+            from tripq.scans.read import survey_dwi
 
             with screen.bar(f"reading {file.name}"):
                 lines = describe_scan(survey_dwi(file, bval, bvec, mask, frame), frame)
@@ -56,8 +56,8 @@ def info(
 
 def describe_checkpoint(path: Path) -> list[tuple[str, str]]:
     """Name and value of what a checkpoint holds."""
-    from tripq.checkpoint import load_network, read_notes
-    from tripq.files import sha256
+    from tripq.infra.files import sha256
+    from tripq.networks.checkpoint import load_network, read_notes
 
     notes = read_notes(path)
     network = load_network(path)
@@ -75,7 +75,7 @@ def describe_checkpoint(path: Path) -> list[tuple[str, str]]:
 
 def _spell_directions(scan: Survey, shell: Shell) -> str:
     """How many directions a shell has, and volumes, if some have the same direction."""
-    from tripq.dwi.shells import count_directions
+    from tripq.scans.shells import count_directions
 
     different = count_directions(scan.scan.q[shell.indices])
     repeated = "" if different == len(shell) else f" in {len(shell)} volumes"

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand
 
 from tripq import __version__
-from tripq.dwi import Frame
+from tripq.scans import Frame
 
 Device = Literal["auto", "cpu", "cuda"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from tripq.brain import read_brain
-from tripq.commands.paths import ScanFiles
+from tripq.commands.files import ScanFiles
 from tripq.commands.session import Session, log
-from tripq.dwi import DWI, Frame, read_dwi
+from tripq.scans import DWI, Frame, read_dwi
+from tripq.scans.brain import read_brain
 
 
 def read_scan(files: ScanFiles, frame: Frame, screen: Session, max_bytes: float = math.inf) -> DWI:

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from tripq.commands import options
-from tripq.commands.paths import ResultFiles, ScanFiles
+from tripq.commands.files import ResultFiles, ScanFiles
 from tripq.commands.session import session
-from tripq.dwi.nifti import split_name
+from tripq.scans.nifti import split_name
 
 
 def segment(
@@ -52,7 +52,7 @@ def segment(
         results = ResultFiles.named(lambda suffix, extension: out / f"{stem}_{suffix}{extension}")
         if not overwrite and (there := [path for path in results.expected if path.exists()]):
             raise FileExistsError(0, "is there already; --overwrite replaces it.", str(there[0]))
-        from tripq.commands.lesions import Settings, segment_files
+        from tripq.commands.segmenting import Settings, segment_files
 
         settings = Settings.choose(weights, threshold, frame, device, memory, threads, shell)
         found = segment_files(ScanFiles(scan, bval, bvec, mask), results, settings, screen)

@@ -15,14 +15,6 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from tripq.bids import (
-    BIDSError,
-    BIDSMissingError,
-    BIDSScan,
-    bids_uri,
-    find_namesakes,
-    find_scans,
-)
 from tripq.commands import options, ranks
 from tripq.commands.derivatives import (
     Row,
@@ -34,16 +26,24 @@ from tripq.commands.derivatives import (
     write_page,
     write_summary,
 )
-from tripq.commands.paths import Addresses, ResultFiles, ScanFiles
+from tripq.commands.files import Addresses, ResultFiles, ScanFiles
 from tripq.commands.session import FAILED, Session, explain, session
 from tripq.commands.session import log as messages
-from tripq.dwi import Frame
-from tripq.dwi.gradients import has_only_b0
-from tripq.files import printable, read_json
-from tripq.rank import Rank
+from tripq.infra.files import printable, read_json
+from tripq.infra.rank import Rank
+from tripq.scans import Frame
+from tripq.scans.bids import (
+    BIDSError,
+    BIDSMissingError,
+    BIDSScan,
+    bids_uri,
+    find_namesakes,
+    find_scans,
+)
+from tripq.scans.gradients import has_only_b0
 
 if TYPE_CHECKING:
-    from tripq.commands.lesions import Settings
+    from tripq.commands.segmenting import Settings
 
 Finished: TypeAlias = tuple[Row, Mapping[str, str]]
 """A scan with a result, and the settings of it for readers of a page."""
@@ -139,7 +139,7 @@ def segment_bids(
         else:
             threads = options.threads_of_process(threads, cpus, devices)
             ranks.divide(devices, nodes, threads)
-            from tripq.commands.lesions import Settings
+            from tripq.commands.segmenting import Settings
 
             scans = find_scans(bids_dir, participant_label or (), session_label or ())
             masks = None if masks is None else _find_masks(masks, bids_dir)
@@ -217,7 +217,7 @@ def _segment_all(
 
     It writes the summary and the page where the scans are the whole dataset.
     """
-    from tripq.distributed import by_leader, connected, gather
+    from tripq.infra.distributed import by_leader, connected, gather
 
     rank = Rank.here()
     refused = _refuse_namesakes(scans)
@@ -331,7 +331,7 @@ def _segment_one(
     screen: Session,
 ) -> Row:
     """Segment a scan unless that is done; whatever is wrong with it becomes its row."""
-    from tripq.commands.lesions import changed_inputs, made_otherwise, segment_files
+    from tripq.commands.segmenting import changed_inputs, made_otherwise, segment_files
 
     results = results_of(scan, places.results)
     changed: list[str] = []

@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tripq.files import printable
-from tripq.rank import Rank
+from tripq.infra.files import printable
+from tripq.infra.rank import Rank
 
 
 def _on_one_line(record: logging.LogRecord) -> bool:

@@ -18,15 +18,15 @@ from tripq import __version__
 from tripq.commands import options, ranks
 from tripq.commands.session import Session, need, session
 from tripq.commands.session import log as messages
-from tripq.files import read_json, sha256, staged, write_json
-from tripq.rank import Rank
+from tripq.infra.files import read_json, sha256, staged, write_json
+from tripq.infra.rank import Rank
 
 if TYPE_CHECKING:
-    from tripq.config import TrainingConfig
-    from tripq.datasets import LabelledFiles, LabelledSubject
-    from tripq.datasets.shelf import Shelf
-    from tripq.models import LesionSegmenter
+    from tripq.tasks.lesions.datasets import LabelledFiles, LabelledSubject
+    from tripq.tasks.lesions.datasets.shelf import Shelf
+    from tripq.tasks.lesions.segmenter import LesionSegmenter
     from tripq.training import Progress, TrainingRecord
+    from tripq.training.config import TrainingConfig
 
 _WEIGHTS, _PAGE, _RECORD = "lesion-segmenter.safetensors", "validation.html", "training.json"
 _SETTINGS = "settings.json"
@@ -34,7 +34,7 @@ _SETTINGS = "settings.json"
 
 def _show_example(wanted: bool) -> None:
     if wanted:
-        from tripq.config import example_config
+        from tripq.training.config import example_config
 
         typer.echo(example_config(), nl=False)
         raise typer.Exit
@@ -124,10 +124,10 @@ def train(
         need("lightning", "panoptica", "torchmetrics")
         ranks.divide(devices, nodes, threads)
         rank = Rank.here()
-        from tripq.commands.lesions import choose_device, use_threads
-        from tripq.config import ConfigError, TrainingConfig, read_config
-        from tripq.datasets.shelf import Shelf
-        from tripq.distributed import by_leader, connected
+        from tripq.commands.segmenting import choose_device, use_threads
+        from tripq.infra.distributed import by_leader, connected
+        from tripq.tasks.lesions.datasets.shelf import Shelf
+        from tripq.training.config import ConfigError, TrainingConfig, read_config
 
         settings = TrainingConfig() if config is None else read_config(config)
         use_threads(threads)
@@ -184,7 +184,7 @@ class Cohort:
     @property
     def fewest_directions(self) -> int:
         """Different ones of any shell that is trained on."""
-        from tripq.dwi.shells import count_directions
+        from tripq.scans.shells import count_directions
 
         return min(
             count_directions(scan.dwi.q[shell.indices])
@@ -250,8 +250,13 @@ def _read_cohort(
     screen: Session,
 ) -> Cohort:
     """Find, split and read the scans; headers first, as reading takes long."""
-    from tripq.config import ConfigError
-    from tripq.datasets import common_voxel_size, draw_validation, find_labelled, read_labelled
+    from tripq.tasks.lesions.datasets import (
+        common_voxel_size,
+        draw_validation,
+        find_labelled,
+        read_labelled,
+    )
+    from tripq.training.config import ConfigError
 
     found = find_labelled(data, truth, frame)
     for path, reason in found.left_out.items():
@@ -310,7 +315,8 @@ def _train(
     cohort: Cohort, settings: TrainingConfig, folder: Path, device: str, screen: Session
 ) -> tuple[LesionSegmenter, TrainingRecord]:
     """Train, or go on, and tell how it goes."""
-    from tripq.training import choose_precision, train_segmenter, training_state
+    from tripq.tasks.lesions.training import train_segmenter
+    from tripq.training import choose_precision, training_state
 
     state = training_state(folder)
     if state != "new":
@@ -385,10 +391,10 @@ def _write(
     """Write the network and all about it, or nothing; what to show."""
     import numpy as np
 
-    from tripq.checkpoint import save_network
-    from tripq.evaluation import best_threshold, score
-    from tripq.inference import segment
-    from tripq.report import EvaluatedSubject, write_evaluation_report
+    from tripq.networks.blocks import segment
+    from tripq.networks.checkpoint import save_network
+    from tripq.tasks.lesions.pages.evaluation import EvaluatedSubject, write_evaluation_report
+    from tripq.tasks.lesions.scores import best_threshold, score
 
     network.to(device)
     subjects = []

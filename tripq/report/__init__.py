@@ -4,15 +4,15 @@ Each is one HTML file that holds all it needs: styles, programs, pictures and vo
 nothing from any network, and its content security policy forbids the browser to. Names, notes and
 settings are text of others and are shown as text, whatever is in them.
 
->>> from tripq.report import write_subject_report
+>>> from tripq.tasks.lesions.pages.subject import write_subject_report
 """
 
 from __future__ import annotations
 
-from tripq.report.evaluation import EvaluatedSubject, write_evaluation_report
-from tripq.report.group import SubjectSummary, write_group_report
 from tripq.report.page import ReportError
-from tripq.report.subject import write_subject_report
+from tripq.tasks.lesions.pages.evaluation import EvaluatedSubject, write_evaluation_report
+from tripq.tasks.lesions.pages.group import SubjectSummary, write_group_report
+from tripq.tasks.lesions.pages.subject import write_subject_report
 
 __all__ = [
     "EvaluatedSubject",

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from tripq.dwi import DWI
+from tripq.scans import DWI
 
-#: One for each shell, in turn (Okabe and Ito, as in `tripq.figures`).
+#: One for each shell, in turn (Okabe and Ito, as in `tripq.tasks.lesions.figures`).
 SHELL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 _BINS = 100

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tripq.dwi import DWI
+from tripq.scans import DWI
 
 #: Where the reader stands at first, in degrees: in front of the face, to its left, a little above.
 AZIMUTH, ELEVATION = 35.0, 20.0

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tripq.dwi import DWI
+from tripq.scans import DWI
 
 _MARGIN = 1  # voxels around the mask
 _WHITEST = 99.5  # percentile of intensities

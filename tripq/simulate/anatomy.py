@@ -16,8 +16,8 @@ from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from tripq.dwi import DWIError
-from tripq.dwi.nifti import open_nifti
+from tripq.scans import DWIError
+from tripq.scans.nifti import open_nifti
 from tripq.simulate.errors import SimulationError
 from tripq.simulate.fibres import estimate_fibres
 from tripq.simulate.grid import Grid, interpolate, nearest

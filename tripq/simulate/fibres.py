@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, sparse
 from scipy.sparse.linalg import cg
 
-from tripq.dwi import orthogonal_part
+from tripq.scans import orthogonal_part
 from tripq.simulate.errors import SimulationError
 from tripq.simulate.grid import Grid
 

@@ -9,7 +9,7 @@ from nibabel.affines import apply_affine, voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from tripq.dwi import orthogonal_part
+from tripq.scans import orthogonal_part
 
 
 @dataclass(frozen=True, eq=False)

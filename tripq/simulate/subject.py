@@ -12,7 +12,7 @@ import numpy as np
 from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
-from tripq.dwi import B_REFERENCE, DWI, orthogonal_part, write_map
+from tripq.scans import B_REFERENCE, DWI, orthogonal_part, write_map
 from tripq.simulate.anatomy import Anatomy, default_anatomy
 from tripq.simulate.errors import SimulationError
 from tripq.simulate.fields import random_field
@@ -255,7 +255,7 @@ def simulate_cohort(
 
 
 def write_subject(subject: Subject, folder: str | PathLike[str]) -> None:
-    """Write a subject as files that `tripq.dwi.read_dwi` and other programs read.
+    """Write a subject as files that `tripq.scans.read_dwi` and other programs read.
 
     ``dwi.nii.gz`` with ``dwi.bval`` and ``dwi.bvec`` (frame of FSL), ``mask.nii.gz``,
     ``lesion.nii.gz`` and ``coverage.nii.gz``. The b0 volumes are averaged to one, the first.
@@ -364,7 +364,7 @@ def _fill(
 def _scan(
     intensity: NDArray[np.float32], table: GradientTable, mask: NDArray[np.bool_], grid: Grid
 ) -> DWI:
-    """Divide by b0 and put in order as `tripq.dwi.read_dwi` does."""
+    """Divide by b0 and put in order as `tripq.scans.read_dwi` does."""
     b0 = intensity[:, table.b0].mean(axis=1)
     weighted = ~table.b0
     ones = np.ones((len(b0), 1), dtype=np.float32)

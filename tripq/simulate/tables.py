@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from tripq.dwi import B_REFERENCE
-from tripq.dwi.gradients import find_b0, unit_directions
+from tripq.scans import B_REFERENCE
+from tripq.scans.gradients import find_b0, unit_directions
 from tripq.simulate.errors import SimulationError
 from tripq.simulate.pose import random_rotation
 
@@ -24,13 +24,13 @@ class GradientTable:
     Parameters
     ----------
     b_values : (N,) float64 array
-        In s/mm2. Volumes up to `tripq.dwi.B0_THRESHOLD` are b0 volumes.
+        In s/mm2. Volumes up to `tripq.scans.B0_THRESHOLD` are b0 volumes.
     directions : (N, 3) float64 array
         Unit vectors in world axes (RAS+); those of b0 volumes are not used.
 
     Raises
     ------
-    tripq.dwi.DWIError
+    tripq.scans.DWIError
         If there is no b0 volume, no other volume, or a direction is not of length 1.
     SimulationError
         If there is not one direction for every b-value.

@@ -5,7 +5,7 @@ The parts are those of Lightning, so that they can be used with a trainer of one
 loss, the optimiser and the score of the validation, and `BudgetCallback` lets the learning rate
 follow what is spent of the time or the steps that are given.  `train` puts them together:
 
->>> from tripq.models import LesionSegmenter
+>>> from tripq.tasks.lesions.segmenter import LesionSegmenter
 >>> from tripq.simulate import default_anatomy, simulate_cohort
 >>> anatomy = default_anatomy(5.0).within((-40, -60, 0), (40, 40, 30))
 >>> scans = list(simulate_cohort(1, seed=0, anatomy=anatomy))
@@ -17,7 +17,14 @@ follow what is spent of the time or the steps that are given.  `train` puts them
 
 from __future__ import annotations
 
+from tripq.tasks.lesions.training import build_segmenter, train_segmenter
 from tripq.training.budget import Budget, BudgetCallback, Progress, learning_rate_factor
+from tripq.training.module import (
+    VALIDATION_SCORE,
+    SegmentationModule,
+    initialise,
+    settle_batch_norm,
+)
 from tripq.training.patches import Batch, LabelledScan, PatchDataModule, PatchDataset, cut_box
 from tripq.training.run import (
     Stopping,
@@ -25,13 +32,6 @@ from tripq.training.run import (
     choose_precision,
     train,
     training_state,
-)
-from tripq.training.segmenter import build_segmenter, train_segmenter
-from tripq.training.task import (
-    VALIDATION_SCORE,
-    SegmentationModule,
-    initialise,
-    settle_batch_norm,
 )
 
 __all__ = [

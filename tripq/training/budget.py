@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 
-from tripq.training.task import VALIDATION_SCORE, SegmentationModule
+from tripq.training.module import VALIDATION_SCORE, SegmentationModule
 
 #: Share of the budget in which the learning rate rises; it falls like a cosine in the rest.
 WARM_UP = 0.1

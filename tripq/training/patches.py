@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from tripq.dwi import DWI
-from tripq.graph import PQGraph
-from tripq.rank import ALONE, Rank
+from tripq.domain.graph import PQGraph
+from tripq.infra.rank import ALONE, Rank
+from tripq.scans import DWI
 
 
 class LabelledScan(Protocol):

@@ -21,17 +21,17 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
 from torch import Tensor, nn
 
-from tripq.distributed import connected
-from tripq.files import read_json, write_text
-from tripq.rank import Rank
+from tripq.infra.distributed import connected
+from tripq.infra.files import read_json, write_text
+from tripq.infra.rank import Rank
 from tripq.training.budget import Budget, BudgetCallback, Progress
-from tripq.training.patches import PatchDataModule
-from tripq.training.task import (
+from tripq.training.module import (
     VALIDATION_SCORE,
     SegmentationModule,
     initialise,
     settle_batch_norm,
 )
+from tripq.training.patches import PatchDataModule
 
 Precision = Literal["auto", "32-true", "bf16-mixed"]
 

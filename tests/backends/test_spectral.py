@@ -1,0 +1,183 @@
+"""Fourier space gives what the definition gives; tiles find the neighbours that the table lists."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tripq import PQGraph, PQTensorFieldLayer, Radial
+from tripq.backends import BACKENDS
+from tripq.backends.plan import Backend
+from tripq.backends.spectral.tiles import Tiles
+
+AFFINE = np.diag([2.0, 2.3, 2.6, 1.0])
+TABLE = np.array([[0.0, 0, 0], [1, 0, 0], [0, 0.8, 0.6], [0, -0.9, 1.1]])
+IRREPS = "2x0e + 1x1o + 1x2e"
+
+
+def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+def patches(*shapes: tuple[int, int, int], radius: float, seed: int = 0) -> PQGraph:
+    """Boxes with some voxels missing, as one scan."""
+    rng = np.random.default_rng(seed)
+    graphs = []
+    for shape in shapes:
+        mask = rng.random(shape) < 0.9
+        mask.flat[0] = True
+        graphs.append(PQGraph.from_grid(mask, AFFINE, TABLE, radius))
+    return PQGraph.merge(graphs)
+
+
+shapes = st.tuples(*[st.integers(1, 5)] * 3)
+
+
+@given(
+    shapes=st.lists(shapes, min_size=1, max_size=3),
+    radius=st.floats(0.0, 8.0),
+    seed=st.integers(0, 1000),
+    largest=st.integers(1, 1000),
+)
+def test_tiles_hold_all_voxels_and_their_neighbours(shapes, radius, seed, largest):
+    (scan,) = patches(*shapes, radius=radius, seed=seed).scans
+    edges, n_voxels = scan.edges, scan.n_voxels
+    margin = tuple(edges.steps.abs().amax(dim=0).tolist())
+    tiles = Tiles.cut(edges.grid.voxels, margin, largest)
+    smallest = math.prod(1 + 2 * m for m in margin)
+    assert math.prod(tiles.shape) <= 2 * max(largest, smallest)  # rounded up for the transform
+    assert torch.cat(tiles.voxels).sort().values.equal(torch.arange(n_voxels))
+    for source, voxels, places in zip(tiles.source, tiles.voxels, tiles.places, strict=True):
+        ring = source.view(tiles.shape)
+        at = torch.stack(torch.unravel_index(places, tiles.shape), dim=1)
+        for t, step in enumerate(edges.steps):
+            x, y, z = ((at - step) % torch.tensor(tiles.shape)).T
+            assert ring[x, y, z].equal(edges.table[voxels, t])
+
+
+def test_tiles_leave_empty_space_out():
+    mask = np.zeros((40, 40, 40))
+    mask[:5, :5, :5] = mask[-5:, -5:, -5:] = 1
+    (scan,) = PQGraph.from_grid(mask, AFFINE, TABLE, 2.8).scans
+    tiles = Tiles.cut(scan.edges.grid.voxels, (1, 1, 1), 10**6)
+    assert tiles.source.numel() < 10 * scan.n_voxels
+
+
+@pytest.mark.parametrize("filter", ["tp", "p", "q", "tp + q"])
+@pytest.mark.parametrize("antipodal", [False, True])
+@pytest.mark.parametrize("irreps", [(IRREPS, IRREPS), ("1x0e", "1x1o"), ("1x1o", "2x0e")])
+@pytest.mark.parametrize(
+    "graph",
+    [
+        patches((5, 4, 4), radius=2.8),
+        patches((3, 4, 4), (2, 5, 4), radius=2.7),
+        patches((6, 1, 1), radius=4.1),
+    ],
+    ids=["a box", "two patches", "a row of voxels"],
+)
+def test_outputs_and_gradients_are_those_of_the_definition(filter, antipodal, irreps, graph):
+    torch.manual_seed(0)
+    layer = PQTensorFieldLayer(
+        *irreps,
+        graph.radius,
+        filter=filter,
+        antipodal=antipodal,
+        lmax_p=2,
+        lmax_q=2,
+        p_radial=Radial("gaussian", 2, learnable=True),
+        q_radial=Radial("gaussian", 2, learnable=True),
+    ).double()
+    size = (graph.n_voxels, 4, layer.irreps_in.dim)
+    x = torch.randn(size, dtype=torch.float64, requires_grad=True)
+    results: dict[str, tuple[torch.Tensor, ...]] = {"edges": (), "fourier": ()}
+    for backend in ("edges", "fourier"):
+        layer.backend = backend
+        y = layer(x, graph)
+        if not layer.paths:  # an antipodal filter has no harmonic of order 1 in q
+            assert (filter, antipodal, y.any().item()) == ("q", True, False)
+            continue
+        torch.manual_seed(1)
+        loss = (y * torch.randn_like(y)).sum()
+        leaves = [x, *layer.parameters()]
+        gradients = torch.autograd.grad(loss, leaves, materialize_grads=True)
+        results[backend] = (y, *gradients)
+    for fast, defined in zip(*results.values(), strict=True):
+        # Of a sum, a filter without paths has radial functions without a gradient.
+        assert (fast - defined).norm() <= 1e-12 * defined.norm()
+    assert all(result[0].norm() > 0 for result in results.values() if result)
+
+
+def lengths_of(*lengths: float) -> np.ndarray:
+    """A gradient table with these |q|."""
+    directions = np.random.default_rng(0).normal(size=(len(lengths), 3))
+    return np.array(lengths)[:, None] * directions / np.linalg.norm(directions, axis=1)[:, None]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize(
+    "table",
+    [
+        lengths_of(1, 1.4, 1, 0, 1.4, 1, 1.4),
+        lengths_of(*np.linspace(0.2, 1.8, 7)),
+        lengths_of(1, 0),
+    ],
+    ids=["three shells, mixed up", "no shells", "few"],
+)
+@pytest.mark.parametrize("resampled", [False, True])
+def test_shells_of_a_table_or_none(number, table, resampled):
+    mask = np.ones((3, 4, 3))
+    q_out = lengths_of(1.2, 0.3, 1.2) if resampled else None
+    graph = PQGraph.from_grid(mask, AFFINE, table, 2.8, q_out=q_out)
+    torch.manual_seed(0)
+    radial = Radial("gaussian", number, learnable=True)
+    layer = PQTensorFieldLayer(IRREPS, IRREPS, 2.8, lmax_p=1, lmax_q=2, q_radial=radial).double()
+    x = torch.randn(graph.n_voxels, len(table), 10, dtype=torch.float64, requires_grad=True)
+    results = []
+    for backend in ("edges", "fourier"):
+        layer.backend = backend
+        y = layer(x, graph)
+        results.append((y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])))
+    for defined, fast in zip(*results, strict=True):
+        assert relative_error(fast, defined) < 1e-11
+
+
+def by(backend: Backend, budget: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Output and gradients with a budget for working arrays."""
+    (scan,) = patches((5, 3, 3), (3, 3, 2), radius=2.8).scans
+    torch.manual_seed(0)
+    (filter,) = PQTensorFieldLayer(IRREPS, IRREPS, 2.8, lmax_p=2, lmax_q=2).to(dtype).filters
+    x = torch.randn(scan.n_voxels, 4, 10, dtype=dtype, requires_grad=True)
+    y = BACKENDS[backend](x, scan.edges, scan.q, filter, budget)
+    return [y, *torch.autograd.grad(y.square().sum(), [x, *filter.parameters()])]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("budget", [1, 200_000])
+@pytest.mark.parametrize("backend", ["fourier", "recoupled", "dense", "triton"])
+def test_a_small_budget_changes_nothing(backend, budget, dtype):
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    at_once = by("recoupled", 1 << 28, dtype)
+    for a, b in zip(by(backend, budget, dtype), at_once, strict=True):
+        assert relative_error(a, b) < tolerance
+
+
+def test_little_is_kept_for_the_backward_pass():
+    """Not the 2,000 numbers that the stages make of each input number."""
+    kept = []
+    graph = patches((20, 20, 20), radius=2.8)
+    layer = PQTensorFieldLayer(IRREPS, IRREPS, 2.8, lmax_p=2, lmax_q=2, backend="fourier")
+    x = torch.randn(graph.n_voxels, 4, 10, requires_grad=True)
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        layer(x, graph)
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
+    assert max(storages.values()) <= x.nbytes

@@ -1,0 +1,284 @@
+"""The paper's experiment, with everything small: what was run is kept, and told as it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from tests.tasks.lesions.open_ms import write_sources
+from tripq.tasks.lesions.datasets import OpenMS, open_ms
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+CENTRES = {
+    "01": (-26.0, -20.0, 25.0),
+    "02": (26.0, -20.0, 25.0),
+    "03": (-28.0, -20.0, 22.0),
+    "04": (26.0, -20.0, 22.0),
+}
+
+
+@pytest.fixture(scope="module")
+def program() -> Iterator[ModuleType]:
+    """examples/reproduce_paper.py, imported as Python imports it when it is started."""
+    sys.path.insert(0, str(EXAMPLES))
+    import reproduce_paper
+
+    yield reproduce_paper
+    sys.path.remove(str(EXAMPLES))
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> OpenMS:
+    folder = tmp_path_factory.mktemp("made-up") / "sources"
+    write_sources(folder, CENTRES)
+    return open_ms(local=folder, accept_licences=True)
+
+
+@pytest.fixture(scope="module")
+def plan(program: ModuleType):  # type: ignore[no-untyped-def]
+    return dataclasses.replace(
+        program.QUICK,
+        voxel_size=5.0,
+        patients=None,
+        n_test=1,
+        fractions=(0.5, 1.0),
+        other_tables=program.FULL.other_tables[1:],
+        box_size=6,
+        largest_steps=4,
+    )
+
+
+@pytest.fixture(scope="module")
+def out(program, plan, sources, tmp_path_factory) -> Path:  # type: ignore[no-untyped-def]
+    """The folder of a whole, tiny experiment."""
+    folder = tmp_path_factory.mktemp("paper")
+    assert program.reproduce(plan, sources, folder, jobs=2) == []
+    return folder
+
+
+def lines(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def test_every_run_is_a_line_with_all_that_it_was(out: Path) -> None:
+    runs = {tuple(line["run"].values()) for line in lines(out)}
+    tuned = {("tuning", name, 1.0, 0) for name in ("eq-small", "conv-48")}
+    trained = {("main", n, f, 0) for n in ("eq-small", "conv-48") for f in (0.5, 1.0)}
+    baselines = {("baselines", name, 1.0, 0) for name in ("md", "fa", "logistic")}
+    assert runs == tuned | trained | baselines
+    assert len(lines(out)) == len(runs)
+    for line in lines(out):
+        settings = line["settings"]
+        groups = [set(settings[name]) for name in ("training", "validation", "test")]
+        assert sum(map(len, groups)) == len(set.union(*groups))  # nobody is in two of them
+        # the test patients take no part in tuning
+        assert bool(line["tests"]) == (line["run"]["stage"] != "tuning")
+        if line["run"]["stage"] == "main":
+            assert line["steps"] == 4
+            assert {"usual", "rotated"} <= set(line["tests"])
+
+
+def test_a_fixed_network_is_tested_on_other_tables_only_resampled(out: Path) -> None:
+    tests = {
+        line["run"]["contender"]: set(line["tests"])
+        for line in lines(out)
+        if line["run"]["stage"] == "main" and line["run"]["fraction"] == 1.0
+    }
+    both = {"usual", "rotated"}
+    assert tests["eq-small"] == both | {"fewer", "shells", "shells, trained shell"}
+    resampled = {"rotated, resampled", "fewer, resampled", "shells, resampled"}
+    assert tests["conv-48"] == both | resampled
+
+
+def test_what_was_tuned_on_all_patients_is_not_trained_again(out: Path) -> None:
+    trained = {
+        (line["run"]["stage"], line["run"]["contender"]): (line["seconds"], line["validation"])
+        for line in lines(out)
+        if line["run"]["fraction"] == 1.0 and line["steps"]
+    }
+    for name in ("eq-small", "conv-48"):
+        assert trained["main", name] == trained["tuning", name]
+
+
+def test_networks_see_other_heads_and_train_for_longer_where_it_is_asked(  # type: ignore[no-untyped-def]
+    program, plan, sources, out: Path, tmp_path: Path
+) -> None:
+    from paper.cohort import Scans
+    from paper.plan import MORE_HEADS, split_patients
+    from paper.results import Run
+    from paper.schedule import CONTENDERS
+    from paper.work import train_and_test
+
+    plan = dataclasses.replace(plan, other_tables=())
+    (split,) = split_patients(sources.patients, plan.n_validation, plan.n_test, plan.seeds)
+    scans = Scans(out / "cohorts")
+    for condition in MORE_HEADS:
+        scans.write(sources, condition, split.training, plan.voxel_size)
+    signals = [
+        scans.load(condition, split.training)[0].dwi.b0.sum() for condition in MORE_HEADS[:2]
+    ]
+    assert signals[0] != signals[1]
+    for stage, steps, conditions in (
+        ("heads", 4, ["usual", "heads-1", "heads-2", "heads-3", "heads-4"]),
+        ("longer", 8, ["usual"]),
+    ):
+        run = Run(stage, "conv-48", 1.0, 0)
+        contender = CONTENDERS["conv-48"]
+        folder = tmp_path / stage
+        result = train_and_test(
+            run, contender, plan, split, scans, folder, "cpu", lambda progress: None
+        )
+        assert result.steps == steps
+        assert result.settings["conditions"] == conditions
+
+
+def test_the_page_tells_what_the_file_holds(out: Path) -> None:
+    page = (out / "experiment.md").read_text()
+    assert "The diffusion signal is simulated" in page
+    assert "This is a shortened run" in page
+    assert "9 of 9 runs are done" in page
+    for number in (1, 2, 3):
+        assert f"![](images/experiment-{number}.png)" in page
+        assert (out / "images" / f"experiment-{number}.png").stat().st_size > 10_000
+    best = {
+        line["run"]["contender"]: max(score for _, score in line["validation"])
+        for line in lines(out)
+        if line["run"]["stage"] == "tuning"
+    }
+    for value in best.values():
+        assert f"| {value:.3f} |" in page
+
+
+def test_a_finished_run_is_not_repeated_and_a_missing_one_is(  # type: ignore[no-untyped-def]
+    program, plan, sources, out: Path
+) -> None:
+    path = out / "results.jsonl"
+    before = path.read_bytes()
+    assert program.reproduce(plan, sources, out, jobs=1) == []
+    assert path.read_bytes() == before
+
+    kept = before.decode().splitlines(keepends=True)
+    (lost,) = (line for line in kept if '"main", "contender": "eq-small", "fraction": 0.5' in line)
+    path.write_text("".join(line for line in kept if line != lost))
+    assert program.reproduce(plan, sources, out, jobs=1) == []
+    again = path.read_text().splitlines(keepends=True)
+    assert len(again) == len(kept)
+    old, new = json.loads(lost), json.loads(again[-1])
+    # The training was finished and is not repeated; the tests are.
+    assert (old["tests"], old["validation"]) == (new["tests"], new["validation"])
+
+
+def test_figures_of_maps_that_are_elsewhere_stay_as_they_are(  # type: ignore[no-untyped-def]
+    program, plan, sources, out: Path, tmp_path: Path
+) -> None:
+    """So the results of another computer are gone on with: the file, and its pictures."""
+    (tmp_path / "cohorts").symlink_to(out / "cohorts")
+    (tmp_path / "results.jsonl").write_bytes((out / "results.jsonl").read_bytes())
+    (tmp_path / "images").mkdir()
+    for number in (1, 3):
+        (tmp_path / "images" / f"experiment-{number}.png").write_text("as it was")
+    assert program.reproduce(plan, sources, tmp_path, jobs=1) == []
+    for number in (1, 3):
+        assert (tmp_path / "images" / f"experiment-{number}.png").read_text() == "as it was"
+        assert f"![](images/experiment-{number}.png)" in (tmp_path / "experiment.md").read_text()
+    assert (tmp_path / "images" / "experiment-2.png").stat().st_size > 10_000
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_fails_does_not_stop_the_others(program, plan, sources, out, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    broken = tmp_path / "paper"
+    broken.mkdir()
+    (broken / "cohorts").symlink_to(out / "cohorts")
+    (broken / "runs").mkdir()
+    (broken / "runs" / "tuning-eq-small-100-0").write_text("a file where a folder should be")
+    failures = program.reproduce(plan, sources, broken, jobs=2)
+    assert len(failures) == 1
+    assert "tuning-eq-small-100-0" in failures[0]
+    assert [line["run"]["contender"] for line in lines(broken)] == ["conv-48"]
+
+
+def test_a_damaged_line_is_named(program, plan, sources, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "results.jsonl").write_text('{"run": {}}\n')
+    with pytest.raises(ValueError, match=r"results\.jsonl, line 1: not a result"):
+        program.reproduce(plan, sources, tmp_path)
+
+
+def test_weights_to_ship_come_with_a_card(plan, sources, out: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    import train_weights
+
+    from tripq.networks.checkpoint import load_network, read_notes
+
+    weights, card = tmp_path / "weights.safetensors", tmp_path / "weights.md"
+    train_weights.ship(plan, sources, out, weights, card, steps=4, every=2)
+    network = load_network(weights)
+    notes = read_notes(weights)
+    assert notes["voxel_size_mm"] == "5"
+    assert notes["b_values"] == "1000"
+    assert "research only" in notes["caution"]
+    text = card.read_text()
+    assert "**simulated** diffusion signal" in text
+    assert f"{sum(values.numel() for values in network.parameters()):,} weights" in text
+    for condition in ("usual pose", "heads and tables turned at random", "12 directions"):
+        assert f"| {condition} | 0." in text
+
+
+def test_scores_from_curves_are_those_of_the_maps(program: ModuleType) -> None:
+    from paper.statistics import average_precision, dice, roc_auc
+    from paper.work import score_maps
+
+    from tripq.scans import DWI
+    from tripq.tasks.lesions.datasets import LabelledSubject
+
+    rng = np.random.default_rng(0)
+    subjects, maps = [], []
+    for i in range(3):
+        lesion = rng.random(3000) < 0.05
+        maps.append((1 / (1 + np.exp(4 - 3 * lesion - rng.normal(size=3000)))).astype(np.float32))
+        dwi = DWI(
+            signal=np.ones((3000, 2), np.float32),
+            b_values=np.array([0.0, 1000.0]),
+            q=np.array([[0.0, 0, 0], [1, 0, 0]]),
+            mask=np.ones((30, 10, 10), bool),
+            affine=np.diag([2.0, 2, 2, 1]),
+            b0=np.ones(3000, np.float32),
+        )
+        subjects.append(LabelledSubject(f"sub-{i}", dwi, lesion))
+    tested = score_maps(subjects, maps, threshold=0.3)
+    truth, values = np.concatenate([s.lesion for s in subjects]), np.concatenate(maps)
+    assert tested.pooled.dice == pytest.approx(dice(tested.subjects), abs=1e-6)
+    # Within the steps of a quarter in the logit.
+    assert roc_auc(tested.subjects) == pytest.approx(roc_auc_score(truth, values), abs=2e-3)
+    assert average_precision(tested.subjects) == pytest.approx(
+        average_precision_score(truth, values), abs=5e-3
+    )
+
+
+def test_intervals_are_over_patients(program: ModuleType) -> None:
+    from paper.statistics import Estimate, estimate, ratio
+
+    splits = [[1.0, 2.0, 3.0, 4.0], [3.0, 4.0, 5.0, 6.0]]
+    mean = estimate(np.mean, splits)  # type: ignore[arg-type]
+    assert mean.value == 3.5
+    # Two means of 4, of standard error sqrt(1.25 / 4) each, averaged.
+    assert mean.high - mean.low == pytest.approx(2 * 1.96 * math.sqrt(1.25 / 8), rel=0.1)
+    doubled = [[2 * x for x in split] for split in splits]
+    assert ratio(np.mean, doubled, splits) == Estimate(1.0, 1.0, 1.0)  # type: ignore[arg-type]
+
+
+def test_splits_never_share_patients(program: ModuleType) -> None:
+    patients = tuple(f"{i:02}" for i in range(1, 23))
+    splits = program.split_patients(patients, 3, 4, 3)
+    for split in splits:
+        assert sorted(split.training + split.validation + split.test) == sorted(patients)
+        assert [len(split.share(f)) for f in program.FULL.fractions] == [1, 2, 4, 10, 15]
+        assert split.validation == splits[0].validation
+    assert len({patient for split in splits for patient in split.test}) == 12

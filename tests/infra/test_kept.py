@@ -1,0 +1,49 @@
+"""What is made once for its owner, and goes with it."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import torch
+
+from tripq.infra.kept import kept_with_owner
+
+
+class Owner:
+    pass
+
+
+class Made:
+    def __init__(self, *args: int) -> None:
+        self.args = args
+        self.tensor = torch.ones(1)
+
+
+@kept_with_owner
+def made(owner: Owner, *args: int) -> Made:
+    return Made(*args)
+
+
+def test_each_owner_has_one_for_each_set_of_arguments():
+    first, second = Owner(), Owner()
+    assert made(first, 1) is made(first, 1)
+    assert made(first, 1) is not made(first, 2)
+    assert made(first, 1) is not made(second, 1)
+    assert made(first, 2).args == (2,)
+
+
+def test_it_goes_with_its_owner():
+    owner = Owner()
+    kept = weakref.ref(made(owner, 1))
+    assert kept() is not None
+    del owner
+    gc.collect()
+    assert kept() is None
+
+
+def test_what_inference_made_serves_training():
+    owner = Owner()
+    with torch.inference_mode():
+        made(owner)
+    assert not made(owner).tensor.is_inference()

@@ -1,0 +1,103 @@
+"""The brain is found by its b0 intensity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.commands.conftest import write_scan
+from tests.scans.test_read import beside, traced
+from tripq.scans import DWI, DWIError, read_dwi
+from tripq.scans.brain import find_brain, read_brain
+
+
+def head(b0_inside: float) -> tuple[DWI, np.ndarray]:
+    rng = np.random.default_rng(0)
+    i, j, k = np.indices((40, 40, 40)) - 19.5
+    ball = i**2 + j**2 + k**2 < 14**2
+    b0 = np.where(ball, b0_inside, 0.0) + rng.uniform(1, 20, ball.shape)
+    mask = np.ones(ball.shape, dtype=bool)
+    mask[:2] = False
+    n = np.count_nonzero(mask)
+    dwi = DWI(
+        signal=rng.random((n, 2), dtype=np.float32),
+        b_values=np.array([0.0, 1000.0]),
+        q=np.array([[0.0, 0, 0], [1, 0, 0]]),
+        mask=mask,
+        affine=np.eye(4),
+        b0=b0[mask].astype(np.float32),
+    )
+    return dwi, ball
+
+
+def test_the_bright_ball_is_found_and_its_voxels_keep_their_signal() -> None:
+    dwi, ball = head(b0_inside=1000.0)
+    brain = find_brain(dwi)
+    overlap = 2 * np.count_nonzero(brain.mask & ball) / (brain.mask.sum() + ball.sum())
+    assert overlap > 0.9
+    assert not (brain.mask & ~dwi.mask).any()
+    np.testing.assert_array_equal(brain.signal, dwi.signal[brain.mask[dwi.mask]])
+    np.testing.assert_array_equal(brain.b0, dwi.b0[brain.mask[dwi.mask]])
+    assert "median_otsu" in brain.notes[-1]
+
+
+def test_a_scan_without_a_brain_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    dwi, ball = head(b0_inside=1000.0)
+    nothing = np.zeros_like(ball)
+    monkeypatch.setattr(
+        "tripq.scans.brain.median_otsu", lambda volume, **options: (volume, nothing)
+    )
+    with pytest.raises(DWIError, match="no brain found in b0; give a mask"):
+        find_brain(dwi)
+
+
+def check_that_both_are_the_same(read: DWI, found: DWI) -> None:
+    for name in ("signal", "b0", "mask", "q", "b_values", "affine"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(found, name))
+    assert read.notes == found.notes
+    assert read.header == found.header
+    assert (read.path, read.b0_volumes) == (found.path, found.b0_volumes)
+
+
+@pytest.mark.parametrize("name", ["dwi.nii", "dwi.nii.gz"])
+def test_read_in_two_passes_the_brain_is_bit_for_bit_the_same(tmp_path: Path, name: str) -> None:
+    path = write_scan(tmp_path / name)
+    check_that_both_are_the_same(read_brain(path), find_brain(read_dwi(path)))
+
+
+def test_only_the_signal_of_the_brain_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What else there is does not grow with the number of volumes."""
+    monkeypatch.setattr("tripq.scans.brain.median_otsu", lambda b0, **options: (b0, b0 > 200))
+    for volumes in (20, 1000):
+        path = write_scan(tmp_path / "dwi.nii", b_values=(0, *volumes * (1000,)))
+        dwi, peak = traced(lambda path=path: read_brain(path))
+        assert dwi.signal.nbytes < 0.25 * 4 * dwi.mask.size * volumes
+        assert peak < dwi.signal.nbytes + beside(dwi.mask.size)
+
+
+def test_too_large_a_brain_is_refused(tmp_path: Path) -> None:
+    path = write_scan(tmp_path / "dwi.nii.gz")
+    takes = read_brain(path).signal.nbytes
+    assert read_brain(path, max_bytes=takes).signal.nbytes == takes
+    with pytest.raises(DWIError, match="than is left for it"):
+        read_brain(path, max_bytes=takes - 1)
+
+
+def test_a_real_head_read_in_two_passes_is_bit_for_bit_the_same(shared_data: Path) -> None:
+    path = shared_data / "real_dwi" / "dcm_qa_uih" / "dti_tra_dir16_PA_6_134431.nii"
+    check_that_both_are_the_same(read_brain(path), find_brain(read_dwi(path)))
+
+
+def test_the_brain_of_a_real_scan_is_that_of_its_mask(shared_data: Path) -> None:
+    folder = shared_data / "real_dwi" / "tractseg_example"
+    table = (folder / "Diffusion.bvals", folder / "Diffusion.bvecs")
+    scan = read_dwi(folder / "Diffusion.nii.gz", *table)
+    shipped = read_dwi(
+        folder / "Diffusion.nii.gz", *table, mask=folder / "nodif_brain_mask.nii.gz"
+    ).mask
+    found = find_brain(scan).mask
+    assert 2 * np.count_nonzero(found & shipped) / (found.sum() + shipped.sum()) > 0.9

@@ -1,0 +1,87 @@
+"""An exported network gives what the network gives, without tripq."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.export import ExportedProgram
+
+from tripq import PQGraph
+from tripq.networks.paper import PaperSegmenter
+from tripq.tasks.lesions.export import export_segmenter, neighbour_table
+from tripq.tasks.lesions.segmenter import LesionSegmenter
+
+# Oblique, of three edge lengths, and mirrored: the axes of the file are not those of the world.
+AFFINE = np.array([[0, -2.0, 0.3, 7], [1.8, 0, 0, -3], [0, 0.2, 2.4, 1], [0, 0, 0, 1]])
+Q = np.concatenate([np.zeros((1, 3)), np.random.default_rng(0).normal(size=(7, 3)) / 2])
+
+
+@pytest.fixture(scope="module")
+def network() -> LesionSegmenter:
+    torch.manual_seed(0)
+    network = LesionSegmenter(
+        p_radius=3.0, q_features="4x0e + 2x2e + 1x4e", p_features="4x0e + 2x1o + 1x2e", n_p_layers=2
+    )
+    graph = PQGraph.from_grid(np.ones((6, 6, 6)), AFFINE, Q, 3.0)
+    network(torch.rand(216, len(Q)), graph)  # so that batch norms have something to say
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def program(network: LesionSegmenter) -> ExportedProgram:
+    return export_segmenter(network, Q, AFFINE)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 4, 3), (9, 8, 10)])
+def test_any_mask_has_the_logits_of_the_network(
+    network: LesionSegmenter, program: ExportedProgram, shape: tuple[int, int, int]
+) -> None:
+    mask = np.random.default_rng(1).random(shape) < 0.7
+    mask[0, 0, 0] = True
+    signal = torch.rand(int(mask.sum()), len(Q))
+    with torch.no_grad():
+        expected = network(signal, PQGraph.from_grid(mask, AFFINE, Q, network.p_radius))
+        found = program.module()(signal, neighbour_table(network, mask, AFFINE))
+    # float32, sums of some thousand terms in another order
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
+    assert len(mask.nonzero()[0]) == 1 or expected.std() > 0.01
+
+
+def test_a_saved_program_runs_without_tripq(
+    network: LesionSegmenter, program: ExportedProgram, tmp_path: Path
+) -> None:
+    mask = np.ones((4, 3, 5), dtype=bool)
+    signal, table = torch.rand(60, len(Q)), neighbour_table(network, mask, AFFINE)
+    torch.export.save(program, tmp_path / "network.pt2")
+    torch.save((signal, table), tmp_path / "in.pt")
+    script = (
+        "import sys, torch; program = torch.export.load('network.pt2').module(); "
+        "torch.save(program(*torch.load('in.pt')).detach(), 'out.pt'); "
+        "assert not [name for name in sys.modules if name.split('.')[0] in ('tripq', 'e3nn')]"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=300)
+    with torch.no_grad():
+        expected = network(signal, PQGraph.from_grid(mask, AFFINE, Q, network.p_radius))
+    found = torch.load(tmp_path / "out.pt")
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
+
+
+def test_exporting_leaves_the_network_as_it_was(network: LesionSegmenter) -> None:
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    export_segmenter(network, Q[:2], AFFINE)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert not network.training
+
+
+def test_other_networks_are_refused_by_name() -> None:
+    with pytest.raises(TypeError, match="not a PaperSegmenter"):
+        export_segmenter(PaperSegmenter(), Q, AFFINE)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="q must have the shape"):
+        export_segmenter(LesionSegmenter(), [1.0, 0, 0], AFFINE)
+    with pytest.raises(ValueError, match="singular"):
+        export_segmenter(LesionSegmenter(), Q, np.zeros((4, 4)))

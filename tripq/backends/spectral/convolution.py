@@ -1,0 +1,315 @@
+r"""The layer on boxes of a grid in Fourier space, where the sum over neighbours is a product.
+
+For an input :math:`I`, with Fourier transform :math:`\hat I` along the three axes of the grid,
+
+.. math::
+    \hat L_f(q_{out}) = \sum_b \hat P_{b f} \sum_c T_{b c} \sum_{q_{in}}
+    E_c(q_{out}, q_{in})\, \hat I_f(q_{in}),
+
+with the p-embedding P (radial functions times harmonics), the q-embedding E and the coefficients T
+that join the two and the channels.  At each frequency this is
+
+1. q-aggregation: ``A = E I``, a matrix product;
+2. a matrix ``J = P T`` for each shell of output directions;
+3. their product ``L = J A``.
+
+Harmonics of even order are real in Fourier space and those of odd order imaginary, so all matrices
+are real: J holds the two kinds one above the other.
+
+The grid is cut into tiles with a halo as wide as the neighbourhood.  What is kept for the backward
+pass is the input alone: the stages are computed again, a few frequencies at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import record_function
+
+from tripq.backends.spectral.stages import Layout, Operands, Packed, Stages, frequency_parts
+from tripq.backends.spectral.tiles import Tiles
+from tripq.kernels.launch import gradients_of_twin, higher_derivatives, needs_twin
+
+
+def convolve(x: Tensor, operands: Operands, layout: Layout, tiles: Tiles, budget: int) -> Tensor:
+    """Evaluate the layer.
+
+    Parameters
+    ----------
+    x : Tensor of shape (V, Q_in, dim_in)
+        Features.
+    operands : Operands
+        Tensors.
+    layout : Layout
+        What meets what.
+    tiles : Tiles
+        Where the voxels stand.
+    budget : int
+        Bytes that temporary arrays may take, if single tiles and frequencies fit.
+
+    Returns
+    -------
+    Tensor of shape (V, Q_out, dim_out)
+    """
+    if needs_twin():
+        return convolve_twin(x, operands, layout, tiles)
+    result: Tensor = _Convolution.apply(layout, tiles, budget, x, *operands.pack())  # type: ignore[no-untyped-call]
+    return result
+
+
+def convolve_twin(x: Tensor, operands: Operands, layout: Layout, tiles: Tiles) -> Tensor:
+    """What `convolve` computes, for all tiles and frequencies at once."""
+    padded = torch.cat([x, x.new_zeros(1, *x.shape[1:])])
+    aggregated = []
+    for channels, directions, embedding in zip(
+        layout.channels, layout.directions, operands.embeddings, strict=True
+    ):
+        box = padded[:, directions[:, None], channels][tiles.source]  # (B, places, Q_i, C_i)
+        spectrum = _transform(box.movedim(1, -1), tiles)
+        product = torch.einsum("bqcf,qko->bfcko", spectrum, embedding.to(spectrum.dtype))
+        aggregated.append(product.flatten(2, 3))
+    totals = []
+    for s, run in enumerate(layout.runs):
+        terms = []
+        for coefficients, a in zip(operands.coefficients, aggregated, strict=True):
+            even, odd = (
+                torch.einsum("fp,pdc->fdc", operands.transfer[:, half], coefficients[s][half])
+                for half in (slice(0, layout.n_even), slice(layout.n_even, None))
+            )
+            terms.append(torch.einsum("fdc,bfco->bodf", torch.complex(even, -odd), a[..., run]))
+        totals.append(torch.stack(terms).sum(dim=0))
+    result = _transform_back(torch.cat(totals, dim=1), tiles).movedim(-1, 1).flatten(0, 1)
+    n_places = prod(tiles.shape)
+    places = torch.cat([b * n_places + at for b, at in enumerate(tiles.places)])
+    rows = result[places[torch.cat(tiles.voxels).argsort()]]
+    return rows[:, layout.order.argsort()]
+
+
+def bytes_per_place(x: Tensor, n_out: int, dim_out: int) -> int:
+    """Memory that a place of a tile takes: spectra, and what the transforms work with."""
+    return 3 * x.element_size() * (x.shape[1] * x.shape[2] + n_out * dim_out)
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, layout: Layout, tiles: Tiles, budget: int, x: Tensor, *flat: Tensor
+    ) -> Tensor:
+        ctx.layout, ctx.tiles, ctx.budget = layout, tiles, budget
+        ctx.save_for_backward(x, *flat)
+        return _forward(x, flat, *Packed.of(layout, tiles).args(), budget)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        layout, tiles, budget = ctx.layout, ctx.tiles, ctx.budget
+        x, *flat = ctx.saved_tensors
+        operands = Operands.unpack(flat)
+        if higher_derivatives():
+            found = gradients_of_twin(
+                lambda: convolve_twin(x, operands, layout, tiles),
+                (x, *flat),
+                ctx.needs_input_grad[3:],
+                grad,
+            )
+            return None, None, None, *found
+        needs = ctx.needs_input_grad[3:]
+        packed = Packed.of(layout, tiles).args()
+        found = _backward(grad, x, flat, *packed, needs, budget)
+        return None, None, None, *(g if n else None for g, n in zip(found, needs, strict=True))
+
+
+@torch.library.custom_op("tripq::fourier", mutates_args=())
+def _forward(
+    x: Tensor,
+    flat: Sequence[Tensor],
+    channels: Sequence[Tensor],
+    directions: Sequence[Tensor],
+    voxels: Sequence[Tensor],
+    places: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    sizes: Sequence[int],
+    budget: int,
+) -> Tensor:
+    layout, tiles = Packed.unpack(channels, directions, voxels, places, tensors, sizes)
+    operands = Operands.unpack(flat)
+    stages = Stages(operands, layout)
+    n_out, dim_out = operands.n_out, operands.dim_out
+    out = x.new_empty(x.shape[0], n_out, dim_out)
+    for group in tiles.groups(bytes_per_place(x, n_out, dim_out), budget):
+        n_tiles = len(group.voxels)
+        spectra = _spectra(x, layout, group)
+        total = spectra[0].new_empty(n_tiles, n_out, dim_out, len(operands.transfer))
+        for part in stages.chunks(n_tiles, budget):
+            rows = stages.rows(spectra, part)
+            for s, run in enumerate(layout.runs):
+                mixed = stages.mixed(n_tiles, part, run).zero_()
+                for i in range(len(rows)):
+                    aggregated = stages.aggregate(i, s, rows[i])
+                    joined = stages.join(i, s, part)
+                    with record_function("tripq: p-aggregation"):
+                        for m, a in zip(mixed, aggregated, strict=True):
+                            m.baddbmm_(joined, a)
+                _combine(mixed, total[:, run, :, part])
+        del spectra
+        _write(total, out, layout, group)
+    return out
+
+
+@_forward.register_fake
+def _(x: Tensor, flat: Sequence[Tensor], *args: Any) -> Tensor:
+    operands = Operands.unpack(flat)
+    return x.new_empty(x.shape[0], operands.n_out, operands.dim_out)
+
+
+@torch.library.custom_op("tripq::fourier_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    flat: Sequence[Tensor],
+    channels: Sequence[Tensor],
+    directions: Sequence[Tensor],
+    voxels: Sequence[Tensor],
+    places: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    sizes: Sequence[int],
+    needed: Sequence[bool],
+    budget: int,
+) -> list[Tensor]:
+    """Gradients of `x` and of the operands; of those that are not needed, something."""
+    layout, tiles = Packed.unpack(channels, directions, voxels, places, tensors, sizes)
+    operands = Operands.unpack(flat)
+    stages = Stages(operands, layout)
+    needs_x, *needs = needed
+    grad_x = torch.zeros_like(x)
+    grads = Operands.unpack([t.new_zeros(t.shape) for t in flat])  # contiguous: filled by views
+    wanted = Operands.unpack(needs)
+    weights = tiles.weights(x)[:, None]
+    for group in tiles.groups(bytes_per_place(x, operands.n_out, operands.dim_out), budget):
+        n_tiles = len(group.voxels)
+        spectra = _spectra(x, layout, group)
+        total = _read(grad, layout, group)
+        for part in stages.chunks(n_tiles, budget):
+            rows = stages.rows(spectra, part)
+            grad_rows = stages.grad_rows(rows)
+            for s, run in enumerate(layout.runs):
+                mixed = _split(total[:, run, :, part], stages.mixed(n_tiles, part, run))
+                for i in range(len(rows)):
+                    aggregated = stages.aggregate(i, s, rows[i])
+                    if wanted.coefficients[i] or wanted.transfer:
+                        joined = stages.correlate(mixed, aggregated)
+                        joined.mul_(weights[part, :, None])
+                        stages.join_back(i, s, part, joined, grads, wanted)
+                    joined = stages.join(i, s, part)
+                    # The gradient takes the place of what it is the gradient of.
+                    with record_function("tripq: p-aggregation"):
+                        for m, a in zip(mixed, aggregated, strict=True):
+                            torch.bmm(joined.transpose(1, 2), m, out=a)
+                    if wanted.embeddings[i]:
+                        weighted = rows[i] * weights[part, :, None]
+                        target = grads.embeddings[i][..., run]
+                        product = weighted.flatten(0, 2).T @ aggregated.view(-1, target[0].numel())
+                        target += product.view_as(target)
+                    stages.aggregate_back(i, s, aggregated, grad_rows[i])
+            for spectrum, values in zip(spectra, grad_rows, strict=True):
+                parts = frequency_parts(spectrum, part)
+                parts.copy_(values.view(parts.shape))
+        if needs_x:
+            _add(spectra, grad_x, layout, group)
+    return [grad_x, *grads.pack()]
+
+
+@_backward.register_fake
+def _(grad: Tensor, x: Tensor, flat: Sequence[Tensor], *args: Any) -> list[Tensor]:
+    return [t.new_empty(t.shape) for t in (x, *flat)]
+
+
+@record_function("tripq: transforms")
+def _spectra(x: Tensor, layout: Layout, tiles: Tiles) -> list[Tensor]:
+    """The inputs in Fourier space, each (B, C_i, Q_i, F)."""
+    n_tiles, n_places = tiles.source.shape
+    spectra = []
+    for channels, directions in zip(layout.channels, layout.directions, strict=True):
+        box = x.new_zeros(n_tiles, len(channels), len(directions), n_places)
+        for b, source in enumerate(tiles.source):
+            (places,) = (source < len(x)).nonzero(as_tuple=True)
+            rows = x[source[places][:, None, None], directions[:, None], channels]
+            box[b].index_copy_(2, places, rows.permute(2, 1, 0))
+        spectra.append(_transform(box, tiles))
+    return spectra
+
+
+@record_function("tripq: transforms")
+def _add(spectra: list[Tensor], x: Tensor, layout: Layout, tiles: Tiles) -> None:
+    """The transpose of `_spectra` up to `Tiles.weights`, added to `x`."""
+    for spectrum, channels, directions in zip(
+        spectra, layout.channels, layout.directions, strict=True
+    ):
+        box = _transform_back(spectrum, tiles)
+        for b, source in enumerate(tiles.source):
+            (places,) = (source < len(x)).nonzero(as_tuple=True)
+            rows = box[b].index_select(2, places).permute(2, 1, 0)
+            x[source[places][:, None, None], directions[:, None], channels] += rows
+
+
+@record_function("tripq: transforms")
+def _write(total: Tensor, out: Tensor, layout: Layout, tiles: Tiles) -> None:
+    """Outputs in Fourier space, (B, Q_out, dim_out, F), to `out`; by shells, to save memory."""
+    for run in layout.runs:
+        box = _transform_back(total[:, run], tiles)
+        for b, (voxels, places) in enumerate(zip(tiles.voxels, tiles.places, strict=True)):
+            rows = box[b].index_select(2, places).permute(2, 0, 1)
+            out[voxels[:, None], layout.order[run]] = rows
+
+
+@record_function("tripq: transforms")
+def _read(grad: Tensor, layout: Layout, tiles: Tiles) -> Tensor:
+    """The transpose of `_write`, up to `Tiles.weights`."""
+    n_tiles, n_places = tiles.source.shape
+    total = grad.new_empty(
+        n_tiles, *grad.shape[1:], prod(tiles.spectrum), dtype=grad.dtype.to_complex()
+    )
+    for run in layout.runs:
+        box = grad.new_zeros(n_tiles, run.stop - run.start, grad.shape[2], n_places)
+        for b, (voxels, places) in enumerate(zip(tiles.voxels, tiles.places, strict=True)):
+            rows = grad[voxels[:, None], layout.order[run]]
+            box[b].index_copy_(2, places, rows.permute(1, 2, 0))
+        total[:, run] = _transform(box, tiles)
+    return total
+
+
+def _transform(box: Tensor, tiles: Tiles) -> Tensor:
+    return torch.fft.rfftn(box.unflatten(-1, tiles.shape), dim=(-3, -2, -1)).flatten(-3)
+
+
+def _transform_back(spectrum: Tensor, tiles: Tiles) -> Tensor:
+    grid = spectrum.unflatten(-1, tiles.spectrum)
+    return torch.fft.irfftn(grid, s=tiles.shape, dim=(-3, -2, -1)).flatten(-3)
+
+
+def _combine(mixed: Tensor, total: Tensor) -> None:
+    """Even and odd parts, (2 B, f, 2 dim_out, Q), to spectra (B, Q, dim_out, f)."""
+    real, imaginary = torch.view_as_real(total).unbind(-1)
+    even, odd = _halves(mixed)
+    torch.add(even[0], odd[1], out=real)
+    torch.sub(even[1], odd[0], out=imaginary)
+
+
+def _split(total: Tensor, mixed: Tensor) -> Tensor:
+    """The transpose of `_combine`, written to `mixed`."""
+    real, imaginary = torch.view_as_real(total).unbind(-1)
+    even, odd = _halves(mixed)
+    even[0].copy_(real)
+    even[1].copy_(imaginary)
+    torch.neg(imaginary, out=odd[0])
+    odd[1].copy_(real)
+    return mixed
+
+
+def _halves(mixed: Tensor) -> tuple[Tensor, Tensor]:
+    """Views (2, B, Q, dim_out, f) of even and odd parts."""
+    even, odd = mixed.unflatten(0, (2, -1)).permute(0, 1, 4, 3, 2).chunk(2, dim=3)
+    return even, odd

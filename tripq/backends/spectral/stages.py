@@ -1,0 +1,232 @@
+"""The stages of the evaluation for some frequencies: embeddings, coefficients, products."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+
+import torch
+from torch import Tensor
+from torch.profiler import record_function
+
+from tripq.backends.spectral.tiles import Tiles
+
+# Bytes of a stage for a few frequencies, on a CPU: they stay in the cache of a core.
+_CACHED = 1 << 22
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What meets what.
+
+    Attributes
+    ----------
+    channels, directions : tuple of I Tensors of shape (C_i,) and (Q_i,), int64
+        Input channels and input directions of each of I inputs.
+    runs : tuple of S slices
+        The output directions of each shell.
+    order : Tensor of shape (Q_out,), int64
+        Which output direction stands where in these runs.
+    n_even : int
+        How many functions of the p-offset are even.
+    """
+
+    channels: tuple[Tensor, ...]
+    directions: tuple[Tensor, ...]
+    runs: tuple[slice, ...]
+    order: Tensor
+    n_even: int
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Layout and tiles as the operators take them."""
+
+    channels: tuple[Tensor, ...]
+    directions: tuple[Tensor, ...]
+    voxels: tuple[Tensor, ...]
+    places: tuple[Tensor, ...]
+    tensors: tuple[Tensor, Tensor]  # order, source
+    sizes: tuple[int, ...]  # n_even, the shape of a tile, where the runs end
+
+    @classmethod
+    def of(cls, layout: Layout, tiles: Tiles) -> Packed:
+        ends = [run.stop for run in layout.runs]
+        return cls(
+            layout.channels,
+            layout.directions,
+            tiles.voxels,
+            tiles.places,
+            (layout.order, tiles.source),
+            (layout.n_even, *tiles.shape, *ends),
+        )
+
+    def args(self) -> tuple[list[Tensor] | list[int], ...]:
+        lists = self.channels, self.directions, self.voxels, self.places, self.tensors, self.sizes
+        return tuple(list(part) for part in lists)  # type: ignore[return-value]
+
+    @staticmethod
+    def unpack(
+        channels: Sequence[Tensor],
+        directions: Sequence[Tensor],
+        voxels: Sequence[Tensor],
+        places: Sequence[Tensor],
+        tensors: Sequence[Tensor],
+        sizes: Sequence[int],
+    ) -> tuple[Layout, Tiles]:
+        (order, source), (n_even, x, y, z, *ends) = tensors, sizes
+        runs = tuple(slice(*run) for run in pairwise([0, *ends]))
+        layout = Layout(tuple(channels), tuple(directions), runs, order, n_even)
+        return layout, Tiles((x, y, z), source, tuple(voxels), tuple(places))
+
+
+@dataclass(frozen=True, eq=False)
+class Operands:
+    """The tensors of a layer.
+
+    Attributes
+    ----------
+    transfer : Tensor of shape (F, B)
+        The p-embedding in Fourier space, even functions first.
+    coefficients : sequence of I Tensors of shape (S, B, dim_out, C_i B_i)
+        What joins the p-embedding, and channels and q-embedding of an input, on each shell.
+    embeddings : sequence of I Tensors of shape (Q_i, B_i, Q_out)
+        The q-embeddings, with output directions in the order of the runs.
+    """
+
+    transfer: Tensor
+    coefficients: Sequence[Tensor]
+    embeddings: Sequence[Tensor]
+
+    @classmethod
+    def unpack(cls, flat: Sequence[Tensor]) -> Operands:
+        """From one list in the order of the attributes."""
+        n = (len(flat) - 1) // 2
+        return cls(flat[0], flat[1 : 1 + n], flat[1 + n :])
+
+    def pack(self) -> list[Tensor]:
+        """All in one list."""
+        return [self.transfer, *self.coefficients, *self.embeddings]
+
+    @property
+    def n_out(self) -> int:
+        """Number of output directions."""
+        return self.embeddings[0].shape[2]
+
+    @property
+    def dim_out(self) -> int:
+        """Number of output components."""
+        return self.coefficients[0].shape[2]
+
+
+def frequency_parts(spectrum: Tensor, part: slice) -> Tensor:
+    """Real and imaginary parts of some frequencies: (B, C, Q, F) to (2, B, f, C, Q)."""
+    return torch.view_as_real(spectrum[..., part]).permute(4, 0, 3, 1, 2)
+
+
+class Stages:
+    """The stages and their transposes, in work buffers that all chunks share."""
+
+    def __init__(self, operands: Operands, layout: Layout) -> None:
+        self._transfer = operands.transfer
+        self._coefficients = operands.coefficients
+        self._embeddings = [
+            [e[..., run].flatten(1) for run in layout.runs] for e in operands.embeddings
+        ]
+        self._layout = layout
+        self._n_even = layout.n_even
+        self._dim_out = operands.dim_out
+        self._buffers: dict[str, Tensor] = {}
+
+    def _work(self, name: str, *shape: int) -> Tensor:
+        size = prod(shape)
+        buffer = self._buffers.get(name)
+        if buffer is None or len(buffer) < size:
+            buffer = self._buffers[name] = self._transfer.new_empty(size)
+        return buffer[:size].view(shape)
+
+    def chunks(self, n_tiles: int, budget: int) -> list[slice]:
+        """Frequencies, as many at a time as the cache holds, or the budget."""
+        longest = max(run.stop - run.start for run in self._layout.runs)
+        width = max(c.shape[3] for c in self._coefficients)
+        per_frequency = width * (2 * n_tiles * longest + 2 * self._dim_out)
+        on_cpu = self._transfer.device.type == "cpu"
+        held = min(_CACHED, budget) if on_cpu else budget // 8
+        n = len(self._transfer)
+        step = max(1, held // (self._transfer.element_size() * per_frequency))
+        return [slice(start, min(start + step, n)) for start in range(0, n, step)]
+
+    def rows(self, spectra: list[Tensor], part: slice) -> list[Tensor]:
+        """Real and imaginary parts of the inputs, each (2 B, f, C_i, Q_i)."""
+        rows = []
+        for i, spectrum in enumerate(spectra):
+            parts = frequency_parts(spectrum, part)
+            rows.append(self._work(f"rows {i}", *parts.shape).copy_(parts).flatten(0, 1))
+        return rows
+
+    def grad_rows(self, rows: list[Tensor]) -> list[Tensor]:
+        """Room for the gradients of `rows`, which are zero at first."""
+        return [self._work(f"grad rows {i}", *r.shape).zero_() for i, r in enumerate(rows)]
+
+    def mixed(self, n_tiles: int, part: slice, run: slice) -> Tensor:
+        """Room for even and odd parts of the result, (2 B, f, 2 dim_out, Q)."""
+        n, n_q = part.stop - part.start, run.stop - run.start
+        return self._work("mixed", 2 * n_tiles, n, 2 * self._dim_out, n_q)
+
+    @record_function("tripq: q-aggregation")
+    def aggregate(self, i: int, s: int, rows: Tensor) -> Tensor:
+        """Stage 1: (2 B, f, C_i B_i, Q)."""
+        embedding = self._embeddings[i][s]
+        run = self._layout.runs[s]
+        flat = rows.flatten(0, 2)
+        product = self._work("aggregated", len(flat), embedding.shape[1])
+        torch.mm(flat, embedding, out=product)
+        return product.view(*rows.shape[:2], -1, run.stop - run.start)
+
+    @record_function("tripq: q-aggregation")
+    def aggregate_back(self, i: int, s: int, grad: Tensor, grad_rows: Tensor) -> None:
+        """Add the gradient of the rows of `aggregate`."""
+        embedding = self._embeddings[i][s]
+        grad_rows.flatten(0, 2).addmm_(grad.view(-1, embedding.shape[1]), embedding.T)
+
+    @record_function("tripq: filter")
+    def join(self, i: int, s: int, part: slice) -> Tensor:
+        """Stage 2: (f, 2 dim_out, C_i B_i)."""
+        coefficients = self._coefficients[i][s]
+        _, dim, width = coefficients.shape
+        joined = self._work("joined", part.stop - part.start, 2 * dim, width)
+        for half, some in self._by_parity(joined):
+            torch.mm(self._transfer[part, some], coefficients[some].flatten(1), out=half)
+        return joined
+
+    @record_function("tripq: filter")
+    def join_back(
+        self, i: int, s: int, part: slice, grad: Tensor, grads: Operands, needed: Operands
+    ) -> None:
+        """Add the gradients of both factors of `join`, where they are needed."""
+        coefficients, grad_coefficients = self._coefficients[i][s], grads.coefficients[i][s]
+        for half, some in self._by_parity(grad):
+            if needed.coefficients[i]:
+                grad_coefficients[some].flatten(1).addmm_(self._transfer[part, some].T, half)
+            if needed.transfer:
+                grads.transfer[part, some].addmm_(half, coefficients[some].flatten(1).T)
+
+    def _by_parity(self, joined: Tensor) -> list[tuple[Tensor, slice]]:
+        """Both halves (f, dim_out C_i B_i) with the functions that make them."""
+        even, odd = joined.chunk(2, dim=1)
+        return [
+            (even.flatten(1), slice(0, self._n_even)),
+            (odd.flatten(1), slice(self._n_even, None)),
+        ]
+
+    @record_function("tripq: filter")
+    def correlate(self, mixed: Tensor, aggregated: Tensor) -> Tensor:
+        """The gradient of what `join` makes."""
+        _, n, n_mixed, _ = mixed.shape
+        total = self._work("joined", n, n_mixed, aggregated.shape[2])
+        total.zero_()
+        for m, a in zip(mixed, aggregated, strict=True):
+            total.baddbmm_(m, a.transpose(1, 2))
+        return total

@@ -1,0 +1,179 @@
+"""Tiles: boxes of one shape that cover the voxels of a grid, and their frequencies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+#: Numbers of voxels along the three axes.
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Tiles:
+    """Boxes of one shape that cover the voxels of a grid, as rings: their ends are joined.
+
+    Each voxel is in the core of one tile, where it is an output, and in the halo of others.
+
+    Attributes
+    ----------
+    shape : (int, int, int)
+        Of a tile.
+    source : Tensor of shape (B, places), int64
+        The voxel at each place of each tile, or V where there is none.
+    voxels, places : tuple of B Tensors, int64
+        The voxels in the core of each tile, and their places in it.
+    """
+
+    shape: Shape
+    source: Tensor
+    voxels: tuple[Tensor, ...]
+    places: tuple[Tensor, ...]
+
+    @classmethod
+    def cut(cls, voxels: Tensor, margin: Shape, largest: int) -> Tiles:
+        """Tiles with as few places as possible in all, and at most `largest` in each.
+
+        Parameters
+        ----------
+        voxels : Tensor of shape (V, 4), int64
+            Volume, and indices in it.
+        margin : (int, int, int)
+            How far neighbours reach along each axis.
+        largest : int
+            Number of places; a tile of a single voxel and its neighbours may have more.
+        """
+        voxels = voxels - voxels.amin(dim=0)
+        volumes, *extent = (voxels.amax(dim=0) + 1).tolist()
+        core, best, fewest = list(extent), list(extent), 0
+        while True:
+            shape = _tile_shape(core, extent, margin)
+            number = len(_tile_of(voxels, core, extent).unique())
+            total = number * prod(shape)
+            if fewest == 0 or total < fewest:
+                best, fewest = list(core), total
+            elif total > 2 * fewest:
+                break
+            if prod(shape) > largest:
+                fewest = 0  # any smaller one is better
+            if max(core) == 1:
+                break
+            longest = core.index(max(core))
+            core[longest] = -(-core[longest] // 2)
+        return cls._of(voxels, best, extent, margin, volumes)
+
+    @classmethod
+    def _of(
+        cls, voxels: Tensor, core: list[int], extent: list[int], margin: Shape, volumes: int
+    ) -> Tiles:
+        shape = _tile_shape(core, extent, margin)
+        device = voxels.device
+        number = [-(-e // c) for e, c in zip(extent, core, strict=True)]
+        padded = [(k - 1) * c + n for k, c, n in zip(number, core, shape, strict=True)]
+        at = torch.full((volumes, *padded), len(voxels), device=device)
+        shift = torch.tensor([0, *margin], device=device)
+        at[tuple((voxels + shift).T)] = torch.arange(len(voxels), device=device)
+        tile = _tile_of(voxels, core, extent)
+        used, tile = tile.unique(return_inverse=True)
+        volume, x, y, z = _unravel(used, [volumes, *number])
+        # The halo before the core stands at the end of the ring.
+        axes = [
+            o[:, None] * c + (torch.arange(n, device=device) + m) % n
+            for o, c, n, m in zip((x, y, z), core, shape, margin, strict=True)
+        ]
+        source = at[
+            volume[:, None, None, None],
+            axes[0][:, :, None, None],
+            axes[1][:, None, :, None],
+            axes[2][:, None, None, :],
+        ]
+        inside = voxels[:, 1:] % torch.tensor(core, device=device)
+        strides = torch.tensor([shape[1] * shape[2], shape[2], 1], device=device)
+        places = (inside * strides).sum(dim=1)
+        order = tile.argsort(stable=True)
+        counts = tile.bincount().tolist()
+        return cls(shape, source.flatten(1), order.split(counts), places[order].split(counts))
+
+    def groups(self, bytes_per_place: int, budget: int) -> Iterator[Tiles]:
+        """A few tiles at a time, as many as the budget allows."""
+        step = max(1, budget // (bytes_per_place * prod(self.shape)))
+        for start in range(0, len(self.voxels), step):
+            some = slice(start, start + step)
+            yield Tiles(self.shape, self.source[some], self.voxels[some], self.places[some])
+
+    @property
+    def spectrum(self) -> Shape:
+        """Frequencies along the axes; of a real signal half of them are enough."""
+        return (self.shape[0], self.shape[1], self.shape[2] // 2 + 1)
+
+    def transfer(self, steps: Tensor, functions: Tensor, n_even: int) -> Tensor:
+        """The Fourier transform of functions of the offset.
+
+        Parameters
+        ----------
+        steps : Tensor of shape (T, 3), int64
+            Offsets, out - in.
+        functions : Tensor of shape (T, B)
+            The first `n_even` keep and the others change their sign with that of the offset.
+
+        Returns
+        -------
+        Tensor of shape (F, B)
+            The real part for even ones, minus the imaginary part for odd ones.
+        """
+        turns = torch.zeros(1, len(steps), dtype=torch.float64, device=steps.device)
+        for n, number, step in zip(self.shape, self.spectrum, steps.T, strict=True):
+            # The product of integers is reduced first: the angle is exact for any size.
+            axis = (torch.arange(number, device=steps.device)[:, None] * step % n).double() / n
+            turns = (turns[:, None] + axis).flatten(0, 1)
+        angle = 2 * torch.pi * turns
+        cosine, sine = angle.cos().to(functions.dtype), angle.sin().to(functions.dtype)
+        return torch.cat([cosine @ functions[:, :n_even], sine @ functions[:, n_even:]], dim=1)
+
+    def weights(self, like: Tensor) -> Tensor:
+        """How often each frequency (F,) counts in the inverse transform, over the places."""
+        nx, ny, nz = self.shape
+        twice = like.new_full((nz // 2 + 1,), 2.0)
+        twice[0] = 1.0
+        if nz % 2 == 0:
+            twice[-1] = 1.0
+        return twice.repeat(nx * ny) / (nx * ny * nz)
+
+
+def _tile_shape(core: Sequence[int], extent: Sequence[int], margin: Shape) -> Shape:
+    """With room for the halo, of which one side suffices where nothing lies beyond."""
+    return tuple(  # type: ignore[return-value]
+        _smooth(c + (m if c >= e else 2 * m)) for c, e, m in zip(core, extent, margin, strict=True)
+    )
+
+
+def _smooth(n: int) -> int:
+    """The next number that a fast Fourier transform likes."""
+    while True:
+        rest = n
+        for p in (2, 3, 5, 7):
+            while rest % p == 0:
+                rest //= p
+        if rest == 1:
+            return n
+        n += 1
+
+
+def _tile_of(voxels: Tensor, core: Sequence[int], extent: Sequence[int]) -> Tensor:
+    """A number for the tile of each voxel."""
+    tile = voxels[:, 0]
+    for axis, (c, e) in enumerate(zip(core, extent, strict=True)):
+        tile = tile * -(-e // c) + voxels[:, axis + 1] // c
+    return tile
+
+
+def _unravel(index: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    parts = []
+    for size in reversed(sizes):
+        parts.append(index % size)
+        index = index // size
+    return parts[::-1]

@@ -1,0 +1,207 @@
+"""Lists of nodes: voxels that have directions of their own, and the edges between nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import KDTree
+from torch import Tensor
+
+from tripq.domain.qspace import QEdges, index_pairs, longest, same_shell
+from tripq.domain.voxels import PEdges
+from tripq.infra.kept import kept_property
+
+#: Nodes closer than this (mm) are of one voxel where nobody says which are.  Coordinates that went
+#: through float32 differ by 1e-4 mm, and the voxels of a microscope are 1e-2 mm apart.
+SAME_VOXEL_MM = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class NodeEdges:
+    """Edges between nodes: output node, input node, the p-edge they lie on, quadrature weight."""
+
+    dst: Tensor
+    src: Tensor
+    p_edge: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class NodeSpace:
+    """A q-space of its own at every voxel: a list of nodes and the edges between them.
+
+    Attributes
+    ----------
+    voxel, q : Tensors of shape (N,) and (N, 3)
+        Voxel and q-vector of the input nodes.
+    voxel_out, q_out : Tensors of shape (N_out,) and (N_out, 3)
+        The same for the output nodes.
+    resampled : bool
+        Whether the output nodes are other nodes than the input ones.
+    edges : NodeEdges
+        From input to output nodes.
+    reduction : NodeEdges
+        From input nodes to one output at q = 0 for each voxel.
+    expansion : NodeEdges
+        From one input at q = 0 for each voxel to output nodes.
+    n_voxels : int
+        Number of voxels.
+    """
+
+    voxel: Tensor
+    q: Tensor
+    voxel_out: Tensor
+    q_out: Tensor
+    resampled: bool
+    edges: NodeEdges
+    reduction: NodeEdges
+    expansion: NodeEdges
+    n_voxels: int
+
+    @kept_property
+    def reduced(self) -> NodeSpace:
+        """The same input nodes, joined to one output at q = 0 in every voxel."""
+        voxel, q = self._origins()
+        return replace(self, voxel_out=voxel, q_out=q, resampled=True, edges=self.reduction)
+
+    @kept_property
+    def expanded(self) -> NodeSpace:
+        """One input at q = 0 in every voxel, joined to the same output nodes."""
+        voxel, q = self._origins()
+        return replace(self, voxel=voxel, q=q, resampled=True, edges=self.expansion)
+
+    def _origins(self) -> tuple[Tensor, Tensor]:
+        """A node at q = 0 in every voxel."""
+        voxel = torch.arange(self.n_voxels, device=self.q.device)
+        return voxel, self.q.new_zeros(self.n_voxels, 3)
+
+    @kept_property
+    def q_max(self) -> float:
+        """The largest |q|."""
+        return longest(torch.cat([self.q, self.q_out]))
+
+
+def voxels_of(p: NDArray[np.float64]) -> Tensor:
+    """Number of the voxel of each node at `p`, in order of appearance; by `SAME_VOXEL_MM`."""
+    distinct, place = np.unique(p, axis=0, return_inverse=True)
+    near = KDTree(distinct).query_pairs(SAME_VOXEL_MM, output_type="ndarray")
+    a, b = near[:, 0], near[:, 1]
+    number = len(distinct)
+    joined = coo_array((np.ones(len(a)), (a, b)), shape=(number, number))
+    n_groups, group = connected_components(joined, directed=False)
+    size = np.bincount(group, minlength=n_groups)
+    pairs = np.bincount(group[a], minlength=n_groups)
+    if (chains := np.flatnonzero(pairs < size * (size - 1) // 2)).size:
+        x, y, z = distinct[group == chains[0]][0]
+        raise ValueError(
+            f"nodes near ({x:g}, {y:g}, {z:g}) mm lie in a chain, each closer than "
+            f"{SAME_VOXEL_MM:g} mm to the next: say by voxel= which of them are of one voxel"
+        )
+    _, first, inverse = np.unique(group[place.ravel()], return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return torch.from_numpy(rank[inverse.ravel()])
+
+
+def voxel_numbers(values: ArrayLike | Tensor, name: str, number: int) -> Tensor:
+    numbers = values.cpu() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+    if numbers.shape != (number,) or numbers.dtype.is_floating_point or numbers.dtype == torch.bool:
+        raise ValueError(
+            f"{name} must be {number} integers, one for each node, not {numbers.dtype} of shape "
+            f"{tuple(numbers.shape)}"
+        )
+    return numbers.to(torch.int64)
+
+
+def check_voxel_numbers(numbers: Tensor) -> None:
+    present = numbers.unique()
+    if not present.equal(torch.arange(len(present))):
+        raise ValueError(
+            f"voxels are numbered from 0 on, none left out, but {len(present)} numbers from "
+            f"{int(present[0])} to {int(present[-1])} are given"
+        )
+
+
+def centres(p: Tensor, voxel: Tensor) -> Tensor:
+    """Mean position of the nodes of each voxel; exact where all are at one place."""
+    count = torch.bincount(voxel)
+    some = torch.empty(len(count), dtype=torch.int64).index_put((voxel,), torch.arange(len(p)))
+    origin = p.detach()[some]
+    shifts = torch.zeros_like(origin).index_add(0, voxel, p - origin[voxel])
+    return origin + shifts / count[:, None]
+
+
+def node_edges(
+    edges: PEdges,
+    voxel_out: Tensor,
+    q_out: Tensor,
+    voxel_in: Tensor,
+    q_in: Tensor,
+    q_edges: QEdges | ArrayLike | Tensor,
+    weights: Tensor | None,
+) -> NodeEdges:
+    if isinstance(q_edges, str):
+        dst, src, p_edge = _all_node_pairs(edges, voxel_out, voxel_in)
+        if q_edges == "shell":
+            keep = same_shell(q_out[dst], q_in[src])
+            dst, src, p_edge = dst[keep], src[keep], p_edge[keep]
+        elif q_edges != "full":
+            raise ValueError(
+                f'q_edges must be "full", "shell" or pairs of indices, not {q_edges!r}'
+            )
+    else:
+        dst, src = index_pairs(q_edges, len(q_out), len(q_in))
+        p_edge = _edge_between(edges, voxel_out[dst], voxel_in[src])
+    if weights is not None:
+        return NodeEdges(dst, src, p_edge, weights[src])
+    key = dst * max(len(edges.dst), 1) + p_edge
+    _, inverse, count = torch.unique(key, return_inverse=True, return_counts=True)
+    return NodeEdges(dst, src, p_edge, 1.0 / count[inverse].to(torch.float64))
+
+
+def _all_node_pairs(
+    edges: PEdges, voxel_out: Tensor, voxel_in: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Every (output node, input node, p-edge) whose voxels are joined by the p-edge."""
+    n_voxels = int(max([-1, *(int(v.max()) for v in (voxel_out, voxel_in) if len(v))])) + 1
+    out_order, in_order = (
+        torch.argsort(voxel_out, stable=True),
+        torch.argsort(voxel_in, stable=True),
+    )
+    out_count = torch.bincount(voxel_out, minlength=n_voxels)
+    in_count = torch.bincount(voxel_in, minlength=n_voxels)
+    out_start = torch.cumsum(out_count, 0) - out_count
+    in_start = torch.cumsum(in_count, 0) - in_count
+    pairs = out_count[edges.dst] * in_count[edges.src]
+    p_edge = torch.repeat_interleave(torch.arange(len(edges.dst)), pairs)
+    rank = torch.arange(len(p_edge)) - (torch.cumsum(pairs, 0) - pairs)[p_edge]
+    width = in_count[edges.src][p_edge]
+    dst = out_order[out_start[edges.dst][p_edge] + rank // width.clamp(min=1)]
+    src = in_order[in_start[edges.src][p_edge] + rank % width.clamp(min=1)]
+    return dst, src, p_edge
+
+
+def _edge_between(edges: PEdges, voxel_out: Tensor, voxel_in: Tensor) -> Tensor:
+    """Number of the p-edge between each pair of voxels."""
+    number = {
+        pair: i for i, pair in enumerate(zip(edges.dst.tolist(), edges.src.tolist(), strict=True))
+    }
+    wanted = list(zip(voxel_out.tolist(), voxel_in.tolist(), strict=True))
+    far = [pair for pair in wanted if pair not in number]
+    if far:
+        raise ValueError(f"q_edges joins {len(far)} pairs of nodes that are beyond the radius")
+    return torch.tensor([number[pair] for pair in wanted], dtype=torch.int64)
+
+
+def nodes_on(edges: NodeEdges, keep: Tensor) -> NodeEdges:
+    """The edges between nodes whose p-edge is kept, the p-edges renumbered."""
+    kept = keep[edges.p_edge]
+    renumbered = torch.cumsum(keep, 0) - 1
+    return NodeEdges(
+        edges.dst[kept], edges.src[kept], renumbered[edges.p_edge[kept]], edges.weights[kept]
+    )

@@ -1,0 +1,166 @@
+"""Voxels: where they lie in a volume, and the edges between them (p-edges)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tripq.domain.adjacency import Adjacency
+from tripq.domain.checks import checked_radius, coordinates
+from tripq.domain.neighbours import closer_than, point_neighbours
+from tripq.infra.kept import kept_property
+
+
+@dataclass(frozen=True, eq=False)
+class VoxelGrid:
+    """Where the voxels of a scan stand in its volume, or in those of its patches.
+
+    Attributes
+    ----------
+    shapes : tuple of (int, int, int)
+        Of each volume.
+    voxels : Tensor of shape (V, 4), int64
+        Volume and indices in it, in the order of ``np.argwhere(mask)``.
+    """
+
+    shapes: tuple[tuple[int, int, int], ...]
+    voxels: Tensor
+
+    def join(self, other: VoxelGrid) -> VoxelGrid:
+        """The volumes of both, one list after the other."""
+        shift = torch.tensor([len(self.shapes), 0, 0, 0], device=self.voxels.device)
+        return VoxelGrid(self.shapes + other.shapes, torch.cat([self.voxels, other.voxels + shift]))
+
+    @kept_property
+    def cropped(self) -> tuple[tuple[int, int, int, int], Tensor]:
+        """Shape (volumes, x, y, z) of the smallest boxes around the voxels, flat places in them."""
+        low = self.voxels.amin(dim=0)
+        n, x, y, z = (self.voxels.amax(dim=0) - low + 1).tolist()
+        strides = torch.tensor([x * y * z, y * z, z, 1], device=self.voxels.device)
+        return (n, x, y, z), ((self.voxels - low) * strides).sum(dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class PEdges:
+    """Edges between the voxels of a scan, each with the type of its offset.
+
+    Attributes
+    ----------
+    n_voxels : int
+        How many voxels they join.
+    offsets : Tensor of shape (T, 3), float64
+        Offsets p_out - p_in in mm, one for each edge type.
+    pairs : Tensor of shape (3, E), int64, or None
+        Output voxel, input voxel and edge type of each edge, ordered by output voxel; None on a
+        grid, whose edges follow from the table.
+    table : Tensor of shape (V, T), int64, or None
+        On a grid a voxel has at most one neighbour of each type: its number, or V where there is
+        none.  None for irregular points, where every edge is a type of its own.
+    grid : VoxelGrid or None
+        Where the voxels stand, on a grid.
+    steps : Tensor of shape (T, 3), int64, or None
+        The offsets in voxel indices, on a grid.
+    """
+
+    n_voxels: int
+    offsets: Tensor
+    pairs: Tensor | None = None
+    table: Tensor | None = None
+    grid: VoxelGrid | None = None
+    steps: Tensor | None = None
+
+    @classmethod
+    def on_grid(cls, offsets: Tensor, steps: Tensor, table: Tensor, grid: VoxelGrid) -> PEdges:
+        """Edges of a grid, from its table of neighbours."""
+        return cls(len(table), offsets, None, table, grid, steps)
+
+    @classmethod
+    def listed(
+        cls, n_voxels: int, offsets: Tensor, dst: Tensor, src: Tensor, type_: Tensor
+    ) -> PEdges:
+        """Edges one by one, ordered by output voxel."""
+        return cls(n_voxels, offsets, torch.stack([dst, src, type_]))
+
+    @kept_property
+    def edge_list(self) -> Tensor:
+        """All edges as `pairs`, on a grid too."""
+        if self.pairs is not None:
+            return self.pairs
+        assert self.table is not None
+        dst, type_ = torch.nonzero(self.table < len(self.table), as_tuple=True)
+        return torch.stack([dst, self.table[dst, type_], type_])
+
+    @property
+    def dst(self) -> Tensor:
+        """Output voxel of each edge, shape (E,)."""
+        return self.edge_list[0]
+
+    @property
+    def src(self) -> Tensor:
+        """Input voxel of each edge, shape (E,)."""
+        return self.edge_list[1]
+
+    @property
+    def type(self) -> Tensor:
+        """Edge type of each edge, shape (E,)."""
+        return self.edge_list[2]
+
+    @kept_property
+    def n_edges(self) -> int:
+        """Number of edges; on a grid they need not be listed for it."""
+        if self.table is None:
+            return self.edge_list.shape[1]
+        return int((self.table < len(self.table)).sum())
+
+    @kept_property
+    def margin(self) -> tuple[int, int, int]:
+        """How many voxels the longest offset reaches along each axis of a grid."""
+        assert self.steps is not None
+        x, y, z = self.steps.abs().amax(dim=0).tolist()
+        return x, y, z
+
+    @kept_property
+    def adjacency(self) -> Adjacency:
+        """The edges listed by each end and by type."""
+        return Adjacency.build(
+            self.dst, self.src, self.type, self.n_voxels, self.n_voxels, len(self.offsets)
+        )
+
+    @kept_property
+    def transposed_table(self) -> Tensor | None:
+        """The output voxel for each (input voxel, type), V where there is none."""
+        if self.table is None:
+            return None
+        transposed = torch.full_like(self.table, len(self.table))
+        transposed[self.src, self.type] = self.dst
+        return transposed
+
+    def within(self, radius: float) -> PEdges:
+        """The edges shorter than `radius` mm."""
+        keep = closer_than(self.offsets.detach().norm(dim=-1), radius)
+        if bool(keep.all()):
+            return self
+        if self.table is not None and self.steps is not None and self.grid is not None:
+            return PEdges.on_grid(
+                self.offsets[keep], self.steps[keep], self.table[:, keep], self.grid
+            )
+        kept = keep[self.type]
+        renumbered = torch.cumsum(keep, 0) - 1
+        return PEdges.listed(
+            self.n_voxels,
+            self.offsets[keep],
+            self.dst[kept],
+            self.src[kept],
+            renumbered[self.type[kept]],
+        )
+
+
+def point_edges(points: Tensor, radius: float) -> PEdges:
+    dst, src = (
+        torch.from_numpy(index)
+        for index in point_neighbours(coordinates(points), checked_radius(radius))
+    )
+    offsets = points[dst] - points[src]
+    return PEdges.listed(len(points), offsets, dst, src, torch.arange(len(dst)))

@@ -1,0 +1,1 @@
+"""Filters: radial functions, learned weights, and what is linear in them."""

@@ -1,0 +1,324 @@
+"""One filter: its paths, its radial functions and its weights."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tripq.domain.neighbours import grid_offsets
+from tripq.filters.radial import ConstantFunction, RadialFunctions
+from tripq.filters.sparse import SparseMatrix
+from tripq.infra.kept import kept, kept_with_owner
+from tripq.kernels.embeddings import edge_harmonics
+from tripq.kernels.launch import accumulation_dtype, runs_in_triton
+from tripq.so3.harmonics import spherical_harmonics, unit_vectors
+from tripq.so3.paths import Channels, FilterKind, Path
+from tripq.so3.recoupling import Recoupling, clebsch_gordan
+
+#: Voxel size (mm) of an ordinary diffusion scan, for the scale of the first weights only.
+TYPICAL_VOXEL_MM = 2.0
+
+_weights_left: ContextVar[float] = ContextVar("_weights_left", default=math.inf)
+
+
+@contextmanager
+def weights_at_most(number: int) -> Iterator[None]:
+    """Refuse, inside, to make filters that have more weights than this together.
+
+    For networks whose sizes a stranger names: nothing is allocated before it is refused.
+
+    Raises
+    ------
+    ValueError
+        Where there would be more.
+    """
+    token = _weights_left.set(number)
+    try:
+        yield
+    finally:
+        _weights_left.reset(token)
+
+
+class PQFilter(nn.Module):
+    r"""A learned filter of one kind between two feature maps.
+
+    For each path, a sum over radial functions of
+
+    .. math::
+        W\; \varphi_1(|p|)\, \varphi_2(|q_{out}|)\, \varphi_3(|q_{in}|)\;
+        C(l_{out}; l_f\, l_{in})\, C(l_f; l_p\, l_q)\, Y_{l_p}\, Y_{l_q}.
+
+    This class holds what is learned and evaluates embeddings and `kernel`; a back end evaluates
+    the sum over edges.
+
+    Parameters
+    ----------
+    kind : {"tp", "diff", "p", "q"}
+        Which offsets the harmonics see.
+    paths : tuple of Path
+        Those of this kind.
+    channels_in, channels_out : tuple of Channels
+        The feature maps.
+    phi_p, phi_q_out, phi_q_in : RadialFunctions or ConstantFunction
+        Radial functions of |p_out - p_in|, |q_out| and |q_in|.
+    unit_directions : bool
+        Whether q-offsets are differences of unit vectors.
+    antipodal : bool
+        Whether the filter is averaged over the signs of the q-vectors.
+    """
+
+    def __init__(
+        self,
+        kind: FilterKind,
+        paths: tuple[Path, ...],
+        channels_in: tuple[Channels, ...],
+        channels_out: tuple[Channels, ...],
+        phi_p: RadialFunctions | ConstantFunction,
+        phi_q_out: RadialFunctions | ConstantFunction,
+        phi_q_in: RadialFunctions | ConstantFunction,
+        *,
+        unit_directions: bool,
+        antipodal: bool,
+    ) -> None:
+        super().__init__()
+        self.kind = kind
+        self.paths = paths
+        self.channels_in = channels_in
+        self.channels_out = channels_out
+        self.phi_p = phi_p
+        self.phi_q_out = phi_q_out
+        self.phi_q_in = phi_q_in
+        self.unit_directions = unit_directions
+        self.antipodal = antipodal
+        self.radial = (phi_p.number, phi_q_out.number, phi_q_in.number)
+        number = sum(self._numel(path) for path in paths)
+        if number > _weights_left.get():
+            raise ValueError(
+                f"a filter needs {number:,} weights, and only {_weights_left.get():,} are left"
+            )
+        _weights_left.set(_weights_left.get() - number)
+        self.recoupling = Recoupling.build(paths, channels_in, channels_out, self.radial)
+        self.weight = nn.Parameter(torch.empty(number))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights so that features of size 1 give features of about size 1.
+
+        Normal deviates, divided for each output order by the root of the number of terms it sums:
+        input channels, radial functions and, each counted with the square of its radial function,
+        the voxels that a grid of `TYPICAL_VOXEL_MM` has within the radius.
+        """
+        terms = dict.fromkeys(((c.l, c.parity) for c in self.channels_out), 0.0)
+        for path in self.paths:
+            _, mul_in, _, k_q_out, k_q_in = self._shape(path)
+            share = mul_in * k_q_out * k_q_in * self._neighbours(zero_offset=path.l_p == 0)
+            terms[path.l_out, path.parity_out] += share
+        with torch.no_grad():
+            for path, weight in self.path_weights():
+                # A path of odd l_p has no term at all within a radius of 0.
+                weight.normal_(0, max(terms[path.l_out, path.parity_out], 1e-6) ** -0.5)
+
+    def _neighbours(self, *, zero_offset: bool) -> float:
+        """Sum of the squared radial functions over the neighbours on a typical grid."""
+        offsets = grid_offsets(TYPICAL_VOXEL_MM * np.eye(3), self.phi_p.end)
+        lengths = torch.from_numpy(TYPICAL_VOXEL_MM * np.linalg.norm(offsets, axis=1))
+        with torch.no_grad():
+            squares = self.phi_p(lengths.to(self.weight.dtype)).square().sum(dim=-1)
+        return float(squares.sum() if zero_offset else squares[lengths > 0].sum())
+
+    def path_weights(self) -> Iterator[tuple[Path, Tensor]]:
+        """Each path with a view of its weights, (mul_out, mul_in, K_p, K_q_out, K_q_in)."""
+        start = 0
+        for path in self.paths:
+            stop = start + self._numel(path)
+            yield path, self.weight[start:stop].view(self._shape(path))
+            start = stop
+
+    @property
+    def exact_weight(self) -> Tensor:
+        """All weights, in float32 if they are in half precision: no sum is taken in that."""
+        return self.weight.to(accumulation_dtype(self.weight.dtype))
+
+    # -- embeddings ----------------------------------------------------------------------------
+
+    def inner_harmonics(self, p_offset: Tensor, q_out: Tensor, q_in: Tensor) -> dict[int, Tensor]:
+        """Harmonics that the fast evaluation couples to the input first.
+
+        Those of the q-offset; of a ``"diff"`` filter, those of the difference of both offsets.
+        The arguments are broadcast against each other, (..., 3) -> l: (..., 2 l + 1).
+        """
+        orders = {path.l_filter if self.kind == "diff" else path.l_q for path in self.paths}
+        if self.kind == "p":
+            shape = torch.broadcast_shapes(q_out.shape, q_in.shape)[:-1]
+            return {0: q_in.new_ones(*shape, 1)}
+        q_out, q_in = self.q_ends(q_out), self.q_ends(q_in)
+        joint = self.kind == "diff"
+        total: dict[int, Tensor] = {}
+        for sign_out, sign_in in self.signs:
+            offset = sign_out * q_out - sign_in * q_in
+            harmonics = _harmonics(orders, p_offset - offset if joint else offset)
+            for l, y in harmonics.items():
+                total[l] = total[l] + y if l in total else y
+        return {l: y / len(self.signs) for l, y in total.items()}
+
+    def q_ends(self, q: Tensor) -> Tensor:
+        """The vectors whose differences are the q-offsets: q-vectors, or their directions."""
+        return unit_vectors(q) if self.unit_directions else q
+
+    @property
+    def signs(self) -> list[tuple[int, int]]:
+        """Signs of (q_out, q_in) that the inner harmonics are averaged over.
+
+        Flipping both turns a q-offset round, which even harmonics do not see: for them two of the
+        four suffice.  In a joint offset p stays, so all four count.
+        """
+        if not self.antipodal:
+            return [(1, 1)]
+        return list(itertools.product((1, -1) if self.kind == "diff" else (1,), (1, -1)))
+
+    def outer_harmonics(self, p_offset: Tensor) -> dict[int, Tensor]:
+        """Harmonics that the fast evaluation couples last: those of the p-offset, if separate."""
+        if self.kind == "diff":
+            return {0: torch.ones_like(p_offset[..., :1])}
+        return _harmonics({path.l_p for path in self.paths}, p_offset)
+
+    def mixing_matrices(self) -> list[Tensor]:
+        """The weights, recoupled: for each `Mixing` a tensor (K_q_out, columns, rows)."""
+        flat = _mixing_matrix(self).times(self.exact_weight)
+        k_q_out = self.radial[1]
+        matrices = []
+        for mixing in self.recoupling.mixings:
+            size = k_q_out * mixing.n_columns * mixing.n_rows
+            matrix = flat[mixing.start : mixing.start + size]
+            matrices.append(matrix.view(k_q_out, mixing.n_columns, mixing.n_rows))
+        return matrices
+
+    # -- the definition ------------------------------------------------------------------------
+
+    def kernel(self, p_offset: Tensor, q_out: Tensor, q_in: Tensor) -> Tensor:
+        """The filter at given offsets, straight from the definition.
+
+        Parameters
+        ----------
+        p_offset, q_out, q_in : Tensors of shape (..., 3)
+            Broadcast against each other; mm and sqrt(b / b_ref), world axes.
+
+        Returns
+        -------
+        Tensor of shape (..., dim_out, dim_in)
+        """
+        inner = self.inner_harmonics(p_offset, q_out, q_in)
+        outer = self.outer_harmonics(p_offset)
+        shape = torch.broadcast_shapes(p_offset.shape, q_out.shape, q_in.shape)[:-1]
+        phi_p = self.phi_p(p_offset.norm(dim=-1))
+        phi_q_out = self.phi_q_out(q_out.norm(dim=-1))
+        phi_q_in = self.phi_q_in(q_in.norm(dim=-1))
+        result = p_offset.new_zeros(*shape, self.dim_out * self.dim_in)
+        for path, weight in self.path_weights():
+            weight = weight.to(result.dtype)
+            if path.filter == "diff":
+                angular = inner[path.l_filter]
+            else:
+                coupling = coupling_tensor(path.l_p, path.l_q, path.l_filter, result)
+                angular = torch.einsum(
+                    "...p,...q,pqf->...f", outer[path.l_p], inner[path.l_q], coupling
+                )
+            to_out = coupling_tensor(path.l_filter, path.l_in, path.l_out, result)
+            tensor = torch.einsum("...f,fio->...oi", angular, to_out)
+            scale = torch.einsum("uvabc,...a,...b,...c->...uv", weight, phi_p, phi_q_out, phi_q_in)
+            block = torch.einsum("...uv,...oi->...uovi", scale, tensor)
+            # A compiler foresees other strides of a product than it has.
+            block = block.clone(memory_format=torch.contiguous_format).flatten(-4)
+            i, o = self.channels_of(path)
+            place = self.index_out(o)[:, None] * self.dim_in + self.index_in(i)
+            result = result.index_add(-1, place.flatten(), block)
+        return result.unflatten(-1, (self.dim_out, self.dim_in))
+
+    # -- small things --------------------------------------------------------------------------
+
+    @property
+    def dim_in(self) -> int:
+        """Number of components of the input features."""
+        return sum(len(c.index) for c in self.channels_in)
+
+    @property
+    def dim_out(self) -> int:
+        """Number of components of the output features."""
+        return sum(len(c.index) for c in self.channels_out)
+
+    def index_in(self, channels: int) -> Tensor:
+        """Where the components of `channels_in[channels]` stand."""
+        return positions(self.channels_in[channels].index, self.weight.device)
+
+    def index_out(self, channels: int) -> Tensor:
+        """Where the components of `channels_out[channels]` stand."""
+        return positions(self.channels_out[channels].index, self.weight.device)
+
+    def channels_of(self, path: Path) -> tuple[int, int]:
+        """Which input and which output channels a path joins."""
+        orders_in = [(c.l, c.parity) for c in self.channels_in]
+        orders_out = [(c.l, c.parity) for c in self.channels_out]
+        return (
+            orders_in.index((path.l_in, path.parity_in)),
+            orders_out.index((path.l_out, path.parity_out)),
+        )
+
+    def _shape(self, path: Path) -> tuple[int, ...]:
+        i, o = self.channels_of(path)
+        return (self.channels_out[o].mul, self.channels_in[i].mul, *self.radial)
+
+    def _numel(self, path: Path) -> int:
+        return math.prod(self._shape(path))
+
+    def extra_repr(self) -> str:
+        """Kind, numbers of paths and weights."""
+        return f"{self.kind!r}, {len(self.paths)} paths, {self.weight.numel():,} weights"
+
+
+@kept_with_owner
+def _mixing_matrix(filter: PQFilter) -> SparseMatrix:
+    """What makes the mixing matrices, all of them in one flat list, of the weights."""
+    tables = filter.recoupling
+    shape = tables.size, filter.weight.numel()
+    return SparseMatrix.of(shape, tables.targets, tables.sources, tables.coefficients)
+
+
+def _harmonics(orders: set[int], v: Tensor) -> dict[int, Tensor]:
+    """Spherical harmonics of offsets (..., 3), l: (..., 2 l + 1); on a GPU by one kernel."""
+    if not orders or not runs_in_triton(v):
+        return spherical_harmonics(orders, v)
+    together = edge_harmonics(v.reshape(-1, 3), max(orders))
+    together = together.view(*v.shape[:-1], together.shape[1])
+    return {l: together[..., l * l : (l + 1) ** 2] for l in orders}
+
+
+@kept
+def positions(index: tuple[int, ...], device: torch.device) -> Tensor:
+    """Numbers as a tensor, kept so that a device is not waited for; not to be written to."""
+    return torch.tensor(index, dtype=torch.int64, device=device)
+
+
+def ungrouped(channels: Sequence[Channels], device: torch.device) -> Tensor:
+    """The order that puts components that stand group after group back in their places."""
+    order = [i for c in channels for i in c.index]
+    return positions(tuple(sorted(range(len(order)), key=order.__getitem__)), device)
+
+
+def coupling_tensor(l_a: int, l_b: int, l_c: int, like: Tensor) -> Tensor:
+    """Clebsch-Gordan coefficients (2 l_a + 1, 2 l_b + 1, 2 l_c + 1), dtype and device as `like`.
+
+    It is shared: not to be written to.
+    """
+    return _coupling(l_a, l_b, l_c, like.dtype, like.device)
+
+
+@kept
+def _coupling(l_a: int, l_b: int, l_c: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(clebsch_gordan(l_a, l_b, l_c), dtype=dtype, device=device)

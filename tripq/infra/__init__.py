@@ -1,0 +1,1 @@
+"""Files, processes and kept tables: what every floor uses."""

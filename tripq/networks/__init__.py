@@ -1,0 +1,1 @@
+"""Networks, their application to whole scans, and their files."""

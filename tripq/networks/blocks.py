@@ -1,0 +1,242 @@
+"""From a network and a scan to a map of lesion probabilities, in bounded memory.
+
+A scan is cut into blocks.  Each is segmented together with a halo as wide as the network looks, so
+that a voxel gets the logit that it would get from the whole scan at once.
+
+>>> from tripq.tasks.lesions.segmenter import LesionSegmenter
+>>> from tripq.simulate import GradientTable, default_anatomy, simulate_subject
+>>> anatomy = default_anatomy(5.0).within((-40, -60, 0), (40, 40, 30))
+>>> scan = simulate_subject(anatomy, GradientTable.from_shells([1000.0], [12]), seed=0).dwi
+>>> network = LesionSegmenter(p_radius=6.0, n_p_layers=1).eval()
+>>> probabilities = segment(network, scan)
+>>> probabilities.shape == scan.b0.shape
+True
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from tripq.domain.graph import PQGraph
+from tripq.domain.neighbours import grid_offsets
+from tripq.nn.layer import PQTensorFieldLayer
+from tripq.scans import B_REFERENCE, DWI, DWIError
+
+Box = tuple[slice, slice, slice]
+
+
+def graph_radius(network: nn.Module) -> float:
+    """The radius in mm that a graph needs to have for a network: the largest of its layers.
+
+    A network without such layers takes any graph: 0.
+    """
+    return max((layer.p_radius for layer in _tensor_field_layers(network)), default=0.0)
+
+
+def receptive_field(network: nn.Module, affine: NDArray[np.floating]) -> NDArray[np.int64]:
+    """How many voxels a network looks beyond a voxel, along each axis of the grid.
+
+    Parameters
+    ----------
+    network : Module
+        Its tensor field layers and 3D convolutions follow one another.
+    affine : (4, 4) array
+        Of the grid, in mm.
+
+    Returns
+    -------
+    (3,) int64 array
+
+    Examples
+    --------
+    >>> from tripq.networks.conv import ConvSegmenter
+    >>> from tripq.tasks.lesions.segmenter import LesionSegmenter
+    >>> affine = np.diag([2.0, 2.0, 4.0, 1.0])
+    >>> receptive_field(LesionSegmenter(p_radius=3.6), affine)
+    array([4, 4, 0])
+    >>> receptive_field(ConvSegmenter(33, widths=(8, 8)), affine)
+    array([3, 3, 3])
+    """
+    reach = np.zeros(3, dtype=np.int64)
+    for layer in _tensor_field_layers(network):
+        offsets = grid_offsets(np.asarray(affine, dtype=np.float64)[:3, :3], layer.p_radius)
+        reach += np.abs(offsets).max(axis=0)
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d):
+            size, dilation = np.array(module.kernel_size), np.array(module.dilation)
+            reach += dilation * (size - 1) - dilation * (size - 1) // 2  # the wider side
+    return reach
+
+
+@dataclass(frozen=True)
+class Block:
+    """Part of a grid: the voxels that are wanted, and those that a network needs to see for it."""
+
+    inner: Box
+    outer: Box
+
+
+def split_blocks(
+    mask: NDArray[np.bool_], halo: NDArray[np.integer], max_voxels: int
+) -> list[Block]:
+    """Halve the box around a mask until no block has too many voxels.
+
+    Parameters
+    ----------
+    mask : (X, Y, Z) bool array
+        The voxels that count.
+    halo : (3,) int array
+        How much wider the outer box is on each side, in voxels; it ends where the grid ends.
+    max_voxels : int
+        Masked voxels in an outer box.  Blocks of a single voxel may have more.
+
+    Returns
+    -------
+    list of Block
+        Every masked voxel lies in one inner box.
+
+    Examples
+    --------
+    >>> blocks = split_blocks(np.ones((8, 2, 2), bool), np.array([1, 0, 0]), max_voxels=20)
+    >>> [(block.inner[0], block.outer[0]) for block in blocks]
+    [(slice(0, 4, None), slice(0, 5, None)), (slice(4, 8, None), slice(3, 8, None))]
+    """
+    if max_voxels < 1:
+        raise ValueError(f"a block needs room for at least one voxel, not max_voxels={max_voxels}")
+    blocks: list[Block] = []
+    waiting = [(slice(0, mask.shape[0]), slice(0, mask.shape[1]), slice(0, mask.shape[2]))]
+    while waiting:
+        inner = _shrink(mask, waiting.pop())
+        if inner is None:
+            continue
+        outer = _grow(inner, halo, mask.shape)
+        lengths = [axis.stop - axis.start for axis in inner]
+        if np.count_nonzero(mask[outer]) <= max_voxels or max(lengths) == 1:
+            blocks.append(Block(inner, outer))
+        else:
+            waiting.extend(reversed(_halves(inner, int(np.argmax(lengths)))))
+    return blocks
+
+
+def segment(
+    network: nn.Module,
+    dwi: DWI,
+    *,
+    max_voxels: int = 100_000,
+    device: str | torch.device = "cpu",
+    report: Callable[[int, int], None] | None = None,
+) -> NDArray[np.float32]:
+    """Probability of a lesion in every voxel of a scan.
+
+    Parameters
+    ----------
+    network : Module
+        ``network(signal, graph)`` gives one logit for every voxel; it must be in evaluation mode,
+        and on `device`.
+    dwi : DWI
+        The scan.
+    max_voxels : int
+        How many voxels are in memory at once, which bounds it; the result does not depend on it.
+    device : str or torch.device
+        Where to compute.
+    report : callable, optional
+        Called with the voxels that are done and the number of all, after every block.
+
+    Returns
+    -------
+    (V,) float32 array
+        In the order of ``np.argwhere(dwi.mask)``.
+
+    Raises
+    ------
+    ValueError
+        If the network is in training mode, or was made for another gradient table.
+    DWIError
+        If b-values are higher than the network takes.
+    """
+    if network.training:
+        raise ValueError("the network is in training mode: call network.eval() first")
+    check_b_values(network, dwi)
+    number = np.full(dwi.mask.shape, -1, dtype=np.int64)
+    number[dwi.mask] = np.arange(len(dwi.b0))
+    probabilities = np.empty(len(dwi.b0), dtype=np.float32)
+    radius = graph_radius(network)
+    done = 0
+    for block in split_blocks(dwi.mask, receptive_field(network, dwi.affine), max_voxels):
+        seen = dwi.mask[block.outer]
+        affine = dwi.affine.copy()
+        affine[:3, 3] += affine[:3, :3] @ [axis.start for axis in block.outer]
+        graph = PQGraph.from_grid(seen, affine, dwi.q, radius).to(device)
+        signal = torch.from_numpy(dwi.signal[number[block.outer][seen]]).to(device)
+        with torch.inference_mode():
+            values = torch.sigmoid(network(signal, graph).float()).cpu().numpy()
+        wanted = np.zeros_like(dwi.mask)
+        wanted[block.inner] = True
+        wanted = wanted[block.outer][seen]
+        rows = number[block.outer][seen][wanted]
+        probabilities[rows] = values[wanted]
+        done += len(rows)
+        if report is not None:
+            report(done, len(probabilities))
+    return probabilities
+
+
+def _tensor_field_layers(network: nn.Module) -> list[PQTensorFieldLayer]:
+    return [module for module in network.modules() if isinstance(module, PQTensorFieldLayer)]
+
+
+def check_b_values(network: nn.Module, dwi: DWI) -> None:
+    """Make sure that a network takes the b-values of a scan.
+
+    Raises
+    ------
+    DWIError
+        If one is higher than ``q_max`` of a layer allows.
+    """
+    limits = [
+        layer.q_max
+        for layer in _tensor_field_layers(network)
+        if layer.q_in is not None or layer.q_out is not None
+    ]
+    highest = B_REFERENCE * min(limits, default=np.inf) ** 2
+    if dwi.b_values.max() > highest * (1 + 1e-6):
+        raise DWIError(
+            f"{dwi.path or 'scan'}: b-values up to {dwi.b_values.max():.0f} s/mm2, but the network "
+            f"takes no more than {highest:.0f}: leave out the volumes above."
+        )
+
+
+def _shrink(mask: NDArray[np.bool_], box: Box) -> Box | None:
+    """The smallest box around the masked voxels of a box; None if there are none."""
+    found = np.argwhere(mask[box])
+    if len(found) == 0:
+        return None
+    low, high = found.min(axis=0), found.max(axis=0) + 1
+    x, y, z = (
+        slice(axis.start + int(a), axis.start + int(b))
+        for axis, a, b in zip(box, low, high, strict=True)
+    )
+    return x, y, z
+
+
+def _grow(box: Box, halo: NDArray[np.integer], shape: tuple[int, ...]) -> Box:
+    """A box with a halo, as far as the grid goes."""
+    x, y, z = (
+        slice(max(0, axis.start - int(h)), min(length, axis.stop + int(h)))
+        for axis, h, length in zip(box, halo, shape, strict=True)
+    )
+    return x, y, z
+
+
+def _halves(box: Box, axis: int) -> tuple[Box, Box]:
+    middle = (box[axis].start + box[axis].stop) // 2
+    first, second = list(box), list(box)
+    first[axis] = slice(box[axis].start, middle)
+    second[axis] = slice(middle, box[axis].stop)
+    return (first[0], first[1], first[2]), (second[0], second[1], second[2])

@@ -1,0 +1,268 @@
+"""Networks in files: weights as safetensors, and in the metadata how to build the network again.
+
+Nothing is unpickled, so a file from a stranger can be read.  It is not believed, either: what it
+says of the sizes of a network must agree with the tensors that it holds, before memory is taken.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from e3nn import o3
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from tripq import __version__
+from tripq.filters.filter import weights_at_most
+from tripq.infra.files import check_regular, parse_json, printable, write_bytes
+from tripq.infra.memory import is_out_of_memory
+from tripq.networks.conv import ConvSegmenter
+from tripq.networks.paper import PaperSegmenter
+from tripq.tasks.lesions.segmenter import LesionSegmenter
+
+#: The networks that a file may name.
+NETWORKS: dict[str, type[nn.Module]] = {
+    network.__name__: network for network in (LesionSegmenter, PaperSegmenter, ConvSegmenter)
+}
+
+MAX_NOTES = 2**20
+"""Characters of all metadata of a file, at most; ours have less than a thousand."""
+
+MAX_ARGUMENT = 1000
+"""Characters of one argument of a network, at most, as it stands in the file."""
+
+MAX_ORDER = 11
+"""Largest order of a feature: spherical harmonics go so far in e3nn."""
+
+MAX_LAYERS = 100
+"""Largest number of layers that a file may ask for."""
+
+_VERSION = "tripq"  # the note that says which version wrote a file
+
+
+class CheckpointError(ValueError):
+    """A network cannot be saved, or not be built from a file; the message says why."""
+
+
+def save_network(
+    network: nn.Module, path: str | PathLike[str], notes: Mapping[str, str] | None = None
+) -> None:
+    """Save a network so that `load_network` can build it.
+
+    Parameters
+    ----------
+    network : Module
+        One of `NETWORKS`.  It keeps the arguments of its constructor as attributes of their names.
+    path : path
+        ``.safetensors``; an existing file is replaced.  Equal networks with equal notes give equal
+        files, byte by byte.
+    notes : mapping of str to str, optional
+        What else is worth knowing, such as what the network was trained on; kept in the metadata.
+
+    Raises
+    ------
+    CheckpointError
+        If the network is none of those.
+    """
+    name = type(network).__name__
+    if NETWORKS.get(name) is not type(network):
+        raise CheckpointError(f"{path}: a {name} cannot be saved, only {', '.join(NETWORKS)}.")
+    arguments = {
+        argument: getattr(network, argument)
+        for argument in inspect.signature(type(network)).parameters
+    }
+    metadata = {**(notes or {}), "network": name, "arguments": json.dumps(arguments)}
+    weights = {key: value.contiguous() for key, value in network.state_dict().items()}
+    write_bytes(Path(path), _in_order(save(weights, metadata=metadata)))
+
+
+def load_network(path: str | PathLike[str]) -> nn.Module:
+    """Build a network from a file, on the CPU and in evaluation mode.
+
+    Parameters
+    ----------
+    path : path
+        Written by `save_network`.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, damaged or holds something else.
+    MemoryError
+        If there is not enough memory for it.
+    """
+    metadata = read_notes(path)
+    if not {"network", "arguments"} <= metadata.keys():
+        raise CheckpointError(
+            f"{path}: holds no network of this program: its metadata names no network."
+        )
+    try:
+        arguments = _check_arguments(
+            metadata["network"], parse_json(metadata["arguments"], "arguments")
+        )
+        with safe_open(path, framework="pt") as file:
+            number = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+        network = _build(metadata["network"], arguments, number)
+        _take(network, load_file(path))
+    except (
+        *(TypeError, ValueError, RuntimeError, ArithmeticError, AssertionError),
+        *(SafetensorError, OSError, MemoryError),
+    ) as error:
+        if is_out_of_memory(error):
+            raise MemoryError(f"{path}: out of memory while its weights were loaded.") from error
+        (reason, *_) = str(error).splitlines() or [type(error).__name__]
+        raise CheckpointError(
+            f"{path}: holds no network of this program: {printable(reason[:200])}"
+            f"{_other_version(metadata)}"
+        ) from error
+    return network.eval()
+
+
+def read_notes(path: str | PathLike[str]) -> dict[str, str]:
+    """The metadata of a file: ``network``, ``arguments`` (JSON), and the notes it was saved with.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing or damaged.
+    """
+    try:
+        check_regular(Path(path))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file.") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}.") from error
+    try:
+        with safe_open(path, framework="pt") as file:
+            notes = dict(file.metadata() or {})
+    except (SafetensorError, OSError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise MemoryError(f"{path}: out of memory while it was opened.") from error
+        if _is_pickle(Path(path)):
+            raise CheckpointError(
+                f"{path}: a file of torch.save, which can hold programs; it was not read. Networks "
+                "come as .safetensors; `tripq train` writes one beside its folder of checkpoints."
+            ) from error
+        raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from error
+    if (length := sum(map(len, (*notes, *notes.values())))) > MAX_NOTES:
+        raise CheckpointError(f"{path}: {length:,} characters of notes; at most {MAX_NOTES:,}.")
+    return notes
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with its metadata sorted.
+
+    The library writes them in an order that changes from call to call.  Maps name their weights by
+    the SHA-256 of the file, so that equal weights would not be known as such.
+    """
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the numbers behind it stay aligned
+    return len(text).to_bytes(8, "little") + text + content[start:]
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file begins as those of torch.save do, new ones and old ones."""
+    try:
+        with path.open("rb") as file:
+            return file.read(2) in (b"PK", b"\x80\x02")
+    except OSError:
+        return False
+
+
+def _check_arguments(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a network, if they are of its types and of possible sizes."""
+    if name not in NETWORKS:
+        raise ValueError(f"the network {name!r} is unknown.")
+    known = inspect.signature(NETWORKS[name]).parameters
+    for key, value in arguments.items():
+        if key not in known:
+            raise ValueError(f"{name} has no argument {key!r}")
+        shown = repr(value)
+        if len(shown) > MAX_ARGUMENT or not _is_like(value, known[key].default):
+            raise ValueError(f"the argument {key} is {shown[:50]}")
+    if not 0 <= arguments.get("n_p_layers", 0) <= MAX_LAYERS:
+        raise ValueError(f"n_p_layers is {arguments['n_p_layers']}")
+    return arguments
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether a value has the type of the default; without one, that of a count."""
+    if isinstance(default, tuple):
+        return isinstance(value, list) and all(_is_like(item, 0) for item in value)
+    if isinstance(default, bool | str):
+        return type(value) is type(default)
+    if isinstance(default, float):
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is int
+
+
+def _build(name: str, arguments: Mapping[str, Any], number: int) -> nn.Module:
+    """A network with so many weights and no values, or a `ValueError` before it takes memory."""
+    for key, value in arguments.items():
+        if key.endswith("_features"):
+            irreps = o3.Irreps(value)
+            if irreps.num_irreps > number:
+                raise ValueError(f"{key} = {value}: more features than there are weights")
+            if irreps.lmax > MAX_ORDER:
+                raise ValueError(f"{key} = {value}: orders go up to {MAX_ORDER}")
+    if NETWORKS[name] is ConvSegmenter:
+        with torch.device("meta"):
+            return ConvSegmenter(**arguments)
+    with weights_at_most(number):
+        return NETWORKS[name](**arguments)
+
+
+def _take(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a network the tensors of a file, which must be exactly those that it needs."""
+    needed = network.state_dict()
+    if missing := sorted({*needed} - {*tensors}):
+        raise ValueError(f"the tensor {missing[0]} is missing")
+    if others := sorted({*tensors} - {*needed}):
+        raise ValueError(f"the tensor {others[0]} belongs to something else")
+    if getattr(network, "group", "SO3") == "O3" and _only_first_layer_mirrors(needed, tensors):
+        raise ValueError(
+            'only its first layer has group="O3", as earlier versions of tripq built it, so it is '
+            "not equivariant under reflections. Train it again"
+        )
+    for key, tensor in tensors.items():
+        wanted = needed[key]
+        if (tensor.shape, tensor.dtype) != (wanted.shape, wanted.dtype):
+            raise ValueError(
+                f"the tensor {key} is {tuple(tensor.shape)} of {tensor.dtype}, not "
+                f"{tuple(wanted.shape)} of {wanted.dtype}"
+            )
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"the tensor {key} holds values that are no numbers")
+    if next(network.parameters()).is_meta:
+        network.to_empty(device="cpu")
+    network.load_state_dict(tensors)
+
+
+def _only_first_layer_mirrors(needed: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a first layer fits, and filters behind it have weights that O(3) does not allow."""
+    return all(
+        tensors[key].shape == wanted.shape
+        for key, wanted in needed.items()
+        if key.startswith("blocks.0.")
+    ) and any(
+        tensors[key].numel() > wanted.numel() for key, wanted in needed.items() if "filters" in key
+    )
+
+
+def _other_version(notes: Mapping[str, str]) -> str:
+    """Where a file comes from another version of this program, that is the likely reason."""
+    written = notes.get(_VERSION, __version__)
+    if written == __version__:
+        return ""
+    return f" (written by tripq {printable(written[:20])}; this is {__version__})"

@@ -1,0 +1,68 @@
+"""The reference without rotation equivariance: 3D convolutions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tripq.backends.precision import check_dtype
+from tripq.domain.graph import PQGraph
+from tripq.networks.signal import LARGEST_RATIO
+
+
+class ConvSegmenter(nn.Module):
+    """The reference without rotation equivariance: 3D convolutions, the directions as channels.
+
+    It is made for one gradient table: a fixed number of directions in a fixed order.  It takes the
+    same features and graphs as `LesionSegmenter` (made by `PQGraph.from_grid`); voxels outside the
+    mask are zero.
+
+    Parameters
+    ----------
+    n_directions : int
+        Number of samples of each voxel, b0 included.
+    widths : tuple of int
+        Channels of the hidden layers.
+    kernel_size : int
+        Of every convolution.
+    """
+
+    def __init__(
+        self, n_directions: int, *, widths: tuple[int, ...] = (48, 48, 32), kernel_size: int = 3
+    ) -> None:
+        super().__init__()
+        self.n_directions = n_directions
+        self.widths = widths
+        self.kernel_size = kernel_size
+        layers: list[nn.Module] = []
+        channels = n_directions
+        for width in widths:
+            layers += [
+                nn.Conv3d(channels, width, kernel_size, padding="same"),
+                nn.BatchNorm3d(width),
+                nn.ReLU(),
+            ]
+            channels = width
+        layers.append(nn.Conv3d(channels, 1, kernel_size, padding="same"))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, signal: Tensor, graph: PQGraph) -> Tensor:
+        """Logits of shape (V,) from the signal (V, Q), divided by b0."""
+        if signal.ndim != 2 or signal.shape[1] != self.n_directions:
+            raise ValueError(
+                f"this network was made for {self.n_directions} directions in a fixed order, but "
+                f"the signal has the shape {tuple(signal.shape)}"
+            )
+        check_dtype(signal, next(self.parameters()))
+        rows = [scan.n_voxels for scan in graph.scans]
+        logits = []
+        for scan, part in graph.split(signal, rows):
+            if scan.grid is None:
+                raise ValueError("a convolution needs a grid: make the graph with from_grid")
+            shape = [max(sizes) for sizes in zip(*scan.grid.shapes, strict=True)]
+            patch, i, j, k = scan.grid.voxels.unbind(1)
+            volume = part.new_zeros(len(scan.grid.shapes), *shape, self.n_directions)
+            volume[patch, i, j, k] = part.clamp(max=LARGEST_RATIO)
+            output = self.layers(volume.permute(0, 4, 1, 2, 3).contiguous())
+            logits.append(output[patch, 0, i, j, k])
+        return torch.cat(logits)

@@ -1,0 +1,24 @@
+"""What a user builds networks from: the layer, gate, norms, reductions, blocks, first weights."""
+
+from __future__ import annotations
+
+from tripq.nn.batch_norm import BatchNorm
+from tripq.nn.block import Block
+from tripq.nn.bound import Bound
+from tripq.nn.gate import GatedNonlinearity
+from tripq.nn.initialise import scale_initial_weights
+from tripq.nn.invariants import NormsAsScalars
+from tripq.nn.layer import PQTensorFieldLayer
+from tripq.nn.reduce import QLengthWeightedMean, QMean
+
+__all__ = [
+    "BatchNorm",
+    "Block",
+    "Bound",
+    "GatedNonlinearity",
+    "NormsAsScalars",
+    "PQTensorFieldLayer",
+    "QLengthWeightedMean",
+    "QMean",
+    "scale_initial_weights",
+]

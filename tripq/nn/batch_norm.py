@@ -1,0 +1,84 @@
+"""Batch normalisation of equivariant features."""
+
+from __future__ import annotations
+
+import torch
+from e3nn import nn as e3nn_nn
+from e3nn import o3
+from torch import Tensor
+from torch import distributed as dist
+
+from tripq.domain.graph import PQGraph
+from tripq.infra.distributed import sum_over_ranks
+
+
+class BatchNorm(e3nn_nn.BatchNorm):
+    """e3nn's batch normalisation, of all features at once.
+
+    Scalars get mean 0 and variance 1 over a batch, features of order l > 0 components of mean
+    square 1; then each feature a learned factor, and each scalar a learned constant.  The padding
+    of scans with fewer directions is not counted.  While several processes train one network, the
+    batch is that of all of them.
+
+    Parameters
+    ----------
+    irreps : Irreps or str
+        Features in and out.
+    """
+
+    def __init__(self, irreps: o3.Irreps | str) -> None:
+        super().__init__(irreps)
+        features = [ir for mul, ir in self.irreps for _ in range(mul)]
+        dims = torch.tensor([ir.dim for ir in features], dtype=torch.int64)
+        scalar = torch.tensor([ir.is_scalar() for ir in features], dtype=torch.bool)
+        self._feature: Tensor
+        self._scalar: Tensor
+        self._dims: Tensor
+        self._belongs: Tensor
+        feature = torch.arange(len(dims)).repeat_interleave(dims)
+        # The feature that each component belongs to, and where the scalars stand.
+        self.register_buffer("_feature", feature, persistent=False)
+        self.register_buffer("_scalar", scalar[feature].nonzero()[:, 0], persistent=False)
+        # 1 where a component belongs to a feature.  A sum by index would be shorter, but a GPU
+        # takes it in any order, and no two trainings would end alike.
+        belongs = (feature[:, None] == torch.arange(len(dims))).float()
+        self.register_buffer("_belongs", belongs, persistent=False)
+        self.register_buffer("_dims", dims, persistent=False)
+
+    def forward(self, x: Tensor, graph: PQGraph) -> Tensor:
+        """Features of a layer on a graph, (V, Q, dim), (N, dim) or (V, dim); padding stays 0."""
+        filled = graph.filled(x)
+        if filled is None:
+            return self._normalized(x)
+        values = self._normalized(x[filled])
+        return values.new_zeros(x.shape).index_put((filled,), values)
+
+    def _normalized(self, x: Tensor) -> Tensor:
+        x = x.to(self.weight.dtype)  # under autocast a layer gives bfloat16: too coarse to sum
+        # e3nn takes the features apart: the gradient of each slice fills a whole tensor.
+        mean = x.new_zeros(x.shape[-1])
+        if self.training:
+            if dist.is_initialized():
+                mean, squares = self._moments_over_ranks(x.flatten(0, -2))
+            else:
+                variance, averages = torch.var_mean(x.flatten(0, -2), dim=0, correction=0)
+                mean = mean.index_copy(0, self._scalar, averages[self._scalar])
+                squares = variance + (averages - mean).square()
+            power = (squares[:, None] * self._belongs).sum(dim=0) / self._dims
+            with torch.no_grad():
+                self.running_mean.lerp_(mean[self._scalar], self.momentum)
+                self.running_var.lerp_(power, self.momentum)
+        else:
+            mean = mean.index_copy(0, self._scalar, self.running_mean)
+            power = self.running_var
+        scale = ((power + self.eps).rsqrt() * self.weight)[self._feature]
+        shift = (-mean * scale).index_add(0, self._scalar, self.bias)
+        return torch.addcmul(shift, x, scale)
+
+    def _moments_over_ranks(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean of the scalars, 0 for the others, and mean square about it; (N, dim) -> (dim,)."""
+        sums = sum_over_ranks(torch.cat([x.sum(dim=0), x.new_tensor([float(len(x))])]))
+        number = sums[-1]
+        scalars = (sums[:-1] / number)[self._scalar]
+        mean = x.new_zeros(x.shape[-1]).index_copy(0, self._scalar, scalars)
+        return mean, sum_over_ranks((x - mean).square().sum(dim=0)) / number

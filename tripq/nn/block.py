@@ -1,0 +1,78 @@
+"""A block of a network: layer, batch normalisation, gate, norms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from e3nn import o3
+from torch import Tensor, nn
+
+from tripq.domain.graph import PQGraph
+from tripq.nn.batch_norm import BatchNorm
+from tripq.nn.gate import GatedNonlinearity
+from tripq.nn.invariants import NormsAsScalars
+from tripq.nn.layer import PQTensorFieldLayer
+
+
+class Block(nn.Module):
+    """A layer, batch normalisation and the gate, and norms as further scalars if asked for.
+
+    Parameters
+    ----------
+    irreps_in, irreps_out : Irreps or str
+        Features in, and features behind the gate.  The attribute `irreps_out` has the further
+        scalars too.
+    p_radius : float
+        Of the layer, in mm.
+    batch_norm : bool
+        Normalise the features of the layer; see `BatchNorm`.  Without it the layer has a bias.
+    norms : bool
+        Hand the norms of features of order l > 0 on as scalars; see `NormsAsScalars`.
+    **layer
+        Further arguments of `PQTensorFieldLayer`.
+
+    Raises
+    ------
+    ValueError
+        If no path leads to some of the features, which then would always be 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> q = np.concatenate([np.zeros((1, 3)), np.eye(3)])
+    >>> graph = PQGraph.from_grid(np.ones((5, 5, 5)), np.diag([2.0, 2, 2, 1]), q, radius=3.6)
+    >>> first = Block("1x0e", "8x0e + 4x2e", 0.0, filter="q", q_out=None, norms=True)
+    >>> second = Block(first.irreps_out, "8x0e + 2x1o", 3.6, q_in=None)
+    >>> second(first(torch.rand(125, 4, 1), graph), graph).shape
+    torch.Size([125, 14])
+    """
+
+    def __init__(
+        self,
+        irreps_in: o3.Irreps | str,
+        irreps_out: o3.Irreps | str,
+        p_radius: float,
+        *,
+        batch_norm: bool = True,
+        norms: bool = False,
+        **layer: Any,
+    ) -> None:
+        super().__init__()
+        self.gate = GatedNonlinearity(irreps_out)
+        self.layer = PQTensorFieldLayer(
+            irreps_in, self.gate.irreps_in, p_radius, bias=not batch_norm, **layer
+        )
+        if self.layer.unreached:
+            raise ValueError(f"no path leads to {self.layer.unreached} of {irreps_out}")
+        self.norm = BatchNorm(self.gate.irreps_in) if batch_norm else None
+        self.norms = NormsAsScalars(self.gate.irreps_out) if norms else None
+        self.irreps_out = self.gate.irreps_out if self.norms is None else self.norms.irreps_out
+
+    def forward(self, x: Tensor, graph: PQGraph) -> Tensor:
+        """Features on a graph, shaped as the layer takes and gives them."""
+        y = self.layer(x, graph)
+        if self.norm is not None:
+            y = self.norm(y, graph)
+        y = self.gate(y)
+        result: Tensor = y if self.norms is None else self.norms(y)
+        return result

@@ -1,0 +1,41 @@
+"""A module bound to a graph: a module of the features alone."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Bound(nn.Module):
+    """A layer or a network on one graph: a module of the features alone.
+
+    It is what ``nn.Sequential``, ``torch.compile`` and ``torch.export`` take.  Its parameters are
+    those of the module.
+
+    Parameters
+    ----------
+    module : Module
+        Called as ``module(x, graph)``.
+    graph : PQGraph
+        Every input has its nodes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tripq import PQGraph
+    >>> from tripq.tasks.lesions.segmenter import LesionSegmenter
+    >>> q = np.concatenate([np.zeros((1, 3)), np.eye(3)])
+    >>> graph = PQGraph.from_grid(np.ones((4, 4, 4)), np.diag([2.0, 2, 2, 1]), q, radius=3.6)
+    >>> network = Bound(LesionSegmenter(), graph)
+    >>> network(torch.rand(64, 4)).shape
+    torch.Size([64])
+    """
+
+    def __init__(self, module: nn.Module, graph: object) -> None:
+        super().__init__()
+        self.module = module
+        self.graph = graph
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``module(x, graph)``."""
+        out: Tensor = self.module(x, self.graph)
+        return out

@@ -1,0 +1,40 @@
+"""The scale of the first weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tripq.domain.graph import PQGraph
+from tripq.nn.layer import PQTensorFieldLayer
+
+
+@torch.no_grad()
+def scale_initial_weights(network: nn.Module, *batch: Tensor | PQGraph) -> None:
+    """Scale the weights of every layer so that its outputs have a root mean square of 1.
+
+    Features of an equivariant network grow or shrink with the number of neighbours, of paths and of
+    directions, order by order.  One pass over a first batch, layer after layer, sets each order
+    right at the start of training.
+
+    Parameters
+    ----------
+    network : Module
+        Its `PQTensorFieldLayer` are scaled in place, in the order in which they are called.
+    *batch
+        Arguments of ``network(...)``.
+    """
+
+    def scale(layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any], y: Tensor) -> Tensor:
+        assert isinstance(layer, PQTensorFieldLayer)
+        return layer.normalize_output(y, named.get("graph", args[-1]))
+
+    layers = [m for m in network.modules() if isinstance(m, PQTensorFieldLayer)]
+    hooks = [layer.register_forward_hook(scale, with_kwargs=True) for layer in layers]
+    try:
+        network(*batch)
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,574 @@
+"""The layer: a rotation-equivariant linear map between features on the 6D domain."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Literal, get_args
+
+import torch
+from e3nn import o3
+from torch import Tensor, nn
+
+from tripq.backends import BACKENDS
+from tripq.backends.plan import Backend, Explanation, Plan, make_plan
+from tripq.backends.precision import check_dtype
+from tripq.domain.graph import PQGraph, ScanGraph, pad_rows
+from tripq.domain.nodes import NodeSpace
+from tripq.domain.qspace import QSpace
+from tripq.filters.filter import PQFilter, positions, ungrouped
+from tripq.filters.radial import ConstantFunction, Radial, RadialFunctions
+from tripq.infra.tracing import traced_as_one_call
+from tripq.kernels.launch import DEFAULT_BUDGET
+from tripq.nn.bound import Bound
+from tripq.so3.paths import (
+    Caps,
+    Channels,
+    FilterKind,
+    Group,
+    Path,
+    Selection,
+    parse_filter,
+    select_paths,
+)
+
+QDirections = Literal["vectors", "unit"]
+OnGraph = Literal["graph"]
+QOut = Literal["input", "graph"]
+
+
+class PQTensorFieldLayer(nn.Module):
+    r"""Tensor field layer on p- and q-space, equivariant under joint rotations and translations.
+
+    The layer of Müller, Golkov, Tomassini and Cremers (arXiv:2102.06942, eq. 5): the output at
+    (p_out, q_out) sums over all joined input nodes the product of a filter and the input features,
+
+    .. math::
+        \sum W\; C(l_{out}; l_f\, l_{in})\, C(l_f; l_p\, l_q)\;
+        \varphi_1(|p_{out} - p_{in}|)\, \varphi_2(|q_{out}|)\, \varphi_3(|q_{in}|)\;
+        Y_{l_p}(p_{out} - p_{in})\, Y_{l_q}(q_{out} - q_{in})\, I(p_{in}, q_{in}),
+
+    where the sum over q_in is a quadrature (a mean, unless the graph is given other weights).
+    Gradient tables come with the graph: the weights know no geometry, and one layer serves scans
+    with any number of directions, shells and voxel sizes.
+
+    Parameters
+    ----------
+    irreps_in, irreps_out : e3nn.o3.Irreps or str
+        The channels and orders of the features, such as ``"4x0e + 2x1o + 1x2e"``.
+    p_radius : float
+        Radius of the neighbourhood in mm; 0 keeps to the voxel itself.
+    q_max : float
+        The largest |q| that the radial functions in q-space cover (2.0: b up to 4 b_ref).
+    filter : str
+        ``"tp"``, the tensor product of the harmonics of both offsets; ``"diff"``, one harmonic of
+        the difference of the two offsets, (p_out - p_in) - (q_out - q_in); ``"p"`` and ``"q"``,
+        harmonics and radial functions of one of the two spaces only; or a sum of several, such as
+        ``"tp + p"``, each with weights of its own.
+    selection : {"paper", "tp1", "all"}
+        Which orders take part in ``"tp"``: ``|l_f - l_p| <= 1``; with ``"tp1"`` (the authors' code)
+        ``|l_f - l_q| <= 1`` too; with ``"all"`` neither, so that from scalars features of order 2
+        and more see the voxel itself, not only its neighbours.  ``"all"`` needs `lmax_p`.
+    lmax_p, lmax_q, lmax_filter : int, optional
+        Largest orders of the two harmonics and of the filter.
+    p_radial, q_radial : Radial
+        Radial functions of |p_out - p_in|, and of |q_out| and |q_in|.
+    q_directions : {"vectors", "unit"}
+        Whether q_out - q_in is a difference of q-vectors or of their unit vectors.
+    group : {"SO3", "O3"}
+        ``"SO3"`` (the paper's) ignores the parity of irreps; with ``"O3"`` only paths on which the
+        parities match exist, and the layer commutes with reflections too.
+    antipodal : bool
+        Average the filter over the signs of all q-vectors: flipping the sign of any directions
+        changes nothing, as it changes nothing in the signal.
+    bias : bool
+        Add a learned constant to the scalar (even, in O(3)) output channels.
+    self_interaction : bool
+        Add a learned linear map of the features at the output node itself (zero offset in p and
+        in q).  Needs an output with the same nodes as the input.
+    q_in : "graph" or None
+        Where the input lives: at the directions of the graph, or (None) at the single point q = 0
+        of every voxel, a map without q-space: (V, dim_in).
+    q_out : "input", "graph" or None
+        Where the output lives: on a map if the input does (``"input"``, the default), at the output
+        directions of the graph, or (None) on a map.  So there are four layers: ``q_in="graph"`` to
+        ``"graph"``, (V, Q, dim_in) -> (V, Q_out, dim_out); to None, which reduces q-space,
+        -> (V, dim_out); ``q_in=None`` to None, (V, dim_in) -> (V, dim_out), whose filter is
+        ``"p"``; and ``q_in=None`` to ``"graph"``, which expands a map to directions, as the last
+        layer of a network that predicts a signal: the same sum with the one point q_in = 0, of
+        weight 1, joined to every output direction, (V, dim_in) -> (V, Q_out, dim_out).
+    backend : {"auto", "recoupled", "fourier", "dense", "triton", "edges"}
+        How to evaluate; all agree to rounding.  ``"auto"`` takes the fastest by a cost model for
+        each scan; `explain` says which, and why.  ``"recoupled"``: matrix products in an order that
+        separates p- and q-space.  ``"fourier"``: the same for grids, frequency by frequency.
+        ``"dense"``: the filter on the voxel grid, and a convolution.  ``"triton"``: kernels for
+        CUDA devices.  ``"edges"``: the slow definition.  One that is asked for and cannot run is an
+        error.
+    memory_budget : int, optional
+        Bytes that working arrays may take, besides features and their gradients; larger work is
+        split.  Default: 256 MB, on a CUDA device an eighth of its memory.
+
+    Attributes
+    ----------
+    paths : tuple of Path
+        The paths of all filters.
+    unreached : Irreps
+        The output channels to which no path leads, so that they are 0 but for a bias or a
+        self-interaction; a warning names them.
+    scalars_out : tuple of int
+        The output components that a bias is added to.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tripq import PQGraph
+    >>> q = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
+    >>> graph = PQGraph.from_grid(np.ones((4, 4, 4)), np.diag([2.0, 2, 2, 1]), q, radius=3.0)
+    >>> layer = PQTensorFieldLayer("1x0e", "4x0e + 2x1o", p_radius=3.0)
+    >>> layer(torch.ones(64, 4, 1), graph).shape
+    torch.Size([64, 4, 10])
+    """
+
+    def __init__(
+        self,
+        irreps_in: o3.Irreps | str,
+        irreps_out: o3.Irreps | str,
+        p_radius: float,
+        *,
+        q_max: float = 2.0,
+        filter: str = "tp",
+        selection: Selection = "paper",
+        lmax_p: int | None = None,
+        lmax_q: int | None = None,
+        lmax_filter: int | None = None,
+        p_radial: Radial = Radial(),
+        q_radial: Radial = Radial(),
+        q_directions: QDirections = "vectors",
+        group: Group = "SO3",
+        antipodal: bool = False,
+        bias: bool = False,
+        self_interaction: bool = False,
+        q_in: OnGraph | None = "graph",
+        q_out: QOut | None = "input",
+        backend: Backend = "auto",
+        memory_budget: int | None = None,
+    ) -> None:
+        super().__init__()
+        _check_choice("selection", selection, Selection)
+        _check_choice("group", group, Group)
+        _check_choice("q_directions", q_directions, QDirections)
+        _check_choice("backend", backend, Backend)
+        if not 0 <= p_radius < float("inf"):
+            raise ValueError(f"p_radius must be a length in mm, not {p_radius}")
+        if not 0 < q_max < float("inf"):
+            raise ValueError(f"q_max must be positive, not {q_max}")
+        if memory_budget is not None and memory_budget <= 0:
+            raise ValueError(f"memory_budget is a number of bytes, not {memory_budget}")
+        if q_in is not None:
+            _check_choice("q_in", q_in, OnGraph)
+        if q_out is not None:
+            _check_choice("q_out", q_out, QOut)
+        to: OnGraph | None = q_in if q_out == "input" else q_out
+        if self_interaction and q_in != to:
+            raise ValueError(
+                "a self-interaction needs an output with the nodes of the input; this layer "
+                f"{'reduces q-space' if to is None else 'expands a map'} (q_out={to!r})"
+            )
+        self.irreps_in = o3.Irreps(irreps_in)
+        self.irreps_out = o3.Irreps(irreps_out)
+        self.p_radius = float(p_radius)
+        self.q_max = float(q_max)
+        self.group = group
+        self.q_in = q_in
+        self.q_out = to
+        self.backend: Backend = backend
+        self.memory_budget = memory_budget
+        self.channels_in = _channels(self.irreps_in, group)
+        self.channels_out = _channels(self.irreps_out, group)
+
+        caps = Caps(lmax_p, lmax_q, lmax_filter)
+        kinds = parse_filter(filter)
+        if q_in is None and to is None:
+            if kinds not in (("tp",), ("p",)):
+                raise ValueError(
+                    "a map without q-space has p-offsets only, so its filter is "
+                    f'"p", not {filter!r}'
+                )
+            kinds = ("p",)
+        self.filters = nn.ModuleList(
+            self._make_filter(
+                kind,
+                select_paths(
+                    kind,
+                    self.channels_in,
+                    self.channels_out,
+                    selection=selection,
+                    caps=caps,
+                    group=group,
+                    antipodal=antipodal,
+                ),
+                p_radial,
+                q_radial,
+                unit_directions=q_directions == "unit",
+                antipodal=antipodal,
+            )
+            for kind in kinds
+        )
+        self.paths: tuple[Path, ...] = tuple(path for f in self._filters() for path in f.paths)
+        self.unreached = self._unreached()
+        if self.unreached:
+            warnings.warn(
+                f"no path of this layer leads to {self.unreached}, which will be 0: larger "
+                'lmax_p and lmax_q or selection="all" may have one',
+                stacklevel=2,
+            )
+        self.self_interaction = (
+            o3.Linear(_merged(self.irreps_in, group), _merged(self.irreps_out, group))
+            if self_interaction
+            else None
+        )
+        scalars = [i for c in self.channels_out if c.l == 0 and c.parity == 1 for i in c.index]
+        if bias and not scalars:
+            raise ValueError(
+                f"a bias is added to scalars, and the output {self.irreps_out} has none"
+            )
+        self.bias = nn.Parameter(torch.zeros(len(scalars))) if bias else None
+        self.scalars_out = tuple(scalars)
+
+    def _unreached(self) -> o3.Irreps:
+        reached = {
+            (path.l_out, path.parity_out)
+            for path in self.paths
+            # Without an offset in p, its harmonics are 0 but for the first.
+            if self.p_radius > 0 or path.l_p == 0 or path.filter == "diff"
+        }
+        return o3.Irreps(
+            [(c.mul, (c.l, c.parity)) for c in self.channels_out if (c.l, c.parity) not in reached]
+        )
+
+    def _make_filter(
+        self,
+        kind: FilterKind,
+        paths: tuple[Path, ...],
+        p_radial: Radial,
+        q_radial: Radial,
+        *,
+        unit_directions: bool,
+        antipodal: bool,
+    ) -> PQFilter:
+        """A filter with the radial functions that its kind and its output have a use for."""
+        in_q = kind != "p"
+        return PQFilter(
+            kind,
+            paths,
+            self.channels_in,
+            self.channels_out,
+            RadialFunctions(p_radial, self.p_radius, cutoff=True)
+            if kind != "q"
+            else ConstantFunction(),
+            # A map has |q| = 0 only.
+            RadialFunctions(q_radial, self.q_max, cutoff=False)
+            if in_q and self.q_out is not None
+            else ConstantFunction(),
+            RadialFunctions(q_radial, self.q_max, cutoff=False)
+            if in_q and self.q_in is not None
+            else ConstantFunction(),
+            unit_directions=unit_directions,
+            antipodal=antipodal,
+        )
+
+    def forward(self, x: Tensor, graph: PQGraph) -> Tensor:
+        """Evaluate the layer.
+
+        Parameters
+        ----------
+        x : Tensor of shape (V, Q, dim_in)
+            Features at the nodes of the graph: voxels, directions, components.  (N, dim_in) on a
+            graph made by `PQGraph.from_nodes`, (V, dim_in) where ``q_in=None``.  Of the type of the
+            weights; under autocast float32 or half precision.
+        graph : PQGraph
+            The domain, with a radius of at least `p_radius`, on the device of `x`.
+
+        Returns
+        -------
+        Tensor of shape (V, Q_out, dim_out)
+            Or (N_out, dim_out), or (V, dim_out), likewise; see `q_out`.
+
+        Raises
+        ------
+        ValueError
+            If features and graph do not fit each other or the layer, or if features and weights
+            are of different types.
+        """
+        if torch.compiler.is_compiling() and graph.requires_grad:
+            return self._uncompiled(x, graph)
+        return _evaluate(self, x, graph)
+
+    @torch.compiler.disable(reason="coordinates that require gradients are no constants")
+    def _uncompiled(self, x: Tensor, graph: PQGraph) -> Tensor:
+        return _evaluate(self, x, graph)
+
+    def bind(self, graph: PQGraph) -> Bound:
+        """The layer on one graph: a module of the features alone, to compile, export or chain.
+
+        Parameters
+        ----------
+        graph : PQGraph
+            What `forward` would be given.
+
+        Returns
+        -------
+        Bound
+            Its parameters are those of this layer.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from tripq import PQGraph
+        >>> q = np.concatenate([np.zeros((1, 3)), np.eye(3)])
+        >>> graph = PQGraph.from_grid(np.ones((4, 4, 4)), np.diag([2.0, 2, 2, 1]), q, radius=3.0)
+        >>> first = PQTensorFieldLayer("1x0e", "4x0e + 2x1o", p_radius=3.0)
+        >>> second = PQTensorFieldLayer("4x0e + 2x1o", "1x0e", p_radius=3.0, q_out=None)
+        >>> chain = torch.nn.Sequential(first.bind(graph), second.bind(graph))
+        >>> chain(torch.rand(64, 4, 1)).shape
+        torch.Size([64, 1])
+        """
+        return Bound(self, graph)
+
+    def _evaluate(self, x: Tensor, graph: PQGraph) -> Tensor:
+        self._check(x, graph)
+        graph = graph.within(self.p_radius)
+        parts = graph.split(x, [self._rows(scan) for scan in graph.scans])
+        return pad_rows([self._on_scan(part, scan) for scan, part in parts])
+
+    def _on_scan(self, x: Tensor, scan: ScanGraph) -> Tensor:
+        q, features = self._q_space(scan), x
+        if isinstance(q, QSpace):
+            features = x[:, None] if self.q_in is None else x[:, : len(q.q_in)]
+        budget = self._budget(x.device)
+        terms = [
+            BACKENDS[self._plan(scan, q, f).backend](features, scan.edges, q, f, budget)
+            for f in self._filters()
+        ]
+        out = terms[0] if len(terms) == 1 else torch.stack(terms).sum(0)
+        if self.self_interaction is not None:
+            out = out + self._self_interaction(features)
+        if self.bias is not None:
+            out = out.to(self.bias.dtype)  # autocast
+            out = out.index_add(
+                -1, self._index(self.scalars_out), self.bias.expand(*out.shape[:-1], -1)
+            )
+        return out[:, 0] if isinstance(q, QSpace) and self.q_out is None else out
+
+    def explain(self, graph: PQGraph) -> Explanation:
+        """Say what will evaluate the layer on a graph, and what it will take.
+
+        Parameters
+        ----------
+        graph : PQGraph
+            What `forward` would be given.
+
+        Returns
+        -------
+        Explanation
+            For each scan and each filter the back end, the reason for it, and estimates of
+            multiply-adds, bytes and peak memory, of the other back ends too.  Print it.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from tripq import PQGraph
+        >>> q = np.random.default_rng(0).normal(size=(64, 3)) / 2
+        >>> graph = PQGraph.from_grid(np.ones((8, 8, 8)), np.diag([2.0, 2, 2, 1]), q, radius=5.0)
+        >>> layer = PQTensorFieldLayer("4x0e + 2x1o", "4x0e + 2x1o", p_radius=5.0, lmax_q=2)
+        >>> (plan,) = layer.explain(graph).plans
+        >>> plan.backend
+        'fourier'
+        """
+        plans = [
+            self._plan(scan, self._q_space(scan), f)
+            for scan in graph.within(self.p_radius).scans
+            for f in self._filters()
+        ]
+        return Explanation(tuple(plans))
+
+    def _plan(self, scan: ScanGraph, q: QSpace | NodeSpace, f: PQFilter) -> Plan:
+        return make_plan(self.backend, scan, q, f, self._budget(scan.p.device))
+
+    def _budget(self, device: torch.device) -> int:
+        if self.memory_budget is not None:
+            return self.memory_budget
+        if device.type == "cuda":
+            return torch.cuda.get_device_properties(device).total_memory // 8
+        return DEFAULT_BUDGET
+
+    def _self_interaction(self, x: Tensor) -> Tensor:
+        assert self.self_interaction is not None
+        order_in = self._index(tuple(i for c in self.channels_in for i in c.index))
+        mapped: Tensor = self.self_interaction(x[..., order_in])
+        return mapped[..., ungrouped(self.channels_out, x.device)]
+
+    def _index(self, index: tuple[int, ...]) -> Tensor:
+        return positions(index, next(self._filters()).weight.device)
+
+    def _q_space(self, scan: ScanGraph) -> QSpace | NodeSpace:
+        if self._without_q or scan.q is None:
+            return QSpace.none(scan.p.device)
+        if self.q_in is None:
+            return scan.q.expanded
+        return scan.q.reduced if self.q_out is None else scan.q
+
+    @property
+    def _without_q(self) -> bool:
+        """Whether it is a layer from maps to maps, which needs no directions."""
+        return self.q_in is None and self.q_out is None
+
+    def _rows(self, scan: ScanGraph) -> int:
+        if self.q_in is not None and isinstance(scan.q, NodeSpace):
+            return len(scan.q.q)
+        return scan.n_voxels
+
+    def _check(self, x: Tensor, graph: PQGraph) -> None:
+        nodes = isinstance(graph.scans[0].q, NodeSpace)
+        flat = self.q_in is None or nodes
+        shape = (
+            "(N, dim_in)" if nodes and self.q_in else "(V, dim_in)" if flat else "(V, Q, dim_in)"
+        )
+        if x.ndim != (2 if flat else 3) or x.shape[-1] != self.irreps_in.dim:
+            raise ValueError(
+                f"the features have the shape {tuple(x.shape)}, but this layer takes {shape} with "
+                f"dim_in = {self.irreps_in.dim} ({self.irreps_in})"
+            )
+        if x.device != graph.device:
+            raise ValueError(
+                f"the features are on {x.device}, but the graph is on {graph.device}: "
+                f"call graph.to({str(x.device)!r})"
+            )
+        check_dtype(x, next(self._filters()).weight)
+        if self._without_q:
+            return
+        for scan in graph.scans:
+            if scan.q is None:
+                raise ValueError(
+                    "this layer needs directions, but the graph was built without q-space (q=None)"
+                )
+            q_max = self._q_space(scan).q_max
+            if q_max > self.q_max * (1 + 1e-6):
+                raise ValueError(
+                    f"the graph holds a q-vector of length {q_max:.3g}, beyond the q_max = "
+                    f"{self.q_max:g} of this layer: make the layer with a larger q_max"
+                )
+            if self.q_in is None:
+                continue
+            if self.self_interaction is not None and scan.q.resampled:
+                raise ValueError(
+                    "the output of this graph has nodes of its own (q_out), but a self-interaction "
+                    "needs those of the input"
+                )
+            if isinstance(scan.q, QSpace) and x.shape[1] < len(scan.q.q_in):
+                raise ValueError(
+                    f"the features have {x.shape[1]} directions, but the graph has "
+                    f"{len(scan.q.q_in)}: {graph!r}"
+                )
+        longest = (
+            max(len(s.q.q_in) for s in graph.scans if isinstance(s.q, QSpace)) if not flat else 0
+        )
+        if not flat and x.shape[1] != longest:
+            raise ValueError(
+                f"the features have {x.shape[1]} directions, but the graph has {longest}: {graph!r}"
+            )
+
+    @torch.no_grad()
+    def normalize_output(self, output: Tensor, graph: PQGraph) -> Tensor:
+        """Divide the weights of each output order by the root mean square of its features.
+
+        Parameters
+        ----------
+        output : Tensor of shape (..., dim_out)
+            What the layer gave for some input.
+        graph : PQGraph
+            The graph of that input; the padding of scans with fewer directions is not counted.
+
+        Returns
+        -------
+        Tensor
+            What the layer gives for it now; orders that were zero are left as they are.
+        """
+        scaled = output.clone()
+        filled = graph.filled(output)
+        counted = output if filled is None else output[filled]
+        for channels in self.channels_out:
+            index = self._index(channels.index)
+            size = counted[..., index].square().mean().sqrt()
+            if not 0 < float(size) < float("inf"):
+                continue
+            for f in self._filters():
+                for path, weight in f.path_weights():
+                    if (path.l_out, path.parity_out) == (channels.l, channels.parity):
+                        weight.div_(size)
+            scaled[..., index] = output[..., index] / size
+        return scaled
+
+    def kernel(self, p_offset: Tensor, q_out: Tensor, q_in: Tensor) -> Tensor:
+        """The dense filter at one triple of offsets, straight from the definition.
+
+        The layer is the sum of this filter times the input over all joined nodes, each with its
+        quadrature weight, plus the self-interaction and the bias where there are such.
+
+        Parameters
+        ----------
+        p_offset : Tensor of shape (..., 3)
+            p_out - p_in in mm, world axes.
+        q_out, q_in : Tensors of shape (..., 3)
+            q-vectors; all three are broadcast against each other.  A layer that reduces q-space
+            has q_out = 0.
+
+        Returns
+        -------
+        Tensor of shape (..., dim_out, dim_in)
+        """
+        return torch.stack([f.kernel(p_offset, q_out, q_in) for f in self._filters()]).sum(0)
+
+    def _filters(self) -> Iterator[PQFilter]:
+        for f in self.filters:
+            assert isinstance(f, PQFilter)
+            yield f
+
+    def __repr__(self) -> str:
+        filters = " + ".join(f.kind for f in self._filters())
+        weights = sum(p.numel() for p in self.parameters())
+        ends = ["p" if end is None else "pq" for end in (self.q_in, self.q_out)]
+        domain = " -> ".join(dict.fromkeys(ends))
+        return (
+            f"{type(self).__name__}({self.irreps_in} -> {self.irreps_out} | {domain}, "
+            f"{filters}, {self.group}, {self.p_radius:g} mm | {len(self.paths)} paths | "
+            f"{weights:,} weights)"
+        )
+
+
+@traced_as_one_call
+def _evaluate(layer: PQTensorFieldLayer, x: Tensor, graph: PQGraph) -> Tensor:
+    return layer._evaluate(x, graph)
+
+
+def _channels(irreps: o3.Irreps, group: Group) -> tuple[Channels, ...]:
+    """The channels of each order (and parity, in O(3)) with their places in the features."""
+    index: dict[tuple[int, int], list[int]] = {}
+    start = 0
+    for mul, ir in irreps:
+        stop = start + mul * ir.dim
+        key = (ir.l, 1 if group == "SO3" else ir.p)
+        index.setdefault(key, []).extend(range(start, stop))
+        start = stop
+    return tuple(Channels(l, p, tuple(index[l, p])) for l, p in sorted(index) if index[l, p])
+
+
+def _merged(irreps: o3.Irreps, group: Group) -> o3.Irreps:
+    """The irreps with the channels in the order of `_channels`."""
+    return o3.Irreps([(c.mul, (c.l, c.parity)) for c in _channels(irreps, group)])
+
+
+def _check_choice(name: str, value: str, choices: object) -> None:
+    allowed = get_args(choices)
+    if value not in allowed:
+        raise ValueError(f"{name} is one of {', '.join(map(repr, allowed))}, not {value!r}")

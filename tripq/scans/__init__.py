@@ -1,0 +1,29 @@
+"""Diffusion scans: read them, know where they were measured, write maps on their grid.
+
+>>> from tripq.scans import read_dwi, write_map  # dwi = read_dwi("dwi.nii.gz", mask="mask.nii.gz")
+"""
+
+from __future__ import annotations
+
+from tripq.scans.errors import DWIError
+from tripq.scans.frames import Frame, orthogonal_part, to_world
+from tripq.scans.gradients import B0_THRESHOLD
+from tripq.scans.read import read_dwi
+from tripq.scans.scan import B_REFERENCE, DWI
+from tripq.scans.shells import SHELL_TOLERANCE, Shell, find_shells
+from tripq.scans.write import write_map
+
+__all__ = [
+    "B0_THRESHOLD",
+    "B_REFERENCE",
+    "DWI",
+    "SHELL_TOLERANCE",
+    "DWIError",
+    "Frame",
+    "Shell",
+    "find_shells",
+    "orthogonal_part",
+    "read_dwi",
+    "to_world",
+    "write_map",
+]

@@ -1,0 +1,239 @@
+r"""Scans on a grid of another voxel size, and maps back on the first grid.
+
+A network is for voxels of about the size that it was trained on.  A scan with others is brought to
+that size, segmented, and the map is brought back, as nnU-Net does (Isensee et al., Nature Methods
+18:203-211, 2021).
+
+Both grids have the same axes and the same centre, so an interpolation is a matrix for each axis:
+linear between the neighbouring voxels, after a Gaussian where voxels become larger.  Its variance
+is what a point spread function as wide as the old voxel lacks to be as wide as the new one
+(Cardoso et al., MICCAI 2015, "Scale factor point spread function matching"), in old voxels
+
+.. math:: \sigma^2 = \frac{r^2 - 1}{8 \ln 2}, \qquad r = \text{new edge} / \text{old edge} > 1 .
+
+What is outside the mask is unknown: means are taken over the voxels of the mask alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.ndimage import gaussian_filter1d
+from scipy.sparse import csr_array
+from scipy.spatial import cKDTree
+
+from tripq.scans import DWI, DWIError
+
+#: A voxel of the new grid belongs to the mask if at least this share of its neighbourhood does.
+_COVERAGE = 0.5
+
+#: Rounding of voxel sizes in headers makes no further row of voxels, nor a turn of the axes.
+_ROUNDING = 1e-3
+
+#: Shares of a neighbourhood that differ by less are equal.  Grids with one centre make many that
+#: are exactly a half: rounding would decide, and with it the order of the axes in a file.
+_SAME_SHARE = 1e-4
+
+
+def resample(dwi: DWI, voxel_size: float) -> DWI:
+    """Bring a scan to cubic voxels.
+
+    Intensities are interpolated, volume by volume, and then divided by b0.  Directions stay as they
+    are, and so does the place in the world.
+
+    Parameters
+    ----------
+    dwi : DWI
+        The scan.
+    voxel_size : float
+        Edge of the new voxels in mm.
+
+    Returns
+    -------
+    DWI
+        On a grid with the axes and the centre of the old one; a note tells of it.
+
+    Raises
+    ------
+    DWIError
+        If the voxel size is not above 0, or so large that nothing is left of the mask.
+
+    Examples
+    --------
+    >>> mask = np.ones((4, 4, 3), dtype=bool)
+    >>> dwi = DWI(
+    ...     signal=np.full((48, 2), 1.0, dtype=np.float32),
+    ...     b_values=np.array([0.0, 1000.0]),
+    ...     q=np.array([[0.0, 0, 0], [1, 0, 0]]),
+    ...     mask=mask,
+    ...     affine=np.diag([2.0, 2.0, 4.0, 1.0]),
+    ...     b0=np.ones(48, dtype=np.float32),
+    ... )
+    >>> resample(dwi, 2.0)
+    DWI(96 voxels of 2 x 2 x 2 mm, 1 directions, shells b=1000 (1))
+    """
+    if not voxel_size > 0 or not np.isfinite(voxel_size):
+        raise DWIError(f"a voxel size is a number of mm above 0, not {voxel_size}.")
+    shape, affine = _cubic_grid(dwi, voxel_size)
+    weights = _axis_weights(dwi.mask.shape, dwi.affine, shape, affine)
+    coverage = _apply(weights, dwi.mask)
+    mask = coverage > _COVERAGE - _SAME_SHARE
+    if not mask.any():
+        raise DWIError(
+            f"{dwi.path or 'scan'}: nothing is left of its mask on voxels of {voxel_size:g} mm."
+        )
+    inside = coverage[mask]
+    b0 = _apply(weights, dwi.volume(dwi.b0))[mask] / inside
+    signal = np.ones((len(b0), dwi.signal.shape[1]), dtype=np.float32)
+    for sample in range(1, signal.shape[1]):
+        intensity = dwi.volume(dwi.signal[:, sample] * dwi.b0)
+        signal[:, sample] = _apply(weights, intensity)[mask] / inside / b0
+    old = " x ".join(f"{edge:.3g}" for edge in dwi.voxel_size)
+    return replace(
+        dwi,
+        signal=signal,
+        mask=mask,
+        affine=affine,
+        b0=b0,
+        header=None,
+        notes=(*dwi.notes, f"Voxels of {old} mm were resampled to {voxel_size:g} mm."),
+    )
+
+
+def bytes_to_resample(dwi: DWI, voxel_size: float) -> float:
+    """About what the result of `resample` takes, with a volume and the weights of the longest axis.
+
+    Parameters
+    ----------
+    dwi : DWI
+        The scan.
+    voxel_size : float
+        Edge of the new voxels in mm.
+
+    Examples
+    --------
+    >>> mask = np.ones((4, 4, 4), dtype=bool)
+    >>> dwi = DWI(
+    ...     signal=np.ones((64, 2), dtype=np.float32),
+    ...     b_values=np.array([0.0, 1000.0]),
+    ...     q=np.array([[0.0, 0, 0], [1, 0, 0]]),
+    ...     mask=mask,
+    ...     affine=np.diag([2.0, 2.0, 2.0, 1.0]),
+    ...     b0=np.ones(64, dtype=np.float32),
+    ... )
+    >>> f"{bytes_to_resample(dwi, 2e-3):.1e}"
+    '7.7e+11'
+    """
+    new = np.maximum(np.array(dwi.mask.shape) * dwi.voxel_size / voxel_size, 1)
+    grid = float(np.prod(new))
+    voxels = grid * np.count_nonzero(dwi.mask) / dwi.mask.size
+    weights = float((new * dwi.mask.shape).max())
+    return 4 * (voxels * dwi.signal.shape[1] + grid) + 8 * weights
+
+
+def map_back(probability: ArrayLike, from_dwi: DWI, to_dwi: DWI) -> NDArray[np.float32]:
+    """Bring a map from a resampled scan to the scan that it was made of.
+
+    Parameters
+    ----------
+    probability : (V,) array-like
+        One value for each voxel of `from_dwi`.
+    from_dwi : DWI
+        Made by `resample` of `to_dwi`.
+    to_dwi : DWI
+        The scan.
+
+    Returns
+    -------
+    (W,) float32 array
+        One value for each voxel of `to_dwi`, within the range of the map.  A voxel without a
+        neighbour in the mask of `from_dwi` has the mean of the voxels there that are nearest.
+
+    Raises
+    ------
+    DWIError
+        If the axes of the grids are not parallel, or there is not one value for each voxel.
+    """
+    values = np.asarray(probability, dtype=np.float32)
+    volume = from_dwi.volume(values)
+    grid = (from_dwi.mask.shape, from_dwi.affine, to_dwi.mask.shape, to_dwi.affine)
+    weights = _axis_weights(*grid)
+    coverage = _apply(weights, from_dwi.mask)[to_dwi.mask]
+    covered = coverage > _SAME_SHARE
+    mapped = np.empty(len(coverage), dtype=np.float32)
+    mapped[covered] = _apply(weights, volume)[to_dwi.mask][covered] / coverage[covered]
+    if not covered.all():
+        mapped[~covered] = _mean_of_nearest(to_dwi.voxel_centres()[~covered], values, from_dwi)
+    return np.clip(mapped, values.min(), values.max())
+
+
+def _cubic_grid(dwi: DWI, voxel_size: float) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
+    """Shape and affine of a grid of cubic voxels that covers that of a scan, with its centre."""
+    old = np.array(dwi.mask.shape)
+    ratio = voxel_size / dwi.voxel_size
+    new = np.maximum(np.ceil(old / ratio - _ROUNDING), 1).astype(int)
+    affine = dwi.affine.copy()
+    affine[:3, :3] *= ratio
+    centre = nib.affines.apply_affine(dwi.affine, (old - 1) / 2)
+    affine[:3, 3] = centre - affine[:3, :3] @ ((new - 1) / 2)
+    x, y, z = new.tolist()
+    return (x, y, z), affine
+
+
+def _axis_weights(
+    old_shape: tuple[int, ...],
+    old_affine: NDArray[np.float64],
+    new_shape: tuple[int, ...],
+    new_affine: NDArray[np.float64],
+) -> list[csr_array]:
+    """Matrices (new, old) that interpolate along each axis."""
+    to_old = np.linalg.inv(old_affine) @ new_affine
+    ratio, start = np.diag(to_old)[:3], to_old[:3, 3]
+    turned = np.abs(to_old[:3, :3] - np.diag(ratio)) * np.array(new_shape)
+    if turned.max() > max(old_shape) * _ROUNDING or ratio.min() <= 0:
+        raise DWIError("the axes of the two grids are not parallel.")
+    return [_weights(*axis) for axis in zip(old_shape, new_shape, ratio, start, strict=True)]
+
+
+def _weights(old: int, new: int, ratio: float, start: float) -> csr_array:
+    """Matrix (new, old) of one axis: voxel i is at ``start + ratio i`` in old voxels.
+
+    Rows sum to 1, or to less where they reach beyond the grid.
+    """
+    distance = (start + ratio * np.arange(new))[:, None] - np.arange(old)
+    linear = np.maximum(1 - np.abs(distance), 0)
+    sigma = np.sqrt(max(ratio**2 - 1, 0) / (8 * np.log(2)))
+    if sigma > _ROUNDING:
+        linear = gaussian_filter1d(linear, sigma, axis=1, mode="constant")
+    return csr_array(linear.astype(np.float32))
+
+
+def _apply(weights: list[csr_array], volume: NDArray[np.generic]) -> NDArray[np.float32]:
+    """Interpolate a volume (X, Y, Z).
+
+    Each step treats the first axis and moves it to the end, so that all are in order after three.
+    """
+    array = volume.astype(np.float32)
+    for matrix in weights:
+        rest = array.shape[1:]
+        array = np.ascontiguousarray((matrix @ array.reshape(len(array), -1)).T)
+        array = array.reshape(*rest, matrix.shape[0])
+    return array
+
+
+def _mean_of_nearest(
+    points: NDArray[np.float64], values: NDArray[np.float32], dwi: DWI
+) -> NDArray[np.float64]:
+    """Mean of the values of the voxels of a mask that are nearest to each point (P, 3), in mm.
+
+    Often several are equally near, and a choice between them would follow the order of the axes.
+    """
+    tree = cKDTree(dwi.voxel_centres())
+    distance, _ = tree.query(points)
+    nearest = list(tree.query_ball_point(points, distance * (1 + _ROUNDING)))
+    number = np.array([len(voxels) for voxels in nearest])
+    listed = values[np.concatenate(nearest)].astype(np.float64)
+    return np.asarray(np.add.reduceat(listed, np.cumsum(number) - number) / number)

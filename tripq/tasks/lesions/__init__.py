@@ -1,0 +1,1 @@
+"""The task of the shipped network: lesions of multiple sclerosis."""

@@ -1,0 +1,62 @@
+"""Labelled scans in the layout of BIDS, and the open cohort of patients with multiple sclerosis.
+
+In the cohort outlines of lesions and directions of fibres are real; the diffusion signal is
+simulated.
+
+>>> from tripq.tasks.lesions.datasets import load_cohort, open_ms, write_cohort
+>>> from tripq.simulate import GradientTable
+>>> table = GradientTable.from_shells([1000.0], [32])
+>>> def make(folder: str) -> None:  # the first line fetches 10 MB
+...     sources = open_ms(accept_licences=True)
+...     write_cohort(folder, sources, table, seed=0, snr=20.0)
+...     subjects = load_cohort(folder)  # for tripq.training and tripq.tasks.lesions.scores
+"""
+
+from __future__ import annotations
+
+from tripq.tasks.lesions.datasets.cohort import (
+    LabelledSubject,
+    load_cohort,
+    load_subject,
+    write_cohort,
+)
+from tripq.tasks.lesions.datasets.errors import DatasetError
+from tripq.tasks.lesions.datasets.heads import (
+    brain_scale,
+    cohort_anatomy,
+    lesion_coverage,
+    read_fibres,
+)
+from tripq.tasks.lesions.datasets.labelled import (
+    LabelledFiles,
+    LabelledScans,
+    common_voxel_size,
+    draw_validation,
+    find_labelled,
+    read_labelled,
+)
+from tripq.tasks.lesions.datasets.sources import LICENCES, SOURCES, Licence, OpenMS, Source, open_ms
+
+__all__ = [
+    "LICENCES",
+    "SOURCES",
+    "DatasetError",
+    "LabelledFiles",
+    "LabelledScans",
+    "LabelledSubject",
+    "Licence",
+    "OpenMS",
+    "Source",
+    "brain_scale",
+    "cohort_anatomy",
+    "common_voxel_size",
+    "draw_validation",
+    "find_labelled",
+    "lesion_coverage",
+    "load_cohort",
+    "load_subject",
+    "open_ms",
+    "read_fibres",
+    "read_labelled",
+    "write_cohort",
+]

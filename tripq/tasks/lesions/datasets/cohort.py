@@ -1,0 +1,361 @@
+"""The cohort as files: written once, read like a user's own data.
+
+The layout is that of BIDS (https://bids-specification.readthedocs.io)::
+
+    dataset_description.json  participants.tsv  participants.json  README
+    sub-01/dwi/sub-01_dwi.nii.gz  .bval  .bvec  .json
+    derivatives/truth/dataset_description.json
+    derivatives/truth/sub-01/dwi/sub-01_desc-brain_mask.nii.gz
+                                 sub-01_label-lesion_mask.nii.gz
+                                 sub-01_label-lesion_probseg.nii.gz
+
+A subject is made in a hidden folder and moved in when it is whole, its scan last: where there is a
+folder ``sub-NN`` the subject is finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+
+from tripq.infra.files import read_json, write_json, write_text
+from tripq.scans import DWI, read_dwi
+from tripq.scans.nifti import open_nifti, read_mask
+from tripq.simulate import (
+    Anatomy,
+    GradientTable,
+    LesionStatistics,
+    Subject,
+    random_rotation,
+    simulate_subject,
+    write_subject,
+)
+from tripq.tasks.lesions.datasets.errors import DatasetError
+from tripq.tasks.lesions.datasets.heads import brain_scale, cohort_anatomy, lesion_coverage
+from tripq.tasks.lesions.datasets.sources import LICENCES, OpenMS
+
+NOTICE = (
+    "SIMULATED diffusion signal. The outlines of the lesions are those of real patients and the "
+    "directions of the fibres those of a template of real brains; the signal, the severity of the "
+    "lesions, the shape and the pose of the heads and the noise are a model's. For research on "
+    "methods only: nothing in it is a measurement of a patient."
+)
+"""What stands in every cohort."""
+
+TRUTH = Path("derivatives") / "truth"
+"""Folder of the masks in a cohort."""
+
+_COLUMNS = {
+    "patient": "Number of the patient of Lesjak et al. (2017) whose lesions they are",
+    "age": "Age of that patient in years",
+    "sex": "Sex of that patient",
+    "ms_type": "Type of the disease: CIS, RR, SP or PR",
+    "edss": "Expanded disability status scale of that patient",
+    "scale": "Factor by which the outlines were enlarged to the template",
+    "lesion_ml": "Volume of the voxels that are covered by half or more, in ml",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledSubject:
+    """A subject of a cohort; what `tripq.training` takes.
+
+    Parameters
+    ----------
+    name : str
+        Such as ``sub-01``.
+    dwi : DWI
+        The scan, V voxels.
+    lesion : (V,) bool array
+        Lesion voxels, in the order of ``np.argwhere(dwi.mask)``.
+    """
+
+    name: str
+    dwi: DWI
+    lesion: NDArray[np.bool_]
+
+    def __repr__(self) -> str:
+        return f"LabelledSubject({self.name}, {self.lesion.sum():,} lesion voxels, {self.dwi})"
+
+
+def write_cohort(
+    folder: str | PathLike[str],
+    sources: OpenMS,
+    table: GradientTable,
+    *,
+    seed: int = 0,
+    snr: float = 20.0,
+    max_rotation: float = 10.0,
+    pose: int = 0,
+    turn_tables: bool = False,
+    deformation: float = 3.0,
+    anatomy: Anatomy | None = None,
+    statistics: LesionStatistics | None = None,
+    patients: Sequence[str] | None = None,
+    progress: bool = True,
+) -> list[str]:
+    """Simulate the cohort, one subject for every patient, and write it.
+
+    Subjects that are there already are left as they are, so that an interrupted cohort is
+    completed; the same arguments give the same bytes, and a subject does not depend on the others.
+
+    Parameters
+    ----------
+    folder : path
+        Made where it is missing.
+    sources : OpenMS
+        Of `open_ms`.
+    table : GradientTable
+        Of all subjects, in world axes; it does not turn with the heads.
+    seed : int, optional
+        Of shapes, poses, severities and noise.
+    snr : float, optional
+        Signal-to-noise ratio of white matter at b = 0; the noise is Rician.
+    max_rotation : float, optional
+        Largest angle by which a head is turned, in degrees; 180 for any.
+    pose : int, optional
+        Which random pose: another number turns the same heads another way.
+    turn_tables : bool, optional
+        Turn the table of every subject as well, by any angle and in a way of its own.
+    deformation : float, optional
+        Root mean square of the deformation along each axis in mm.
+    anatomy : Anatomy, optional
+        The default is ``cohort_anatomy(sources.fibres)``, 2 mm.
+    statistics : LesionStatistics, optional
+        Its range of severities is used: every lesion draws its own.
+    patients : sequence of str, optional
+        The default is all of the sources.
+    progress : bool, optional
+        Show how far it is.
+
+    Returns
+    -------
+    list of str
+        Names of the subjects, such as ``sub-01``.
+
+    Raises
+    ------
+    DatasetError
+        If a patient is not among the sources, or the folder holds something else, or a cohort of
+        other settings.
+    tripq.simulate.SimulationError, tripq.scans.DWIError
+        If a source cannot be read, which the message names, or an argument makes no sense.
+    """
+    folder = Path(folder)
+    chosen = sources.patients if patients is None else tuple(patients)
+    if missing := sorted(set(chosen) - set(sources.patients)):
+        raise DatasetError(f"{sources.folder}: no lesions of patient {', '.join(missing)}.")
+    anatomy = anatomy or cohort_anatomy(sources.fibres)
+    statistics = statistics or LesionStatistics()
+    settings = {
+        "Seed": seed,
+        "SNR": snr,
+        "MaxRotationDegrees": max_rotation,
+        "Pose": pose,
+        "TurnedTables": turn_tables,
+        "DeformationMillimetres": deformation,
+        "Severity": list(statistics.severity),
+        "GradientTable": _digest(table.b_values, table.directions),
+        "Anatomy": _digest(
+            *(getattr(anatomy, name) for name in ("wm", "gm", "csf", "mask", "affine")),
+            *(anatomy.directions, anatomy.weights),
+        ),
+    }
+    _describe(folder, settings)
+    for patient in track(chosen, "simulating the cohort", disable=not progress):
+        name = f"sub-{patient}"
+        if not (folder / name).is_dir():
+            key = int(patient)
+            of_head, of_pose, of_table = (
+                np.random.default_rng(np.random.SeedSequence(seed, spawn_key=spawn_key))
+                for spawn_key in ((key,), (key, pose), (key, pose, 0))
+            )
+            turn = random_rotation(of_table) if turn_tables else np.eye(3)
+            subject = simulate_subject(
+                anatomy,
+                table.rotated(turn),
+                int(of_head.integers(2**32)),
+                snr=snr,
+                rotation=random_rotation(of_pose, max_rotation),
+                deformation=deformation,
+                statistics=statistics,
+                lesion_coverage=lesion_coverage(sources, patient, anatomy),
+            )
+            volume = subject.lesion.sum() * float(np.prod(subject.dwi.voxel_size)) / 1000
+            about = {
+                "patient": patient,
+                **sources.about(patient),
+                "scale": f"{brain_scale(sources.brain(patient), anatomy):.4f}",
+                "lesion_ml": f"{volume:.3f}",
+            }
+            _write_subject(folder, name, subject, settings, about)
+        _write_participants(folder)
+    return [f"sub-{patient}" for patient in chosen]
+
+
+def load_subject(folder: str | PathLike[str], name: str) -> LabelledSubject:
+    """Read one subject of a cohort.
+
+    Parameters
+    ----------
+    folder : path
+        Of the cohort.
+    name : str
+        Such as ``sub-01``.
+
+    Returns
+    -------
+    LabelledSubject
+
+    Raises
+    ------
+    tripq.scans.DWIError
+        If a file is missing or damaged; the message names it.
+    """
+    scan = Path(folder) / name / "dwi" / f"{name}_dwi.nii.gz"
+    truth = Path(folder) / TRUTH / name / "dwi"
+    dwi = read_dwi(scan, mask=truth / f"{name}_desc-brain_mask.nii.gz")
+    lesion = read_mask(truth / f"{name}_label-lesion_mask.nii.gz", open_nifti(scan))
+    return LabelledSubject(name, dwi, lesion[dwi.mask])
+
+
+def load_cohort(
+    folder: str | PathLike[str], names: Sequence[str] | None = None
+) -> list[LabelledSubject]:
+    """Read the subjects of a cohort.
+
+    Parameters
+    ----------
+    folder : path
+        Of the cohort.
+    names : sequence of str, optional
+        Such as ``["sub-01", "sub-03"]``, for instance one side of a split; by default all that are
+        finished, in order.
+
+    Returns
+    -------
+    list of LabelledSubject
+
+    Raises
+    ------
+    DatasetError
+        If there is none.
+    tripq.scans.DWIError
+        If a file is missing or damaged; the message names it.
+    """
+    names = _finished(Path(folder)) if names is None else names
+    if not names:
+        raise DatasetError(f"{folder}: no subject of a cohort, sub-NN, in this folder.")
+    return [load_subject(folder, name) for name in names]
+
+
+def _finished(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("sub-*") if path.is_dir())
+
+
+def _digest(*arrays: NDArray[Any]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _describe(folder: Path, settings: dict[str, Any]) -> None:
+    """Write what the dataset is, or make sure that it is the one to go on with."""
+    path = folder / "dataset_description.json"
+    if path.is_file():
+        try:
+            found = read_json(path)["Simulation"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise DatasetError(f"{path}: not the description of a simulated cohort.") from error
+        changed = [
+            f"{name} is {found.get(name)}, not {value}"
+            for name, value in settings.items()
+            if found.get(name) != value
+        ]
+        if changed:
+            raise DatasetError(
+                f"{folder} holds a cohort of other settings: {'; '.join(changed)}. "
+                "Take another folder."
+            )
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise DatasetError(f"{folder} holds something else than a cohort: take an empty folder.")
+    common = {
+        "BIDSVersion": "1.10.0",
+        "License": "; ".join(f"{licence.name} ({licence.covers})" for licence in LICENCES),
+        "GeneratedBy": [{"Name": "tripq", "Version": version("tripq"), "Description": NOTICE}],
+    }
+    truth = {"Name": "Lesions and brains of the simulated cohort", "DatasetType": "derivative"}
+    write_json(folder / TRUTH / "dataset_description.json", {**truth, **common})
+    write_json(
+        folder / "participants.json",
+        {name: {"Description": text} for name, text in _COLUMNS.items()},
+    )
+    listed = "\n".join(f"* {licence}" for licence in LICENCES)
+    write_text(
+        folder / "README",
+        f"Patients with multiple sclerosis, simulated\n\n{NOTICE}\n\n"
+        f"The masks of lesions and brains are in {TRUTH.as_posix()}.\n\nLicences:\n{listed}\n",
+    )
+    # last, as it says that the others are there
+    write_json(
+        path,
+        {
+            "Name": "Patients with multiple sclerosis: real lesions, SIMULATED diffusion signal",
+            "DatasetType": "raw",
+            **common,
+            "Simulation": settings,
+        },
+    )
+
+
+def _write_subject(
+    folder: Path, name: str, subject: Subject, settings: dict[str, Any], about: dict[str, str]
+) -> None:
+    """Make a subject in a hidden folder, and move it to its two places."""
+    part = folder / f".{name}.part"
+    shutil.rmtree(part, ignore_errors=True)  # of an interrupted run
+    scan, truth = part / "scan" / "dwi", part / "truth" / "dwi"
+    scan.mkdir(parents=True)
+    truth.mkdir(parents=True)
+    write_subject(subject, part)
+    for suffix in ("nii.gz", "bval", "bvec"):
+        os.replace(part / f"dwi.{suffix}", scan / f"{name}_dwi.{suffix}")
+    for plain, labelled in (
+        ("mask", "desc-brain_mask"),
+        ("lesion", "label-lesion_mask"),
+        ("coverage", "label-lesion_probseg"),
+    ):
+        os.replace(part / f"{plain}.nii.gz", truth / f"{name}_{labelled}.nii.gz")
+    write_json(
+        scan / f"{name}_dwi.json",
+        {"Description": NOTICE, "Simulation": {**settings, "SubjectSeed": subject.seed}, **about},
+    )
+    target = folder / TRUTH / name
+    shutil.rmtree(target, ignore_errors=True)  # of a run that was interrupted between the moves
+    os.replace(part / "truth", target)
+    os.replace(part / "scan", folder / name)
+    part.rmdir()
+
+
+def _write_participants(folder: Path) -> None:
+    """List the finished subjects, from what stands beside their scans."""
+    lines = ["\t".join(["participant_id", *_COLUMNS])]
+    for name in _finished(folder):
+        sidecar = folder / name / "dwi" / f"{name}_dwi.json"
+        about = read_json(sidecar)
+        lines.append("\t".join([name, *(about.get(column, "n/a") for column in _COLUMNS)]))
+    write_text(folder / "participants.tsv", "\n".join(lines) + "\n")

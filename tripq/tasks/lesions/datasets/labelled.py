@@ -1,0 +1,223 @@
+"""Diffusion scans of any BIDS dataset with known lesions, to train on.
+
+>>> from pathlib import Path
+>>> def scans(data: Path) -> list[LabelledSubject]:
+...     found = find_labelled(data, data / "derivatives" / "truth")
+...     common_voxel_size(found.files)  # an error names a scan with other voxels
+...     return [read_labelled(files) for files in found.files]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from tripq.scans import Frame, read_dwi
+from tripq.scans.bids import BIDSMissingError, BIDSScan, find_namesakes, find_scans
+from tripq.scans.gradients import has_only_b0
+from tripq.scans.nifti import open_nifti, read_mask
+from tripq.tasks.lesions.datasets.cohort import LabelledSubject
+from tripq.tasks.lesions.datasets.errors import DatasetError
+from tripq.tasks.lesions.segmentation import VOXEL_TOLERANCE
+
+
+@dataclass(frozen=True)
+class LabelledFiles:
+    """Files of a scan with known lesions.
+
+    Parameters
+    ----------
+    name : str
+        Entities of the scan, such as ``sub-01_ses-a``.
+    participant : str
+        Label, without ``sub-``.
+    scan : Path
+        The scan.
+    bval : Path or None
+        Its b-values; None for a table of MRtrix.
+    bvec : Path
+        Its directions, or its table of MRtrix.
+    brain, lesion : Path
+        Masks on its grid.
+    """
+
+    name: str
+    participant: str
+    scan: Path
+    bval: Path | None
+    bvec: Path
+    brain: Path
+    lesion: Path
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        """Every file, in the order of the fields."""
+        table = (self.bvec,) if self.bval is None else (self.bval, self.bvec)
+        return (self.scan, *table, self.brain, self.lesion)
+
+
+@dataclass(frozen=True)
+class LabelledScans:
+    """Scans of a dataset that can be trained on.
+
+    Parameters
+    ----------
+    files : tuple of LabelledFiles
+        By name.
+    left_out : mapping of str to str
+        Path of every other scan, and the reason.
+    """
+
+    files: tuple[LabelledFiles, ...]
+    left_out: Mapping[str, str]
+
+    @property
+    def participants(self) -> tuple[str, ...]:
+        """Labels, in order, each once."""
+        return tuple(sorted({files.participant for files in self.files}))
+
+
+def find_labelled(data: Path, truth: Path, frame: Frame = "fsl") -> LabelledScans:
+    """Find the scans of a dataset that have a lesion mask and a brain mask.
+
+    Parameters
+    ----------
+    data : Path
+        Of the dataset.
+    truth : Path
+        Derivatives with ``*_label-lesion_mask.nii.gz`` and ``*_desc-brain_mask.nii.gz``.
+    frame : {"fsl", "voxel", "world"}
+        Of the gradient tables, see `tripq.scans.bids.BIDSScan.gradient_table`.
+
+    Returns
+    -------
+    LabelledScans
+        Left out are scans without masks, those with b0 volumes alone, and those with the name of
+        another one.
+
+    Raises
+    ------
+    tripq.scans.bids.BIDSError
+        If there is no scan at all, a table is missing, or two files hold equally for a scan.
+    DatasetError
+        If the folder of the truth is missing, or no scan is left.
+    """
+    if not truth.is_dir():
+        raise DatasetError(f"{truth}: no such folder; the truth is a dataset of derivatives.")
+    files: list[LabelledFiles] = []
+    left_out: dict[str, str] = {}
+    scans = find_scans(data)
+    shared = find_namesakes(scans, lambda scan: frozenset(_name(scan).split("_")))
+    for scan in scans:
+        place = scan.relative.as_posix()
+        if scan.relative in shared:
+            left_out[place] = f"it has the same name as {shared[scan.relative]}: keep one of them"
+            continue
+        bval, bvec = scan.gradient_table(frame)
+        if has_only_b0(bval or bvec):
+            left_out[place] = "no diffusion-weighted volume"
+            continue
+        try:
+            lesion, brain = scan.lesion_mask(truth), scan.brain_mask(truth)
+        except BIDSMissingError as error:
+            left_out[place] = str(error)
+            continue
+        files.append(LabelledFiles(_name(scan), scan.subject, scan.path, bval, bvec, brain, lesion))
+    if not files:
+        raise DatasetError(
+            f"{data}: none of its {len(left_out)} scans can be trained on, as for the first: "
+            f"{next(iter(left_out.values()))}"
+        )
+    return LabelledScans(tuple(files), left_out)
+
+
+def _name(scan: BIDSScan) -> str:
+    return scan.path.name.partition(".")[0].removesuffix("_dwi")
+
+
+def common_voxel_size(files: Sequence[LabelledFiles]) -> float:
+    """Edge of the voxels of all scans in mm; only headers are read.
+
+    A network is for one voxel size: edges may differ from the common one by `VOXEL_TOLERANCE`
+    of `tripq.tasks.lesions.segmentation`.
+
+    Raises
+    ------
+    DatasetError
+        If one differs more; the message names the scan.
+    tripq.scans.DWIError
+        If a scan cannot be read.
+    """
+    edges = {item.scan: nib.affines.voxel_sizes(open_nifti(item.scan).affine) for item in files}
+    size = float(np.median([np.prod(lengths) ** (1 / 3) for lengths in edges.values()]))
+    for path, lengths in edges.items():
+        if np.any(np.abs(lengths - size) > VOXEL_TOLERANCE * size):
+            shown = " x ".join(f"{edge:.3g}" for edge in lengths)
+            raise DatasetError(
+                f"{path}: voxels of {shown} mm, but training needs cubic voxels of one size, here "
+                f"{size:.3g} mm: resample the scan and its masks (see tripq.scans.resampling)."
+            )
+    return round(size, 3)
+
+
+def read_labelled(files: LabelledFiles, frame: Frame = "fsl") -> LabelledSubject:
+    """Read a scan with its lesions.
+
+    Parameters
+    ----------
+    files : LabelledFiles
+        Of `find_labelled`.
+    frame : {"fsl", "voxel", "world"}
+        Of the gradient table.
+
+    Raises
+    ------
+    tripq.scans.DWIError
+        If a file is damaged, or the grids differ; the message names it.
+    DatasetError
+        If all lesions lie outside the brain mask.
+    """
+    dwi = read_dwi(files.scan, files.bval, files.bvec, files.brain, frame)
+    volume = read_mask(files.lesion, open_nifti(files.scan))
+    lesion = volume[dwi.mask]
+    if volume.any() and not lesion.any():
+        raise DatasetError(f"{files.lesion}: all lesions lie outside the brain in {files.brain}.")
+    return LabelledSubject(files.name, dwi, lesion)
+
+
+def draw_validation(
+    participants: Sequence[str], share: float = 0.2, seed: int = 0
+) -> tuple[str, ...]:
+    """Draw the participants to validate on.
+
+    Parameters
+    ----------
+    participants : sequence of str
+        Labels.
+    share : float
+        How many of them; at least one, and at least one remains.
+    seed : int
+        Of the draw.
+
+    Raises
+    ------
+    DatasetError
+        If there are fewer than two.
+
+    Examples
+    --------
+    >>> len(draw_validation(["01", "02", "03", "04", "05"], share=0.4))
+    2
+    """
+    if len(participants) < 2:
+        raise DatasetError(
+            f"labelled participants: {len(participants)}; one is needed to train on and another "
+            "to validate on."
+        )
+    number = min(max(1, round(share * len(participants))), len(participants) - 1)
+    drawn = np.random.default_rng(seed).permutation(sorted(participants))[:number]
+    return tuple(sorted(map(str, drawn)))

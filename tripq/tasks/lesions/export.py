@@ -1,0 +1,167 @@
+"""A trained network for one gradient table and one grid, as a program that needs no tripq.
+
+With directions and voxel axes fixed, every layer of a `LesionSegmenter` is a matrix for each of its
+neighbours.  What is left, gathers and matrix products, is what ``torch.export`` takes: the program
+runs wherever torch does, or is compiled ahead of time.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, export
+from torch.nn import functional as F
+
+from tripq.backends.dense import DenseFilter
+from tripq.domain.graph import PQGraph
+from tripq.domain.qspace import QSpace
+from tripq.filters.filter import PQFilter
+from tripq.nn.layer import PQTensorFieldLayer
+from tripq.tasks.lesions.segmenter import LesionSegmenter
+
+
+def export_segmenter(
+    network: LesionSegmenter, q: ArrayLike | Tensor, affine: ArrayLike
+) -> ExportedProgram:
+    """A network as a program for scans with these directions and these voxels.
+
+    Parameters
+    ----------
+    network : LesionSegmenter
+        Trained; it is not changed.
+    q : array of shape (Q, 3)
+        q-vectors in world axes, ``|q| = sqrt(b / b_ref)``: `tripq.DWI.q`.
+    affine : array of shape (4, 4)
+        Voxel indices to mm in world axes; where the first voxel lies makes no difference.
+
+    Returns
+    -------
+    ExportedProgram
+        ``program.module()(signal, neighbours)`` gives logits of shape (V,), for any number V of
+        voxels: from the signal (V, Q) divided by b0, float32, and the number of each voxel's
+        neighbours (V, T), int64, as `neighbour_table` has them.
+
+    Raises
+    ------
+    ValueError
+        If q or affine make no sense.
+    TypeError
+        If it is no `LesionSegmenter`: other networks have layers between directions.
+
+    Examples
+    --------
+    >>> import torch
+    >>> q = np.concatenate([np.zeros((1, 3)), np.eye(3)])
+    >>> affine = np.diag([2.0, 2, 2, 1])
+    >>> network = LesionSegmenter(q_features="4x0e + 2x2e", p_features="4x0e", n_p_layers=1)
+    >>> program = export_segmenter(network, q, affine)
+    >>> mask = np.ones((5, 4, 3), dtype=bool)
+    >>> neighbours = neighbour_table(network, mask, affine)
+    >>> program.module()(torch.rand(60, 4), neighbours).shape
+    torch.Size([60])
+    """
+    if not isinstance(network, LesionSegmenter):
+        raise TypeError(f"only a LesionSegmenter can be exported, not a {type(network).__name__}")
+    one_voxel = PQGraph.from_grid(np.ones((1, 1, 1)), affine, q, network.p_radius)
+    fixed = _Fixed(network, one_voxel).eval()
+    n_directions = len(_q_space(one_voxel).q_in)
+    example = (
+        torch.rand(3, n_directions, device=one_voxel.device),
+        torch.full((3, fixed.n_types), 3, dtype=torch.int64),
+    )
+    voxels = Dim("voxels", min=1)
+    with torch.no_grad():
+        return export(fixed, example, dynamic_shapes=({0: voxels}, {0: voxels}))
+
+
+def neighbour_table(network: LesionSegmenter, mask: ArrayLike, affine: ArrayLike) -> Tensor:
+    """The neighbours of every voxel of a mask, (V, T), int64; V where there is none.
+
+    Voxels are in the order of ``np.argwhere(mask)``.
+    """
+    table = PQGraph.from_grid(mask, affine, None, network.p_radius).scans[0].edges.table
+    assert table is not None
+    return table
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """What is left of a graph."""
+
+    neighbours: Tensor
+
+    def filled(self, x: Tensor) -> None:
+        """All rows are."""
+
+
+class _Fixed(nn.Module):
+    """A network whose layers know their graph but for the voxels."""
+
+    def __init__(self, network: LesionSegmenter, graph: PQGraph) -> None:
+        super().__init__()
+        self.network = deepcopy(network).cpu().float()
+        self.n_types = len(graph.scans[0].edges.offsets)
+        for name, module in list(self.network.named_modules()):
+            if isinstance(module, PQTensorFieldLayer):
+                parent = self.network.get_submodule(name.rpartition(".")[0])
+                setattr(parent, name.rpartition(".")[2], _FixedLayer(module, graph))
+
+    def forward(self, signal: Tensor, neighbours: Tensor) -> Tensor:
+        logits: Tensor = self.network(signal, _Table(neighbours))
+        return logits
+
+
+class _FixedLayer(nn.Module):
+    """A layer to one direction (or without any), as a matrix for each neighbour."""
+
+    def __init__(self, layer: PQTensorFieldLayer, graph: PQGraph) -> None:
+        super().__init__()
+        (whole,), (scan,) = graph.scans, graph.within(layer.p_radius).scans
+        edges = scan.edges
+        q = QSpace.none(graph.device) if layer.q_in is None else _q_space(graph).reduced
+        assert layer.self_interaction is None
+        assert whole.edges.steps is not None
+        assert edges.steps is not None
+        places = {tuple(step): i for i, step in enumerate(whole.edges.steps.tolist())}
+        #: Where its neighbours stand in the table, which has those of the largest radius.
+        self.columns = [places[tuple(step)] for step in edges.steps.tolist()]
+        self.kernel: Tensor
+        with torch.no_grad():
+            kernels = [
+                _kernel(DenseFilter(f, edges.offsets.float(), edges.steps, edges.margin, q))
+                for f in layer.filters
+                if isinstance(f, PQFilter)
+            ]
+            self.register_buffer("kernel", torch.stack(kernels).sum(dim=0))
+            bias = torch.zeros(self.kernel.shape[2])
+            if layer.bias is not None:
+                bias[list(layer.scalars_out)] = layer.bias
+            self.bias: Tensor
+            self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor, table: _Table) -> Tensor:
+        # A voxel more, of zeros, stands for the neighbours that are not there.
+        padded = F.pad(x.flatten(1), (0, 0, 0, 1))
+        out = self.bias.expand(x.shape[0], -1)
+        for column, matrix in zip(self.columns, self.kernel, strict=True):
+            out = out + padded.index_select(0, table.neighbours[:, column]) @ matrix
+        return out
+
+
+def _kernel(filter: DenseFilter) -> Tensor:
+    """(T, Q_in dim_in, dim_out)."""
+    weight = filter.weight(filter.coefficients(), slice(0, 1))
+    middle = torch.tensor(filter.cells) // 2
+    x, y, z = (middle - filter.steps).unbind(1)  # a convolution looks at p_in - p_out
+    return weight[..., x, y, z].permute(2, 1, 0).contiguous()
+
+
+def _q_space(graph: PQGraph) -> QSpace:
+    q = graph.scans[0].q
+    assert isinstance(q, QSpace)
+    return q

@@ -1,0 +1,300 @@
+"""Lesion maps of derivatives beside the known lesions of the same scans, and their scores.
+
+>>> from pathlib import Path
+>>> from tripq.scans.bids import find_maps
+>>> def scores(maps: Path, truth: Path) -> str:
+...     read = [read_map(find_truth(found, truth)) for found in find_maps(maps)]
+...     return scores_tsv(score_maps(read, threshold=0.5))
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from tripq.infra.files import printable, read_json
+from tripq.scans import DWIError
+from tripq.scans.bids import BIDSError, BIDSMissingError, BIDSScan
+from tripq.scans.nifti import open_nifti, read_mask, read_volumes
+from tripq.tasks.lesions.pages.evaluation import EvaluatedSubject
+from tripq.tasks.lesions.scores import LesionCounts, Scores, score
+
+POOLED = "all"
+"""Name of the scores of all voxels and all lesions together."""
+
+
+@dataclass(frozen=True)
+class MapFiles:
+    """A lesion map, and what is known of the same scan.
+
+    Parameters
+    ----------
+    name : str
+        Entities of the scan, such as ``sub-01_ses-a``.
+    probability : Path
+        Probability of a lesion, (X, Y, Z), NIfTI.
+    lesion : Path
+        Mask of the known lesions, on the same grid.
+    brain : Path or None
+        Mask of the voxels that are scored, on the same grid; None for all.
+    """
+
+    name: str
+    probability: Path
+    lesion: Path
+    brain: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class LesionMap:
+    """A lesion map that was read.
+
+    Parameters
+    ----------
+    subject : EvaluatedSubject
+        Its voxels, their probabilities, and the known lesions.
+    voxel_ml : float
+        Volume of a voxel in ml.
+    outside : int
+        Known lesion voxels that lie outside the brain mask, and are not scored.
+    """
+
+    subject: EvaluatedSubject
+    voxel_ml: float
+    outside: int = 0
+
+
+@dataclass(frozen=True)
+class MapScores:
+    """Scores of one map, or of several together.
+
+    Parameters
+    ----------
+    name : str
+        Of the scan; `POOLED` for all.
+    scores : Scores
+        Voxel by voxel.
+    counts : LesionCounts
+        Lesion by lesion.
+    true_ml, found_ml : float
+        Volume of the known lesions, and of the voxels at or above the threshold, in ml.
+    """
+
+    name: str
+    scores: Scores
+    counts: LesionCounts
+    true_ml: float
+    found_ml: float
+
+    @property
+    def columns(self) -> dict[str, float]:
+        """All numbers by the names that they have in files; NaN for what does not exist."""
+        return {
+            "roc_auc": self.scores.roc_auc,
+            "average_precision": self.scores.average_precision,
+            "dice": self.scores.dice,
+            "lesion_sensitivity": self.counts.sensitivity,
+            "lesion_precision": self.counts.precision,
+            "lesion_f1": self.counts.f1,
+            "true_lesions": self.counts.true,
+            "found_lesions": self.counts.found,
+            "matched_lesions": self.counts.matched,
+            "true_ml": self.true_ml,
+            "found_ml": self.found_ml,
+            "voxels": self.scores.voxels,
+            "lesion_voxels": self.scores.lesion_voxels,
+        }
+
+
+def find_truth(found: BIDSScan, truth: Path, masks: Path | None = None) -> MapFiles:
+    """Find what is known of the scan of a map, by BIDS entities.
+
+    Parameters
+    ----------
+    found : BIDSScan
+        The map, of `tripq.scans.bids.find_maps`.
+    truth : Path
+        Derivatives with ``*_label-lesion_mask.nii.gz`` in the folders of the same names.
+    masks : Path, optional
+        Derivatives with a ``*_desc-brain_mask.nii.gz`` for every map.  By default those in `truth`
+        are taken, and all voxels where there is none.
+
+    Returns
+    -------
+    MapFiles
+
+    Raises
+    ------
+    BIDSMissingError
+        If there is no truth, or `masks` has no brain mask.
+    BIDSError
+        If two masks hold equally.
+    """
+    brain: Path | None
+    if masks is not None:
+        brain = found.brain_mask(masks)
+    else:
+        try:
+            brain = found.brain_mask(truth)
+        except BIDSMissingError:
+            brain = None
+    return MapFiles(scan_name(found), found.path, found.lesion_mask(truth), brain)
+
+
+def scan_name(found: BIDSScan) -> str:
+    """Entities of the scan that a file is about.
+
+    >>> name = "sub-01_ses-a_space-orig_label-lesion_probseg.nii.gz"
+    >>> scan_name(BIDSScan(Path("out"), Path("out") / name))
+    'sub-01_ses-a'
+    """
+    of_the_map = (("space", "orig"), ("label", "lesion"))
+    entities = (pair for pair in found.name.entities.items() if pair not in of_the_map)
+    return printable("_".join(f"{key}-{label}" for key, label in entities))
+
+
+def read_map(files: MapFiles) -> LesionMap:
+    """Read a map with what is known of its scan.
+
+    Parameters
+    ----------
+    files : MapFiles
+        Of `find_truth`.
+
+    Raises
+    ------
+    DWIError
+        If a file cannot be read, a value in the brain is no probability, the mask of the brain is
+        empty, or the grids differ; the message names the files.
+    """
+    image = open_nifti(files.probability)
+    if len(image.shape) < 3 or prod(image.shape[3:]) != 1:
+        raise DWIError(f"{files.probability}: shape {image.shape}; a map is (X, Y, Z).")
+    (volume,) = read_volumes(image, files.probability)
+    lesion = _on_grid(files.lesion, image, files)
+    mask = np.ones(volume.shape, dtype=bool)
+    if files.brain is not None:
+        mask = _on_grid(files.brain, image, files)
+        if not mask.any():
+            raise DWIError(f"{files.brain}: the mask of the brain is empty.")
+    values = volume[mask].astype(np.float64)
+    wrong = ~((values >= 0) & (values <= 1))
+    if wrong.any():
+        raise DWIError(
+            f"{files.probability}: {np.count_nonzero(wrong)} values in the brain are no "
+            f"probabilities from 0 to 1, such as {values[wrong][0]:g}."
+        )
+    return LesionMap(
+        EvaluatedSubject(files.name, mask, values, lesion[mask]),
+        float(np.prod(nib.affines.voxel_sizes(image.affine))) / 1000,
+        int(np.count_nonzero(lesion & ~mask)),
+    )
+
+
+def read_threshold(probability: Path) -> float:
+    """Threshold in the sidecar of a map, ``Threshold`` in the JSON file beside it.
+
+    Parameters
+    ----------
+    probability : Path
+        The map.
+
+    Raises
+    ------
+    BIDSError
+        If there is none, or it is no number from 0 to 1.
+    """
+    name = probability.name.partition(".")[0]
+    path = probability.with_name(f"{name}.json")
+    if not path.is_file():
+        raise BIDSError(f"{probability}: no {path.name} with its threshold: give --threshold.")
+    try:
+        threshold = read_json(path)["Threshold"]
+    except (ValueError, LookupError):
+        raise BIDSError(f"{path}: tells no Threshold: give --threshold.") from None
+    number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+    if not number or not 0 <= threshold <= 1:
+        raise BIDSError(f"{path}: the Threshold is {threshold!r}, no number from 0 to 1.")
+    return float(threshold)
+
+
+def score_maps(maps: Sequence[LesionMap], threshold: float) -> tuple[MapScores, ...]:
+    """Scores of every map, and last of all together.
+
+    Parameters
+    ----------
+    maps : sequence of LesionMap
+        At least one.
+    threshold : float
+        On the probability, for Dice, lesions and volumes.
+
+    Returns
+    -------
+    tuple of MapScores
+        One for each map, and that of all voxels and lesions, whose name is `POOLED`.
+    """
+    rows = []
+    for read in maps:
+        probability, lesion = np.asarray(read.subject.probability), np.asarray(read.subject.lesion)
+        rows.append(
+            MapScores(
+                read.subject.name,
+                score(probability, lesion, threshold),
+                read.subject.count(threshold),
+                true_ml=float(np.count_nonzero(lesion) * read.voxel_ml),
+                found_ml=float(np.count_nonzero(probability >= threshold) * read.voxel_ml),
+            )
+        )
+    pooled = MapScores(
+        POOLED,
+        score(
+            np.concatenate([read.subject.probability for read in maps]),
+            np.concatenate([read.subject.lesion for read in maps]),
+            threshold,
+        ),
+        sum((row.counts for row in rows), start=LesionCounts(0, 0, 0)),
+        true_ml=sum(row.true_ml for row in rows),
+        found_ml=sum(row.found_ml for row in rows),
+    )
+    return (*rows, pooled)
+
+
+def scores_tsv(rows: Sequence[MapScores]) -> str:
+    """Scores as a table of tab-separated values, with a line of names; ``n/a`` for NaN.
+
+    Examples
+    --------
+    >>> nothing = Scores(math.nan, math.nan, math.nan, voxels=8, lesion_voxels=0)
+    >>> print(scores_tsv([MapScores("sub-01", nothing, LesionCounts(0, 1, 0), 0.0, 0.004)]))
+    scan    roc_auc ...
+    sub-01  n/a     n/a     n/a     n/a     0.000000 ...
+    """
+    text = io.StringIO()
+    table = csv.writer(text, dialect="excel-tab", lineterminator="\n")
+    table.writerow(["scan", *rows[0].columns])
+    for row in rows:
+        table.writerow([row.name, *map(_cell, row.columns.values())])
+    return text.getvalue()
+
+
+def _cell(value: float) -> str:
+    if math.isnan(value):
+        return "n/a"
+    return str(value) if isinstance(value, int) else f"{value:.6f}"
+
+
+def _on_grid(path: Path, image: nib.Nifti1Image, files: MapFiles) -> NDArray[np.bool_]:
+    """Mask on the grid of the map; both are named where that is not so."""
+    try:
+        return read_mask(path, image)
+    except DWIError as error:
+        raise DWIError(f"{error} It is needed for the map {files.probability}.") from error

@@ -1,0 +1,1 @@
+"""Pages about lesion maps: of one subject, of a group, of an evaluation."""

@@ -1,0 +1,143 @@
+"""The page of a group: its subjects in a table, those that failed first, and how they differ."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import PurePath
+from urllib.parse import quote
+
+import numpy as np
+
+from tripq.report.charts import load_figure
+from tripq.report.page import make_picture, write_page
+from tripq.tasks.lesions.listing import Lesion
+
+_FEWEST_DRAWN = 5  # subjects: a histogram of fewer is a bar
+
+
+@dataclass(frozen=True)
+class SubjectSummary:
+    """What the page of a group says about a subject; `of_lesions` and `of_failure` make it.
+
+    Attributes
+    ----------
+    name : str
+        Such as ``sub-01``.
+    lesions : int or None
+        How many were found; None where the subject failed.
+    total_ml : float or None
+        Their volume in ml; None where the subject failed.
+    failure : str or None
+        Why there is no result; None where there is one.
+    page : PurePath or None
+        The subject's own page, as seen from the folder of the group's page.
+
+    Raises
+    ------
+    ValueError
+        Unless there is either a result or a reason why not.
+    """
+
+    name: str
+    lesions: int | None = None
+    total_ml: float | None = None
+    failure: str | None = None
+    page: PurePath | None = None
+
+    def __post_init__(self) -> None:
+        has_result = self.lesions is not None and self.total_ml is not None
+        if has_result == (self.failure is not None) or (self.lesions is None) != (
+            self.total_ml is None
+        ):
+            raise ValueError(f"{self.name}: needs lesions and total_ml, or else a failure.")
+
+    @classmethod
+    def of_lesions(
+        cls, name: str, lesions: Sequence[Lesion], page: PurePath | None = None
+    ) -> SubjectSummary:
+        """Of a subject with a result, be it without lesions."""
+        total = float(sum(lesion.volume_ml for lesion in lesions))
+        return cls(name, lesions=len(lesions), total_ml=total, page=page)
+
+    @classmethod
+    def of_failure(cls, name: str, reason: str) -> SubjectSummary:
+        """Of a subject without a result."""
+        return cls(name, failure=reason)
+
+    @property
+    def link(self) -> str | None:
+        """Address of the page, relative and quoted: it never names another place or a program."""
+        return None if self.page is None else f"./{quote(os.fsencode(self.page.as_posix()))}"
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """How a number differs between subjects."""
+
+    name: str
+    unit: str | None
+    decimals: int
+    lowest: float
+    lower_quartile: float
+    median: float
+    upper_quartile: float
+    highest: float
+
+
+def write_group_report(
+    path: str | PathLike[str],
+    rows: Sequence[SubjectSummary],
+    settings: Mapping[str, str],
+    *,
+    title: str = "Group",
+) -> None:
+    """Write the page of a group.
+
+    Parameters
+    ----------
+    path : path
+        ``.html``; an existing page is replaced.
+    rows : sequence of SubjectSummary
+        The subjects.
+    settings : mapping of str to str
+        What the results depend on; shown as it is. What stands under ``"caution"`` is shown at the
+        top.
+    title : str, optional
+        Such as the name of the dataset.
+
+    Raises
+    ------
+    ReportError
+        If `path` is not the name of a page, or nothing can be written there.
+    """
+    done = [row for row in rows if row.failure is None]
+    lesions = [row.lesions for row in done if row.lesions is not None]
+    total_ml = [row.total_ml for row in done if row.total_ml is not None]
+    write_page(
+        path,
+        "group.html.jinja",
+        settings=settings,
+        title=title,
+        rows=rows,
+        done=done,
+        failed=[row for row in rows if row.failure is not None],
+        spreads=[
+            _spread("Lesions", None, 1, lesions),
+            _spread("Total volume", "ml", 2, total_ml),
+        ]
+        if done
+        else [],
+        chart=make_picture(
+            load_figure(lesions, total_ml),
+            "Histograms of the number of lesions and of their total volume, over subjects",
+        )
+        if len(done) >= _FEWEST_DRAWN
+        else None,
+    )
+
+
+def _spread(name: str, unit: str | None, decimals: int, values: Sequence[float]) -> _Spread:
+    return _Spread(name, unit, decimals, *np.quantile(values, [0, 0.25, 0.5, 0.75, 1]).tolist())

@@ -1,0 +1,197 @@
+"""The page of one subject: slices, lesions, the scan itself, and what to know before reading on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tripq.report.charts import SHELL_COLOURS, signal_figure
+from tripq.report.page import Picture, make_picture, number, plural, write_page
+from tripq.report.sphere import AZIMUTH, ELEVATION, axis_letters, view_shells
+from tripq.report.volumes import embed_intensity, embed_probability
+from tripq.scans import DWI
+from tripq.tasks.lesions.figures import AxialSlices, probability_colours, slice_figure
+from tripq.tasks.lesions.listing import (
+    HEAD_WIDTH,
+    MIDLINE,
+    Lesion,
+    find_lesions,
+    label_lesions,
+    voxel_ml,
+)
+from tripq.tasks.lesions.scores import MATCHING_IOU, LesionCounts, Scores, count_lesions, score
+
+_SLICES = 6
+_STOPS = 17  # of the colour bar
+_MOST_NAMED = 12  # lesions, in words about a slice
+_LITTLE = 1e-3  # weight of probability below the threshold: a whole slice of it is one lesion voxel
+_PROGRAMS = ("assets/sort.js", "assets/sphere.js", "niivue/niivue.umd.js", "assets/viewer.js")
+
+
+@dataclass(frozen=True)
+class _Truth:
+    """How the found lesions compare with those that are known.
+
+    Attributes
+    ----------
+    counts : LesionCounts
+        Lesion by lesion.
+    volume_ml : float
+        Of the known ones.
+    share : tuple of float
+        Of the voxels of each found lesion, how many are known.
+    scores : Scores
+        Voxel by voxel.
+    """
+
+    counts: LesionCounts
+    volume_ml: float
+    share: tuple[float, ...]
+    scores: Scores
+
+
+def write_subject_report(
+    path: str | PathLike[str],
+    dwi: DWI,
+    probability: ArrayLike,
+    *,
+    threshold: float,
+    settings: Mapping[str, str],
+    lesion: ArrayLike | None = None,
+) -> None:
+    """Write the page of one subject.
+
+    Parameters
+    ----------
+    path : path
+        ``.html``; an existing page is replaced.
+    dwi : DWI
+        The scan.
+    probability : (V,) array-like
+        Of a lesion, from 0 to 1, in the order of ``np.argwhere(dwi.mask)``.
+    threshold : float
+        Voxels at or above it are lesion; from 0 to 1.
+    settings : mapping of str to str
+        What the map depends on, such as the network and its training; shown as it is. Each
+        line under ``"caution"`` is shown at the top.
+    lesion : (V,) array-like of bool, optional
+        The lesions, where they are known.
+
+    Raises
+    ------
+    ReportError
+        If `path` is not the name of a page, or nothing can be written there.
+    ValueError
+        If there is not one probability from 0 to 1 (and one label) for every voxel, or the
+        threshold cannot be used.
+    """
+    labels = label_lesions(dwi, probability, threshold)
+    lesions = find_lesions(dwi, probability, threshold)
+    values = np.asarray(probability, dtype=np.float64)
+    known = None if lesion is None else np.asarray(lesion).astype(bool)
+    truth = None if known is None else _compare(dwi, values, labels, known, threshold)
+    write_page(
+        path,
+        "subject.html.jinja",
+        settings=settings,
+        programs=_PROGRAMS,
+        title=_title(dwi),
+        dwi=dwi,
+        threshold=threshold,
+        lesions=lesions,
+        total_ml=sum(found.volume_ml for found in lesions),
+        highest=float(values.max()),
+        truth=truth,
+        matching_iou=MATCHING_IOU,
+        slices=_draw_slices(dwi, values, labels, known),
+        mask_ml=len(dwi.b0) * voxel_ml(dwi),
+        shells=view_shells(dwi),
+        letters=axis_letters(),
+        shell_colours=SHELL_COLOURS,
+        view={"azimuth": AZIMUTH, "elevation": ELEVATION},
+        signal=make_picture(
+            signal_figure(dwi), "Histogram of signal over b0, and its median in every volume"
+        ),
+        above_b0=float(np.mean([np.mean(column > 1) for column in dwi.signal[:, 1:].T])),
+        side_limits={"midline": MIDLINE, "head": HEAD_WIDTH},
+        volumes={
+            "b0": embed_intensity(dwi, dwi.b0),
+            "weighted": embed_intensity(dwi, dwi.b0 * dwi.signal[:, 1:].mean(axis=1)),
+            "probability": embed_probability(dwi, values),
+        },
+        viewer={
+            "start": _start(dwi, lesions, values),
+            "threshold": threshold,
+            "colours": probability_colours(_STOPS).tolist(),
+        },
+    )
+
+
+def _title(dwi: DWI) -> str:
+    """The name of the scan's file without its suffix."""
+    return dwi.path.name.removesuffix(".gz").removesuffix(".nii") if dwi.path else "Scan"
+
+
+def _compare(
+    dwi: DWI,
+    probability: NDArray[np.float64],
+    labels: NDArray[np.int32],
+    known: NDArray[np.bool_],
+    threshold: float,
+) -> _Truth:
+    scores = score(probability, known, threshold)
+    sizes = np.bincount(labels)[1:]
+    overlap = np.bincount(labels[known], minlength=len(sizes) + 1)[1:]
+    return _Truth(
+        counts=count_lesions(dwi.volume(labels > 0), dwi.volume(known)),
+        volume_ml=int(np.count_nonzero(known)) * voxel_ml(dwi),
+        share=tuple((overlap / sizes).tolist()),
+        scores=scores,
+    )
+
+
+def _draw_slices(
+    dwi: DWI,
+    probability: NDArray[np.float64],
+    labels: NDArray[np.int32],
+    known: NDArray[np.bool_] | None,
+) -> list[Picture]:
+    """The slices with most probability; that of found lesions, and known ones, counts first."""
+    slices = AxialSlices(dwi)
+    weight = probability * np.where(labels > 0, 1, _LITTLE) + (0 if known is None else known)
+    shown = slices.volume(weight if weight.any() else dwi.b0)
+    b0, chances, numbers = (slices.volume(v) for v in (dwi.b0, probability, labels))
+    truth = None if known is None else slices.volume(known)
+    pictures = []
+    chosen = slices.choose(shown, _SLICES)
+    for index in (index for index in chosen if shown[index].any()):
+        figure = slice_figure(
+            slices, index, b0=b0, probability=chances, labels=numbers, lesion=truth
+        )
+        found = np.unique(numbers[index][numbers[index] > 0])
+        place = f"Axial slice at z = {number(slices.height(index), 0)} mm"
+        alternative = f"{place}: {_name_lesions(found.tolist())} found"
+        pictures.append(make_picture(figure, alternative, "png"))
+    return pictures
+
+
+def _name_lesions(numbers: list[int]) -> str:
+    """Lesions in words; their numbers if there are few."""
+    if not numbers:
+        return "no lesion"
+    if len(numbers) > _MOST_NAMED:
+        return plural(len(numbers), "lesion")
+    return f"{'lesion' if len(numbers) == 1 else 'lesions'} {', '.join(map(str, numbers))}"
+
+
+def _start(
+    dwi: DWI, lesions: tuple[Lesion, ...], probability: NDArray[np.float64]
+) -> tuple[float, ...]:
+    """Where the viewer opens, in mm: in the largest lesion, or where one is likeliest."""
+    if lesions:
+        return lesions[0].peak_mm
+    return tuple(dwi.voxel_centres()[int(np.argmax(probability))].tolist())

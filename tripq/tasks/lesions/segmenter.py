@@ -1,0 +1,141 @@
+"""The equivariant network that gives one logit for every voxel."""
+
+from __future__ import annotations
+
+from e3nn import o3
+from torch import Tensor, nn
+
+from tripq.domain.graph import PQGraph
+from tripq.networks.paper import PaperSegmenter, QReduction
+from tripq.networks.signal import LARGEST_RATIO
+from tripq.nn.block import Block
+from tripq.nn.layer import Group, PQTensorFieldLayer
+from tripq.so3.paths import Selection
+
+
+class LesionSegmenter(nn.Module):
+    """Rotation-equivariant network from a diffusion scan to one logit per voxel.
+
+    The logits commute with joint rotations of voxels and directions and do not depend on the
+    signs of the gradient directions; the weights serve any gradient table.  The layers sum over
+    the voxels within a radius, as the paper's equation does, so a trained network is for scans of
+    about the voxel size that it was trained on.
+
+    The first layer reduces q-space at once, to features of order 0, 2 and 4, the orders in which
+    the anisotropy of diffusion lives (its signal is even), each voxel by itself unless another
+    filter is asked for.  Their norms become scalars, and layers on p-space follow.
+    `LesionSegmenter.paper` is the authors' network instead.
+
+    Parameters
+    ----------
+    p_radius : float
+        Radius of a layer's neighbourhood in mm; 3.6 reaches 27 voxels of 1.8 to 2 mm.
+    q_features : Irreps or str
+        Features of the first layer.
+    p_features : Irreps or str
+        Features of each of the p-layers that follow.
+    n_p_layers : int
+        How many, without the last, which gives the logit.
+    batch_norm : bool
+        Normalise the features of every layer but the last over the voxels of a batch.
+    q_max : float
+        The largest |q| = sqrt(b / b_ref) in any scan.
+    filter, selection, antipodal : str, str, bool
+        Of the first layer; see `PQTensorFieldLayer`. With ``filter="q"`` it keeps to the voxel
+        itself; with the others it sums over the neighbours, too, and with ``"p"`` it sees no more
+        of the directions than the mean signal.
+    group : {"SO3", "O3"}
+        Symmetries of every layer: rotations, or with ``"O3"`` reflections too, for which only
+        paths exist on which the parities match.
+
+    Raises
+    ------
+    ValueError
+        If no path leads to some of the features, which then would always be 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> q = np.concatenate([np.zeros((1, 3)), np.eye(3)])
+    >>> graph = PQGraph.from_grid(np.ones((5, 5, 5)), np.diag([2.0, 2, 2, 1]), q, radius=3.6)
+    >>> LesionSegmenter()(torch.rand(125, 4), graph).shape
+    torch.Size([125])
+    """
+
+    def __init__(
+        self,
+        *,
+        p_radius: float = 3.6,
+        q_features: o3.Irreps | str = "24x0e + 8x2e + 4x4e",
+        p_features: o3.Irreps | str = "24x0e + 6x1o + 8x2e",
+        n_p_layers: int = 3,
+        batch_norm: bool = True,
+        q_max: float = 2.0,
+        filter: str = "q",
+        selection: Selection = "all",
+        group: Group = "SO3",
+        antipodal: bool = True,
+    ) -> None:
+        super().__init__()
+        self.p_radius = p_radius
+        self.q_features = str(q_features)
+        self.p_features = str(p_features)
+        self.n_p_layers = n_p_layers
+        self.batch_norm = batch_norm
+        self.q_max = q_max
+        self.filter = filter
+        self.selection = selection
+        self.group = group
+        self.antipodal = antipodal
+        first = Block(
+            "1x0e",
+            q_features,
+            0.0 if filter == "q" else p_radius,
+            norms=True,
+            batch_norm=batch_norm,
+            q_max=q_max,
+            q_out=None,
+            filter=filter,
+            selection=selection,
+            group=group,
+            antipodal=antipodal,
+            lmax_p=2,
+            lmax_q=4,
+        )
+        blocks = [first]
+        for _ in range(n_p_layers):
+            blocks.append(
+                Block(
+                    blocks[-1].irreps_out,
+                    p_features,
+                    p_radius,
+                    norms=True,
+                    batch_norm=batch_norm,
+                    q_in=None,
+                    group=group,
+                    lmax_p=2,
+                )
+            )
+        self.blocks = nn.ModuleList(blocks)
+        self.head = PQTensorFieldLayer(
+            blocks[-1].irreps_out, "1x0e", p_radius, q_in=None, group=group, lmax_p=2, bias=True
+        )
+
+    @classmethod
+    def paper(
+        cls,
+        *,
+        p_radius: float = 5.0,
+        q_reduction: QReduction = "length-weighted",
+        q_max: float = 2.0,
+    ) -> PaperSegmenter:
+        """The network of Müller et al.: see `PaperSegmenter`."""
+        return PaperSegmenter(p_radius=p_radius, q_reduction=q_reduction, q_max=q_max)
+
+    def forward(self, signal: Tensor, graph: PQGraph) -> Tensor:
+        """Logits of shape (V,) from the signal (V, Q), divided by b0."""
+        x = signal.clamp(max=LARGEST_RATIO)[..., None]
+        for block in self.blocks:
+            x = block(x, graph)
+        logits: Tensor = self.head(x, graph)
+        return logits[:, 0]

@@ -1,0 +1,130 @@
+"""A `LesionSegmenter` from settings and labelled scans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from math import inf
+from pathlib import Path
+
+import torch
+
+from tripq.networks.blocks import check_b_values, graph_radius
+from tripq.tasks.lesions.segmenter import LesionSegmenter
+from tripq.training.budget import Budget, Progress
+from tripq.training.config import ConfigError, NetworkConfig, TrainingConfig
+from tripq.training.patches import LabelledScan, PatchDataModule
+from tripq.training.run import Stopping, TrainingRecord, train
+
+#: Radius in voxels where none is given: the 26 that share a face, an edge or a corner.  On voxels
+#: of 2 mm it is the default of `LesionSegmenter`.
+RADIUS = 1.8
+
+
+def build_segmenter(config: NetworkConfig, voxel_size: float) -> LesionSegmenter:
+    """Build a network with random weights.
+
+    Parameters
+    ----------
+    config : NetworkConfig
+        Its arguments.
+    voxel_size : float
+        Edge of the voxels in mm; the radius is `RADIUS` times this where none is given.
+
+    Raises
+    ------
+    ConfigError
+        If an argument makes no sense, such as features that e3nn cannot read.
+
+    Examples
+    --------
+    >>> build_segmenter(NetworkConfig(n_p_layers=1), voxel_size=2.0).p_radius
+    3.6
+    """
+    arguments = asdict(config)
+    if config.p_radius is None:
+        arguments["p_radius"] = RADIUS * voxel_size
+    try:
+        return LesionSegmenter(**arguments)
+    except (ValueError, TypeError, AssertionError) as error:
+        raise ConfigError(f"[network]: {' '.join(str(error).split())}") from error
+
+
+def train_segmenter(
+    config: TrainingConfig,
+    training: Sequence[LabelledScan],
+    validation: Sequence[LabelledScan],
+    voxel_size: float,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    report: Callable[[Progress], None] | None = None,
+) -> tuple[LesionSegmenter, TrainingRecord]:
+    """Train a network until the validation scans are segmented no better.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+        How.
+    training, validation : sequences of LabelledScan
+        Of different participants.
+    voxel_size : float
+        Edge of their voxels in mm.
+    folder : Path
+        Of the checkpoints: training that was interrupted goes on from there; see
+        `tripq.training.train`.
+    device : str
+        ``"cpu"`` or ``"cuda"``.
+    report : callable, optional
+        Called with a `Progress` after every step.
+
+    Returns
+    -------
+    network : LesionSegmenter
+        Of the best validation, on the CPU.
+    record : TrainingRecord
+
+    Raises
+    ------
+    ConfigError
+        If the network cannot be built, or training ended before the first validation.
+    tripq.scans.DWIError
+        If the b-values of a scan are higher than the network takes.
+    ValueError
+        If there is no lesion to learn from, or to validate on.
+    FloatingPointError
+        If the loss is no number any more.
+    """
+    how = config.training
+    torch.manual_seed(how.seed)
+    network = build_segmenter(config.network, voxel_size)
+    for scan in (*training, *validation):
+        check_b_values(network, scan.dwi)
+    patches = PatchDataModule(
+        training,
+        radius=graph_radius(network),
+        box_size=how.box_size,
+        n_boxes=how.n_boxes,
+        lesion_share=how.lesion_share,
+        seed=how.seed,
+        validation=validation,
+    )
+    record = train(
+        network,
+        patches,
+        Budget(inf if how.hours is None else 3600 * how.hours, how.steps),
+        stopping=Stopping(how.every, how.patience, how.rise, how.decay, how.warm_up, how.falling),
+        folder=folder,
+        learning_rate=how.learning_rate,
+        weight_decay=how.weight_decay,
+        positive_weight=how.positive_weight,
+        device=device,
+        precision=how.precision,
+        report=report,
+    )
+    if not record.scores:
+        raise ConfigError(
+            f"[training]: it ended after {record.steps} steps, before the first validation: give "
+            "more hours, or validate more often (every)."
+        )
+    return network.cpu(), record
