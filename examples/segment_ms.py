@@ -31,7 +31,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import nn
 
-from tripq.networks.blocks import graph_radius, segment
+from tripq.networks.blocks import graph_radius
 from tripq.networks.checkpoint import CheckpointError, load_network, read_notes, save_network
 from tripq.networks.conv import ConvSegmenter
 from tripq.scans import DWI, read_dwi, write_map
@@ -45,7 +45,9 @@ from tripq.simulate import (
 )
 from tripq.tasks.lesions.figures import comparison_figure, map_figure
 from tripq.tasks.lesions.scores import Evaluation, best_threshold, evaluate, write_metrics
+from tripq.tasks.lesions.segmentation import segment
 from tripq.tasks.lesions.segmenter import LesionSegmenter
+from tripq.tasks.lesions.task import LesionTask
 from tripq.training import Budget, PatchDataModule, TrainingRecord, train
 
 CAUTION = "trained on simulated diffusion signal; for research only, not for diagnosis"
@@ -307,6 +309,7 @@ def train_contender(
     """Train one network, with a progress bar."""
     patches = PatchDataModule(
         cohort.training,
+        LesionTask(),
         radius=graph_radius(contender.network),
         box_size=plan.box_size,
         seed=seed,

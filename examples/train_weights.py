@@ -36,9 +36,11 @@ from paper.work import CAUTION, choose_threshold, score_maps
 from reproduce_paper import write_cohorts
 from rich.console import Console
 
-from tripq.networks.blocks import graph_radius, segment
+from tripq.networks.blocks import graph_radius
 from tripq.networks.checkpoint import save_network
 from tripq.tasks.lesions.datasets import LabelledSubject, OpenMS, open_ms
+from tripq.tasks.lesions.segmentation import segment
+from tripq.tasks.lesions.task import LesionTask
 from tripq.training import Budget, PatchDataModule, Progress, Stopping, train
 
 ROOT = Path(__file__).parents[1]
@@ -89,6 +91,7 @@ def ship(
     network = contender.build(plan.voxel_size)
     patches = PatchDataModule(
         shown,
+        LesionTask(),
         radius=graph_radius(network),
         box_size=plan.box_size,
         n_boxes=plan.n_boxes,

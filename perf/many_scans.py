@@ -52,6 +52,7 @@ from tripq.scans import DWI
 from tripq.scans.bids import find_scans
 from tripq.tasks.lesions.datasets import LabelledSubject
 from tripq.tasks.lesions.datasets.shelf import Shelf
+from tripq.tasks.lesions.task import LesionTask
 from tripq.training import PatchDataModule
 
 LIMIT = 3600.0  # seconds for one figure
@@ -165,7 +166,7 @@ def measure_training(folder: Path, number: int, in_files: bool) -> Training:
     before = resident()
     shelf = Shelf(folder, memory=0 if in_files else np.inf)
     scans = [shelf.keep(f"{n:05}", lambda n=n: _subject(n)) for n in range(number)]
-    patches = PatchDataModule(scans, radius=3.6, box_size=6, n_boxes=2)
+    patches = PatchDataModule(scans, LesionTask(), radius=3.6, box_size=6, n_boxes=2)
     batches = iter(patches.patches)
     next(batches)
     start = process_time()

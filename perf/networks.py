@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from workloads import Step, WholeBrain
 
 from tripq import PQGraph, PQTensorFieldLayer
-from tripq.networks.blocks import graph_radius, segment
+from tripq.networks.blocks import graph_radius
+from tripq.tasks.lesions.segmentation import segment
 
 #: Errors add up over the layers of a network.
 LAYERS = 4

@@ -53,7 +53,6 @@ from rich.table import Table
 from scipy.ndimage import distance_transform_edt, map_coordinates
 from scipy.spatial.transform import Rotation
 
-from tripq.networks.blocks import segment
 from tripq.networks.checkpoint import load_network
 from tripq.nn.layer import PQTensorFieldLayer
 from tripq.scans import DWI
@@ -64,6 +63,7 @@ from tripq.simulate import (
     default_anatomy,
     simulate_subject,
 )
+from tripq.tasks.lesions.segmentation import segment
 from tripq.tasks.lesions.weights import default_weights
 
 VOXEL = 2.0  # mm, of the weights that come with tripq

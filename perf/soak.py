@@ -65,6 +65,7 @@ from tripq.simulate import (
     write_subject,
 )
 from tripq.tasks.lesions.segmenter import LesionSegmenter
+from tripq.tasks.lesions.task import LesionTask
 from tripq.training import Budget, PatchDataModule, Progress, Stopping, train
 
 ROOM = 4e6
@@ -259,7 +260,7 @@ def soak(
 
 def _boxes(subjects: list[Subject]) -> PatchDataModule:
     return PatchDataModule(
-        subjects[:2], radius=RADIUS, box_size=8, n_boxes=2, validation=subjects[2:]
+        subjects[:2], LesionTask(), radius=RADIUS, box_size=8, n_boxes=2, validation=subjects[2:]
     )
 
 

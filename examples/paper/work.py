@@ -14,11 +14,13 @@ from torch import nn
 from paper.cohort import SNR, Scans, at_trained_shells, for_fixed_table
 from paper.plan import MORE_HEADS, ROTATED, USUAL, Condition, Contender, Plan, Split
 from paper.results import Result, Run, SubjectResult, Tested, curve_of
-from tripq.networks.blocks import graph_radius, segment
+from tripq.networks.blocks import graph_radius
 from tripq.networks.checkpoint import save_network
 from tripq.networks.conv import ConvSegmenter
 from tripq.tasks.lesions.datasets import LabelledSubject
 from tripq.tasks.lesions.scores import best_threshold, count_lesions, score
+from tripq.tasks.lesions.segmentation import segment
+from tripq.tasks.lesions.task import LesionTask
 from tripq.training import Budget, PatchDataModule, Progress, Stopping, train
 
 CAUTION = "trained on simulated diffusion signal; for research only, not for diagnosis"
@@ -60,6 +62,7 @@ def train_and_test(
     shown = [subject for condition in conditions for subject in scans.load(condition, training)]
     patches = PatchDataModule(
         shown,
+        LesionTask(),
         radius=graph_radius(network),
         box_size=plan.box_size,
         n_boxes=plan.n_boxes,

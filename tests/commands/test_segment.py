@@ -16,10 +16,9 @@ import torch
 
 from tests.commands.conftest import Call, ball, write_mask, write_scan, write_weights
 from tests.scans.test_coherence import make_rods
-from tripq.networks.blocks import segment
 from tripq.scans import read_dwi
 from tripq.scans.resampling import map_back, resample
-from tripq.tasks.lesions.segmentation import load_model
+from tripq.tasks.lesions.segmentation import load_model, segment
 
 NAMES = ("probseg.nii.gz", "mask.nii.gz", "probseg.json")
 

@@ -17,10 +17,10 @@ from safetensors.numpy import load_file
 from tests.commands.conftest import Call, Outcome
 from tests.commands.test_run import start
 from tripq.commands.train import Watch
-from tripq.networks.blocks import segment
 from tripq.networks.checkpoint import load_network, read_notes
 from tripq.tasks.lesions.datasets import draw_validation, find_labelled, read_labelled
 from tripq.tasks.lesions.scores import best_threshold, score
+from tripq.tasks.lesions.segmentation import segment
 from tripq.training.config import ConfigError, TrainingConfig, example_config, parse_config
 
 SHAPE = (9, 8, 7)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.training.test_training import convolutional, equivariant, labelled_scan
 from tripq.infra.distributed import by_leader, connected, gather
 from tripq.infra.rank import ALONE, Rank
+from tripq.tasks.lesions.task import LesionTask
 from tripq.training import Budget, PatchDataModule, Stopping, train
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "train_in_ranks.py"
@@ -68,10 +69,14 @@ def test_boxes_must_be_divided_evenly(monkeypatch: pytest.MonkeyPatch, tmp_path:
     for name, value in {"RANK": 0, "WORLD_SIZE": 3, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 3}.items():
         monkeypatch.setenv(name, str(value))
     scans = [labelled_scan(0)]
-    patches = PatchDataModule(scans, radius=2.6, box_size=4, n_boxes=4, validation=scans)
+    patches = PatchDataModule(
+        scans, LesionTask(), radius=2.6, box_size=4, n_boxes=4, validation=scans
+    )
     with pytest.raises(ValueError, match="n_boxes must be a multiple of 3"):
         train(equivariant(), patches, Budget(steps=1), stopping=Stopping(), folder=tmp_path)
-    patches = PatchDataModule(scans, radius=2.6, box_size=4, n_boxes=3, validation=scans)
+    patches = PatchDataModule(
+        scans, LesionTask(), radius=2.6, box_size=4, n_boxes=3, validation=scans
+    )
     with pytest.raises(ValueError, match="need a folder"):
         train(convolutional(), patches, Budget(steps=1), stopping=Stopping())
 

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tripq import PQGraph
-from tripq.networks.blocks import graph_radius, receptive_field, segment, split_blocks
+from tripq.networks.blocks import graph_radius, receptive_field, split_blocks
 from tripq.networks.conv import ConvSegmenter
 from tripq.scans import DWI, DWIError
+from tripq.tasks.lesions.segmentation import segment
 from tripq.tasks.lesions.segmenter import LesionSegmenter
 
 DIRECTIONS = np.concatenate([np.eye(3), [[0.6, 0.8, 0.0]]])

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.training.test_training import equivariant, labelled_scan
 from tripq.infra.rank import Rank
+from tripq.tasks.lesions.task import LesionTask
 from tripq.training import Budget, PatchDataModule, Stopping, train
 
 
@@ -24,6 +25,7 @@ def main() -> None:
     network = equivariant()
     patches = PatchDataModule(
         [labelled_scan(0), labelled_scan(1)],
+        LesionTask(),
         radius=2.6,
         box_size=8,
         n_boxes=4,

@@ -23,12 +23,13 @@ from torch import nn
 
 from tripq import PQGraph
 from tripq.filters.filter import TYPICAL_VOXEL_MM
-from tripq.networks.blocks import segment
 from tripq.networks.conv import ConvSegmenter
 from tripq.scans import DWI
 from tripq.tasks.lesions.datasets import draw_validation
 from tripq.tasks.lesions.scores import score
+from tripq.tasks.lesions.segmentation import segment
 from tripq.tasks.lesions.segmenter import LesionSegmenter
+from tripq.tasks.lesions.task import LesionTask
 from tripq.tasks.lesions.training import build_segmenter
 from tripq.training import (
     Budget,
@@ -86,7 +87,9 @@ def convolutional(seed: int = 0) -> nn.Module:
 
 def boxes(seed: int = 0, **options: object) -> PatchDataModule:
     scans = [labelled_scan(0), labelled_scan(1)]
-    return PatchDataModule(scans, radius=2.6, seed=seed, box_size=8, n_boxes=2, **options)  # type: ignore[arg-type]
+    return PatchDataModule(
+        scans, LesionTask(), radius=2.6, seed=seed, box_size=8, n_boxes=2, **options
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("make", [equivariant, convolutional])
@@ -259,7 +262,7 @@ def test_a_box_holds_the_voxels_of_the_scan(seed: int, box_size: int) -> None:
     scan = labelled_scan(0)
     dwi = scan.dwi
     centre = np.random.default_rng(seed).integers(-3, 15, size=3)
-    signal, graph, lesion = cut_box(scan, centre, box_size, radius=2.6)
+    signal, graph, lesion = cut_box(scan, LesionTask(), centre, box_size, radius=2.6)
 
     # World coordinates tell which voxels they are.
     place = {tuple(p): row for row, p in enumerate(dwi.voxel_centres().round(6))}
@@ -272,20 +275,24 @@ def test_a_box_holds_the_voxels_of_the_scan(seed: int, box_size: int) -> None:
 
 
 def test_boxes_of_one_scan_become_one_graph() -> None:
-    batch = next(iter(PatchDataModule([labelled_scan(0)], radius=2.6, n_boxes=3).patches))
+    batch = next(
+        iter(PatchDataModule([labelled_scan(0)], LesionTask(), radius=2.6, n_boxes=3).patches)
+    )
     assert len(batch.graph.scans) == 1
     assert len(batch.graph.scans[0].grid.shapes) == 3  # type: ignore[union-attr]
-    assert len(batch.signal) == len(batch.lesion) == batch.graph.n_voxels
+    assert len(batch.signal) == len(batch.target) == batch.graph.n_voxels
 
 
 def test_boxes_are_placed_on_lesions_as_often_as_asked() -> None:
     scan = labelled_scan(0, shape=(12, 11, 40))
     scan.lesion = scan.lesion & (np.arange(len(scan.lesion)) < 3)
 
-    def hits(lesion_share: float) -> float:
-        module = PatchDataModule([scan], radius=0.0, box_size=3, lesion_share=lesion_share)
+    def hits(focus_share: float) -> float:
+        module = PatchDataModule(
+            [scan], LesionTask(), radius=0.0, box_size=3, focus_share=focus_share
+        )
         batches = iter(module.patches)
-        return float(np.mean([bool(next(batches).lesion.any()) for _ in range(100)]))
+        return float(np.mean([bool(next(batches).target.any()) for _ in range(100)]))
 
     assert hits(0.0) < 0.2
     assert hits(1.0) > 0.3
@@ -295,9 +302,9 @@ def test_a_cohort_without_lesions_is_refused() -> None:
     healthy = labelled_scan(0)
     healthy.lesion = np.zeros_like(healthy.lesion)
     with pytest.raises(ValueError, match="none of the 1 training scans has a lesion"):
-        PatchDataModule([healthy], radius=2.6)
+        PatchDataModule([healthy], LesionTask(), radius=2.6)
     with pytest.raises(ValueError, match="box_size=0"):
-        PatchDataModule([labelled_scan(0)], radius=2.6, box_size=0)
+        PatchDataModule([labelled_scan(0)], LesionTask(), radius=2.6, box_size=0)
 
 
 def test_a_budget_is_spent_by_time_or_steps() -> None:
@@ -319,7 +326,7 @@ def test_the_learning_rate_rises_and_falls_to_nothing(spent: float) -> None:
 def test_graphs_of_boxes_are_those_of_the_scan() -> None:
     """The edges of a box that is the whole scan are the edges of the scan."""
     scan = labelled_scan(0)
-    _, graph, _ = cut_box(scan, np.array([5, 5, 5]), 20, radius=2.6)
+    _, graph, _ = cut_box(scan, LesionTask(), np.array([5, 5, 5]), 20, radius=2.6)
     whole = PQGraph.from_grid(scan.dwi.mask, AFFINE, Q, 2.6)
     assert torch.equal(graph.scans[0].edges.dst, whole.scans[0].edges.dst)
     assert torch.equal(graph.scans[0].edges.offsets, whole.scans[0].edges.offsets)

@@ -391,10 +391,10 @@ def _write(
     """Write the network and all about it, or nothing; what to show."""
     import numpy as np
 
-    from tripq.networks.blocks import segment
     from tripq.networks.checkpoint import save_network
     from tripq.tasks.lesions.pages.evaluation import EvaluatedSubject, write_evaluation_report
     from tripq.tasks.lesions.scores import best_threshold, score
+    from tripq.tasks.lesions.segmentation import segment
 
     network.to(device)
     subjects = []

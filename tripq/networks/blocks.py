@@ -1,16 +1,19 @@
-"""From a network and a scan to a map of lesion probabilities, in bounded memory.
+"""From a network and a scan to its output in every voxel, in bounded memory.
 
-A scan is cut into blocks.  Each is segmented together with a halo as wide as the network looks, so
-that a voxel gets the logit that it would get from the whole scan at once.
+A scan is cut into blocks.  Each is evaluated together with a halo as wide as the network looks, so
+that a voxel gets the output that it would get from the whole scan at once.
 
->>> from tripq.tasks.lesions.segmenter import LesionSegmenter
->>> from tripq.simulate import GradientTable, default_anatomy, simulate_subject
->>> anatomy = default_anatomy(5.0).within((-40, -60, 0), (40, 40, 30))
->>> scan = simulate_subject(anatomy, GradientTable.from_shells([1000.0], [12]), seed=0).dwi
->>> network = LesionSegmenter(p_radius=6.0, n_p_layers=1).eval()
->>> probabilities = segment(network, scan)
->>> probabilities.shape == scan.b0.shape
-True
+>>> from tripq.networks.paper import PaperSegmenter
+>>> dwi = DWI(
+...     signal=np.ones((216, 4), np.float32),
+...     b_values=np.array([0.0, 1000.0, 1000.0, 1000.0]),
+...     q=np.concatenate([np.zeros((1, 3)), np.eye(3)]),
+...     mask=np.ones((6, 6, 6), bool),
+...     affine=np.diag([3.0, 3.0, 3.0, 1.0]),
+...     b0=np.ones(216, np.float32),
+... )
+>>> predict_blocks(PaperSegmenter().eval(), dwi, max_voxels=100).shape
+(216,)
 """
 
 from __future__ import annotations
@@ -56,10 +59,10 @@ def receptive_field(network: nn.Module, affine: NDArray[np.floating]) -> NDArray
     Examples
     --------
     >>> from tripq.networks.conv import ConvSegmenter
-    >>> from tripq.tasks.lesions.segmenter import LesionSegmenter
+    >>> from tripq.networks.paper import PaperSegmenter
     >>> affine = np.diag([2.0, 2.0, 4.0, 1.0])
-    >>> receptive_field(LesionSegmenter(p_radius=3.6), affine)
-    array([4, 4, 0])
+    >>> receptive_field(PaperSegmenter(p_radius=3.6), affine)
+    array([5, 5, 0])
     >>> receptive_field(ConvSegmenter(33, widths=(8, 8)), affine)
     array([3, 3, 3])
     """
@@ -75,7 +78,7 @@ def receptive_field(network: nn.Module, affine: NDArray[np.floating]) -> NDArray
 
 
 @dataclass(frozen=True)
-class Block:
+class ScanBlock:
     """Part of a grid: the voxels that are wanted, and those that a network needs to see for it."""
 
     inner: Box
@@ -84,7 +87,7 @@ class Block:
 
 def split_blocks(
     mask: NDArray[np.bool_], halo: NDArray[np.integer], max_voxels: int
-) -> list[Block]:
+) -> list[ScanBlock]:
     """Halve the box around a mask until no block has too many voxels.
 
     Parameters
@@ -98,7 +101,7 @@ def split_blocks(
 
     Returns
     -------
-    list of Block
+    list of ScanBlock
         Every masked voxel lies in one inner box.
 
     Examples
@@ -109,7 +112,7 @@ def split_blocks(
     """
     if max_voxels < 1:
         raise ValueError(f"a block needs room for at least one voxel, not max_voxels={max_voxels}")
-    blocks: list[Block] = []
+    blocks: list[ScanBlock] = []
     waiting = [(slice(0, mask.shape[0]), slice(0, mask.shape[1]), slice(0, mask.shape[2]))]
     while waiting:
         inner = _shrink(mask, waiting.pop())
@@ -118,13 +121,13 @@ def split_blocks(
         outer = _grow(inner, halo, mask.shape)
         lengths = [axis.stop - axis.start for axis in inner]
         if np.count_nonzero(mask[outer]) <= max_voxels or max(lengths) == 1:
-            blocks.append(Block(inner, outer))
+            blocks.append(ScanBlock(inner, outer))
         else:
             waiting.extend(reversed(_halves(inner, int(np.argmax(lengths)))))
     return blocks
 
 
-def segment(
+def predict_blocks(
     network: nn.Module,
     dwi: DWI,
     *,
@@ -132,13 +135,13 @@ def segment(
     device: str | torch.device = "cpu",
     report: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float32]:
-    """Probability of a lesion in every voxel of a scan.
+    """The output of a network in every voxel of a scan.
 
     Parameters
     ----------
     network : Module
-        ``network(signal, graph)`` gives one logit for every voxel; it must be in evaluation mode,
-        and on `device`.
+        ``network(signal, graph)`` gives a row for every voxel, (V, ...); it must be in evaluation
+        mode, and on `device`.
     dwi : DWI
         The scan.
     max_voxels : int
@@ -150,7 +153,7 @@ def segment(
 
     Returns
     -------
-    (V,) float32 array
+    (V, ...) float32 array
         In the order of ``np.argwhere(dwi.mask)``.
 
     Raises
@@ -165,7 +168,7 @@ def segment(
     check_b_values(network, dwi)
     number = np.full(dwi.mask.shape, -1, dtype=np.int64)
     number[dwi.mask] = np.arange(len(dwi.b0))
-    probabilities = np.empty(len(dwi.b0), dtype=np.float32)
+    output: NDArray[np.float32] | None = None
     radius = graph_radius(network)
     done = 0
     for block in split_blocks(dwi.mask, receptive_field(network, dwi.affine), max_voxels):
@@ -175,16 +178,18 @@ def segment(
         graph = PQGraph.from_grid(seen, affine, dwi.q, radius).to(device)
         signal = torch.from_numpy(dwi.signal[number[block.outer][seen]]).to(device)
         with torch.inference_mode():
-            values = torch.sigmoid(network(signal, graph).float()).cpu().numpy()
+            values = network(signal, graph).float().cpu().numpy()
         wanted = np.zeros_like(dwi.mask)
         wanted[block.inner] = True
         wanted = wanted[block.outer][seen]
         rows = number[block.outer][seen][wanted]
-        probabilities[rows] = values[wanted]
+        if output is None:
+            output = np.empty((len(dwi.b0), *values.shape[1:]), dtype=np.float32)
+        output[rows] = values[wanted]
         done += len(rows)
         if report is not None:
-            report(done, len(probabilities))
-    return probabilities
+            report(done, len(output))
+    return np.empty(0, np.float32) if output is None else output
 
 
 def _tensor_field_layers(network: nn.Module) -> list[PQTensorFieldLayer]:

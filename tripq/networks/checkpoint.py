@@ -25,13 +25,7 @@ from tripq.filters.filter import weights_at_most
 from tripq.infra.files import check_regular, parse_json, printable, write_bytes
 from tripq.infra.memory import is_out_of_memory
 from tripq.networks.conv import ConvSegmenter
-from tripq.networks.paper import PaperSegmenter
-from tripq.tasks.lesions.segmenter import LesionSegmenter
-
-#: The networks that a file may name.
-NETWORKS: dict[str, type[nn.Module]] = {
-    network.__name__: network for network in (LesionSegmenter, PaperSegmenter, ConvSegmenter)
-}
+from tripq.networks.registry import find_network, network_names
 
 MAX_NOTES = 2**20
 """Characters of all metadata of a file, at most; ours have less than a thousand."""
@@ -60,7 +54,8 @@ def save_network(
     Parameters
     ----------
     network : Module
-        One of `NETWORKS`.  It keeps the arguments of its constructor as attributes of their names.
+        One of `tripq.networks.registry`.  It keeps the arguments of its constructor as attributes of
+        their names.
     path : path
         ``.safetensors``; an existing file is replaced.  Equal networks with equal notes give equal
         files, byte by byte.
@@ -73,8 +68,11 @@ def save_network(
         If the network is none of those.
     """
     name = type(network).__name__
-    if NETWORKS.get(name) is not type(network):
-        raise CheckpointError(f"{path}: a {name} cannot be saved, only {', '.join(NETWORKS)}.")
+    if name not in network_names() or find_network(name) is not type(network):
+        raise CheckpointError(
+            f"{path}: a {name} cannot be saved, only {', '.join(network_names())}. "
+            "tripq.networks.register_network adds a network of your own."
+        )
     arguments = {
         argument: getattr(network, argument)
         for argument in inspect.signature(type(network)).parameters
@@ -113,7 +111,7 @@ def load_network(path: str | PathLike[str]) -> nn.Module:
         network = _build(metadata["network"], arguments, number)
         _take(network, load_file(path))
     except (
-        *(TypeError, ValueError, RuntimeError, ArithmeticError, AssertionError),
+        *(TypeError, ValueError, LookupError, RuntimeError, ArithmeticError, AssertionError),
         *(SafetensorError, OSError, MemoryError),
     ) as error:
         if is_out_of_memory(error):
@@ -182,9 +180,7 @@ def _is_pickle(path: Path) -> bool:
 
 def _check_arguments(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a network, if they are of its types and of possible sizes."""
-    if name not in NETWORKS:
-        raise ValueError(f"the network {name!r} is unknown.")
-    known = inspect.signature(NETWORKS[name]).parameters
+    known = inspect.signature(find_network(name)).parameters
     for key, value in arguments.items():
         if key not in known:
             raise ValueError(f"{name} has no argument {key!r}")
@@ -216,11 +212,12 @@ def _build(name: str, arguments: Mapping[str, Any], number: int) -> nn.Module:
                 raise ValueError(f"{key} = {value}: more features than there are weights")
             if irreps.lmax > MAX_ORDER:
                 raise ValueError(f"{key} = {value}: orders go up to {MAX_ORDER}")
-    if NETWORKS[name] is ConvSegmenter:
+    network = find_network(name)
+    if network is ConvSegmenter:
         with torch.device("meta"):
             return ConvSegmenter(**arguments)
     with weights_at_most(number):
-        return NETWORKS[name](**arguments)
+        return network(**arguments)
 
 
 def _take(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 
-from tripq.training.module import VALIDATION_SCORE, SegmentationModule
+from tripq.training.module import TaskModule
 
 #: Share of the budget in which the learning rate rises; it falls like a cosine in the rest.
 WARM_UP = 0.1
@@ -69,7 +69,7 @@ def learning_rate_factor(spent: float) -> float:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands.
+    """The progress of a training.
 
     Attributes
     ----------
@@ -80,7 +80,7 @@ class Progress:
     loss : float
         Of the last batch.
     scores : tuple of (int, float)
-        Step and average precision of every validation so far.
+        Step and score of every validation so far.
     """
 
     spent: float
@@ -129,7 +129,7 @@ class BudgetCallback(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Set the learning rate for the middle of the step to come."""
-        assert isinstance(pl_module, SegmentationModule)
+        assert isinstance(pl_module, TaskModule)
         middle = len(self.losses) + 0.5
         if self.warm_up is not None:
             factor = min(1.0, middle / self.warm_up)
@@ -162,7 +162,9 @@ class BudgetCallback(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note the score."""
-        self.scores.append((trainer.global_step, float(trainer.callback_metrics[VALIDATION_SCORE])))
+        assert isinstance(pl_module, TaskModule)
+        score = trainer.callback_metrics[pl_module.task.score]
+        self.scores.append((trainer.global_step, float(score)))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: the losses, the scores and the seconds so far."""

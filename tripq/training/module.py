@@ -1,4 +1,4 @@
-"""What is learnt: the loss, the optimiser, and the score on other scans."""
+"""What Lightning trains: the loss of a task, the optimiser, and the score on other scans."""
 
 from __future__ import annotations
 
@@ -6,38 +6,32 @@ from collections.abc import Iterable
 from itertools import islice
 
 import lightning as L
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torchmetrics.classification import BinaryAveragePrecision
 
 from tripq.domain.graph import PQGraph
-from tripq.networks.blocks import segment
-from tripq.nn.batch_norm import BatchNorm
-from tripq.nn.initialise import scale_initial_weights
-from tripq.training.patches import Batch, LabelledScan, PatchDataModule
+from tripq.networks.blocks import predict_blocks
+from tripq.nn import BatchNorm
+from tripq.training.patches import Batch, PatchDataModule
+from tripq.training.task import Scan, Task
 
 #: Batches over which the statistics of batch norms are taken.
 N_SETTLING = 32
 
-#: Under this name Lightning logs the average precision over the voxels of the validation scans.
-VALIDATION_SCORE = "average precision"
 
-
-class SegmentationModule(L.LightningModule):
-    """Binary segmentation: cross-entropy of the logits of all voxels of a batch, AdamW.
+class TaskModule(L.LightningModule):
+    """A network and its task, for a trainer of Lightning: AdamW on the loss of the task.
 
     Parameters
     ----------
     network : Module
-        ``network(signal, graph)`` gives one logit for every voxel.
+        ``network(signal, graph)`` gives the output of every voxel, (V, ...).
+    task : Task
+        What it is trained for.
     learning_rate : float
         The highest of the schedule.
     weight_decay : float
         Of AdamW.
-    positive_weight : float
-        How many healthy voxels a lesion voxel counts for.
     settle : bool
         Whether to set batch norms by `settle_batch_norm` before each validation.
     """
@@ -45,39 +39,35 @@ class SegmentationModule(L.LightningModule):
     def __init__(
         self,
         network: nn.Module,
+        task: Task,
         *,
         learning_rate: float = 1e-2,
         weight_decay: float = 1e-2,
-        positive_weight: float = 1.0,
         settle: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
+        self.task = task
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
-        self.positive_weight = positive_weight
         self.settle = settle
-        self.average_precision = BinaryAveragePrecision()
+        self.metric = task.metric()
 
     def forward(self, signal: Tensor, graph: PQGraph) -> Tensor:
-        """Logits of shape (V,)."""
-        logits: Tensor = self.network(signal, graph)
-        return logits
+        """The output of every voxel, (V, ...)."""
+        output: Tensor = self.network(signal, graph)
+        return output
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean cross-entropy over the voxels of a batch."""
-        return F.binary_cross_entropy_with_logits(
-            self(batch.signal, batch.graph),
-            batch.lesion,
-            pos_weight=batch.lesion.new_tensor(self.positive_weight),
-        )
+        """Mean over the voxels of a batch."""
+        return self.task.loss(self(batch.signal, batch.graph), batch.target)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Lightning's hook; the loss of a batch, or of this process's part of it.
 
         The mean over the processes is the mean over the voxels of all of them.
         """
-        number = torch.tensor(float(len(batch.lesion)), device=self.device)
+        number = torch.tensor(float(len(batch.target)), device=self.device)
         mean_number = self.trainer.strategy.reduce(number.clone(), reduce_op="mean")
         return self.loss(batch) * (number / mean_number)
 
@@ -88,47 +78,24 @@ class SegmentationModule(L.LightningModule):
             assert isinstance(patches, PatchDataModule)
             settle_batch_norm(self.network, patches.anywhere())
             self.network.eval()
-        # A process that no scan falls to has no scores, but it has to say so to the others.
-        self.average_precision.update(torch.empty(0), torch.empty(0, dtype=torch.int64))
+        self.metric = self.task.metric().to(self.device)
 
-    def validation_step(self, scan: LabelledScan, batch_idx: int) -> None:
-        """Lightning's hook; segments a whole scan, if it falls to this process."""
+    def validation_step(self, scan: Scan, batch_idx: int) -> None:
+        """Lightning's hook; predicts a whole scan, if it falls to this process."""
         if batch_idx % self.trainer.world_size == self.global_rank:
-            probability = segment(self.network, scan.dwi, device=self.device)
-            self.average_precision.update(
-                torch.from_numpy(probability), torch.from_numpy(scan.lesion.astype(np.int64))
-            )
+            output = predict_blocks(self.network, scan.dwi, device=self.device)
+            prediction = self.task.prediction(torch.from_numpy(output))
+            self.metric.update(prediction, torch.from_numpy(self.task.target(scan)))
 
     def on_validation_epoch_end(self) -> None:
-        """Lightning's hook; the average precision over the voxels of all validation scans."""
-        self.log(VALIDATION_SCORE, self.average_precision.compute())
-        self.average_precision.reset()
+        """Lightning's hook; the score over the voxels of all validation scans."""
+        self.log(self.task.score, self.metric.compute())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; the learning rate is set by `BudgetCallback`."""
         return torch.optim.AdamW(
             self.network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
         )
-
-
-@torch.no_grad()
-def initialise(network: nn.Module, batch: Batch) -> None:
-    """Scale the weights on a first batch, and let the network start from the share of lesions.
-
-    Parameters
-    ----------
-    network : Module
-        Changed in place, and left in training mode; its last bias is taken for that of the logit.
-    batch : Batch
-        With the share of lesion voxels that is expected in training.
-    """
-    network.train()
-    scale_initial_weights(network, batch.signal, batch.graph)
-    biases = [p for name, p in network.named_parameters() if name.endswith("bias")]
-    if biases and biases[-1].numel() == 1:
-        # Half a voxel more of each kind: the log-odds stay finite.
-        share = (batch.lesion.sum() + 0.5) / (len(batch.lesion) + 1)
-        biases[-1].fill_(float(torch.logit(share)))
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Boxes cut out of labelled scans, as a stream of batches for Lightning."""
+"""Boxes cut out of scans, as a stream of batches for Lightning."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import count
-from typing import Protocol
 
 import lightning as L
 import numpy as np
@@ -17,19 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from tripq.domain.graph import PQGraph
 from tripq.infra.rank import ALONE, Rank
-from tripq.scans import DWI
-
-
-class LabelledScan(Protocol):
-    """A scan with known lesions, such as `tripq.simulate.Subject`."""
-
-    @property
-    def dwi(self) -> DWI:
-        """The scan."""
-
-    @property
-    def lesion(self) -> NDArray[np.bool_]:
-        """Lesion voxels, shape (V,), in the order of ``np.argwhere(dwi.mask)``."""
+from tripq.training.task import Scan, Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,28 +29,30 @@ class Batch:
         Signal divided by b0.
     graph : PQGraph
         The voxels of all boxes.
-    lesion : Tensor of shape (V,)
-        1 in lesions, 0 elsewhere.
+    target : Tensor of shape (V, ...)
+        What the network should give.
     """
 
     signal: Tensor
     graph: PQGraph
-    lesion: Tensor
+    target: Tensor
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        return Batch(self.signal.to(device), self.graph.to(device), self.lesion.to(device))
+        return Batch(self.signal.to(device), self.graph.to(device), self.target.to(device))
 
 
 def cut_box(
-    scan: LabelledScan, centre: NDArray[np.int64], box_size: int, radius: float
+    scan: Scan, task: Task, centre: NDArray[np.int64], box_size: int, radius: float
 ) -> tuple[Tensor, PQGraph, Tensor]:
     """The masked voxels of a cubic box.
 
     Parameters
     ----------
-    scan : LabelledScan
+    scan : Scan
         Where to cut.
+    task : Task
+        For the target.
     centre : (3,) int array
         Voxel in the middle; the box is moved where it would leave the volume.
     box_size : int
@@ -77,8 +66,8 @@ def cut_box(
         Of the V masked voxels in the box.
     graph : PQGraph
         Of the same voxels.
-    lesion : Tensor of shape (V,)
-        1 in lesions, 0 elsewhere.
+    target : Tensor of shape (V, ...), float32
+        Of the same voxels.
     """
     dwi = scan.dwi
     box = tuple(
@@ -96,7 +85,7 @@ def cut_box(
     return (
         torch.from_numpy(dwi.signal[rows]),
         PQGraph.from_grid(dwi.mask[box], affine, dwi.q, radius),
-        torch.from_numpy(scan.lesion[rows].astype(np.float32)),
+        torch.from_numpy(task.target(scan)[rows].astype(np.float32)),
     )
 
 
@@ -105,21 +94,23 @@ class PatchDataset(IterableDataset[Batch]):
 
     def __init__(
         self,
-        scans: Sequence[LabelledScan],
+        scans: Sequence[Scan],
+        task: Task,
         radius: float,
         box_size: int,
         n_boxes: int,
-        lesion_share: float,
+        focus_share: float,
         seed: int,
         start: int = 0,
         rank: Rank = ALONE,
     ) -> None:
         super().__init__()
         self.scans = tuple(scans)
+        self.task = task
         self.radius = radius
         self.box_size = box_size
         self.n_boxes = n_boxes
-        self.lesion_share = lesion_share
+        self.focus_share = focus_share
         self.seed = seed
         self.start = start
         self.rank = rank
@@ -132,12 +123,12 @@ class PatchDataset(IterableDataset[Batch]):
             chosen = np.sort(rng.integers(len(self.scans), size=self.n_boxes))
             centres = [(i, self._centre(self.scans[i], rng)) for i in chosen]
             boxes = [
-                cut_box(self.scans[i], centre, self.box_size, self.radius)
+                cut_box(self.scans[i], self.task, centre, self.box_size, self.radius)
                 for i, centre in self.rank.share(centres)
             ]
-            signals, graphs, lesions = zip(*boxes, strict=True)
+            signals, graphs, targets = zip(*boxes, strict=True)
             graph = PQGraph.merge(graphs)
-            yield Batch(graph.stack(signals), graph, torch.cat(lesions))
+            yield Batch(graph.stack(signals), graph, torch.cat(targets))
 
     def starting_at(self, start: int) -> PatchDataset:
         """The same batches from another one on."""
@@ -152,21 +143,22 @@ class PatchDataset(IterableDataset[Batch]):
         return stream
 
     def anywhere(self) -> PatchDataset:
-        """Other boxes of the same scans, none of them placed on a lesion."""
+        """Other boxes of the same scans, from anywhere in their masks."""
         stream = copy(self)
-        stream.lesion_share = 0.0
+        stream.focus_share = 0.0
         stream.seed = self.seed + 1
         return stream
 
-    def _centre(self, scan: LabelledScan, rng: np.random.Generator) -> NDArray[np.int64]:
-        """A voxel near a lesion, or any voxel of the mask."""
+    def _centre(self, scan: Scan, rng: np.random.Generator) -> NDArray[np.int64]:
+        """A voxel near one that the task is about, or any voxel of the mask."""
         # Looked for each time: lists of voxels would take more memory than a mask, scan by scan.
-        lesions = np.flatnonzero(scan.lesion)
-        if len(lesions) == 0 or rng.random() >= self.lesion_share:
-            return _voxel(scan.dwi.mask, int(rng.integers(len(scan.lesion))))
-        # Off the middle of the box, so that place in the box tells nothing of lesions.
+        focus = self.task.focus(scan)
+        chosen = np.flatnonzero(focus) if focus is not None else np.empty(0, np.int64)
+        if len(chosen) == 0 or rng.random() >= self.focus_share:
+            return _voxel(scan.dwi.mask, int(rng.integers(len(scan.dwi.b0))))
+        # Off the middle of the box, so that place in the box says nothing about the target.
         shift = rng.integers(-(self.box_size // 3), self.box_size // 3 + 1, size=3)
-        return _voxel(scan.dwi.mask, rng.choice(lesions)) + shift
+        return _voxel(scan.dwi.mask, rng.choice(chosen)) + shift
 
 
 def _voxel(mask: NDArray[np.bool_], number: int) -> NDArray[np.int64]:
@@ -175,54 +167,64 @@ def _voxel(mask: NDArray[np.bool_], number: int) -> NDArray[np.int64]:
 
 
 class PatchDataModule(L.LightningDataModule):
-    """Random boxes of labelled scans to train on, and whole scans to validate on.
+    """Random boxes of scans to train on, and whole scans to validate on.
 
     Parameters
     ----------
-    scans : sequence of LabelledScan
+    scans : sequence of Scan
         To train on.
+    task : Task
+        What to train for.
     radius : float
         Of the graphs, in mm: the largest that the network asks for.
     box_size : int
         Edge of the boxes in voxels.
     n_boxes : int
         Boxes in a batch.
-    lesion_share : float
-        Share of the boxes that are placed on a lesion; the others lie anywhere in the mask.
+    focus_share : float
+        Share of the boxes that are placed on voxels of `Task.focus`; the others lie anywhere in the
+        mask.
     seed : int
         Of the choice of boxes.
-    validation : sequence of LabelledScan
+    validation : sequence of Scan
         Other scans, which tell how well the network does.
 
     Raises
     ------
     ValueError
-        If there is no scan or no lesion to learn from, or a number makes no sense.
+        If there is nothing to learn from (`Task.check`), or a number makes no sense.
     """
 
     def __init__(
         self,
-        scans: Sequence[LabelledScan],
+        scans: Sequence[Scan],
+        task: Task,
         *,
         radius: float,
         box_size: int = 24,
         n_boxes: int = 1,
-        lesion_share: float = 0.5,
+        focus_share: float = 0.5,
         seed: int = 0,
-        validation: Sequence[LabelledScan] = (),
+        validation: Sequence[Scan] = (),
     ) -> None:
         super().__init__()
-        if not any(scan.lesion.any() for scan in scans):
-            raise ValueError(f"none of the {len(scans)} training scans has a lesion voxel")
-        if validation and not any(scan.lesion.any() for scan in validation):
-            raise ValueError(f"none of the {len(validation)} validation scans has a lesion voxel")
-        if box_size < 1 or n_boxes < 1 or not 0 <= lesion_share <= 1:
+        if not scans:
+            raise ValueError("there is no scan to train on")
+        task.check(scans, "training")
+        if validation:
+            task.check(validation, "validation")
+        if box_size < 1 or n_boxes < 1 or not 0 <= focus_share <= 1:
             raise ValueError(
-                "a batch needs boxes of one voxel or more and a lesion_share from 0 to 1, not "
-                f"box_size={box_size}, n_boxes={n_boxes}, lesion_share={lesion_share}"
+                "a batch needs boxes of one voxel or more and a focus_share from 0 to 1, not "
+                f"box_size={box_size}, n_boxes={n_boxes}, focus_share={focus_share}"
             )
-        self.patches = PatchDataset(scans, radius, box_size, n_boxes, lesion_share, seed)
+        self.patches = PatchDataset(scans, task, radius, box_size, n_boxes, focus_share, seed)
         self.validation = tuple(validation)
+
+    @property
+    def task(self) -> Task:
+        """What to train for."""
+        return self.patches.task
 
     @property
     def n_boxes(self) -> int:
@@ -245,7 +247,7 @@ class PatchDataModule(L.LightningDataModule):
         start = self.trainer.global_step if self.trainer is not None else 0
         return DataLoader(self.patches.starting_at(start).part_of(self._rank), batch_size=None)
 
-    def val_dataloader(self) -> DataLoader[LabelledScan] | list[LabelledScan]:
+    def val_dataloader(self) -> DataLoader[Scan] | list[Scan]:
         """The scans to validate on, one by one."""
         return DataLoader(self.validation, batch_size=None) if self.validation else []  # type: ignore[arg-type]
 
@@ -255,7 +257,7 @@ class PatchDataModule(L.LightningDataModule):
         return ALONE if trainer is None else Rank(trainer.global_rank, trainer.world_size)
 
     def transfer_batch_to_device(
-        self, batch: Batch | LabelledScan, device: torch.device, dataloader_idx: int
-    ) -> Batch | LabelledScan:
+        self, batch: Batch | Scan, device: torch.device, dataloader_idx: int
+    ) -> Batch | Scan:
         """Lightning's hook, for a batch that is not a plain tensor."""
         return batch.to(device) if isinstance(batch, Batch) else batch

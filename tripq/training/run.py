@@ -25,17 +25,13 @@ from tripq.infra.distributed import connected
 from tripq.infra.files import read_json, write_text
 from tripq.infra.rank import Rank
 from tripq.training.budget import Budget, BudgetCallback, Progress
-from tripq.training.module import (
-    VALIDATION_SCORE,
-    SegmentationModule,
-    initialise,
-    settle_batch_norm,
-)
+from tripq.training.module import TaskModule, settle_batch_norm
 from tripq.training.patches import PatchDataModule
+from tripq.training.task import Mode, Task
 
 Precision = Literal["auto", "32-true", "bf16-mixed"]
 
-#: Gradients are clipped to this norm: a few boxes are dominated by a single large lesion.
+#: Gradients are clipped to this norm: in a few boxes one large structure dominates.
 CLIP_NORM = 1.0
 
 
@@ -106,15 +102,18 @@ class TrainingRecord:
     seconds : float
         That all took, validation included.
     scores : tuple of (int, float)
-        Step and average precision of every validation.
+        Step and score of every validation.
     precision : {"32-true", "bf16-mixed"}
         What was computed in.
+    mode : {"max", "min"}
+        Whether a higher or a lower score is better.
     """
 
     losses: tuple[float, ...]
     seconds: float
     scores: tuple[tuple[int, float], ...] = ()
     precision: str = "32-true"
+    mode: Mode = "max"
 
     @property
     def steps(self) -> int:
@@ -123,8 +122,10 @@ class TrainingRecord:
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """Step and average precision of the best validation; None where there was none."""
-        return max(self.scores, key=lambda item: item[1], default=None)
+        """Step and score of the best validation; None where there was none."""
+        if not self.scores:
+            return None
+        return (max if self.mode == "max" else min)(self.scores, key=lambda item: item[1])
 
 
 def choose_precision(precision: Precision, device: str) -> Literal["32-true", "bf16-mixed"]:
@@ -173,7 +174,6 @@ def train(
     folder: str | PathLike[str] | None = None,
     learning_rate: float = 1e-2,
     weight_decay: float = 1e-2,
-    positive_weight: float = 1.0,
     settle: bool = True,
     device: str = "cpu",
     precision: Precision = "32-true",
@@ -187,19 +187,19 @@ def train(
     Parameters
     ----------
     network : Module
-        ``network(signal, graph)`` gives one logit for every voxel.  Left in evaluation mode.
+        ``network(signal, graph)`` gives the output of every voxel.  Left in evaluation mode.
     patches : PatchDataModule
-        What to train on, and to validate on if there is a `stopping`.
+        What to train on and for, and to validate on if there is a `stopping`.
     budget : Budget
         For how long at most.
     stopping : Stopping, optional
-        Stop when the validation scans are segmented no better any more.
+        Stop when the score of the validation scans gets no better any more.
     folder : path, optional
         Of the checkpoints, which a `stopping` writes at every validation. Training that was
         interrupted goes on from the last one in this folder, as if it had not been; training that
         was finished is not repeated.
-    learning_rate, weight_decay, positive_weight : float
-        See `SegmentationModule`.
+    learning_rate, weight_decay : float
+        See `TaskModule`.
     settle : bool
         Whether to set batch norms by `settle_batch_norm` at each validation and at the end.
     device : str
@@ -239,14 +239,11 @@ def train(
         )
     if stopping is not None and folder is None and rank.count > 1:
         raise ValueError("several processes need a folder that all of them see")
-    module = SegmentationModule(
-        network,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        positive_weight=positive_weight,
-        settle=settle,
+    task = patches.task
+    module = TaskModule(
+        network, task, learning_rate=learning_rate, weight_decay=weight_decay, settle=settle
     )
-    if folder is not None and (finished := _read_record(Path(folder))) is not None:
+    if folder is not None and (finished := _read_record(Path(folder), task)) is not None:
         _take_best(module, Path(folder))
         network.eval()
         return finished
@@ -256,7 +253,8 @@ def train(
         last = checkpoints / _LAST
         goes_on = stopping is not None and last.is_file()
         if not goes_on:
-            initialise(network, patches.first())
+            network.train()
+            task.initialise(network, patches.first())
         trainer = L.Trainer(
             accelerator=device,
             devices=rank.local_count,
@@ -266,7 +264,7 @@ def train(
             precision=chosen,
             max_epochs=-1,
             gradient_clip_val=CLIP_NORM,
-            callbacks=[keeper, *(_callbacks(stopping, checkpoints) if stopping else [])],
+            callbacks=[keeper, *(_callbacks(stopping, task, checkpoints) if stopping else [])],
             check_val_every_n_epoch=None,
             val_check_interval=stopping.every if stopping else None,
             limit_val_batches=1.0 if stopping else 0,
@@ -293,7 +291,7 @@ def train(
                 f"rate below {learning_rate:g}"
             )
         record = TrainingRecord(
-            tuple(keeper.losses), keeper.seconds, tuple(keeper.scores), precision=chosen
+            tuple(keeper.losses), keeper.seconds, tuple(keeper.scores), chosen, task.mode
         )
         if keeper.scores:
             _take_best(module, checkpoints)
@@ -305,7 +303,7 @@ def train(
     return record
 
 
-def _take_best(module: SegmentationModule, folder: Path) -> None:
+def _take_best(module: TaskModule, folder: Path) -> None:
     best = _load(folder / _BEST)
     try:
         module.load_state_dict(best["state_dict"])
@@ -346,7 +344,7 @@ def _write_record(record: TrainingRecord, folder: Path) -> None:
     write_text(folder / _RECORD, json.dumps(asdict(record)) + "\n")
 
 
-def _read_record(folder: Path) -> TrainingRecord | None:
+def _read_record(folder: Path, task: Task) -> TrainingRecord | None:
     """What training did that was finished in a folder."""
     path = folder / _RECORD
     if not path.is_file():
@@ -356,25 +354,25 @@ def _read_record(folder: Path) -> TrainingRecord | None:
         scores = tuple((int(step), float(score)) for step, score in content["scores"])
         losses = tuple(map(float, content["losses"]))
         precision = str(content.get("precision", "32-true"))
-        return TrainingRecord(losses, float(content["seconds"]), scores, precision)
+        return TrainingRecord(losses, float(content["seconds"]), scores, precision, task.mode)
     except (ValueError, LookupError, TypeError) as error:
         raise _unusable(path, "no record of a training") from error
 
 
-def _callbacks(stopping: Stopping, folder: Path) -> list[L.Callback]:
+def _callbacks(stopping: Stopping, task: Task, folder: Path) -> list[L.Callback]:
     return [
         WeightAveraging(avg_fn=_running_average(stopping.decay)),
         EarlyStopping(
-            VALIDATION_SCORE,
-            mode="max",
+            task.score,
+            mode=task.mode,
             patience=stopping.patience,
             min_delta=stopping.rise,
         ),
         ModelCheckpoint(
             folder,
             filename=Path(_BEST).stem,
-            monitor=VALIDATION_SCORE,
-            mode="max",
+            monitor=task.score,
+            mode=task.mode,
             save_last=True,
             enable_version_counter=False,
         ),

@@ -283,10 +283,13 @@ def test_what_is_written_is_read_back(cohort: Path) -> None:
 
 
 def test_a_cohort_can_be_trained_on(cohort: Path) -> None:
+    from tripq.tasks.lesions.task import LesionTask
     from tripq.training import PatchDataModule
 
-    batch = next(iter(PatchDataModule(load_cohort(cohort), radius=7.0, box_size=4).patches))
-    assert batch.signal.shape == (len(batch.lesion), 7)
+    batch = next(
+        iter(PatchDataModule(load_cohort(cohort), LesionTask(), radius=7.0, box_size=4).patches)
+    )
+    assert batch.signal.shape == (len(batch.target), 7)
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(

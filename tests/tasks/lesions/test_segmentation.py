@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from tripq import PQGraph
-from tripq.networks.blocks import segment
 from tripq.networks.checkpoint import CheckpointError, save_network
 from tripq.networks.conv import ConvSegmenter
 from tripq.networks.paper import PaperSegmenter
@@ -25,6 +24,7 @@ from tripq.tasks.lesions.segmentation import (
     fits,
     least_voxels,
     load_model,
+    segment,
     segment_scan,
     voxels_within,
 )

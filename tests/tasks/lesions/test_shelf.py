@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from tests.training.test_training import labelled_scan
-from tripq.networks.blocks import segment
 from tripq.networks.conv import ConvSegmenter
 from tripq.tasks.lesions.datasets import LabelledSubject
 from tripq.tasks.lesions.datasets.shelf import Shelf
+from tripq.tasks.lesions.segmentation import segment
+from tripq.tasks.lesions.task import LesionTask
 from tripq.training import Budget, PatchDataModule, train
 
 
@@ -89,7 +90,9 @@ def test_training_learns_the_same_from_files(tmp_path: Path) -> None:
         network = ConvSegmenter(4, widths=(4,))
         for parameter in network.parameters():
             parameter.data.fill_(0.1)
-        train(network, PatchDataModule(scans, radius=2.6, box_size=6), Budget(steps=3))
+        train(
+            network, PatchDataModule(scans, LesionTask(), radius=2.6, box_size=6), Budget(steps=3)
+        )
         maps.append(segment(network, scans[1].dwi))
     np.testing.assert_array_equal(maps[0], maps[1])
     assert maps[0].std() > 0

@@ -1,6 +1,6 @@
 """From a checkpoint and a scan as it comes to a lesion map: the right voxels, in bounded memory.
 
-`tripq.networks.blocks.segment` applies a network to a scan that suits it.  Here are the steps before and
+`segment` applies a network to a scan that suits it.  Here are the steps before and
 after it for a scan that may not: other voxel sizes, strange b-values, little memory.
 
 >>> from tripq.scans import read_dwi, write_map
@@ -26,7 +26,7 @@ from torch import nn
 
 from tripq.infra.files import sha256, shortened
 from tripq.infra.memory import is_out_of_memory
-from tripq.networks.blocks import receptive_field, segment
+from tripq.networks.blocks import predict_blocks, receptive_field
 from tripq.networks.checkpoint import CheckpointError, load_network, read_notes
 from tripq.nn.layer import PQTensorFieldLayer
 from tripq.scans import DWI, DWIError
@@ -176,7 +176,7 @@ def bytes_per_voxel(network: nn.Module, n_samples: int) -> int:
     Parameters
     ----------
     network : Module
-        As for `tripq.networks.blocks.segment`.
+        As for `segment`.
     n_samples : int
         Of q-space, in each voxel.
     """
@@ -197,7 +197,7 @@ def least_voxels(network: nn.Module, dwi: DWI) -> int:
     Parameters
     ----------
     network : Module
-        As for `tripq.networks.blocks.segment`.
+        As for `segment`.
     dwi : DWI
         The scan that is segmented.
     """
@@ -213,7 +213,7 @@ def voxels_within(memory: float, network: nn.Module, dwi: DWI, held: int = 0) ->
     memory : float
         Bytes, of the whole program.
     network : Module
-        As for `tripq.networks.blocks.segment`.
+        As for `segment`.
     dwi : DWI
         The scan that is segmented.
     held : int, optional
@@ -234,6 +234,27 @@ def voxels_within(memory: float, network: nn.Module, dwi: DWI, held: int = 0) ->
         f"{dwi.path or 'scan'}: {memory / 1e9:.2f} GB of memory are not enough; it takes at least "
         f"{need:.2f} GB."
     )
+
+
+def segment(
+    network: nn.Module,
+    dwi: DWI,
+    *,
+    max_voxels: int = 100_000,
+    device: str | torch.device = "cpu",
+    report: Callable[[int, int], None] | None = None,
+) -> NDArray[np.float32]:
+    """Probability of a lesion in every voxel of a scan that suits the network.
+
+    Parameters and errors are those of `tripq.networks.blocks.predict_blocks`.
+
+    Returns
+    -------
+    (V,) float32 array
+        In the order of ``np.argwhere(dwi.mask)``.
+    """
+    logits = predict_blocks(network, dwi, max_voxels=max_voxels, device=device, report=report)
+    return torch.sigmoid(torch.from_numpy(logits)).numpy()
 
 
 def segment_scan(

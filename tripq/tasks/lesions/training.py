@@ -11,9 +11,10 @@ import torch
 
 from tripq.networks.blocks import check_b_values, graph_radius
 from tripq.tasks.lesions.segmenter import LesionSegmenter
+from tripq.tasks.lesions.task import LabelledScan, LesionTask
 from tripq.training.budget import Budget, Progress
 from tripq.training.config import ConfigError, NetworkConfig, TrainingConfig
-from tripq.training.patches import LabelledScan, PatchDataModule
+from tripq.training.patches import PatchDataModule
 from tripq.training.run import Stopping, TrainingRecord, train
 
 #: Radius in voxels where none is given: the 26 that share a face, an edge or a corner.  On voxels
@@ -102,10 +103,11 @@ def train_segmenter(
         check_b_values(network, scan.dwi)
     patches = PatchDataModule(
         training,
+        LesionTask(how.positive_weight),
         radius=graph_radius(network),
         box_size=how.box_size,
         n_boxes=how.n_boxes,
-        lesion_share=how.lesion_share,
+        focus_share=how.lesion_share,
         seed=how.seed,
         validation=validation,
     )
@@ -117,7 +119,6 @@ def train_segmenter(
         folder=folder,
         learning_rate=how.learning_rate,
         weight_decay=how.weight_decay,
-        positive_weight=how.positive_weight,
         device=device,
         precision=how.precision,
         report=report,

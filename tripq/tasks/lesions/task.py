@@ -1,0 +1,85 @@
+"""The task: the probability that a voxel is lesion, from scans with known lesions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric
+from torchmetrics.classification import BinaryAveragePrecision
+
+from tripq.training.patches import Batch
+from tripq.training.task import Scan, Task
+
+
+class LabelledScan(Scan, Protocol):
+    """A scan with known lesions, such as `tripq.simulate.Subject`."""
+
+    @property
+    def lesion(self) -> NDArray[np.bool_]:
+        """Lesion voxels, shape (V,), in the order of ``np.argwhere(dwi.mask)``."""
+
+
+@dataclass(frozen=True)
+class LesionTask(Task):
+    """Binary segmentation: cross-entropy of a logit for every voxel.
+
+    Parameters
+    ----------
+    positive_weight : float
+        How many healthy voxels a lesion voxel counts for.
+    """
+
+    positive_weight: float = 1.0
+
+    name = "lesions"
+    score = "average precision"
+    mode = "max"
+
+    def target(self, scan: Scan) -> NDArray[np.bool_]:
+        """The known lesions, (V,)."""
+        return cast(LabelledScan, scan).lesion
+
+    def focus(self, scan: Scan) -> NDArray[np.bool_]:
+        """Lesion voxels, which are rare."""
+        return self.target(scan)
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Mean cross-entropy of logits (V,)."""
+        weight = target.new_tensor(self.positive_weight)
+        return F.binary_cross_entropy_with_logits(output, target, pos_weight=weight)
+
+    def metric(self) -> Metric:
+        """Average precision over the voxels of all scans."""
+        metric = BinaryAveragePrecision()
+        # A process that no scan falls to has no scores, but it has to say so to the others.
+        metric.update(torch.empty(0), torch.empty(0, dtype=torch.int64))
+        return metric
+
+    def prediction(self, output: Tensor) -> Tensor:
+        """Probability of a lesion."""
+        return torch.sigmoid(output)
+
+    @torch.no_grad()
+    def initialise(self, network: nn.Module, batch: Batch) -> None:
+        """Scale the weights, and let the network start from the share of lesions.
+
+        The last bias of the network is taken for that of the logit.
+        """
+        super().initialise(network, batch)
+        biases = [p for name, p in network.named_parameters() if name.endswith("bias")]
+        if biases and biases[-1].numel() == 1:
+            # Half a voxel more of each kind: the log-odds stay finite.
+            share = (batch.target.sum() + 0.5) / (len(batch.target) + 1)
+            biases[-1].fill_(float(torch.logit(share)))
+
+    def check(self, scans: Sequence[Scan], purpose: Literal["training", "validation"]) -> None:
+        """Refuse scans without a lesion voxel."""
+        if not any(self.target(scan).any() for scan in scans):
+            raise ValueError(f"none of the {len(scans)} {purpose} scans has a lesion voxel")
