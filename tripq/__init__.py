@@ -15,7 +15,12 @@ __version__ = "0.1.0"
 
 __all__ = ["PQGraph", "PQTensorFieldLayer", "Path", "Radial", "__version__"]
 
-_HOMES = {"PQGraph": "graph", "PQTensorFieldLayer": "layer", "Path": "paths", "Radial": "radial"}
+_HOMES = {
+    "PQGraph": "domain.graph",
+    "PQTensorFieldLayer": "nn.layer",
+    "Path": "so3.paths",
+    "Radial": "filters.radial",
+}
 
 
 def __getattr__(name: str) -> Any:
