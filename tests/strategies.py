@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import permutations, product
 from typing import Literal, TypeAlias
 
@@ -26,6 +25,7 @@ from tripq import PQGraph, PQTensorFieldLayer, Radial
 from tripq.backends.plan import Backend
 from tripq.nn.layer import OnGraph
 from tripq.so3.paths import Group
+from tripq.testing import representation
 
 Array: TypeAlias = NDArray[np.float64]
 Form = Literal["grid", "points", "nodes"]
@@ -103,35 +103,6 @@ def largest_allocation(run: Callable[[], object]) -> int:
 def _in_convolution(event: FunctionEvent) -> bool:
     parent = event.cpu_parent
     return parent is not None and ("conv" in parent.name or _in_convolution(parent))
-
-
-# -- representations -----------------------------------------------------------------------------
-
-
-@cache
-def _probes() -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    probes = torch.randn(64, 3, generator=generator, dtype=torch.float64)
-    return probes / probes.norm(dim=1, keepdim=True)
-
-
-def wigner_d(l: int, rotation: Array) -> Tensor:
-    """D with Y(R v) = D Y(v); e3nn's own D matrices are exact in float32 only."""
-    turned = _probes() @ torch.from_numpy(rotation).T
-    before, after = (o3.spherical_harmonics(l, v, normalize=True) for v in (_probes(), turned))
-    return torch.linalg.lstsq(before, after).solution.T
-
-
-def representation(irreps: o3.Irreps, rotation: Array, group: Group) -> Tensor:
-    """How `rotation` acts on features; SO(3) does not know parity."""
-    sign = round(float(np.linalg.det(rotation)))
-    assert group == "O3" or sign == 1, "SO(3) holds no reflections"
-    blocks = [
-        wigner_d(ir.l, sign * rotation) * (ir.p if sign < 0 else 1)
-        for mul, ir in irreps
-        for _ in range(mul)
-    ]
-    return torch.block_diag(*blocks)
 
 
 # -- domains -------------------------------------------------------------------------------------

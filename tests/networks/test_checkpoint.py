@@ -58,7 +58,9 @@ def test_equal_networks_give_equal_files(tmp_path: Path) -> None:
 
 
 def test_only_known_networks_are_saved(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="a Linear cannot be saved, only ConvSegmenter, LesionSegmenter"):
+    with pytest.raises(
+        CheckpointError, match="a Linear cannot be saved, only ConvSegmenter, LesionSegmenter"
+    ):
         save_network(nn.Linear(1, 1), tmp_path / "network.safetensors")
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tripq.report.charts import load_figure, signal_figure
+from tripq.report.charts import signal_figure
+from tripq.tasks.lesions.pages.charts import load_figure
 
 
 def test_the_signal_is_counted_and_every_volume_has_its_median(case: Any) -> None:

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tripq.scans import DWIError, read_dwi, write_map
+from tripq.scans import DWIError, from_world, read_dwi, to_world, write_dwi, write_map
 
 
 @pytest.fixture
@@ -127,3 +127,47 @@ def test_what_cannot_be_written(dwi, values, tmp_path, name, wrong, reason):
         write_map(wrong(values), dwi, tmp_path / name)
     assert str(error.value).startswith(f"{tmp_path / name}: ")
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("frame", ["fsl", "voxel", "world"])
+@pytest.mark.parametrize("name", ["copy.nii", "copy.nii.gz"])
+def test_a_scan_comes_back_as_it_was_written(dwi, tmp_path, frame, name):
+    write_dwi(dwi, tmp_path / name, frame)
+    table = tmp_path / "copy.b" if frame == "world" else None
+    copy = read_dwi(tmp_path / name, bvec=table, mask=dwi.mask, frame=frame)
+    np.testing.assert_array_equal(copy.mask, dwi.mask)
+    np.testing.assert_allclose(copy.affine, dwi.affine, atol=1e-6)
+    np.testing.assert_allclose(copy.b0, dwi.b0, rtol=1e-6)
+    np.testing.assert_allclose(copy.signal, dwi.signal, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(copy.b_values, dwi.b_values, rtol=1e-9)
+    np.testing.assert_allclose(copy.q, dwi.q, atol=1e-6)
+
+
+def test_the_scan_itself_is_never_written_over(dwi):
+    before = dwi.path.read_bytes()
+    with pytest.raises(DWIError, match="this is the scan itself"):
+        write_dwi(dwi, dwi.path)
+    assert dwi.path.read_bytes() == before
+
+
+def test_a_scan_that_cannot_be_written_leaves_nothing(dwi, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DWIError, match="cannot be written"):
+        write_dwi(dwi, tmp_path / "file" / "copy.nii.gz")
+    with pytest.raises(DWIError, match="frame='lps' is unknown"):
+        write_dwi(dwi, tmp_path / "copies" / "copy.nii.gz", "lps")
+    assert not (tmp_path / "copies").exists()
+
+
+@pytest.mark.parametrize("frame", ["fsl", "voxel", "world"])
+def test_directions_return_from_the_world(dwi, frame):
+    there = to_world(dwi.q, dwi.affine, frame)
+    np.testing.assert_allclose(from_world(there, dwi.affine, frame), dwi.q, atol=1e-14)
+
+
+def test_several_values_in_a_voxel_are_as_many_volumes(dwi, tmp_path):
+    values = np.random.default_rng(2).normal(size=(len(dwi.b0), 3))
+    write_map(values, dwi, tmp_path / "map.nii.gz")
+    image = nib.load(tmp_path / "map.nii.gz")
+    assert image.shape == (*dwi.mask.shape, 3)
+    np.testing.assert_array_equal(image.get_fdata()[dwi.mask], values.astype(np.float32))

@@ -49,8 +49,36 @@ def shortened(word: str, most: int = 30) -> str:
     return word if len(word) <= most else f"{word[:most]}..."
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
     """Write a file under another name and move it, so that there is never half of it.
+
+    Yields the hidden path to write at, in the same folder and with the same suffix.
+
+    Parameters
+    ----------
+    path : Path
+        An existing file is replaced.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; it names `path`.
+    """
+    # not by the process: those of several machines, or containers, can have one number
+    part = path.with_name(f".{uuid4().hex}.{path.name}")
+    try:
+        yield part
+        os.replace(part, path)
+    except OSError as error:
+        raise _naming(error, path) from error
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file by `replacing`.
 
     Parameters
     ----------
@@ -65,16 +93,8 @@ def write_bytes(path: Path, content: bytes) -> None:
         If it cannot be written; it names the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # processes of several machines, or containers, can have the same number
-    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
-    try:
+    with replacing(path) as part:
         part.write_bytes(content)
-        os.replace(part, path)
-    except OSError as error:
-        raise _naming(error, path) from error
-    finally:
-        with suppress(OSError):
-            part.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,15 +1,13 @@
-"""Charts of the pages: is the signal as it should be, how do the subjects of a group differ."""
+"""Charts of pages: is the signal as it should be?"""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from tripq.scans import DWI
 
-#: One for each shell, in turn (Okabe and Ito, as in `tripq.tasks.lesions.figures`).
+#: One for each shell, in turn (Okabe and Ito).
 SHELL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 _BINS = 100
@@ -45,30 +43,4 @@ def signal_figure(dwi: DWI) -> Figure:
     volumes.set_ylim(lowest - _ROOM, highest + _ROOM)
     for axes in (distribution, volumes):
         axes.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def load_figure(lesions: Sequence[int], total_ml: Sequence[float]) -> Figure:
-    """Number of lesions and total volume of the subjects of a group: histograms with their values.
-
-    Parameters
-    ----------
-    lesions, total_ml : sequences, one entry for each subject
-        Volumes in ml.
-    """
-    figure = Figure(figsize=(9.0, 2.8), layout="constrained")
-    for axes, values, name in zip(
-        figure.subplots(1, 2),
-        (lesions, total_ml),
-        ("lesions of a subject", "total volume of a subject, ml"),
-        strict=True,
-    ):
-        axes.hist(values, bins="sturges", color="#56B4E9", edgecolor="white")
-        bottom = np.zeros(len(values))
-        axes.plot(values, bottom, "|", color="black", markersize=12, alpha=0.5, clip_on=False)
-        axes.axvline(float(np.median(values)), color="#D55E00", label="median")
-        axes.set(xlabel=name, ylabel="subjects")
-        axes.yaxis.get_major_locator().set_params(integer=True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
     return figure

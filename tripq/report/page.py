@@ -9,11 +9,9 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import os
 import platform
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cache
@@ -22,11 +20,12 @@ from importlib.resources import files
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
-from uuid import uuid4
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
+
+from tripq.infra.files import replacing
 
 CAUTION = "caution"
 """The setting that stands at the top of a page, such as what a network was trained on, in upper or
@@ -77,6 +76,7 @@ def write_page(
     path: str | PathLike[str],
     template: str,
     *,
+    package: str = __package__,
     settings: Mapping[str, str],
     programs: Sequence[str] = ("assets/sort.js",),
     **content: Any,
@@ -89,6 +89,8 @@ def write_page(
         ``.html``; an existing page is replaced.
     template : str
         Name of the template.
+    package : str
+        Whose folder ``templates`` it lies in; those of this package are found from any.
     settings : mapping of str to str
         What the result depends on, shown as it is; each line of `CAUTION` is shown at the top.
     programs : sequence of str
@@ -107,7 +109,7 @@ def write_page(
     style = _read("assets/style.css")
     scripts = [_read(name) for name in programs]
     text = (
-        _environment()
+        _environment(package)
         .get_template(template)
         .render(
             policy=_policy(style, scripts),
@@ -129,16 +131,12 @@ def write_page(
             **content,
         )
     )
-    part = target.with_name(f".{target.name}.{uuid4().hex}.part")
     try:
-        # Names of files can hold bytes that are no text; they are shown as question marks.
-        part.write_bytes(text.encode("utf-8", errors="replace"))
-        os.replace(part, target)
+        with replacing(target) as part:
+            # Names of files can hold bytes that are no text; they are shown as question marks.
+            part.write_bytes(text.encode("utf-8", errors="replace"))
     except OSError as error:
         raise ReportError(f"{target}: cannot be written: {error.strerror or error}.") from error
-    finally:
-        with suppress(OSError):
-            part.unlink()
 
 
 def number(value: float | None, decimals: int) -> str:
@@ -156,8 +154,8 @@ def number(value: float | None, decimals: int) -> str:
 def plural(count: int, noun: str) -> str:
     """A count and its noun.
 
-    >>> plural(1, "lesion"), plural(2000, "lesion")
-    ('1 lesion', '2,000 lesions')
+    >>> plural(1, "voxel"), plural(2000, "voxel")
+    ('1 voxel', '2,000 voxels')
     """
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
@@ -193,9 +191,9 @@ def _read(name: str) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def _environment(package: str) -> Environment:
     environment = Environment(
-        loader=PackageLoader(__package__),
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader(__package__)]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

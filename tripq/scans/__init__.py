@@ -1,4 +1,4 @@
-"""Diffusion scans: read them, know where they were measured, write maps on their grid.
+"""Diffusion scans: read and write them, know where they were measured, write maps on their grid.
 
 >>> from tripq.scans import read_dwi, write_map  # dwi = read_dwi("dwi.nii.gz", mask="mask.nii.gz")
 """
@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 from tripq.scans.errors import DWIError
-from tripq.scans.frames import Frame, orthogonal_part, to_world
+from tripq.scans.frames import Frame, from_world, orthogonal_part, to_world
 from tripq.scans.gradients import B0_THRESHOLD
 from tripq.scans.read import read_dwi
 from tripq.scans.scan import B_REFERENCE, DWI
 from tripq.scans.shells import SHELL_TOLERANCE, Shell, find_shells
-from tripq.scans.write import write_map
+from tripq.scans.write import write_dwi, write_map
 
 __all__ = [
     "B0_THRESHOLD",
@@ -22,8 +22,10 @@ __all__ = [
     "Frame",
     "Shell",
     "find_shells",
+    "from_world",
     "orthogonal_part",
     "read_dwi",
     "to_world",
+    "write_dwi",
     "write_map",
 ]

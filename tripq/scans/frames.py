@@ -153,12 +153,30 @@ def to_world(directions: ArrayLike, affine: ArrayLike, frame: Frame) -> NDArray[
     >>> to_world([[1.0, 0.0, 0.0]], affine, "fsl")
     array([[-1.,  0.,  0.]])
     """
+    return np.array(directions, dtype=np.float64) @ _frame_to_world(affine, frame).T
+
+
+def from_world(directions: ArrayLike, affine: ArrayLike, frame: Frame) -> NDArray[np.float64]:
+    """Gradient directions in world axes, as a table of a frame has them: the inverse of `to_world`.
+
+    Parameters, errors and the shape of the result are those of `to_world`.
+
+    Examples
+    --------
+    >>> affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    >>> from_world(to_world([[0.6, 0.8, 0.0]], affine, "fsl"), affine, "fsl")
+    array([[0.6, 0.8, 0. ]])
+    """
+    return np.array(directions, dtype=np.float64) @ _frame_to_world(affine, frame)
+
+
+def _frame_to_world(affine: ArrayLike, frame: Frame) -> NDArray[np.float64]:
+    """The orthogonal matrix that takes components in a frame to those along the world axes."""
     check_frame(frame)
-    vectors = np.array(directions, dtype=np.float64)
     if frame == "world":
         check_affine(affine)
-        return vectors
+        return np.eye(3)
     rotation = orthogonal_part(affine)
     if frame == "fsl" and np.linalg.det(rotation) > 0:
-        vectors[:, 0] *= -1
-    return vectors @ rotation.T
+        rotation[:, 0] *= -1
+    return rotation

@@ -113,6 +113,7 @@ def write_evaluation_report(
     write_page(
         path,
         "evaluation.html.jinja",
+        package=__package__,
         settings=settings,
         title=title,
         threshold=threshold,

@@ -11,9 +11,9 @@ from urllib.parse import quote
 
 import numpy as np
 
-from tripq.report.charts import load_figure
 from tripq.report.page import make_picture, write_page
 from tripq.tasks.lesions.listing import Lesion
+from tripq.tasks.lesions.pages.charts import load_figure
 
 _FEWEST_DRAWN = 5  # subjects: a histogram of fewer is a bar
 
@@ -119,6 +119,7 @@ def write_group_report(
     write_page(
         path,
         "group.html.jinja",
+        package=__package__,
         settings=settings,
         title=title,
         rows=rows,

@@ -97,6 +97,7 @@ def write_subject_report(
     write_page(
         path,
         "subject.html.jinja",
+        package=__package__,
         settings=settings,
         programs=_PROGRAMS,
         title=_title(dwi),

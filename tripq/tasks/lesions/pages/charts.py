@@ -1,0 +1,34 @@
+"""Charts of pages about lesion maps: how do the subjects of a group differ?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+
+def load_figure(lesions: Sequence[int], total_ml: Sequence[float]) -> Figure:
+    """Number of lesions and total volume of the subjects of a group: histograms with their values.
+
+    Parameters
+    ----------
+    lesions, total_ml : sequences, one entry for each subject
+        Volumes in ml.
+    """
+    figure = Figure(figsize=(9.0, 2.8), layout="constrained")
+    for axes, values, name in zip(
+        figure.subplots(1, 2),
+        (lesions, total_ml),
+        ("lesions of a subject", "total volume of a subject, ml"),
+        strict=True,
+    ):
+        axes.hist(values, bins="sturges", color="#56B4E9", edgecolor="white")
+        bottom = np.zeros(len(values))
+        axes.plot(values, bottom, "|", color="black", markersize=12, alpha=0.5, clip_on=False)
+        axes.axvline(float(np.median(values)), color="#D55E00", label="median")
+        axes.set(xlabel=name, ylabel="subjects")
+        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    return figure
