@@ -1,4 +1,4 @@
-"""The floors of the library: a module imports from its own floor and from those below, never above."""
+"""The floors of the library: a module imports from its own floor and from those below."""
 
 from __future__ import annotations
 

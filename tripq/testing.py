@@ -131,10 +131,10 @@ def equivariance_error(
     """
     irreps_in = getattr(network, "irreps_in", None) if irreps_in is None else irreps_in
     irreps_out = getattr(network, "irreps_out", None) if irreps_out is None else irreps_out
-    group = getattr(network, "group", "SO3") if group is None else group
+    symmetry: Group = getattr(network, "group", "SO3") if group is None else group
     reach = graph_radius(network) if radius is None else radius
     rng = np.random.default_rng(seed)
-    rotation = _rotation(rng, group, domain)
+    rotation = _rotation(rng, symmetry, domain)
     q = rng.normal(size=(_N_DIRECTIONS, 3))
     q /= np.linalg.norm(q, axis=1, keepdims=True)
     q[0] = 0
@@ -143,7 +143,7 @@ def equivariance_error(
         graph, turned = (
             PQGraph.from_points(p @ r.T, q @ r.T, reach) for r in (np.eye(3), rotation)
         )
-        order = np.arange(len(p))
+        order: NDArray[np.int64] = np.arange(len(p), dtype=np.int64)
     else:
         graph, turned, order = _grids(q, rotation, reach)
     generator = torch.Generator().manual_seed(seed)
@@ -153,14 +153,14 @@ def equivariance_error(
     else:
         dim = o3.Irreps(irreps_in).dim
         x = torch.randn(*shape, dim, generator=generator, dtype=torch.float64)
-        x_turned = x @ representation(irreps_in, rotation, group).T
+        x_turned = x @ representation(irreps_in, rotation, symmetry).T
     evaluated = deepcopy(network).to(dtype).eval()
     with torch.no_grad():
         out = evaluated(x.to(dtype), graph)
         found = evaluated(x_turned[order].to(dtype), turned)
     wanted = out[order]
     if irreps_out is not None:
-        wanted = wanted @ representation(irreps_out, rotation, group).T.to(dtype)
+        wanted = wanted @ representation(irreps_out, rotation, symmetry).T.to(dtype)
     return float((found - wanted).abs().max() / out.abs().max().clamp(min=1e-30))
 
 
@@ -251,7 +251,7 @@ def _grids(
     turned -= turned.min(axis=0)
     moved = np.zeros(turned.max(axis=0) + 1, bool)
     moved[tuple(turned.T)] = True
-    order = np.lexsort(turned.T[::-1])  # of np.argwhere(moved)
+    order = np.lexsort(turned.T[::-1]).astype(np.int64)  # of np.argwhere(moved)
     return (
         PQGraph.from_grid(mask, affine, q, radius),
         PQGraph.from_grid(moved, affine, q @ rotation.T, radius),

@@ -2,7 +2,8 @@ r"""The same sum on a grid in Fourier space, where neighbours are a product at e
 
 For voxels on a grid that share their directions, the sum over neighbours is a convolution.  At each
 frequency the harmonics of the p-offset are one row of numbers, which joins with the weights to a
-matrix between features that are aggregated over q and the output: `tripq.backends.spectral` says how.
+matrix between features that are aggregated over q and the output; `tripq.backends.spectral` gives
+the formula.
 Radial functions of |q| are taken shell by shell where a gradient table has few shells.
 
 What it takes hardly depends on the neighbourhood; the box around the voxels and its margins count.
@@ -181,7 +182,7 @@ def _groups(filter: PQFilter) -> list[_Group]:
 def _coefficients(
     filter: PQFilter, groups: list[_Group], out: _Shells, into: _Shells
 ) -> list[Tensor]:
-    """What joins the p- and q-embeddings and the channels, as `tripq.backends.spectral` wants it."""
+    """Coefficients that join p- and q-embeddings and channels; see `tripq.backends.spectral`."""
     flat = _coefficient_matrix(filter).times(filter.exact_weight)
     shapes = [_shape(filter, group) for group in groups]
     coefficients = []

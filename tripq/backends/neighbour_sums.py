@@ -51,7 +51,7 @@ def aggregate_on_grid(
     """
     if needs_twin():
         return grid_twin(z, m, table)
-    result: Tensor = _GridAggregation.apply(z, m, table, transposed, budget)  # type: ignore[no-untyped-call]
+    result: Tensor = _GridAggregation.apply(z, m, table, transposed, budget)
     return result
 
 
@@ -61,7 +61,7 @@ def aggregate_on_edges(
     """The p-stage over a list of edges (E,), for irregular points; else as `aggregate_on_grid`."""
     if needs_twin():
         return edges_twin(z, m, dst, src, type_)
-    result: Tensor = _EdgeAggregation.apply(z, m, dst, src, type_, budget)  # type: ignore[no-untyped-call]
+    result: Tensor = _EdgeAggregation.apply(z, m, dst, src, type_, budget)
     return result
 
 

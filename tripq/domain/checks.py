@@ -9,6 +9,7 @@ from torch import Tensor
 
 
 def float64(values: ArrayLike | Tensor) -> Tensor:
+    """Numbers as a float64 tensor on the CPU; those of a tensor keep their gradients."""
     if isinstance(values, Tensor):
         # A tensor of inference mode would keep the whole graph out of training.
         return (values.clone() if values.is_inference() else values).to("cpu", torch.float64)
@@ -16,6 +17,7 @@ def float64(values: ArrayLike | Tensor) -> Tensor:
 
 
 def vectors_of(values: ArrayLike | Tensor, name: str) -> Tensor:
+    """Finite vectors (n, 3), or a `ValueError` that names them."""
     vectors = float64(values)
     if vectors.ndim != 2 or vectors.shape[1] != 3:
         raise ValueError(f"{name} must have the shape (n, 3), not {tuple(vectors.shape)}")
@@ -25,6 +27,7 @@ def vectors_of(values: ArrayLike | Tensor, name: str) -> Tensor:
 
 
 def weights_of(values: ArrayLike | Tensor, number: int) -> Tensor:
+    """So many finite quadrature weights, or a `ValueError`."""
     weights = float64(values)
     if weights.shape != (number,) or not bool(torch.isfinite(weights).all()):
         raise ValueError(
@@ -34,6 +37,7 @@ def weights_of(values: ArrayLike | Tensor, number: int) -> Tensor:
 
 
 def checked_radius(radius: float) -> float:
+    """A radius in mm, finite and not negative, or a `ValueError`."""
     if not 0 <= radius < float("inf"):
         raise ValueError(f"the radius must be a length in mm, not {radius}")
     return float(radius)

@@ -145,6 +145,15 @@ def node_edges(
     q_edges: QEdges | ArrayLike | Tensor,
     weights: Tensor | None,
 ) -> NodeEdges:
+    """Edges from input to output nodes whose voxels are joined by `edges`.
+
+    Without given `weights` each output averages over the input nodes of a voxel.
+
+    Raises
+    ------
+    ValueError
+        If `q_edges` names no nodes, or nodes of voxels that are not joined.
+    """
     if isinstance(q_edges, str):
         dst, src, p_edge = _all_node_pairs(edges, voxel_out, voxel_in)
         if q_edges == "shell":

@@ -72,6 +72,7 @@ class QSpace:
 
 
 def longest(q: Tensor) -> float:
+    """The largest length of vectors (n, 3); 0 if there are none."""
     return float(q.detach().norm(dim=-1).max()) if len(q) else 0.0
 
 
@@ -81,6 +82,13 @@ def shared_q_space(
     q_out: ArrayLike | Tensor | None,
     q_weights: ArrayLike | Tensor | None,
 ) -> QSpace | None:
+    """The q-space of the arguments of `PQGraph.from_grid`; None where ``q`` is None.
+
+    Raises
+    ------
+    ValueError
+        If one of them makes no sense.
+    """
     if q is None:
         if q_out is not None or q_weights is not None:
             raise ValueError("q_out and q_weights need q: this graph has no q-space")
@@ -115,11 +123,13 @@ def _joined_directions(q_out: Tensor, q_in: Tensor, q_edges: QEdges | ArrayLike 
 
 
 def same_shell(q_a: Tensor, q_b: Tensor) -> Tensor:
+    """Whether q-vectors (..., 3) lie on one shell, (...): see `SHELL_TOLERANCE`."""
     a, b = q_a.detach().norm(dim=-1), q_b.detach().norm(dim=-1)
     return (a - b).abs() <= SHELL_TOLERANCE * torch.maximum(a, b)
 
 
 def index_pairs(q_edges: ArrayLike | Tensor, n_out: int, n_in: int) -> Tensor:
+    """Pairs of indices (2, M), outputs then inputs, or a `ValueError` if one does not exist."""
     pairs = torch.as_tensor(np.asarray(q_edges))
     if pairs.ndim != 2 or pairs.shape[0] != 2 or pairs.dtype.is_floating_point:
         raise ValueError("given q_edges must be integers of shape (2, M): outputs, then inputs")

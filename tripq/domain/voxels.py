@@ -158,6 +158,7 @@ class PEdges:
 
 
 def point_edges(points: Tensor, radius: float) -> PEdges:
+    """Edges between points (V, 3) that are closer than a radius in mm."""
     dst, src = (
         torch.from_numpy(index)
         for index in point_neighbours(coordinates(points), checked_radius(radius))

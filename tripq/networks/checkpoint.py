@@ -54,8 +54,8 @@ def save_network(
     Parameters
     ----------
     network : Module
-        One of `tripq.networks.registry`.  It keeps the arguments of its constructor as attributes of
-        their names.
+        One of `tripq.networks.registry`.  It keeps the arguments of its constructor as attributes
+        of their names.
     path : path
         ``.safetensors``; an existing file is replaced.  Equal networks with equal notes give equal
         files, byte by byte.

@@ -1,4 +1,4 @@
-"""Charts of pages: is the signal as it should be?"""
+"""Charts of pages: the signal of a scan."""
 
 from __future__ import annotations
 

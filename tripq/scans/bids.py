@@ -217,7 +217,7 @@ class BIDSScan:
         Parameters
         ----------
         derivatives : Path
-            Root of the dataset, such as ``derivatives/truth`` of a cohort of `tripq.tasks.lesions.datasets`.
+            Root of the dataset, such as ``derivatives/truth``.
 
         Returns
         -------
@@ -460,8 +460,8 @@ def _listed(labels: Iterable[str]) -> str:
 def _list(root: Path, *patterns: str) -> list[BIDSScan]:
     """Images in a folder whose paths without extension match one of the patterns, by name.
 
-    Hidden folders are left out, in which `tripq.infra.files.staged` works, and names that are not made of
-    entities and one extension: nobody knows whose they are.
+    Hidden folders, in which `tripq.infra.files.staged` works, are left out, and so are names that
+    are not made of entities and one extension.
     """
     if not root.is_dir():
         raise BIDSError(f"{root}: no such folder.")

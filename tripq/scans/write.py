@@ -74,8 +74,8 @@ def write_dwi(dwi: DWI, path: str | PathLike[str], frame: Frame = "fsl") -> None
         The scan.
     path : path
         ``.nii`` or ``.nii.gz``.  The table lies beside it, under the same stem: ``.bval`` and
-        ``.bvec``, or with ``frame="world"`` a table of MRtrix, ``.b``.  Existing files are replaced,
-        but never the scan that was read.
+        ``.bvec``, or with ``frame="world"`` a table of MRtrix, ``.b``.  Existing files are
+        replaced, but never the scan that was read.
     frame : {"fsl", "voxel", "world"}
         The axes along which the directions are written, see `tripq.scans.frames`.
 

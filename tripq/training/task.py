@@ -1,8 +1,8 @@
 """The task: what a network is trained for.
 
-`tripq.training` knows scans, boxes, budgets and checkpoints.  All else is the task's: what the
-network should give in a voxel (`Task.target`), how far it is from that (`Task.loss`), how good whole
-scans are (`Task.metric`), and what the output means (`Task.prediction`).
+`tripq.training` handles scans, boxes, budgets and checkpoints.  The task defines the rest: what the
+network should give in a voxel (`Task.target`), how far it is from that (`Task.loss`), how good the
+prediction of whole scans is (`Task.metric`), and what the output means (`Task.prediction`).
 
 A task for a new quantity is a subclass with a target, a loss and a metric.  The mean signal of a
 voxel, which needs no network at all, is the shortest one:
@@ -114,8 +114,12 @@ class Task(ABC):
         """
         scale_initial_weights(network, batch.signal, batch.graph)
 
-    def check(self, scans: Sequence[Scan], purpose: Literal["training", "validation"]) -> None:
+    def check(  # noqa: B027
+        self, scans: Sequence[Scan], purpose: Literal["training", "validation"]
+    ) -> None:
         """Refuse scans that nothing can be learned from, or that have no score.
+
+        By default there are none.
 
         Raises
         ------

@@ -57,7 +57,7 @@ def convolve(x: Tensor, operands: Operands, layout: Layout, tiles: Tiles, budget
     """
     if needs_twin():
         return convolve_twin(x, operands, layout, tiles)
-    result: Tensor = _Convolution.apply(layout, tiles, budget, x, *operands.pack())  # type: ignore[no-untyped-call]
+    result: Tensor = _Convolution.apply(layout, tiles, budget, x, *operands.pack())
     return result
 
 

@@ -313,7 +313,7 @@ def slice_figure(
     index : int
         Of the slice.
     b0, probability, labels : (S, rows, columns) arrays
-        Of `AxialSlices.volume`; the labels are those of `tripq.tasks.lesions.listing.label_lesions`.
+        Of `AxialSlices.volume`; for the labels see `tripq.tasks.lesions.listing.label_lesions`.
     lesion : (S, rows, columns) bool array, optional
         The lesions that are known.
 

@@ -128,7 +128,7 @@ def load_model(path: str | PathLike[str]) -> Model:
     Parameters
     ----------
     path : path
-        Written by `tripq.networks.checkpoint.save_network`.  The notes ``threshold``, ``voxel_size_mm``,
+        Written by `tripq.networks.save_network`.  The notes ``threshold``, ``voxel_size_mm``,
         ``b_values``, ``fewest_directions`` (numbers) and ``caution`` are used; each may be missing.
 
     Raises
@@ -268,8 +268,8 @@ def segment_scan(
     """Probability of a lesion in every voxel of a scan, whatever its voxel size.
 
     A scan whose voxels are not those of the training is resampled, and the map brought back (see
-    `tripq.scans.resampling`).  Where memory runs out, it is tried again with half as many voxels in a
-    block.
+    `tripq.scans.resampling`).  Where memory runs out, it is tried again with half as many voxels in
+    a block.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Charts of pages about lesion maps: how do the subjects of a group differ?"""
+"""Charts of pages about lesion maps: the subjects of a group."""
 
 from __future__ import annotations
 
