@@ -75,6 +75,33 @@ def test_a_seed_gives_the_same_subject(anatomy: Anatomy, table: GradientTable) -
     assert first.dwi.mask.shape != other.dwi.mask.shape or (first.dwi.mask != other.dwi.mask).any()
 
 
+@pytest.mark.parametrize(
+    ("seed", "lesions", "coverage", "b0", "signal"),
+    [
+        (0, 736, 679.9839, 1293.695, [0.402476, 0.330529, 0.335394, 0.328091, 0.324374, 0.292734]),
+        (1, 340, 349.8100, 1117.584, [0.509300, 0.355067, 0.425781, 0.402142, 0.356921, 0.364144]),
+    ],
+)
+def test_a_seed_gives_what_it_has_always_given(
+    block: Anatomy, seed: int, lesions: int, coverage: float, b0: float, signal: list[float]
+) -> None:
+    """Means of two scans, as stored: cohorts can be made again with later versions."""
+    subject = simulate_subject(block, GradientTable.from_shells([1000.0], [6]), seed)
+    assert subject.lesion.sum() == pytest.approx(lesions, abs=1)
+    assert subject.coverage.sum() == pytest.approx(coverage, rel=1e-4)
+    assert subject.dwi.b0.mean() == pytest.approx(b0, rel=1e-4)
+    np.testing.assert_allclose(subject.dwi.signal.mean(axis=0)[1:], signal, rtol=1e-4)
+
+
+def test_a_cohort_has_the_seeds_it_has_always_had(block: Anatomy) -> None:
+    table = GradientTable.from_shells([1000.0], [6])
+    first, second = simulate_cohort(2, seed=3, anatomy=block, table=table)
+    assert (first.seed, second.seed) == (2209522116, 1242075042)
+    signal = [0.419626, 0.459379, 0.478477, 0.429182, 0.370634, 0.345162]
+    np.testing.assert_allclose(first.dwi.signal.mean(axis=0)[1:], signal, rtol=1e-4)
+    assert second.coverage.sum() == pytest.approx(493.3103, rel=1e-4)
+
+
 def test_noise_and_table_leave_the_head_alone(anatomy: Anatomy, table: GradientTable) -> None:
     one = simulate_subject(anatomy, table, seed=5, snr=50.0)
     two = simulate_subject(anatomy, GradientTable.from_shells([2000.0], [6]), seed=5, snr=10.0)
