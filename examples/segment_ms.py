@@ -36,17 +36,12 @@ from tripq.networks.checkpoint import CheckpointError, load_network, read_notes,
 from tripq.networks.conv import ConvSegmenter
 from tripq.scans import DWI, read_dwi, write_map
 from tripq.scans.brain import find_brain
-from tripq.simulate import (
-    GradientTable,
-    LesionStatistics,
-    Subject,
-    default_anatomy,
-    simulate_cohort,
-)
+from tripq.simulate import GradientTable, default_anatomy
 from tripq.tasks.lesions.figures import comparison_figure, map_figure
 from tripq.tasks.lesions.scores import Evaluation, best_threshold, evaluate, write_metrics
 from tripq.tasks.lesions.segmentation import segment
 from tripq.tasks.lesions.segmenter import LesionSegmenter
+from tripq.tasks.lesions.simulate import LesionStatistics, Subject, simulate_cohort
 from tripq.tasks.lesions.task import LesionTask
 from tripq.training import Budget, PatchDataModule, TrainingRecord, train
 

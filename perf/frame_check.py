@@ -48,7 +48,8 @@ from tripq.scans import DWI, Frame, orthogonal_part, read_dwi, to_world
 from tripq.scans.brain import read_brain
 from tripq.scans.coherence import MIN_MARGIN, MIN_VOXELS, TENSOR_B, fibre_coherence, frame_after
 from tripq.scans.order import MIN_DIRECTIONS, Order, volume_order
-from tripq.simulate import GradientTable, Grid, add_rician_noise, default_anatomy, simulate_subject
+from tripq.simulate import GradientTable, Grid, add_rician_noise, default_anatomy
+from tripq.tasks.lesions.simulate import simulate_subject
 
 PAGE = _HERE.parent / "docs" / "frames.md"
 BEGIN, END = "<!-- python perf/frame_check.py --save -->", "<!-- end -->"

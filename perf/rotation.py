@@ -56,14 +56,9 @@ from scipy.spatial.transform import Rotation
 from tripq.networks.checkpoint import load_network
 from tripq.nn.layer import PQTensorFieldLayer
 from tripq.scans import DWI
-from tripq.simulate import (
-    Anatomy,
-    GradientTable,
-    Grid,
-    default_anatomy,
-    simulate_subject,
-)
+from tripq.simulate import Anatomy, GradientTable, Grid, default_anatomy
 from tripq.tasks.lesions.segmentation import segment
+from tripq.tasks.lesions.simulate import simulate_subject
 from tripq.tasks.lesions.weights import default_weights
 
 VOXEL = 2.0  # mm, of the weights that come with tripq

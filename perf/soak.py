@@ -57,14 +57,9 @@ from torch import nn
 
 from tripq.commands import app
 from tripq.infra.files import sha256
-from tripq.simulate import (
-    GradientTable,
-    Subject,
-    default_anatomy,
-    simulate_subject,
-    write_subject,
-)
+from tripq.simulate import GradientTable, default_anatomy
 from tripq.tasks.lesions.segmenter import LesionSegmenter
+from tripq.tasks.lesions.simulate import Subject, simulate_subject, write_subject
 from tripq.tasks.lesions.task import LesionTask
 from tripq.training import Budget, PatchDataModule, Progress, Stopping, train
 

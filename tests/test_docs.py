@@ -18,7 +18,8 @@ import pytest
 import torch
 from markdown_it import MarkdownIt
 
-from tripq.simulate import GradientTable, default_anatomy, simulate_subject, write_subject
+from tripq.simulate import GradientTable, default_anatomy
+from tripq.tasks.lesions.simulate import simulate_subject, write_subject
 
 ROOT = Path(__file__).parents[1]
 DOCTEST_OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS

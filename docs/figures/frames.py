@@ -25,13 +25,8 @@ from scipy.spatial.transform import Rotation
 
 from tripq.scans import DWI, Frame, read_dwi, to_world
 from tripq.scans.coherence import CHANGES, fibre_coherence
-from tripq.simulate import (
-    Anatomy,
-    GradientTable,
-    default_anatomy,
-    simulate_subject,
-    write_subject,
-)
+from tripq.simulate import Anatomy, GradientTable, default_anatomy
+from tripq.tasks.lesions.simulate import simulate_subject, write_subject
 
 IMAGES = Path(__file__).parents[1] / "images"
 AXIS, RIGHT, WRONG = "#56B4E9", "#00B583", "#D55E00"  # after Okabe and Ito: for any colour vision

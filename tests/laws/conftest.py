@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 
 from tests.scans.conftest import Scan
 from tripq.commands import app, lesions
-from tripq.simulate import Anatomy, GradientTable, LesionStatistics, simulate_subject
+from tripq.simulate import Anatomy, GradientTable
+from tripq.tasks.lesions.simulate import LesionStatistics, simulate_subject
 
 ROUNDING = 5e-6
 """How far a probability may be off where sums are taken in another order.

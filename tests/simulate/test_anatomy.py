@@ -164,7 +164,7 @@ def test_coverage_is_read_onto_the_grid_of_the_anatomy(block: Anatomy, tmp_path:
     assert coverage.sum() * block.grid.voxel_volume == pytest.approx((12 * 0.5) ** 3, rel=1e-6)
 
 
-def test_lesions_at_the_border_of_a_file_end_there(block: Anatomy, tmp_path: Path) -> None:
+def test_outlines_at_the_border_of_a_file_end_there(block: Anatomy, tmp_path: Path) -> None:
     affine = np.diag([2.0, 2.0, 2.0, 1.0])  # its first voxel is the middle one of the block
     path = write(tmp_path, "lesion", np.ones((2, 2, 2), np.uint8), affine)
     expected = np.zeros((9, 9, 9), np.float32)

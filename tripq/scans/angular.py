@@ -42,9 +42,9 @@ def resample_directions(dwi: DWI, q: NDArray[np.floating]) -> DWI:
 
     Examples
     --------
-    >>> from tripq.simulate import GradientTable, default_anatomy, simulate_subject
+    >>> from tripq.simulate import GradientTable, default_anatomy, simulate_scan
     >>> anatomy = default_anatomy(5.0).within((-20, -20, 10), (20, 20, 30))
-    >>> scan = simulate_subject(anatomy, GradientTable.from_shells([1000.0], [20]), seed=0).dwi
+    >>> scan = simulate_scan(anatomy, GradientTable.from_shells([1000.0], [20]), seed=0).dwi
     >>> wanted = GradientTable.from_shells([1000.0], [32])
     >>> resample_directions(scan, np.concatenate([[[0.0, 0, 0]], wanted.directions[1:]]))
     DWI(... 32 directions, shells b=1000 (32))

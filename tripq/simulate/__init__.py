@@ -1,9 +1,11 @@
-"""Simulated diffusion scans of heads with multiple sclerosis, with known lesions.
+"""Simulated diffusion scans of heads, whose tissue and fibres are known.
 
->>> from tripq.simulate import GradientTable, default_anatomy, simulate_subject
+A task adds what it looks for as a `Modifier` of the tissue.
+
+>>> from tripq.simulate import GradientTable, default_anatomy, simulate_scan
 >>> table = GradientTable.from_shells([1000.0], [32])
->>> subject = simulate_subject(default_anatomy(4.0), table, seed=0)
->>> subject.dwi.signal.shape == (len(subject.lesion), 33)
+>>> scan = simulate_scan(default_anatomy(4.0), table, seed=0)
+>>> scan.dwi.signal.shape == (len(scan.tissue), 33)
 True
 """
 
@@ -20,17 +22,17 @@ from tripq.simulate.errors import SimulationError
 from tripq.simulate.fibres import estimate_fibres
 from tripq.simulate.fields import random_field
 from tripq.simulate.grid import Grid
-from tripq.simulate.lesions import LesionStatistics, draw_lesions, lesion_damage
+from tripq.simulate.modifier import Modifier, ReadMap
 from tripq.simulate.noise import add_rician_noise
 from tripq.simulate.pose import Pose, random_pose, random_rotation
-from tripq.simulate.signal import Constants, Tissue, diffusion_signal
-from tripq.simulate.subject import (
+from tripq.simulate.scan import (
     Heterogeneity,
-    Subject,
-    simulate_cohort,
-    simulate_subject,
-    write_subject,
+    ScanSettings,
+    SimulatedScan,
+    random_settings,
+    simulate_scan,
 )
+from tripq.simulate.signal import Constants, Tissue, diffusion_signal
 from tripq.simulate.tables import GradientTable, spread_directions
 
 __all__ = [
@@ -39,25 +41,24 @@ __all__ = [
     "GradientTable",
     "Grid",
     "Heterogeneity",
-    "LesionStatistics",
+    "Modifier",
     "Pose",
+    "ReadMap",
+    "ScanSettings",
+    "SimulatedScan",
     "SimulationError",
-    "Subject",
     "Tissue",
     "add_rician_noise",
     "default_anatomy",
     "diffusion_signal",
-    "draw_lesions",
     "estimate_fibres",
     "fibres_from_peaks",
-    "lesion_damage",
     "random_field",
     "random_pose",
     "random_rotation",
+    "random_settings",
     "read_anatomy",
     "read_coverage",
-    "simulate_cohort",
-    "simulate_subject",
+    "simulate_scan",
     "spread_directions",
-    "write_subject",
 ]

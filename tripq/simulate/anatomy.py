@@ -1,4 +1,4 @@
-"""Anatomy that simulated subjects are made from: tissue fractions and fibre directions."""
+"""Anatomy that simulated heads are made from: tissue fractions and fibre directions."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ class Anatomy:
         Returns
         -------
         Anatomy
-            Tissue and lesions go on beyond the mask; they are just not scanned.
+            Tissue goes on beyond the mask; it is just not scanned.
         """
         points = self.grid.points()
         inside = ((points >= lower) & (points <= upper)).all(axis=1)
@@ -315,17 +315,17 @@ def fibres_from_peaks(
 def read_coverage(
     path: str | PathLike[str], anatomy: Anatomy, scale: float = 1.0
 ) -> NDArray[np.float32]:
-    """Lesion coverage from a NIfTI file, on the grid of an anatomy.
+    """Coverage of a modifier from a NIfTI file of outlines, on the grid of an anatomy.
 
     Parameters
     ----------
     path : path
-        Share of each voxel that is lesion: from 0 to 1, or uint8 with 255 for 1; a mask of zeros
+        Share of each voxel that is covered: from 0 to 1, or uint8 with 255 for 1; a mask of zeros
         and ones is read as well.
     anatomy : Anatomy
         In the same world coordinates. Its voxels may be of another size.
     scale : float, optional
-        Enlarge the lesions by this about the centre of the brain of the anatomy: for outlines that
+        Enlarge the outlines by this about the centre of the brain of the anatomy: for those that
         were registered to it rigidly and come from a smaller head.
 
     Returns
@@ -340,7 +340,7 @@ def read_coverage(
     """
     image = _load(Path(path))
     if image.ndim != 3:
-        raise SimulationError(f"{path}: shape {image.shape}; lesion coverage is (X, Y, Z).")
+        raise SimulationError(f"{path}: shape {image.shape}; a map of coverage is (X, Y, Z).")
     if not scale > 0:
         raise SimulationError(f"scale={scale} must be above 0.")
     x, y, z = image.shape
@@ -384,7 +384,7 @@ def _resample(volume: NDArray, source: Grid, target: Grid) -> NDArray[np.float32
 def _average(volume: NDArray[np.float32], source: Grid, target: Grid) -> NDArray[np.float32]:
     """Mean of a map over the extent of each voxel of another grid.
 
-    Outlines keep their edges: the blur of `_resample` would lose lesions as small as a voxel.
+    Outlines keep their edges: the blur of `_resample` would lose those as small as a voxel.
     """
     centres = apply_affine(source.affine, np.argwhere(volume))
     near = np.zeros(target.shape, dtype=bool)

@@ -1,12 +1,14 @@
 r"""Diffusion signal of tissue.
 
 White matter is a stick and a zeppelin along each fibre (the naming of Panagiotaki et al.,
-NeuroImage 59:2241-2254, 2012), grey matter a weak ellipsoid, fluid the same in all directions:
+NeuroImage 59:2241-2254, 2012), grey matter a weak ellipsoid, fluid the same in all directions, and
+so is water that has taken the place of tissue:
 
 .. math::
-    S(b, g) &= w \Big[ \sum_k f_k W(b, g \cdot v_k) + f_0 \bar W(b) \Big]
-             + s_g\, \gamma \Big[ \sum_k f_k G(b, g \cdot v_k) + f_0\, e^{-b D_g} \Big]
+    S(b, g) &= s_0 \big[ (1 - \omega)\, T(b, g) + \omega\, (w + s_g \gamma)\, e^{-b D_w} \big]
              + s_c\, c\, e^{-b D_c} \\
+    T(b, g) &= w \Big[ \sum_k f_k W(b, g \cdot v_k) + f_0 \bar W(b) \Big]
+             + s_g\, \gamma \Big[ \sum_k f_k G(b, g \cdot v_k) + f_0\, e^{-b D_g} \Big] \\
     W(b, \mu) &= \nu\, e^{-b D \mu^2} + (1 - \nu)\, e^{-b D_\perp - b (D - D_\perp) \mu^2},
              \qquad D_\perp = (1 - \nu) D \\
     G(b, \mu) &= e^{-b D_g (1 + a (3 \mu^2 - 1))}
@@ -15,10 +17,9 @@ with fractions w, :math:`\gamma`, c of white matter, grey matter and fluid, fibr
 :math:`v_k` with weights :math:`f_k`, and :math:`f_0 = 1 - \sum_k f_k` for the share that is
 dispersed evenly over all directions (:math:`\bar W` is the mean of W over them). The diffusivity
 across the zeppelin is tied to the stick fraction by the tortuosity of Szafer et al. (Magn Reson Med
-33:697-712, 1995), as in NODDI (Zhang et al., NeuroImage 61:1000-1016, 2012).
-
-A lesion of damage d lowers the stick fraction, puts isotropic water in the place of tissue, and
-lengthens T2, all in proportion to d.
+33:697-712, 1995), as in NODDI (Zhang et al., NeuroImage 61:1000-1016, 2012). In normal tissue the
+share of water :math:`\omega` is 0 and the relative signal :math:`s_0` is 1; a
+`tripq.simulate.Modifier` changes them.
 """
 
 from __future__ import annotations
@@ -56,21 +57,9 @@ class Constants:
     gm_s0, csf_s0 : float
         Signal at b = 0, relative to white matter: 1.5 and 3.1 as measured on a whole-brain scan at
         b = 1000 s/mm2 (the example of TractSeg, https://github.com/MIC-DKFZ/TractSeg).
-    lesion_stick_loss : float
-        Share of the sticks that are gone at damage 1.
-    lesion_water : float
-        Share of the tissue that is isotropic water at damage 1.
-    lesion_water_diffusivity : float
-        Of that water: between tissue and free water, as it is hindered by what is left.
-    lesion_s0_gain : float
-        Relative rise of the signal at b = 0 at damage 1: lesions are bright on T2-weighted images.
-
-    Notes
-    -----
-    With these lesion constants and a damage of 0.5, the mean of the severities drawn, a tensor fit
-    at b = 1000 s/mm2 finds the mean diffusivity of white matter raised by half and its fractional
-    anisotropy lowered by 40 %. Guo et al. (Radiology 222:729-736, 2002) measured 1.03e-3 against
-    0.74e-3 mm2/s and 0.28 against 0.49 in plaques and normal-appearing white matter of 26 patients.
+    water_diffusivity : float
+        Of water in the place of tissue: between tissue and free water, as the tissue that is left
+        hinders it.
     """
 
     axial_diffusivity: float = 1.7e-3
@@ -80,10 +69,7 @@ class Constants:
     csf_diffusivity: float = 3.0e-3
     gm_s0: float = 1.5
     csf_s0: float = 3.1
-    lesion_stick_loss: float = 0.7
-    lesion_water: float = 0.3
-    lesion_water_diffusivity: float = 2.0e-3
-    lesion_s0_gain: float = 0.5
+    water_diffusivity: float = 2.0e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +86,10 @@ class Tissue:
         Share of the white matter along each fibre.
     stick_fraction, axial_diffusivity, gm_diffusivity : (V,) float32 array
         As in `Constants`, voxel by voxel.
-    damage : (V,) float32 array
-        By lesions, between 0 and 1.
+    water : (V,) float32 array
+        Share of the white and grey matter that isotropic water has replaced; 0 in normal tissue.
+    s0 : (V,) float32 array
+        Signal of all but the fluid at b = 0, relative to normal tissue: 1 there.
     """
 
     wm: NDArray[np.float32]
@@ -112,7 +100,8 @@ class Tissue:
     stick_fraction: NDArray[np.float32]
     axial_diffusivity: NDArray[np.float32]
     gm_diffusivity: NDArray[np.float32]
-    damage: NDArray[np.float32]
+    water: NDArray[np.float32]
+    s0: NDArray[np.float32]
 
     def __len__(self) -> int:
         """Return the number of voxels."""
@@ -147,7 +136,8 @@ def diffusion_signal(
     One voxel of fluid loses 95 % of its signal at b = 1000 s/mm2:
 
     >>> one, none = np.ones(1, np.float32), np.zeros(1, np.float32)
-    >>> fluid = Tissue(none, none, one, np.zeros((1, 0, 3)), np.zeros((1, 0)), *[one] * 3, none)
+    >>> no_fibre = np.zeros((1, 0, 3)), np.zeros((1, 0))
+    >>> fluid = Tissue(none, none, one, *no_fibre, *[one] * 3, water=none, s0=one)
     >>> table = GradientTable(np.array([0.0, 1000.0]), np.array([[0.0, 0, 0], [0, 0, 1]]))
     >>> diffusion_signal(fluid, table).round(3)
     array([[3.1  , 0.154]], dtype=float32)
@@ -162,9 +152,8 @@ def diffusion_signal(
 
 def _signal(tissue: Tissue, table: GradientTable, constants: Constants) -> NDArray[np.float32]:
     b = table.b_values.astype(np.float32)
-    damage = tissue.damage[:, None]
     axial = tissue.axial_diffusivity[:, None]
-    stick = tissue.stick_fraction[:, None] * (1 - constants.lesion_stick_loss * damage)
+    stick = tissue.stick_fraction[:, None]
     radial = (1 - stick) * axial
     directions = np.where(table.b0[:, None], 0.0, table.directions).astype(np.float32)
 
@@ -181,14 +170,13 @@ def _signal(tissue: Tissue, table: GradientTable, constants: Constants) -> NDArr
         white += tissue.weights[:, fibre, None] * (sticks + zeppelins)
         ellipsoids = np.exp(-grey_mean * ((1 - spread) * b + 3 * spread * along))
         grey += tissue.weights[:, fibre, None] * ellipsoids
-    water = constants.lesion_water * damage
-    oedema = np.exp(np.float32(-constants.lesion_water_diffusivity) * b)
+    hindered = np.exp(np.float32(-constants.water_diffusivity) * b)
     fluid = constants.csf_s0 * np.exp(np.float32(-constants.csf_diffusivity) * b)
 
     solid = tissue.wm[:, None] * white + constants.gm_s0 * tissue.gm[:, None] * grey
-    s0 = tissue.wm[:, None] + constants.gm_s0 * tissue.gm[:, None]
-    gain = 1 + constants.lesion_s0_gain * damage
-    return gain * ((1 - water) * solid + water * s0 * oedema) + tissue.csf[:, None] * fluid
+    normal = tissue.wm[:, None] + constants.gm_s0 * tissue.gm[:, None]  # solid at b = 0
+    s0, water = tissue.s0[:, None], tissue.water[:, None]
+    return s0 * ((1 - water) * solid + water * normal * hindered) + tissue.csf[:, None] * fluid
 
 
 def _dispersed(

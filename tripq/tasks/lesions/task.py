@@ -19,7 +19,7 @@ from tripq.training.task import Scan, Task
 
 
 class LabelledScan(Scan, Protocol):
-    """A scan with known lesions, such as `tripq.simulate.Subject`."""
+    """A scan with known lesions, such as `tripq.tasks.lesions.simulate.Subject`."""
 
     @property
     def lesion(self) -> NDArray[np.bool_]:

@@ -32,18 +32,16 @@ from rich.progress import track
 from tripq.infra.files import read_json, write_json, write_text
 from tripq.scans import DWI, read_dwi
 from tripq.scans.nifti import open_nifti, read_mask
-from tripq.simulate import (
-    Anatomy,
-    GradientTable,
-    LesionStatistics,
-    Subject,
-    random_rotation,
-    simulate_subject,
-    write_subject,
-)
+from tripq.simulate import Anatomy, GradientTable, random_rotation
 from tripq.tasks.lesions.datasets.errors import DatasetError
 from tripq.tasks.lesions.datasets.heads import brain_scale, cohort_anatomy, lesion_coverage
 from tripq.tasks.lesions.datasets.sources import LICENCES, OpenMS
+from tripq.tasks.lesions.simulate import (
+    LesionStatistics,
+    Subject,
+    simulate_subject,
+    write_subject,
+)
 
 NOTICE = (
     "SIMULATED diffusion signal. The outlines of the lesions are those of real patients and the "

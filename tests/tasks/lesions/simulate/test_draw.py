@@ -6,13 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from tripq.simulate import (
-    Anatomy,
-    LesionStatistics,
-    SimulationError,
-    draw_lesions,
-    lesion_damage,
-)
+from tripq.simulate import Anatomy, SimulationError
+from tripq.tasks.lesions.simulate import LesionStatistics, draw_lesions, lesion_damage
 
 SUBJECTS = 25
 

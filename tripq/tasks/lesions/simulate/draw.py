@@ -17,10 +17,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from tripq.simulate.anatomy import Anatomy
-from tripq.simulate.errors import SimulationError
-from tripq.simulate.fields import random_field
-from tripq.simulate.grid import Grid
+from tripq.simulate import Anatomy, Grid, SimulationError, random_field
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,20 @@
-"""Simulated subjects with multiple sclerosis: a diffusion scan and its true lesions."""
+"""Simulated scans: a head in a scanner, its diffusion signal, and the tissue that made it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from os import PathLike
-from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
-from tripq.scans import B_REFERENCE, DWI, orthogonal_part, write_map
-from tripq.simulate.anatomy import Anatomy, default_anatomy
+from tripq.scans import B_REFERENCE, DWI
+from tripq.simulate.anatomy import Anatomy
 from tripq.simulate.errors import SimulationError
 from tripq.simulate.fields import random_field
 from tripq.simulate.grid import Grid, interpolate, nearest
-from tripq.simulate.lesions import LesionStatistics, draw_lesions, lesion_damage
+from tripq.simulate.modifier import Modifier
 from tripq.simulate.noise import add_rician_noise
 from tripq.simulate.pose import Pose, random_pose, random_rotation
 from tripq.simulate.signal import Constants, Tissue, diffusion_signal
@@ -25,6 +22,13 @@ from tripq.simulate.tables import GradientTable
 
 S0_SCALE = 1000.0
 """Intensity of white matter at b = 0 in a simulated scan."""
+
+MODIFIER_STREAMS = 2
+"""Streams of random numbers of a seed that are left to a modifier; the head uses those after them.
+
+A modifier that draws from these children of ``np.random.SeedSequence(seed)`` is independent of the
+head of the same seed. A second modifier needs a seed of its own.
+"""
 
 
 @dataclass(frozen=True)
@@ -55,72 +59,71 @@ class Heterogeneity:
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
-    """One simulated subject. V voxels are in the order of ``np.argwhere(dwi.mask)``.
+class SimulatedScan:
+    """A simulated scan and what is true of it. V voxels are in the order of ``np.argwhere(mask)``.
 
     Parameters
     ----------
     dwi : DWI
-        The simulated scan.
-    coverage : (V,) float32 array
-        Share of each voxel that is lesion.
+        The scan.
+    tissue : Tissue
+        What fills its voxels, after all modifiers. ``tissue.directions`` (V, K, 3) are the true
+        directions of the fibres in world axes, ``tissue.weights`` (V, K) their shares.
+    coverages : tuple of (V,) float32 array
+        Share of each voxel that each of the modifiers covers.
     seed : int
-        That it was drawn from.
+        From which the head was drawn.
     """
 
     dwi: DWI
-    coverage: NDArray[np.float32]
+    tissue: Tissue
+    coverages: tuple[NDArray[np.float32], ...]
     seed: int
 
-    @property
-    def lesion(self) -> NDArray[np.bool_]:
-        """Voxels that are covered by half or more, (V,)."""
-        return self.coverage >= 0.5
-
     def __repr__(self) -> str:
-        return f"Subject(seed={self.seed}, {self.lesion.sum():,} lesion voxels, {self.dwi})"
+        return f"SimulatedScan(seed={self.seed}, {len(self.coverages)} modifiers, {self.dwi})"
 
 
-def simulate_subject(
+def simulate_scan(
     anatomy: Anatomy,
     table: GradientTable,
     seed: int,
+    modifiers: Sequence[Modifier] = (),
     *,
     snr: float = 20.0,
     rotation: NDArray[np.floating] | None = None,
     flip: bool = False,
     deformation: float = 3.0,
-    lesion_coverage: NDArray[np.float32] | None = None,
     grid: Grid | None = None,
     constants: Constants | None = None,
     heterogeneity: Heterogeneity | None = None,
-    statistics: LesionStatistics | None = None,
-) -> Subject:
-    """Simulate one subject.
+) -> SimulatedScan:
+    """Simulate a scan of one head.
 
-    Lesions and tissue are drawn in the anatomy, the head is deformed and turned, and the scanner's
-    grid sees what has come to lie there. Each of the steps has its own stream of random numbers, so
-    the same seed with another rotation, table or noise level gives the same head.
+    The head is drawn in the anatomy, deformed and turned, and the scanner's grid sees what has come
+    to lie there. Each of these steps has its own stream of random numbers, so the same seed with
+    other modifiers, another rotation, table or noise level gives the same head.
 
     Parameters
     ----------
     anatomy : Anatomy
-        What all subjects have in common.
+        What all heads have in common.
     table : GradientTable
         Gradient table, in world axes; it does not turn with the head.
     seed : int
-        Everything follows from it.
+        Everything but the modifiers follows from it.
+    modifiers : sequence of Modifier, optional
+        They change the tissue, one after the other.
     snr : float, optional
-        Signal-to-noise ratio of white matter at b = 0; infinite for no noise. With the default the
-        residual of a tensor fit is as large as in a clinical scan of 2.5 mm (TractSeg's example).
+        Signal-to-noise ratio of normal white matter at b = 0; infinite for no noise. With the
+        default the residual of a tensor fit is as large as in a clinical scan of 2.5 mm
+        (TractSeg's example).
     rotation : (3, 3) array, optional
         Rotation of the head about the centre of the brain, in world axes.
     flip : bool, optional
         Exchange left and right before that.
     deformation : float, optional
         Root mean square of the deformation along each axis in mm.
-    lesion_coverage : (X, Y, Z) float32 array, optional
-        Real lesions instead of drawn ones: the share of each voxel of the anatomy that is lesion.
     grid : Grid, optional
         Of the scan, oblique and anisotropic as it may be; what lies outside is cut off. The default
         has the lattice of the anatomy and holds the whole mask.
@@ -128,42 +131,34 @@ def simulate_subject(
         Of the signal model.
     heterogeneity : Heterogeneity, optional
         How tissue varies.
-    statistics : LesionStatistics, optional
-        How drawn lesions are distributed, and how severe lesions are.
 
     Returns
     -------
-    Subject
+    SimulatedScan
 
     Raises
     ------
     SimulationError
-        If an argument makes no sense, or no voxel of the mask lies on the grid.
+        If an argument makes no sense, no voxel of the mask lies on the grid, or a map of a modifier
+        has another shape than the anatomy.
 
     Examples
     --------
     >>> from tripq.simulate import default_anatomy
     >>> table = GradientTable.from_shells([1000.0], [12])
-    >>> subject = simulate_subject(default_anatomy(4.0), table, seed=1)
-    >>> subject.dwi
+    >>> scan = simulate_scan(default_anatomy(4.0), table, seed=1)
+    >>> scan.dwi
     DWI(... voxels of 4 x 4 x 4 mm, 12 directions, shells b=1000 (12))
+    >>> scan.tissue.directions.shape == (len(scan.dwi.b0), 2, 3)
+    True
     """
     if not snr > 0:
         raise SimulationError(f"snr={snr} must be above 0.")
     constants = constants or Constants()
     heterogeneity = heterogeneity or Heterogeneity()
-    statistics = statistics or LesionStatistics()
-    streams = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(5)]
-    lesion_rng, severity_rng, pose_rng, tissue_rng, noise_rng = streams
+    children = np.random.SeedSequence(seed).spawn(MODIFIER_STREAMS + 3)[MODIFIER_STREAMS:]
+    pose_rng, tissue_rng, noise_rng = (np.random.default_rng(child) for child in children)
 
-    if lesion_coverage is None:
-        lesion_coverage = draw_lesions(anatomy, lesion_rng, statistics)
-    elif lesion_coverage.shape != anatomy.mask.shape:
-        raise SimulationError(
-            f"lesion coverage has shape {lesion_coverage.shape}, the anatomy "
-            f"{anatomy.mask.shape}; read_coverage reads a file on the anatomy's grid."
-        )
-    damage = lesion_damage(lesion_coverage, statistics.severity, severity_rng)
     pose = random_pose(
         anatomy.grid,
         anatomy.centre,
@@ -174,118 +169,99 @@ def simulate_subject(
     )
     grid = grid or _covering(anatomy, pose)
     mask, points, voxels = _see(anatomy, pose, grid)
-    tissue, gain = _fill(
-        anatomy, damage, points, voxels, pose, constants, heterogeneity, tissue_rng
-    )
+
+    def read(volume: NDArray[np.float32]) -> NDArray[np.float32]:
+        if volume.shape != anatomy.mask.shape:
+            raise SimulationError(
+                f"a modifier has a map of shape {volume.shape}, the anatomy {anatomy.mask.shape}; "
+                "read_coverage reads a file on the anatomy's grid."
+            )
+        return interpolate(volume, voxels)
+
+    tissue, gain = _fill(anatomy, points, voxels, pose, constants, heterogeneity, tissue_rng)
+    for modifier in modifiers:
+        tissue = modifier.change(tissue, read)
     clean = diffusion_signal(tissue, table, constants) * gain[:, None]
     noisy = add_rician_noise(clean, 1 / snr, noise_rng)
     dwi = _scan(S0_SCALE * noisy, table, mask, grid)
-    return Subject(dwi, interpolate(lesion_coverage, voxels), seed)
+    coverages = tuple(read(modifier.coverage) for modifier in modifiers)
+    return SimulatedScan(dwi, tissue, coverages, seed)
 
 
-def simulate_cohort(
+@dataclass(frozen=True, eq=False)
+class ScanSettings:
+    """How one head of a cohort is scanned: arguments of `simulate_scan`.
+
+    Parameters
+    ----------
+    table : GradientTable
+        Gradient table, in world axes.
+    seed : int
+        Of the head.
+    snr : float
+        Signal-to-noise ratio of normal white matter at b = 0.
+    rotation : (3, 3) array
+        Rotation of the head about the centre of the brain, in world axes.
+    flip : bool
+        Whether left and right are exchanged.
+    """
+
+    table: GradientTable
+    seed: int
+    snr: float
+    rotation: NDArray[np.float64]
+    flip: bool
+
+
+def random_settings(
     n: int,
     seed: int,
     *,
-    anatomy: Anatomy | None = None,
     table: GradientTable | None = None,
     snr: tuple[float, float] = (15.0, 25.0),
     max_rotation: float = 10.0,
     vary_table: bool = True,
-    statistics: LesionStatistics | None = None,
-    lesion_coverages: Sequence[NDArray[np.float32]] | None = None,
-) -> Iterator[Subject]:
-    """Simulate subjects one after the other: a half of them flipped, each of its own shape.
+) -> Iterator[ScanSettings]:
+    """Draw how the heads of a cohort are scanned, a half of them flipped.
 
     Parameters
     ----------
     n : int
-        How many.
+        How many heads.
     seed : int
-        Everything follows from it. Subject i is the same whatever n.
-    anatomy : Anatomy, optional
-        The default is ``default_anatomy()``.
+        Everything follows from it. The settings of head i are the same whatever n.
     table : GradientTable, optional
         The default has one b0 volume and 32 directions at b = 1000 s/mm2.
     snr : (float, float), optional
-        Range of the signal-to-noise ratio of white matter at b = 0; uniform.
+        Range of the signal-to-noise ratio of normal white matter at b = 0; uniform.
     max_rotation : float, optional
         Largest angle by which a head is turned, in degrees.
     vary_table : bool, optional
-        Turn the table at random, and reverse random directions, for every subject.
-    statistics : LesionStatistics, optional
-        How drawn lesions are distributed, and how severe lesions are.
-    lesion_coverages : sequence of (X, Y, Z) arrays, optional
-        Real lesions on the grid of the anatomy instead of drawn ones, for one subject after
-        another; they start again when they are used up.
+        Turn the table at random, and reverse random directions, for every head.
 
     Yields
     ------
-    Subject
-
-    Raises
-    ------
-    SimulationError
-        If an argument makes no sense.
+    ScanSettings
 
     Examples
     --------
     >>> from tripq.simulate import default_anatomy
     >>> small = default_anatomy(4.0).within((-80, -110, 0), (80, 80, 40))
-    >>> [subject.dwi.q.shape for subject in simulate_cohort(2, seed=0, anatomy=small)]
+    >>> scans = [simulate_scan(small, **vars(settings)) for settings in random_settings(2, seed=0)]
+    >>> [scan.dwi.q.shape for scan in scans]
     [(33, 3), (33, 3)]
     """
-    anatomy = anatomy or default_anatomy()
     table = table or GradientTable.from_shells([1000.0], [32])
     for index in range(n):
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,)))
         varied = table.rotated(random_rotation(rng)).with_random_signs(rng)
-        yield simulate_subject(
-            anatomy,
+        yield ScanSettings(
             varied if vary_table else table,
             int(rng.integers(2**32)),
             snr=rng.uniform(*snr),
             rotation=random_rotation(rng, max_rotation),
             flip=bool(rng.integers(2)),
-            statistics=statistics,
-            lesion_coverage=lesion_coverages[index % len(lesion_coverages)]
-            if lesion_coverages
-            else None,
         )
-
-
-def write_subject(subject: Subject, folder: str | PathLike[str]) -> None:
-    """Write a subject as files that `tripq.scans.read_dwi` and other programs read.
-
-    ``dwi.nii.gz`` with ``dwi.bval`` and ``dwi.bvec`` (frame of FSL), ``mask.nii.gz``,
-    ``lesion.nii.gz`` and ``coverage.nii.gz``. The b0 volumes are averaged to one, the first.
-
-    Parameters
-    ----------
-    subject : Subject
-        To write.
-    folder : path
-        Made where it is missing; files of these names are replaced.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    dwi = subject.dwi
-    header = nib.Nifti1Header()
-    header.set_xyzt_units("mm")
-    volumes = dwi.volume(dwi.signal * dwi.b0[:, None])
-    nib.Nifti1Image(volumes, dwi.affine, header).to_filename(folder / "dwi.nii.gz")
-    length = np.linalg.norm(dwi.q, axis=1)
-    world = dwi.q / np.where(length > 0, length, 1.0)[:, None]
-    # the frame of FSL: image axes, x negated when the image is stored from left to right
-    rotation = orthogonal_part(dwi.affine)
-    directions = world @ rotation
-    if np.linalg.det(rotation) > 0:
-        directions[:, 0] *= -1
-    np.savetxt(folder / "dwi.bval", dwi.b_values[None], fmt="%.10g")
-    np.savetxt(folder / "dwi.bvec", directions.T, fmt="%.10f")
-    write_map(np.ones(len(dwi.b0), dtype=bool), dwi, folder / "mask.nii.gz")
-    write_map(subject.lesion, dwi, folder / "lesion.nii.gz")
-    write_map(subject.coverage, dwi, folder / "coverage.nii.gz")
 
 
 def _covering(anatomy: Anatomy, pose: Pose) -> Grid:
@@ -320,7 +296,6 @@ def _see(
 
 def _fill(
     anatomy: Anatomy,
-    damage: NDArray[np.float32],
     points: NDArray[np.float64],
     voxels: NDArray[np.float64],
     pose: Pose,
@@ -328,7 +303,7 @@ def _fill(
     heterogeneity: Heterogeneity,
     rng: np.random.Generator,
 ) -> tuple[Tissue, NDArray[np.float32]]:
-    """Tissue and receiver gain of the voxels of a scan."""
+    """Normal tissue, and receiver gain, of the voxels of a scan."""
     own, scales = rng.standard_normal(3), heterogeneity.scales  # of this head; drawn first
 
     def vary(mean: float, sd: float, of_head: float) -> NDArray[np.float32]:
@@ -353,7 +328,8 @@ def _fill(
             constants.axial_diffusivity, heterogeneity.axial_diffusivity, own[1]
         ),
         gm_diffusivity=vary(constants.gm_diffusivity, heterogeneity.gm_diffusivity, own[2]),
-        damage=read(damage),
+        water=np.zeros(len(voxels), dtype=np.float32),
+        s0=np.ones(len(voxels), dtype=np.float32),
     )
     field = random_field(anatomy.grid, heterogeneity.gain_scale, rng)
     gain = np.exp(heterogeneity.gain_sd * read(field))

@@ -1,0 +1,221 @@
+"""Simulated subjects with multiple sclerosis: a diffusion scan and its true lesions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from os import PathLike
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from tripq.scans import DWI, orthogonal_part, write_map
+from tripq.simulate import (
+    Anatomy,
+    Constants,
+    GradientTable,
+    Grid,
+    Heterogeneity,
+    default_anatomy,
+    random_settings,
+    simulate_scan,
+)
+from tripq.tasks.lesions.simulate.draw import LesionStatistics
+from tripq.tasks.lesions.simulate.modifier import LesionEffect, Lesions
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """One simulated subject. V voxels are in the order of ``np.argwhere(dwi.mask)``.
+
+    Parameters
+    ----------
+    dwi : DWI
+        The simulated scan.
+    coverage : (V,) float32 array
+        Share of each voxel that is lesion.
+    seed : int
+        That it was drawn from.
+    """
+
+    dwi: DWI
+    coverage: NDArray[np.float32]
+    seed: int
+
+    @property
+    def lesion(self) -> NDArray[np.bool_]:
+        """Voxels that are covered by half or more, (V,)."""
+        return self.coverage >= 0.5
+
+    def __repr__(self) -> str:
+        return f"Subject(seed={self.seed}, {self.lesion.sum():,} lesion voxels, {self.dwi})"
+
+
+def simulate_subject(
+    anatomy: Anatomy,
+    table: GradientTable,
+    seed: int,
+    *,
+    snr: float = 20.0,
+    rotation: NDArray[np.floating] | None = None,
+    flip: bool = False,
+    deformation: float = 3.0,
+    lesion_coverage: NDArray[np.float32] | None = None,
+    grid: Grid | None = None,
+    constants: Constants | None = None,
+    heterogeneity: Heterogeneity | None = None,
+    statistics: LesionStatistics | None = None,
+    effect: LesionEffect | None = None,
+) -> Subject:
+    """Simulate one subject: `tripq.simulate.simulate_scan` with `Lesions` of the same seed.
+
+    Parameters
+    ----------
+    anatomy : Anatomy
+        What all subjects have in common.
+    table : GradientTable
+        Gradient table, in world axes; it does not turn with the head.
+    seed : int
+        Everything follows from it.
+    snr, rotation, flip, deformation, grid, constants, heterogeneity : optional
+        As `tripq.simulate.simulate_scan` takes them.
+    lesion_coverage : (X, Y, Z) float32 array, optional
+        Real lesions instead of drawn ones: the share of each voxel of the anatomy that is lesion.
+    statistics : LesionStatistics, optional
+        How drawn lesions are distributed, and how severe lesions are.
+    effect : LesionEffect, optional
+        What lesions do to tissue.
+
+    Returns
+    -------
+    Subject
+
+    Raises
+    ------
+    SimulationError
+        If an argument makes no sense, or no voxel of the mask lies on the grid.
+
+    Examples
+    --------
+    >>> from tripq.simulate import GradientTable, default_anatomy
+    >>> table = GradientTable.from_shells([1000.0], [12])
+    >>> subject = simulate_subject(default_anatomy(4.0), table, seed=1)
+    >>> subject.dwi
+    DWI(... voxels of 4 x 4 x 4 mm, 12 directions, shells b=1000 (12))
+    """
+    lesions = Lesions.draw(
+        anatomy, seed, coverage=lesion_coverage, statistics=statistics, effect=effect
+    )
+    scan = simulate_scan(
+        anatomy,
+        table,
+        seed,
+        [lesions],
+        snr=snr,
+        rotation=rotation,
+        flip=flip,
+        deformation=deformation,
+        grid=grid,
+        constants=constants,
+        heterogeneity=heterogeneity,
+    )
+    return Subject(scan.dwi, scan.coverages[0], seed)
+
+
+def simulate_cohort(
+    n: int,
+    seed: int,
+    *,
+    anatomy: Anatomy | None = None,
+    table: GradientTable | None = None,
+    snr: tuple[float, float] = (15.0, 25.0),
+    max_rotation: float = 10.0,
+    vary_table: bool = True,
+    statistics: LesionStatistics | None = None,
+    lesion_coverages: Sequence[NDArray[np.float32]] | None = None,
+) -> Iterator[Subject]:
+    """Simulate subjects one after the other: a half of them flipped, each of its own shape.
+
+    Parameters
+    ----------
+    n : int
+        How many.
+    seed : int
+        Everything follows from it. Subject i is the same whatever n.
+    anatomy : Anatomy, optional
+        The default is ``default_anatomy()``.
+    table : GradientTable, optional
+        The default has one b0 volume and 32 directions at b = 1000 s/mm2.
+    snr : (float, float), optional
+        Range of the signal-to-noise ratio of normal white matter at b = 0; uniform.
+    max_rotation : float, optional
+        Largest angle by which a head is turned, in degrees.
+    vary_table : bool, optional
+        Turn the table at random, and reverse random directions, for every subject.
+    statistics : LesionStatistics, optional
+        How drawn lesions are distributed, and how severe lesions are.
+    lesion_coverages : sequence of (X, Y, Z) arrays, optional
+        Real lesions on the grid of the anatomy instead of drawn ones, for one subject after
+        another; they start again when they are used up.
+
+    Yields
+    ------
+    Subject
+
+    Raises
+    ------
+    SimulationError
+        If an argument makes no sense.
+
+    Examples
+    --------
+    >>> from tripq.simulate import default_anatomy
+    >>> small = default_anatomy(4.0).within((-80, -110, 0), (80, 80, 40))
+    >>> [subject.dwi.q.shape for subject in simulate_cohort(2, seed=0, anatomy=small)]
+    [(33, 3), (33, 3)]
+    """
+    anatomy = anatomy or default_anatomy()
+    cohort = random_settings(
+        n, seed, table=table, snr=snr, max_rotation=max_rotation, vary_table=vary_table
+    )
+    for settings, coverage in zip(cohort, cycle(lesion_coverages or [None]), strict=False):
+        yield simulate_subject(
+            anatomy, **vars(settings), statistics=statistics, lesion_coverage=coverage
+        )
+
+
+def write_subject(subject: Subject, folder: str | PathLike[str]) -> None:
+    """Write a subject as files that `tripq.scans.read_dwi` and other programs read.
+
+    ``dwi.nii.gz`` with ``dwi.bval`` and ``dwi.bvec`` (frame of FSL), ``mask.nii.gz``,
+    ``lesion.nii.gz`` and ``coverage.nii.gz``. The b0 volumes are averaged to one, the first.
+
+    Parameters
+    ----------
+    subject : Subject
+        To write.
+    folder : path
+        Made where it is missing; files of these names are replaced.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    dwi = subject.dwi
+    header = nib.Nifti1Header()
+    header.set_xyzt_units("mm")
+    volumes = dwi.volume(dwi.signal * dwi.b0[:, None])
+    nib.Nifti1Image(volumes, dwi.affine, header).to_filename(folder / "dwi.nii.gz")
+    length = np.linalg.norm(dwi.q, axis=1)
+    world = dwi.q / np.where(length > 0, length, 1.0)[:, None]
+    # the frame of FSL: image axes, x negated when the image is stored from left to right
+    rotation = orthogonal_part(dwi.affine)
+    directions = world @ rotation
+    if np.linalg.det(rotation) > 0:
+        directions[:, 0] *= -1
+    np.savetxt(folder / "dwi.bval", dwi.b_values[None], fmt="%.10g")
+    np.savetxt(folder / "dwi.bvec", directions.T, fmt="%.10f")
+    write_map(np.ones(len(dwi.b0), dtype=bool), dwi, folder / "mask.nii.gz")
+    write_map(subject.lesion, dwi, folder / "lesion.nii.gz")
+    write_map(subject.coverage, dwi, folder / "coverage.nii.gz")
