@@ -8,8 +8,8 @@ For features x of input nodes and one coupling of orders (l_p, l_q, l_in, l_1, l
          C(l_1; l_q\, l_{in})\, Y_{l_q}(q_{out}[n] - q_{in}[s_e])\; x[s_e, c].
 
 An edge e leads from input node s_e to output node n; t_e is the type of its p-offset.  The order
-of the sums is that of `tripq.so3.recoupling`: the harmonic of the q-offset meets the input first, and
-the weights of a filter act on the result, node by node.
+of the sums is that of `tripq.so3.recoupling`: the harmonic of the q-offset meets the input first,
+and the weights of a filter act on the result, node by node.
 
 The inner harmonic is a mean over signs of the q-vectors, which makes a filter antipodal, and its
 argument may be the joint offset p - (q_out - q_in).  Edges are walked, never expanded: the Triton

@@ -199,7 +199,8 @@ WORKLOADS: dict[str, Workload] = {
         WholeBrain(
             "segmenter-brain",
             "a brain of 180,000 voxels of 1.8 mm with 65 directions, segmented by "
-            "`tripq.tasks.lesions.segmentation.segment` with the default `LesionSegmenter`, graphs included",
+            "`tripq.tasks.lesions.segmentation.segment` with the default `LesionSegmenter`, graphs "
+            "included",
             BACKENDS,
             backward=False,
         ),

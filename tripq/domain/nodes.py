@@ -109,6 +109,7 @@ def voxels_of(p: NDArray[np.float64]) -> Tensor:
 
 
 def voxel_numbers(values: ArrayLike | Tensor, name: str, number: int) -> Tensor:
+    """So many integers, or a `ValueError` that names them."""
     numbers = values.cpu() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
     if numbers.shape != (number,) or numbers.dtype.is_floating_point or numbers.dtype == torch.bool:
         raise ValueError(
@@ -119,6 +120,7 @@ def voxel_numbers(values: ArrayLike | Tensor, name: str, number: int) -> Tensor:
 
 
 def check_voxel_numbers(numbers: Tensor) -> None:
+    """Raise a `ValueError` unless the numbers are 0, 1, ..., each at least once."""
     present = numbers.unique()
     if not present.equal(torch.arange(len(present))):
         raise ValueError(

@@ -186,7 +186,7 @@ def _backward(
     needs_x, *needs = needed
     grad_x = torch.zeros_like(x)
     grads = Operands.unpack([t.new_zeros(t.shape) for t in flat])  # contiguous: filled by views
-    wanted = Operands.unpack(needs)
+    wanted = Operands.unpack(needs)  # type: ignore[arg-type]  # a truth value for each tensor
     weights = tiles.weights(x)[:, None]
     for group in tiles.groups(bytes_per_place(x, operands.n_out, operands.dim_out), budget):
         n_tiles = len(group.voxels)

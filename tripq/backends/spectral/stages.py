@@ -53,6 +53,7 @@ class Packed:
 
     @classmethod
     def of(cls, layout: Layout, tiles: Tiles) -> Packed:
+        """Pack both."""
         ends = [run.stop for run in layout.runs]
         return cls(
             layout.channels,
@@ -64,8 +65,9 @@ class Packed:
         )
 
     def args(self) -> tuple[list[Tensor] | list[int], ...]:
-        lists = self.channels, self.directions, self.voxels, self.places, self.tensors, self.sizes
-        return tuple(list(part) for part in lists)  # type: ignore[return-value]
+        """As arguments of the operators, in the order of the attributes."""
+        tensors = self.channels, self.directions, self.voxels, self.places, self.tensors
+        return (*(list(part) for part in tensors), list(self.sizes))
 
     @staticmethod
     def unpack(
@@ -76,6 +78,7 @@ class Packed:
         tensors: Sequence[Tensor],
         sizes: Sequence[int],
     ) -> tuple[Layout, Tiles]:
+        """Layout and tiles from these arguments."""
         (order, source), (n_even, x, y, z, *ends) = tensors, sizes
         runs = tuple(slice(*run) for run in pairwise([0, *ends]))
         layout = Layout(tuple(channels), tuple(directions), runs, order, n_even)
