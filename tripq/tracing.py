@@ -63,7 +63,7 @@ class Bound(nn.Module):
 
     Examples
     --------
-    >>> import numpy as np
+    >>> import numpy as np, torch
     >>> from tripq import PQGraph
     >>> from tripq.models import LesionSegmenter
     >>> q = np.concatenate([np.zeros((1, 3)), np.eye(3)])
