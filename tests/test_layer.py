@@ -314,7 +314,8 @@ def outputs_and_gradients(layer, x, graph):
     x = x.detach().clone().requires_grad_()
     out = layer(x, graph)
     generator = torch.Generator().manual_seed(1)
-    direction = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)
+    # Numbers that all types have.
+    direction = torch.randn(out.shape, generator=generator, dtype=torch.bfloat16).to(out)
     names, leaves = zip(("x", x), *layer.named_parameters(), strict=True)
     gradients = [torch.zeros_like(leaf) for leaf in leaves]
     if out.requires_grad:  # where nothing is joined, zeros depend on nothing
@@ -833,6 +834,55 @@ def test_features_and_graphs_that_do_not_fit_are_refused():
     refused(r"takes \(N, dim_in\)", layer, torch.ones(3, 4, 2), nodes)
     on_map = PQTensorFieldLayer("2x0e", "1x0e", RADIUS, q_in=None)
     refused(r"takes \(V, dim_in\)", on_map, torch.ones(3, 4, 2), graph)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("filter", "form", "backend"), [c for f in ("tp", "diff") for c in combinations(f)]
+)
+def test_half_precision_takes_no_more_than_its_rounding(backend, filter, form, dtype):
+    """Measured by the definition in float64, with the same rounded weights."""
+    options = {"self_interaction": True, "bias": True} if form != "nodes" else {"q_out": None}
+    domain = small_domain(form)
+    half = tiny_layer(filter, backend, **options).to(dtype)
+    exact = tiny_layer(filter, "edges", **options)
+    exact.load_state_dict({name: w.double() for name, w in half.state_dict().items()})
+    x = features(exact, domain).to(dtype)
+    found = outputs_and_gradients(half, x, domain.graph())
+    measure = outputs_and_gradients(exact, x.double(), domain.graph())
+    eps = torch.finfo(dtype).eps
+    assert {f.dtype for f in found.values()} == {dtype}
+    assert relative_error(found["output"].double(), measure["output"]) < eps
+    for name, m in measure.items():  # of which some are sums of rounded parts
+        assert relative_error(found[name].double(), m) < 4 * eps, name
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_half_precision_with_the_back_end_of_its_choice(form):
+    domain = small_domain(form)
+    layer = tiny_layer("tp", "auto").bfloat16()
+    x = features(layer, domain).bfloat16()
+    assert layer(x, domain.graph()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("features_in", "weights_in", "message"),
+    [
+        (torch.float64, torch.float32, r"are torch.float64, but the weights are torch.float32"),
+        (torch.float32, torch.float64, r"call x.to\(torch.float64\) or move the module by .to"),
+        (torch.bfloat16, torch.float32, r"are torch.bfloat16, but the weights are torch.float32"),
+        (torch.int64, torch.float32, r"torch.int64, not real numbers: call x.to\(torch.float32\)"),
+        (torch.complex64, torch.float32, r"are torch.complex64, not real numbers"),
+        (torch.bool, torch.float64, r"torch.bool, not real numbers: call x.to\(torch.float64\)"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["auto", "edges", "dense"])
+def test_types_that_do_not_go_together_are_named(backend, features_in, weights_in, message):
+    domain = small_domain("grid")
+    layer = tiny_layer("tp", backend).to(weights_in)
+    x = torch.ones(features(layer, domain).shape).to(features_in)
+    with pytest.raises(ValueError, match=message):
+        layer(x, domain.graph())
 
 
 @pytest.mark.parametrize("backend", ["edges", "recoupled", "fourier", "dense", "auto"])

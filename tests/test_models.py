@@ -156,6 +156,32 @@ def test_conv_segmenter_sees_each_patch_alone_and_only_its_mask():
     torch.testing.assert_close(apart[: len(expected)], expected)
 
 
+@pytest.mark.parametrize("network", [LesionSegmenter(), LesionSegmenter.paper(), ConvSegmenter(4)])
+def test_networks_name_types_that_do_not_go_together(network):
+    q = np.concatenate([np.zeros((1, 3)), np.eye(3)])
+    graph = PQGraph.from_grid(np.ones((4, 4, 4)), np.diag([2.0, 2, 2, 1]), q, radius=5.0)
+    signal = torch.rand(64, 4, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=r"are torch.float64, but the weights are torch.float32"):
+        network(signal.double(), graph)
+    # Integers become float32 where the signal is bounded, or are named.
+    if isinstance(network, ConvSegmenter):
+        with pytest.raises(ValueError, match=r"are torch.int64, not real numbers"):
+            network(signal.long(), graph)
+
+
+@pytest.mark.parametrize("name", ["default", "paper"])
+def test_networks_in_half_precision(name):
+    q = np.concatenate([np.zeros((1, 3)), np.eye(3)])
+    graph = PQGraph.from_grid(np.ones((4, 4, 4)), np.diag([2.0, 2, 2, 1]), q, radius=5.0)
+    torch.manual_seed(0)
+    network = LesionSegmenter() if name == "default" else LesionSegmenter.paper()
+    signal = torch.rand(64, 4)
+    exact = network(signal, graph)
+    rounded = network.bfloat16()(signal.bfloat16(), graph)
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded.float() - exact).norm() < 0.1 * exact.norm()  # some layers, 2**-8 each
+
+
 def test_conv_segmenter_says_what_it_cannot_take():
     network = ConvSegmenter(4)
     grid = PQGraph.from_grid(np.ones((2, 2, 2)), AFFINE, table(4), 3.6)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import e3nn.nn
 import numpy as np
 import pytest
@@ -121,6 +123,21 @@ def test_reductions_of_nodes_and_of_a_shared_table_agree(module):
     nodes = PQGraph.from_nodes(p.repeat_interleave(4, 0), TABLE.repeat(5, 1), radius=3.0)
     x = torch.randn(5, 4, 4)
     torch.testing.assert_close(module(x.flatten(0, 1), nodes), module(x, shared))
+
+
+@pytest.mark.parametrize("module", [QMean(), QLengthWeightedMean("1x0e")])
+def test_reductions_take_real_numbers_of_the_type_of_their_weights(module):
+    graph = PQGraph.from_points(np.zeros((2, 3)), np.eye(3), 1.0)
+    with pytest.raises(ValueError, match=r"torch.int64, not real numbers"):
+        module(torch.ones(2, 3, 1, dtype=torch.int64), graph)
+    if list(module.parameters()):
+        with pytest.raises(ValueError, match=r"torch.float64, but the weights are torch.float32"):
+            module(torch.ones(2, 3, 1, dtype=torch.float64), graph)
+    half = copy.deepcopy(module).bfloat16()
+    x = torch.rand(2, 3, 1, generator=torch.Generator().manual_seed(0))
+    found, expected = half(x.bfloat16(), graph), module(x, graph)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=2**-6, atol=2**-8)
 
 
 def test_reduction_needs_a_q_space():

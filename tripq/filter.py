@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tripq.harmonics import spherical_harmonics, unit_vectors
 from tripq.kept import kept, kept_with_owner
 from tripq.kernels.embeddings import edge_harmonics
-from tripq.kernels.launch import runs_in_triton
+from tripq.kernels.launch import accumulation_dtype, runs_in_triton
 from tripq.neighbours import grid_offsets
 from tripq.paths import Channels, FilterKind, Path
 from tripq.radial import ConstantFunction, RadialFunctions
@@ -141,6 +141,11 @@ class PQFilter(nn.Module):
             yield path, self.weight[start:stop].view(self._shape(path))
             start = stop
 
+    @property
+    def exact_weight(self) -> Tensor:
+        """All weights, in float32 if they are in half precision: no sum is taken in that."""
+        return self.weight.to(accumulation_dtype(self.weight.dtype))
+
     # -- embeddings ----------------------------------------------------------------------------
 
     def inner_harmonics(self, p_offset: Tensor, q_out: Tensor, q_in: Tensor) -> dict[int, Tensor]:
@@ -186,7 +191,7 @@ class PQFilter(nn.Module):
 
     def mixing_matrices(self) -> list[Tensor]:
         """The weights, recoupled: for each `Mixing` a tensor (K_q_out, columns, rows)."""
-        flat = _mixing_matrix(self).times(self.weight)
+        flat = _mixing_matrix(self).times(self.exact_weight)
         k_q_out = self.radial[1]
         matrices = []
         for mixing in self.recoupling.mixings:
@@ -217,14 +222,15 @@ class PQFilter(nn.Module):
         phi_q_in = self.phi_q_in(q_in.norm(dim=-1))
         result = p_offset.new_zeros(*shape, self.dim_out * self.dim_in)
         for path, weight in self.path_weights():
+            weight = weight.to(result.dtype)
             if path.filter == "diff":
                 angular = inner[path.l_filter]
             else:
-                coupling = self._coupling(path.l_p, path.l_q, path.l_filter)
+                coupling = coupling_tensor(path.l_p, path.l_q, path.l_filter, result)
                 angular = torch.einsum(
                     "...p,...q,pqf->...f", outer[path.l_p], inner[path.l_q], coupling
                 )
-            to_out = self._coupling(path.l_filter, path.l_in, path.l_out)
+            to_out = coupling_tensor(path.l_filter, path.l_in, path.l_out, result)
             tensor = torch.einsum("...f,fio->...oi", angular, to_out)
             scale = torch.einsum("uvabc,...a,...b,...c->...uv", weight, phi_p, phi_q_out, phi_q_in)
             block = torch.einsum("...uv,...oi->...uovi", scale, tensor)
@@ -254,9 +260,6 @@ class PQFilter(nn.Module):
     def index_out(self, channels: int) -> Tensor:
         """Where the components of `channels_out[channels]` stand."""
         return positions(self.channels_out[channels].index, self.weight.device)
-
-    def _coupling(self, l_a: int, l_b: int, l_c: int) -> Tensor:
-        return coupling_tensor(l_a, l_b, l_c, self.weight)
 
     def channels_of(self, path: Path) -> tuple[int, int]:
         """Which input and which output channels a path joins."""

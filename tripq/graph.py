@@ -602,14 +602,8 @@ class PQGraph:
                 f"this graph joins voxels closer than {self.radius:g} mm, and a neighbourhood of "
                 f"{radius:g} mm is asked of it: build the graph with radius={radius:g} or more"
             )
-        if radius not in self._narrowed:
-            with ordinary_tensors():
-                self._narrowed[radius] = PQGraph([scan.within(radius) for scan in self.scans])
-        return self._narrowed[radius]
-
-    @kept_property
-    def _narrowed(self) -> dict[float, PQGraph]:
-        return {}
+        narrowed: PQGraph = _narrowed(self, radius)
+        return narrowed
 
     def split(self, x: Tensor, counts: Sequence[int]) -> Iterator[tuple[ScanGraph, Tensor]]:
         """Each scan with its rows of `x`, of which it has `counts`."""
@@ -669,6 +663,11 @@ def _coordinates(scan: ScanGraph) -> list[Tensor]:
 def _filled_rows(graph: PQGraph, longest: int) -> Tensor | None:
     mask = _filled(graph, longest)
     return None if mask is None else mask.clone()
+
+
+@kept_with_owner
+def _narrowed(graph: PQGraph, radius: float) -> PQGraph:
+    return PQGraph([scan.within(radius) for scan in graph.scans])
 
 
 @kept_with_owner

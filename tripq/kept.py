@@ -2,14 +2,15 @@
 
 A table may first be wanted under ``torch.inference_mode``, whose tensors no training can use, or
 while ``torch.compile`` or ``torch.export`` traces, whose tensors have no numbers in them.  What is
-kept is made outside of both: `ordinary_tensors`.
+kept is made outside of both: `ordinary_tensors`.  Inside a transform of `torch.func` tensors are
+wrapped, and of no use behind it: what is made there is not kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cache, cached_property, wraps
+from functools import cached_property, wraps
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -33,8 +34,15 @@ def ordinary_tensors() -> Iterator[None]:
 
 
 def kept(make: Make) -> Make:
-    """Call a function once for each set of arguments, which are hashable."""
-    return cast(Make, cache(ordinary_tensors()(make)))
+    """Call a function once for each set of arguments, which are hashable and given by position."""
+    made: dict[Hashable, Any] = {}
+
+    @wraps(make)
+    def found_or_made(*args: Hashable) -> Any:
+        return _found(made, args, lambda: make(*args))
+
+    found_or_made.cache_clear = made.clear  # type: ignore[attr-defined]
+    return cast(Make, found_or_made)
 
 
 class kept_property(cached_property[Kept]):  # as functools names it
@@ -42,6 +50,12 @@ class kept_property(cached_property[Kept]):  # as functools names it
 
     def __init__(self, make: Callable[[Any], Kept]) -> None:
         super().__init__(ordinary_tensors()(make))
+
+    def __get__(self, instance: Any, owner: type[Any] | None = None) -> Any:
+        """The kept value, or one for this transform alone."""
+        if instance is None or self.attrname in instance.__dict__ or not _in_transform():
+            return super().__get__(instance, owner)
+        return self.func(instance)
 
 
 def kept_with_owner(make: Make) -> Make:
@@ -54,10 +68,21 @@ def kept_with_owner(make: Make) -> Make:
 
     @wraps(make)
     def found_or_made(owner: object, *args: Hashable) -> Any:
-        of_owner = made.setdefault(owner, {})
-        if args not in of_owner:
-            with ordinary_tensors():
-                of_owner[args] = make(owner, *args)
-        return of_owner[args]
+        return _found(made.setdefault(owner, {}), args, lambda: make(owner, *args))
 
     return cast(Make, found_or_made)
+
+
+def _found(made: dict[Hashable, Any], key: Hashable, make: Callable[[], Any]) -> Any:
+    if key in made:
+        return made[key]
+    with ordinary_tensors():
+        value = make()
+    if not _in_transform():
+        made[key] = value
+    return value
+
+
+def _in_transform() -> bool:
+    """Whether a transform of `torch.func` is active."""
+    return bool(torch._C._are_functorch_transforms_active())

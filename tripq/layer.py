@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tripq.backends import BACKENDS
 from tripq.backends.plan import Backend, Explanation, Plan, make_plan
+from tripq.backends.precision import check_dtype
 from tripq.filter import PQFilter, positions, ungrouped
 from tripq.graph import NodeSpace, PQGraph, QSpace, ScanGraph, pad_rows
 from tripq.kernels.launch import DEFAULT_BUDGET
@@ -268,7 +269,8 @@ class PQTensorFieldLayer(nn.Module):
         ----------
         x : Tensor of shape (V, Q, dim_in)
             Features at the nodes of the graph: voxels, directions, components.  (N, dim_in) on a
-            graph made by `PQGraph.from_nodes`, (V, dim_in) where ``q_in=None``.
+            graph made by `PQGraph.from_nodes`, (V, dim_in) where ``q_in=None``.  Of the type of the
+            weights; under autocast float32 or half precision.
         graph : PQGraph
             The domain, with a radius of at least `p_radius`, on the device of `x`.
 
@@ -280,7 +282,8 @@ class PQTensorFieldLayer(nn.Module):
         Raises
         ------
         ValueError
-            If features and graph do not fit each other or the layer.
+            If features and graph do not fit each other or the layer, or if features and weights
+            are of different types.
         """
         if torch.compiler.is_compiling() and graph.requires_grad:
             return self._uncompiled(x, graph)
@@ -420,6 +423,7 @@ class PQTensorFieldLayer(nn.Module):
                 f"the features are on {x.device}, but the graph is on {graph.device}: "
                 f"call graph.to({str(x.device)!r})"
             )
+        check_dtype(x, next(self._filters()).weight)
         if self.q_in is None:
             return
         for scan in graph.scans:

@@ -8,6 +8,7 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
+from tripq.backends.precision import check_dtype
 from tripq.graph import PQGraph
 from tripq.layer import Group, PQTensorFieldLayer
 from tripq.nn import BatchNorm, GatedNonlinearity, NormsAsScalars, QLengthWeightedMean, QMean
@@ -299,6 +300,7 @@ class ConvSegmenter(nn.Module):
                 f"this network was made for {self.n_directions} directions in a fixed order, but "
                 f"the signal has the shape {tuple(signal.shape)}"
             )
+        check_dtype(signal, next(self.parameters()))
         rows = [scan.n_voxels for scan in graph.scans]
         logits = []
         for scan, part in graph.split(signal, rows):

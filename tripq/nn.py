@@ -11,8 +11,10 @@ from e3nn.math import normalize2mom
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from tripq.backends.precision import check_dtype
 from tripq.distributed import sum_over_ranks
 from tripq.graph import NodeSpace, PQGraph, QSpace
+from tripq.kernels.launch import accumulation_dtype
 from tripq.layer import PQTensorFieldLayer
 from tripq.radial import Radial, RadialFunctions
 
@@ -168,6 +170,7 @@ class QMean(nn.Module):
 
     def forward(self, x: Tensor, graph: PQGraph) -> Tensor:
         """Weighted by the quadrature weights of the graph."""
+        check_dtype(x, x)
         return _reduce_q(x, graph, lambda q: q.new_ones(len(q), 1))
 
 
@@ -204,9 +207,10 @@ class QLengthWeightedMean(nn.Module):
         """(V, Q, dim) -> (V, dim)."""
 
         def weights(q: Tensor) -> Tensor:
-            phi = self.phi(q.to(self.weight.dtype).norm(dim=-1))
-            return (phi @ self.weight)[:, self.channel]
+            phi = self.phi(q.to(accumulation_dtype(self.weight.dtype)).norm(dim=-1))
+            return (phi @ self.weight.to(phi.dtype))[:, self.channel]
 
+        check_dtype(x, self.weight)
         return _reduce_q(x, graph, weights)
 
 

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from e3nn.nn import FullyConnectedNet
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from tripq.kernels.embeddings import edge_radial, radial_twin
 from tripq.kernels.launch import runs_in_triton
@@ -103,7 +104,9 @@ class RadialFunctions(nn.Module):
             getattr(self, "shift", None),
         ).view(*length.shape, self.number)
         if self.radial.hidden:
-            values = self.mlp(values.reshape(-1, self.number)).reshape(values.shape)
+            weights = {name: w.to(values.dtype) for name, w in self.mlp.named_parameters()}
+            rows = values.reshape(-1, self.number)
+            values = functional_call(self.mlp, weights, rows).reshape(values.shape)
         return values
 
     def extra_repr(self) -> str:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tripq.kept import kept_with_owner
-from tripq.kernels.launch import needs_twin
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,12 +58,14 @@ class SparseMatrix:
 
     def times(self, x: Tensor) -> Tensor:
         """The product with a vector (columns,), whose dtype and device it takes: (rows,)."""
-        product: Tensor = self.by_row(x) if needs_twin() else _Product.apply(self, x)
+        product: Tensor = _Product.apply(self, x)
         return product
 
 
 class _Product(torch.autograd.Function):
     """Linear, so that derivatives of any order are products again."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(matrix: SparseMatrix, x: Tensor) -> Tensor:
@@ -77,6 +78,11 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         return None, ctx.matrix.transposed.times(grad)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, tangent: Tensor) -> Tensor:
+        product: Tensor = ctx.matrix.times(tangent)
+        return product
 
 
 @dataclass(frozen=True, eq=False)

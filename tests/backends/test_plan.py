@@ -82,7 +82,7 @@ def test_a_joint_filter_has_no_triton_kernel_where_directions_are_shared():
 def test_gradients_of_coordinates_are_not_for_triton():
     p = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
     graph = PQGraph.from_points(p, table_of(0, 3), RADIUS)
-    with pytest.raises(ValueError, match="it takes coordinates as constants"):
+    with pytest.raises(ValueError, match="it takes coordinates and quadrature weights as"):
         layer_of(backend="triton")(torch.ones(2, 3, 15), graph)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from tripq.backends.parts import by_directions
-from tripq.backends.precision import convolve
+from tripq.backends.precision import convolve, single_precision
 from tripq.backends.tables import (
     Index,
     Terms,
@@ -30,10 +30,12 @@ from tripq.backends.tables import (
 from tripq.filter import PQFilter
 from tripq.graph import NodeSpace, PEdges, QSpace
 from tripq.kept import kept_with_owner
+from tripq.kernels.launch import accumulation_dtype
 from tripq.paths import Path
 from tripq.sparse import SparseMatrix
 
 
+@single_precision
 def evaluate(
     x: Tensor, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilter, budget: int
 ) -> Tensor:
@@ -51,7 +53,8 @@ def evaluate(
         return x.new_zeros(n_voxels, n_out, filter.dim_out)
     shape, position = edges.grid.cropped
     volume = _to_volume(x, shape, position)
-    builder = DenseFilter(filter, edges.offsets.to(x.dtype), edges.steps, edges.margin, q)
+    offsets = edges.offsets.to(accumulation_dtype(x.dtype))  # x may be half under autocast
+    builder = DenseFilter(filter, offsets, edges.steps, edges.margin, q)
     coefficients = builder.coefficients()
 
     def convolved(part: slice, volume: Tensor, coefficients: Tensor) -> Tensor:
@@ -106,7 +109,7 @@ class DenseFilter:
 
         B_q counts (order, radial function of q_in, component), B_p the same in p.
         """
-        flat = _coefficient_matrix(self.filter).times(self.filter.weight)
+        flat = _coefficient_matrix(self.filter).times(self.filter.exact_weight)
         return flat.view(_shape(self.filter))
 
     @record_function("tripq: filter")

@@ -178,7 +178,7 @@ def _coefficients(
     filter: PQFilter, groups: list[_Group], out: _Shells, into: _Shells
 ) -> list[Tensor]:
     """What joins the p- and q-embeddings and the channels, as `tripq.kernels.fourier` wants it."""
-    flat = _coefficient_matrix(filter).times(filter.weight)
+    flat = _coefficient_matrix(filter).times(filter.exact_weight)
     shapes = [_shape(filter, group) for group in groups]
     coefficients = []
     for part, shape in zip(flat.split([prod(s) for s in shapes]), shapes, strict=True):

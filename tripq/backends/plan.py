@@ -14,9 +14,12 @@ from importlib.util import find_spec
 from typing import Literal
 
 import numpy as np
+from torch import Tensor
+from torch.autograd import forward_ad
 
 from tripq.filter import PQFilter
 from tripq.graph import NodeSpace, PEdges, QSpace, ScanGraph
+from tripq.kernels.launch import accumulation_dtype
 from tripq.recoupling import clebsch_gordan
 
 Backend = Literal["auto", "edges", "dense", "fourier", "recoupled", "triton"]
@@ -163,7 +166,7 @@ def make_plan(
     if not on_gpu and backend != "triton":
         impossible["triton"] = "its kernels need a CUDA device"
     device = "cuda" if on_gpu else "cpu"
-    sizes = _Sizes.of(scan, q, filter, dtype.itemsize, budget)
+    sizes = _Sizes.of(scan, q, filter, accumulation_dtype(dtype).itemsize, budget)
     estimates = [
         _estimate(name, sizes, device)
         for name in ("edges", "dense", "fourier", "recoupled", "triton")
@@ -197,15 +200,28 @@ def _obstacle(backend: str, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilt
             return "the voxels are not on a grid"
         if backend == "fourier" and filter.kind == "diff":
             return 'a "diff" filter does not come apart into p- and q-space'
+        if backend == "fourier" and _differentiated(edges.offsets):
+            return "it takes p-offsets to come in pairs, p and -p, and some require gradients"
     if backend == "triton":
         if filter.weight.is_cuda and find_spec("triton") is None:
             return "Triton is not installed"
         if filter.kind == "diff" and isinstance(q, QSpace):
             return 'it has no kernel for a "diff" filter between voxels that share directions'
-        q_in = q.q if isinstance(q, NodeSpace) else q.q_in
-        if any(t.requires_grad for t in (edges.offsets, q_in, q.q_out)):
-            return "it takes coordinates as constants, and these require gradients"
+        if isinstance(q, NodeSpace):
+            constants = edges.offsets, q.q, q.q_out, q.edges.weights
+        else:
+            constants = edges.offsets, q.q_in, q.q_out, q.weights
+        if any(_differentiated(t) for t in constants):
+            return (
+                "it takes coordinates and quadrature weights as constants, and some require "
+                "gradients"
+            )
     return None
+
+
+def _differentiated(t: Tensor) -> bool:
+    """Whether it requires a gradient, or carries a tangent of forward-mode AD."""
+    return t.requires_grad or forward_ad.unpack_dual(t).tangent is not None
 
 
 # -- counting ------------------------------------------------------------------------------------

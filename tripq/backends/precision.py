@@ -1,4 +1,4 @@
-"""Precision: full under autocast where half would cost more than it saves; TF32 only if wanted."""
+"""Precision: which types go together; no sums in half precision; TF32 only if wanted."""
 
 from __future__ import annotations
 
@@ -14,13 +14,55 @@ from torch.nn import functional
 
 from tripq.filter import PQFilter
 from tripq.graph import NodeSpace, PEdges, QSpace
-from tripq.kernels.launch import needs_twin
+from tripq.kernels.launch import accumulation_dtype, needs_twin
 
 Evaluate = Callable[[Tensor, PEdges, QSpace | NodeSpace, PQFilter, int], Tensor]
 
 
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def check_dtype(x: Tensor, weight: Tensor) -> None:
+    """Check that features are floating-point numbers, of the type of the weights.
+
+    Under autocast both may be float32 or any half precision.
+
+    Raises
+    ------
+    ValueError
+        With the two types and what to do.
+    """
+    known = (torch.float64, torch.float32, *_HALF)
+    if x.dtype not in known:
+        wanted = weight.dtype if weight.dtype in known else torch.float32
+        raise ValueError(f"the features are {x.dtype}, not real numbers: call x.to({wanted})")
+    if weight.dtype not in known:
+        raise ValueError(f"there is no evaluation with weights in {weight.dtype}")
+    cast = torch.is_autocast_enabled(x.device.type)
+    if x.dtype != weight.dtype and not (cast and torch.float64 not in (x.dtype, weight.dtype)):
+        raise ValueError(
+            f"the features are {x.dtype}, but the weights are {weight.dtype}: call "
+            f"x.to({weight.dtype}) or move the module by .to({x.dtype})"
+        )
+
+
+def single_precision(evaluate: Evaluate) -> Evaluate:
+    """A back end that computes with half-precision features in float32 and rounds the result."""
+
+    @wraps(evaluate)
+    def in_single(
+        x: Tensor, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilter, budget: int
+    ) -> Tensor:
+        if x.dtype not in _HALF or torch.is_autocast_enabled(x.device.type):
+            return evaluate(x, edges, q, filter, budget)
+        return evaluate(x.float(), edges, q, filter, budget).to(x.dtype)
+
+    return in_single
+
+
 def full_precision(evaluate: Evaluate) -> Evaluate:
     """A back end of many small sums, from which half precision would take more than it saves."""
+    evaluate = single_precision(evaluate)
 
     @wraps(evaluate)
     def without_autocast(
@@ -28,9 +70,9 @@ def full_precision(evaluate: Evaluate) -> Evaluate:
     ) -> Tensor:
         if not torch.is_autocast_enabled(x.device.type):
             return evaluate(x, edges, q, filter, budget)
-        halved = x.dtype in (torch.bfloat16, torch.float16)  # by the layer before
         with torch.autocast(x.device.type, enabled=False):
-            return evaluate(x.float() if halved else x, edges, q, filter, budget)
+            # A layer before may have given half precision.
+            return evaluate(x.to(accumulation_dtype(x.dtype)), edges, q, filter, budget)
 
     return without_autocast
 

@@ -29,6 +29,7 @@ from tripq.filter import PQFilter, ungrouped
 from tripq.graph import NodeSpace, PEdges, QSpace
 from tripq.kept import kept_with_owner
 from tripq.kernels.embeddings import edge_harmonics
+from tripq.kernels.launch import accumulation_dtype
 from tripq.kernels.mixing import mix
 from tripq.kernels.nodes import NodeCsr, Term, aggregate_nodes
 from tripq.kernels.tensor_product import Coupling, contract, expand
@@ -44,7 +45,7 @@ def evaluate(
     ------
     ValueError
         For a ``"diff"`` filter between voxels that share their directions, and where the geometry
-        requires a gradient.
+        or a quadrature weight requires a gradient.
     """
     if not filter.paths:
         n_out = (len(q.q_out),) if isinstance(q, NodeSpace) else (x.shape[0], len(q.q_out))
@@ -68,10 +69,11 @@ def _on_product(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: i
     to_coupled = [_coupling(i, block) for i, m in enumerate(mixings) for block in m.columns]
     from_mixed = [_coupling(i, block) for i, m in enumerate(mixings) for block in m.rows]
     outputs = tuple((c.l, c.mul) for c in filter.channels_out)
-    offsets = edges.offsets.to(x.dtype)
+    exact = accumulation_dtype(x.dtype)  # no coordinates in half precision
+    offsets = edges.offsets.to(exact)
     phi_p = filter.phi_p(offsets.norm(dim=-1))
     harmonics_p = edge_harmonics(offsets, _highest(filter, outer=True))
-    q_in, q_out, weights = (t.to(x.dtype) for t in (q.q_in, q.q_out, q.weights))
+    q_in, q_out, weights = (t.to(exact) for t in (q.q_in, q.q_out, q.weights))
     phi_q = filter.phi_q_in(q_in.norm(dim=-1))
     from_q, to_q = filter.q_ends(q_in), filter.q_ends(q_out)
 
@@ -81,7 +83,7 @@ def _on_product(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: i
         inner = _inner_harmonics(filter, to_q[to], from_q[src])
         coupled = expand(small, phi, inner, q_edges, to_coupled, orders)
         matrices = mixing_at(q_out[directions], filter)
-        mixed = [mix(a, w) for a, w in zip(coupled, matrices, strict=True)]
+        mixed = [mix(a, w.to(a.dtype)) for a, w in zip(coupled, matrices, strict=True)]
         summed = contract(mixed, phi_p, harmonics_p, edges.adjacency, from_mixed, outputs)
         # (V, 2 l + 1, mul, Q) each to (V, Q, dim_out)
         return torch.cat([f.permute(0, 3, 2, 1).flatten(2) for f in summed], dim=2)
@@ -132,10 +134,11 @@ def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter, budg
         Term(column.channels, row.l, column.l, m.l_1, filter.channels_out[row.channels].l)
         for m, column, row in keys
     ]
-    offsets = edges.offsets.to(x.dtype)
-    q_in, q_out = nodes.q.to(x.dtype), nodes.q_out.to(x.dtype)
-    phi_p = filter.phi_p(offsets.norm(dim=-1))
-    phi_q = filter.phi_q_in(q_in.norm(dim=-1))
+    exact = accumulation_dtype(x.dtype)  # no coordinates in half precision
+    offsets = edges.offsets.to(exact)
+    q_in, q_out = nodes.q.to(exact), nodes.q_out.to(exact)
+    phi_p = filter.phi_p(offsets.norm(dim=-1)).to(x.dtype)
+    phi_q = filter.phi_q_in(q_in.norm(dim=-1)).to(x.dtype)
     phi_out = filter.phi_q_out(q_out.norm(dim=-1))
     joint = filter.kind == "diff"
     harmonics_p = edge_harmonics(offsets, 0 if joint else _highest(filter, outer=True))
@@ -157,14 +160,16 @@ def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter, budg
             filter.signs,
             joint,
         )
-        out = x.new_zeros(stop - start, filter.dim_out)
+        out = x.new_zeros(stop - start, filter.dim_out, dtype=exact)
         for total, (m, column, row) in zip(sums, keys, strict=True):
             matrix = matrices[m.l_1][:, column.start : column.stop, row.start : row.stop]
             matrix = matrix.unflatten(2, (filter.radial[0], -1))
             matrix = matrix.unflatten(1, (filter.radial[2], -1))
-            mixed = torch.einsum("ncabo,ny,ybcad->ndo", total, phi_out[start:stop], matrix)
-            out = out.index_add(1, filter.index_out(row.channels), mixed.flatten(1))
-        return out
+            mixed = torch.einsum(
+                "ncabo,ny,ybcad->ndo", total.to(exact), phi_out[start:stop], matrix
+            )
+            out = out.index_add(1, filter.index_out(row.channels), mixed.flatten(1).to(exact))
+        return out.to(x.dtype)
 
     features = [
         x.index_select(1, filter.index_in(g)).unflatten(1, (c.mul, 2 * c.l + 1))
