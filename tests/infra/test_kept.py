@@ -6,6 +6,7 @@ import gc
 import weakref
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tripq.infra.kept import kept_with_owner
 
@@ -47,3 +48,10 @@ def test_what_inference_made_serves_training():
     with torch.inference_mode():
         made(owner)
     assert not made(owner).tensor.is_inference()
+
+
+def test_what_a_tracer_made_has_numbers():
+    owner = Owner()
+    with FakeTensorMode():
+        made(owner)
+    assert made(owner).tensor.tolist() == [1.0]

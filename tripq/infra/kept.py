@@ -9,12 +9,13 @@ wrapped, and of no use behind it: what is made there is not kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property, wraps
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
+from torch._guards import detect_fake_mode
 from torch.utils._python_dispatch import _disable_current_modes
 
 Make = TypeVar("Make", bound=Callable[..., Any])
@@ -27,7 +28,8 @@ def ordinary_tensors() -> Iterator[None]:
 
     Inside, neither inference mode nor ``torch.no_grad`` nor a tracer is active.
     """
-    with torch.inference_mode(False), _disable_current_modes():
+    tracing = detect_fake_mode() is not None
+    with torch.inference_mode(False), _disable_current_modes() if tracing else nullcontext():
         yield
 
 

@@ -20,14 +20,14 @@ class Bound(nn.Module):
 
     Examples
     --------
-    >>> import numpy as np
+    >>> import numpy as np, torch
     >>> from tripq import PQGraph
-    >>> from tripq.tasks.lesions.segmenter import LesionSegmenter
+    >>> from tripq.nn import QMean
     >>> q = np.concatenate([np.zeros((1, 3)), np.eye(3)])
     >>> graph = PQGraph.from_grid(np.ones((4, 4, 4)), np.diag([2.0, 2, 2, 1]), q, radius=3.6)
-    >>> network = Bound(LesionSegmenter(), graph)
-    >>> network(torch.rand(64, 4)).shape
-    torch.Size([64])
+    >>> mean = Bound(QMean(), graph)
+    >>> mean(torch.rand(64, 4, 1)).shape
+    torch.Size([64, 1])
     """
 
     def __init__(self, module: nn.Module, graph: object) -> None:
