@@ -21,10 +21,13 @@ test: .venv/.installed-dev
 fuzz: .venv/.installed-dev
 	$(BIN)/pytest --hypothesis-profile fuzz --hypothesis-show-statistics $(ARGS) tests/trust/test_fuzz.py
 
+# kernels/ is checked as tripq.kernels, the name under which it is installed.
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	mkdir -p build/typed/tripq
+	ln -sfn $(CURDIR)/tripq/* $(CURDIR)/kernels build/typed/tripq/
+	cd build/typed && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p tripq
 
 # The site, in site/index.html: it opens from a disk, without a network.
 docs: .venv/.installed-docs

@@ -324,14 +324,14 @@ def _keep_lengths(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate_radial(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     lengths, scale, shift = ctx.saved_tensors
-    family = ctx.family
+    kind, number, start, stop = family = ctx.family
     needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[-2:])
     if runs_in_triton(lengths) and not higher_derivatives():
         every = _edge_radial_backward(grad, lengths, *family, scale, shift)
         gradients = [g if need else None for g, need in zip(every, needed, strict=True)]
     else:
         gradients = gradients_of_twin(
-            lambda: radial_twin(lengths, *family, scale, shift),
+            lambda: radial_twin(lengths, kind, number, start, stop, scale, shift),
             (lengths, scale, shift),
             needed,
             grad,

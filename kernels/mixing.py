@@ -11,6 +11,7 @@ direction, whose result is turned round as it is stored, so that nothing is ever
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -109,15 +110,18 @@ def _(grad: Tensor, a: Tensor) -> Tensor:
     return grad.new_empty(a.shape[0], a.shape[1], grad.shape[1])
 
 
+_Gradient = Callable[[Tensor, Tensor], Tensor]
+
+
 def _keep_inputs(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
     a, w = ctx.saved_tensors
-    for_a, for_w = _mix_grad_a, _mix_grad_w
-    if higher_derivatives():
-        for_a, for_w = mix_grad_a_twin, mix_grad_w_twin
+    higher = higher_derivatives()
+    for_a: _Gradient = mix_grad_a_twin if higher else _mix_grad_a
+    for_w: _Gradient = mix_grad_w_twin if higher else _mix_grad_w
     grad_a = for_a(grad, w) if ctx.needs_input_grad[0] else None
     grad_w = for_w(grad, a) if ctx.needs_input_grad[1] else None
     return grad_a, grad_w

@@ -428,7 +428,7 @@ def _backward_expand(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
     phi, harmonics, *tensors = ctx.saved_tensors
     edges, small = tensors[:9], tensors[9:]
     grad_phi = None
-    grad_small = [None] * (len(ctx.groups) // 2)
+    grad_small: Sequence[Tensor | None] = [None] * (len(ctx.groups) // 2)
     if any(ctx.needs_input_grad[0]):
         grad_small = _contracted(
             grads, phi, harmonics, edges, ctx.couplings, ctx.groups, ctx.to_small
@@ -451,7 +451,7 @@ def _backward_contract(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
     phi, harmonics, *tensors = ctx.saved_tensors
     edges, big = tensors[:9], tensors[9:]
     grad_phi = None
-    grad_big = [None] * len(ctx.orders)
+    grad_big: Sequence[Tensor | None] = [None] * len(ctx.orders)
     if any(ctx.needs_input_grad[0]):
         grad_big = _expanded(grads, phi, harmonics, edges, ctx.couplings, ctx.orders, ctx.to_small)
     if ctx.needs_input_grad[1]:
