@@ -26,9 +26,10 @@ import torch
 
 from tests.commands.conftest import Call, write_scan
 from tests.commands.test_segment_bids import summary
-from tripq import files, inference, segmentation
-from tripq.commands import lesions
+from tripq.commands import segmenting
+from tripq.infra import files
 from tripq.scans.bids import find_maps
+from tripq.tasks.lesions import segmentation
 
 SCANS = tuple(f"sub-{n}/dwi/sub-{n}_dwi.nii.gz" for n in ("01", "02"))
 SIDECARS = tuple(f"sub-{n}/dwi/sub-{n}_space-orig_label-lesion_probseg.json" for n in ("01", "02"))
@@ -142,7 +143,7 @@ def test_a_full_disk_ends_a_run_at_the_first_scan(
 ) -> None:
     """The others would be computed for nothing; a scan that cannot be used stops nobody."""
     read: list[str] = []
-    read_scan = lesions.read_scan
+    read_scan = segmenting.read_scan
 
     def noted(found: Any, *others: Any) -> Any:
         read.append(found.scan.name)
@@ -151,8 +152,8 @@ def test_a_full_disk_ends_a_run_at_the_first_scan(
     def full(values: Any, dwi: Any, path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(lesions, "read_scan", noted)
-    monkeypatch.setattr(lesions, "write_map", full)
+    monkeypatch.setattr(segmenting, "read_scan", noted)
+    monkeypatch.setattr(segmenting, "write_map", full)
     done = call("segment-bids", raw, tmp_path / "out", "participant", "--weights", weights)
     assert (done.status, read) == (1, ["sub-01_dwi.nii.gz"])
     assert "No space left on device" in done.error
@@ -260,12 +261,13 @@ def test_out_of_memory_is_tried_again_with_less_and_that_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sizes: list[int] = []
+    unchanged = segmentation.segment
 
     def greedy(network: Any, dwi: Any, *, max_voxels: int, **options: Any) -> np.ndarray:
         sizes.append(max_voxels)
         if len(sizes) == 1:
             raise error
-        return inference.segment(network, dwi, max_voxels=max_voxels, **options)
+        return unchanged(network, dwi, max_voxels=max_voxels, **options)
 
     arguments = ("segment", scan, "--mask", mask, "--weights", weights, "-o")
     assert call(*arguments, tmp_path / "plenty").status == 0
@@ -299,8 +301,8 @@ def test_too_little_memory_for_good_names_the_scan_and_leaves_nothing(
     arguments = ("segment", scan, "--mask", mask, "--weights", weights, "-o", tmp_path / "out")
     for place, reason in (
         (segmentation, "segment"),
-        (lesions, "read_scan"),
-        (lesions, "write_subject_report"),
+        (segmenting, "read_scan"),
+        (segmenting, "write_subject_report"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(place, reason, greedy)
@@ -315,18 +317,18 @@ STOPS = """
 import sys, time
 from importlib import import_module
 from pathlib import Path
-import tripq.commands.segmenting as lesions
+import tripq.commands.segmenting as segmenting
 app = import_module("tripq.commands.segment_bids")  # the package has a function of this name
 marker, where = Path(sys.argv.pop(1)), sys.argv.pop(1)
 def stop(): marker.touch(); time.sleep(600)
-report, summary = lesions._write_report, app._write_summary
+report, summary = segmenting._write_report, app._write_summary
 def write_report(path, *others):
     report(path, *others)
     if where == "inside" and "sub-02" in path.name: stop()
 def write_summary(*others):
     summary(*others)
     if where == "between": stop()
-lesions._write_report, app._write_summary = write_report, write_summary
+segmenting._write_report, app._write_summary = write_report, write_summary
 from tripq.commands import run
 run()
 """

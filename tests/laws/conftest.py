@@ -21,7 +21,7 @@ from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
 from tests.scans.conftest import Scan
-from tripq.commands import app, lesions
+from tripq.commands import app, segmenting
 from tripq.simulate import Anatomy, GradientTable
 from tripq.tasks.lesions.simulate import LesionStatistics, simulate_subject
 
@@ -182,9 +182,9 @@ def assert_same(found: NDArray[np.float32], expected: NDArray[np.float32]) -> No
 def quick() -> Iterator[None]:
     """Leave out what takes longer than all else: pages, and reading the network every time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lesions, "load_model", cache(lesions.load_model))
+        patch.setattr(segmenting, "load_model", cache(segmenting.load_model))
         patch.setattr(
-            lesions,
+            segmenting,
             "write_subject_report",
             lambda path, *arguments, **options: path.write_text("a page"),
         )

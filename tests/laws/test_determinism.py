@@ -13,7 +13,6 @@ from tests.commands.test_train import CONFIG, write_labelled
 from tests.laws.conftest import assert_same, make_head, segment, tripq
 from tests.training.test_training import boxes, equivariant
 from tripq import PQTensorFieldLayer
-from tripq.commands import lesions
 from tripq.networks.blocks import segment as segment_scan
 from tripq.networks.checkpoint import load_network
 from tripq.tasks.lesions.segmentation import load_model
@@ -94,7 +93,7 @@ def test_a_gpu_gives_the_map_of_the_cpu_and_always_the_same(
     expected = written(head).volume
     model = load_model(default_weights())
     put_on(model.network, "triton")
-    monkeypatch.setattr(lesions, "load_model", lambda path: model)
+    monkeypatch.setattr(segmenting, "load_model", lambda path: model)
     first, second = (
         segment(head, tmp_path / run, "--device", "cuda").volume for run in ("first", "second")
     )

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from tests.laws.conftest import ROUNDING, Head, Map, assert_same, make_head, segment, tripq
-from tripq import PQTensorFieldLayer, inference
-from tripq.commands import lesions
+from tripq import PQTensorFieldLayer
+from tripq.commands import segmenting
+from tripq.networks import blocks
 from tripq.scans import read_dwi
 from tripq.tasks.lesions.segmentation import (
     PROGRAM_BYTES,
@@ -140,7 +141,7 @@ def test_every_back_end_gives_the_map(
     for layer in layers:
         layer.backend, layer.memory_budget = backend, budget
     assert len(layers) == 5
-    monkeypatch.setattr(lesions, "load_model", lambda path: model)
+    monkeypatch.setattr(segmenting, "load_model", lambda path: model)
     head = make_head()
     assert_same(segment(head, tmp_path).volume, written(head).volume)
 
@@ -150,14 +151,14 @@ def test_any_split_of_memory_gives_the_map(
 ) -> None:
     """`--memory` decides how large the blocks are, and with that how many."""
     head = make_head(shape=(15, 16, 44))
-    split_blocks, counts = inference.split_blocks, []
+    split_blocks, counts = blocks.split_blocks, []
 
     def counted(*arguments):
         blocks = split_blocks(*arguments)
         counts.append(len(blocks))
         return blocks
 
-    monkeypatch.setattr(inference, "split_blocks", counted)
+    monkeypatch.setattr(blocks, "split_blocks", counted)
     expected = written(head).volume
     network = load_model(default_weights()).network
     dwi = read_dwi(head.write(tmp_path), mask=tmp_path / "mask.nii.gz")
@@ -182,18 +183,18 @@ def test_segmenting_goes_on_as_if_nothing_had_been(
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     tripq("segment-bids", raw, whole, "participant", "--device", "cpu")
 
-    write_map = lesions.write_map
+    write_map = segmenting.write_map
 
     def interrupted(values, dwi, path):
         write_map(values, dwi, path)
         if "sub-02" in path.name:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(lesions, "write_map", interrupted)
+    monkeypatch.setattr(segmenting, "write_map", interrupted)
     with pytest.raises(AssertionError, match="interrupted"):
         tripq("segment-bids", raw, parts, "participant", "--device", "cpu")
     assert not list(parts.rglob("sub-02*.*"))
-    monkeypatch.setattr(lesions, "write_map", write_map)
+    monkeypatch.setattr(segmenting, "write_map", write_map)
     tripq("segment-bids", raw, parts, "participant", "--device", "cpu")
 
     maps = sorted(path.relative_to(whole) for path in whole.rglob("*.nii.gz"))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tripq import weights
 from tripq.networks.checkpoint import CheckpointError
+from tripq.tasks.lesions import weights
 
 
 def test_the_weights_lie_in_the_package() -> None:
