@@ -13,6 +13,7 @@ from tests.commands.test_train import CONFIG, write_labelled
 from tests.laws.conftest import assert_same, make_head, segment, tripq
 from tests.training.test_training import boxes, equivariant
 from tripq import PQTensorFieldLayer
+from tripq.commands import segmenting
 from tripq.networks.blocks import segment as segment_scan
 from tripq.networks.checkpoint import load_network
 from tripq.tasks.lesions.segmentation import load_model
