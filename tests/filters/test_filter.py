@@ -21,7 +21,7 @@ from tests.strategies import (
     table_of,
 )
 from tripq import PQTensorFieldLayer, Radial
-from tripq import filter as filter_module
+from tripq.filters import filter as filter_module
 from tripq.filters.filter import weights_at_most
 from tripq.so3.harmonics import spherical_harmonics, unit_vectors
 
