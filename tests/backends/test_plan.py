@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from tests.strategies import (
     RADIUS,
@@ -15,6 +19,9 @@ from tests.strategies import (
     table_of,
 )
 from tripq import PQGraph, PQTensorFieldLayer
+from tripq.backends import BACKENDS
+from tripq.backends.base import Request
+from tripq.backends.plan import make_plan
 
 AFFINE = affine_of(2.0 * np.eye(3))
 BALL = np.linalg.norm(np.indices((16, 16, 16)) - 7.5, axis=0) < 4
@@ -84,6 +91,67 @@ def test_gradients_of_coordinates_are_not_for_triton():
     graph = PQGraph.from_points(p, table_of(0, 3), RADIUS)
     with pytest.raises(ValueError, match="it takes coordinates and quadrature weights as"):
         layer_of(backend="triton")(torch.ones(2, 3, 15), graph)
+
+
+def request_of(graph, layer, budget=1 << 20):
+    (scan,), (filter,) = graph.scans, layer.filters
+    return Request.of(scan.edges, scan.q, filter, budget)
+
+
+def test_back_ends_are_known_by_their_names():
+    assert [b.name for b in BACKENDS.values()] == list(BACKENDS)
+
+
+def test_a_plan_is_made_once_for_what_it_depends_on():
+    graph, layer = grid(np.ones((3, 3, 2)), 4), layer_of()
+    plan = make_plan("auto", request_of(graph, layer))
+    assert make_plan("auto", request_of(graph, layer)) is plan
+    assert make_plan("edges", request_of(graph, layer)) is not plan
+    assert make_plan("auto", request_of(graph, layer_of())) is not plan
+    assert make_plan("auto", request_of(grid(np.ones((3, 3, 2)), 4), layer)) is not plan
+    small, large = (make_plan("edges", request_of(graph, layer, b)) for b in (1000, 1 << 20))
+    assert small.peak_memory < large.peak_memory
+    layer.double()
+    assert make_plan("auto", request_of(graph, layer)).bytes == 2 * plan.bytes
+
+
+@pytest.mark.parametrize("owner", ["graph", "layer"])
+def test_a_plan_goes_with_its_scan_and_with_its_filter(owner):
+    owners = {"graph": grid(np.ones((3, 3, 2)), 4), "layer": layer_of()}
+    kept = weakref.ref(make_plan("auto", request_of(**owners)))
+    assert kept() is not None
+    del owners[owner]
+    gc.collect()
+    assert kept() is None
+
+
+def test_a_pass_says_nothing_and_counts_nothing_again(monkeypatch):
+    graph, layer = grid(np.ones((3, 3, 2)), 4), layer_of(backend="recoupled")
+    x = torch.ones(18, 4, 15)
+    first = layer(x, graph)
+    for name in ("_estimate", "_described", "_reason"):
+        monkeypatch.setattr(f"tripq.backends.plan.{name}", None)
+    assert layer(x, graph).equal(first)
+
+
+@pytest.mark.parametrize("of_p", [True, False])
+def test_a_kept_plan_does_not_outlive_what_it_took_for_constant(of_p):
+    graph, x = grid(np.ones((3, 3, 2)), 4), torch.ones(18, 4, 15)
+    layer = layer_of(backend="triton")
+    layer(x, graph)
+    (scan,) = graph.within(RADIUS).scans
+    constants = scan.edges.offsets if of_p else scan.q.q_in
+    constants.requires_grad_()
+    with pytest.raises(ValueError, match="it takes coordinates and quadrature weights as"):
+        layer(x, graph)
+    constants.requires_grad_(False)
+    layer(x, graph)
+    with forward_ad.dual_level():
+        q = forward_ad.make_dual(torch.tensor(table_of(0, 4)), torch.ones(4, 3).double())
+        dual = PQGraph.from_grid(np.ones((3, 3, 2)), AFFINE, q, RADIUS)
+        with pytest.raises(ValueError, match="it takes coordinates and quadrature weights as"):
+            layer(x, dual)
+    layer(x, dual)
 
 
 @pytest.mark.parametrize("backend", backends_for("grid"))

@@ -152,7 +152,7 @@ def by(backend: Backend, budget: int, dtype: torch.dtype) -> list[torch.Tensor]:
     torch.manual_seed(0)
     (filter,) = PQTensorFieldLayer(IRREPS, IRREPS, 2.8, lmax_p=2, lmax_q=2).to(dtype).filters
     x = torch.randn(scan.n_voxels, 4, 10, dtype=dtype, requires_grad=True)
-    y = BACKENDS[backend](x, scan.edges, scan.q, filter, budget)
+    y = BACKENDS[backend].evaluate(x, scan.edges, scan.q, filter, budget)
     return [y, *torch.autograd.grad(y.square().sum(), [x, *filter.parameters()])]
 
 

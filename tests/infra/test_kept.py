@@ -5,10 +5,11 @@ from __future__ import annotations
 import gc
 import weakref
 
+import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tripq.infra.kept import kept_with_owner
+from tripq.infra.kept import kept_with_owner, kept_with_owners
 
 
 class Owner:
@@ -39,6 +40,28 @@ def test_it_goes_with_its_owner():
     kept = weakref.ref(made(owner, 1))
     assert kept() is not None
     del owner
+    gc.collect()
+    assert kept() is None
+
+
+@kept_with_owners
+def made_for_two(owner: Owner, other: Owner, *args: int) -> Made:
+    return Made(*args)
+
+
+def test_two_owners_have_one_for_each_set_of_arguments():
+    first, second = Owner(), Owner()
+    assert made_for_two(first, second, 1) is made_for_two(first, second, 1)
+    assert made_for_two(first, second, 1) is not made_for_two(first, second, 2)
+    assert made_for_two(first, second, 1) is not made_for_two(second, first, 1)
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_it_goes_with_either_of_two_owners(gone):
+    owners = [Owner(), Owner()]
+    kept = weakref.ref(made_for_two(*owners, 1))
+    assert kept() is not None
+    del owners[gone]
     gc.collect()
     assert kept() is None
 

@@ -434,7 +434,7 @@ def filters_of_one_path(kind, dtype):
 def evaluated(backend, x, scan, filter):
     """The output of a filter, and its gradients for the features and the weights."""
     x = x.detach().clone().requires_grad_()
-    out = EVALUATE[backend](x, scan.edges, scan.q, filter, BUDGET)
+    out = EVALUATE[backend].evaluate(x, scan.edges, scan.q, filter, BUDGET)
     direction = torch.linspace(-1, 2, out.numel(), dtype=torch.float64).view(out.shape).to(out)
     grad_x, grad_w = torch.autograd.grad(out, (x, filter.weight), direction)
     return {"output": out.detach(), "x": grad_x, "weight": grad_w}

@@ -8,8 +8,9 @@ from e3nn import o3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.strategies import relative_error, rotation_of, seeds, wigner_d
+from tests.strategies import relative_error, rotation_of, seeds
 from tripq.so3.harmonics import ZERO_LENGTH, directions, spherical_harmonics, unit_vectors
+from tripq.testing import wigner_d
 
 ORDERS = range(6)
 

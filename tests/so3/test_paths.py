@@ -98,6 +98,19 @@ def test_numbers_of_paths_counted_by_hand():
     assert len(list(filter_orders("tp", 0, 1, "tp1"))) == 6
 
 
+@pytest.mark.parametrize("kind", ["tp", "diff", "p", "q"])
+def test_inner_and_outer_orders_are_those_that_the_kind_has(kind):
+    channels = tuple(Channels(l, 1, tuple(range(2 * l + 1))) for l in range(3))
+    for path in select_paths(kind, channels, channels):
+        assert triangle(path.inner, path.outer, path.l_filter)
+        assert (path.inner, path.outer) == {
+            "tp": (path.l_q, path.l_p),
+            "diff": (path.l_filter, 0),
+            "p": (0, path.l_p),
+            "q": (path.l_q, 0),
+        }[kind]
+
+
 def test_a_path_is_frozen_hashable_and_equal_by_value():
     path = Path(0, 1, 1, 1, 0)
     assert path == Path(0, 1, 1, 1, 0)

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sympy.physics.wigner import wigner_6j
 
-from tests.strategies import irreps, rotation_of, seeds, wigner_d
+from tests.strategies import irreps, rotation_of, seeds
 from tripq import PQTensorFieldLayer
 from tripq.so3.paths import Path
 from tripq.so3.recoupling import clebsch_gordan, recoupling_coefficient
+from tripq.testing import wigner_d
 
 orders = st.integers(0, 3)
 

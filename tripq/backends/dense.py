@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from tripq.backends.base import BackEnd, Request, Work, grid_obstacle
 from tripq.backends.parts import by_directions
 from tripq.backends.precision import convolve, single_precision
 from tripq.backends.tables import (
@@ -34,22 +35,16 @@ from tripq.filters.filter import PQFilter
 from tripq.filters.sparse import SparseMatrix
 from tripq.infra.kept import kept_with_owner
 from tripq.kernels.launch import accumulation_dtype
-from tripq.so3.paths import Path
 
 
 @single_precision
 def evaluate(
     x: Tensor, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilter, budget: int
 ) -> Tensor:
-    """The sum over all edges; shapes as in `tripq.backends`.
-
-    Raises
-    ------
-    ValueError
-        Where the voxels are on no grid, or have directions of their own.
-    """
-    if isinstance(q, NodeSpace) or edges.grid is None or edges.steps is None:
-        raise ValueError("the dense back end needs voxels on a grid that share their directions")
+    """The sum over all edges; shapes as in `tripq.backends`."""
+    assert isinstance(q, QSpace)  # see `grid_obstacle`
+    assert edges.grid is not None
+    assert edges.steps is not None
     n_voxels, n_out = x.shape[0], len(q.q_out)
     if not filter.paths or n_voxels == 0:
         return x.new_zeros(n_voxels, n_out, filter.dim_out)
@@ -121,7 +116,7 @@ class DenseFilter:
         q = replace(self.q, q_out=self.q.q_out[part], weights=self.q.weights[part])
         phi = filter.phi_q_out(q.q_out.to(coefficients.dtype).norm(dim=-1))
         mixed = torch.einsum("ck,kubvp->cubvp", phi, coefficients)
-        if filter.kind == "diff":
+        if filter.joint:
             filled = self._on_joint_offsets(mixed, q)
         else:
             filled = self._on_separate_offsets(mixed, q)
@@ -167,9 +162,8 @@ def _coefficient_matrix(filter: PQFilter) -> SparseMatrix:
     _, n_out, n_inner, n_in, n_outer = shape
 
     def place(t: Terms) -> Index:
-        l_inner, l_outer = _inner(t.path), _outer(t.path)
-        row = inner[l_inner] + t.k_q_in * (2 * l_inner + 1) + t.m_q
-        column = outer[l_outer] + t.k_p * (2 * l_outer + 1) + t.m_p
+        row = inner[t.path.inner] + t.k_q_in * (2 * t.path.inner + 1) + t.m_q
+        column = outer[t.path.outer] + t.k_p * (2 * t.path.outer + 1) + t.m_p
         return (
             ((t.k_q_out * n_out + t.output) * n_inner + row) * n_in + t.input
         ) * n_outer + column
@@ -186,7 +180,7 @@ def _shape(filter: PQFilter) -> tuple[int, int, int, int, int]:
 def _widths(filter: PQFilter, *, outer: bool) -> dict[int, int]:
     """Orders of the outer or inner harmonics, and how many functions each stands for."""
     number = filter.radial[0 if outer else 2]
-    orders = {_outer(p) if outer else _inner(p) for p in filter.paths}
+    orders = {path.outer if outer else path.inner for path in filter.paths}
     return {l: number * (2 * l + 1) for l in sorted(orders)}
 
 
@@ -194,14 +188,6 @@ def _starts(filter: PQFilter, *, outer: bool) -> dict[int, int]:
     """Where the functions of each order begin."""
     widths = _widths(filter, outer=outer)
     return dict(zip(widths, accumulate(widths.values(), initial=0), strict=False))
-
-
-def _inner(path: Path) -> int:
-    return path.l_filter if path.filter == "diff" else path.l_q
-
-
-def _outer(path: Path) -> int:
-    return 0 if path.filter == "diff" else path.l_p
 
 
 # -- volumes -------------------------------------------------------------------------------------
@@ -219,3 +205,23 @@ def _from_volume(volume: Tensor, position: Tensor) -> Tensor:
     """(volumes, channels, x, y, z) to (V, channels)."""
     rows = volume.movedim(1, -1).flatten(0, 3)
     return rows if len(rows) == len(position) else rows.index_select(0, position)
+
+
+# -- what it takes -------------------------------------------------------------------------------
+
+
+def cost(request: Request) -> Work:
+    """The filter on the grid, and the convolution of the box around the voxels."""
+    r, f, stages = request, request.filter, request.stages
+    matrix = r.n_out * f.dim_out * r.n_in * f.dim_in
+    mixing = r.n_out * f.radial[1] * stages.embedding * stages.outer * f.dim_out * f.dim_in
+    if f.joint:
+        building = mixing + matrix * r.n_types * stages.embedding
+    else:
+        building = mixing + matrix * (stages.embedding + r.n_types) * stages.outer
+    volume = r.n_box * r.n_in * f.dim_in
+    held = matrix * (stages.outer + 2 * r.n_cells) + r.n_box * r.n_out * f.dim_out
+    return Work(building + r.n_box * r.n_cells * matrix, 2 * (held + volume), held, volume)
+
+
+BACK_END = BackEnd("dense", grid_obstacle, cost, {"cpu": 70.0, "cuda": 12_000.0}, evaluate)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tripq.backends.base import BackEnd, Request, Work, no_obstacle
 from tripq.backends.precision import full_precision
 from tripq.domain.nodes import NodeSpace
 from tripq.domain.qspace import QSpace
@@ -63,3 +64,20 @@ def _chunks(
     size = _INTERMEDIATES * filter.dim_out * filter.dim_in * per_edge * x.element_size()
     step = max(1, budget // max(1, size))
     return torch.arange(n_edges, device=x.device).split(step)
+
+
+# -- what it takes -------------------------------------------------------------------------------
+
+
+def cost(request: Request) -> Work:
+    """The kernel of every edge, and its product with the features."""
+    f = request.filter
+    coupled = sum((2 * p.l_out + 1) * (2 * p.l_in + 1) * (2 * p.l_filter + 1) for p in f.paths)
+    weighted = f.weight.numel() + len(f.paths) * f.dim_out * f.dim_in
+    kernel = f.dim_out * f.dim_in
+    n_edges = request.n_edges * request.n_in * request.n_out
+    return Work(n_edges * (coupled + weighted + kernel), 4 * n_edges * kernel, 2 * n_edges * kernel)
+
+
+# The rates are a guess: nobody takes it for speed.
+BACK_END = BackEnd("edges", no_obstacle, cost, {"cpu": 1.0, "cuda": 100.0}, evaluate)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tripq.backends.base import BackEnd, Request, Work, grid_obstacle
 from tripq.backends.precision import full_precision
 from tripq.backends.spectral.convolution import bytes_per_place, convolve
 from tripq.backends.spectral.stages import Layout, Operands
@@ -42,17 +43,10 @@ _SAME_LENGTH = 1e-12
 def evaluate(
     x: Tensor, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilter, budget: int
 ) -> Tensor:
-    """The sum over all edges; shapes as in `tripq.backends`.
-
-    Raises
-    ------
-    ValueError
-        Where the voxels are on no grid or have directions of their own, or the filter is "diff".
-    """
-    if isinstance(q, NodeSpace) or edges.grid is None or edges.steps is None:
-        raise ValueError("the Fourier back end needs voxels on a grid that share their directions")
-    if filter.kind == "diff":
-        raise ValueError('the Fourier back end has no way to evaluate a "diff" filter')
+    """The sum over all edges; shapes as in `tripq.backends`."""
+    assert isinstance(q, QSpace)  # see `obstacle`
+    assert edges.grid is not None
+    assert edges.steps is not None
     if not filter.paths or not len(x):
         return x.new_zeros(x.shape[0], len(q.q_out), filter.dim_out)
     largest = budget // bytes_per_place(x, len(q.q_out), filter.dim_out)
@@ -168,7 +162,7 @@ class _Group:
 def _groups(filter: PQFilter) -> list[_Group]:
     members: dict[tuple[int, ...], list[int]] = {}
     for g in range(len(filter.channels_in)):
-        met = {path.l_q for path in filter.paths if filter.channels_of(path)[0] == g}
+        met = {path.inner for path in filter.paths if filter.channels_of(path)[0] == g}
         if met:
             members.setdefault(tuple(sorted(met)), []).append(g)
     groups = []
@@ -207,9 +201,9 @@ def _coefficient_matrix(filter: PQFilter) -> SparseMatrix:
         _, _, _, n_channels, n_inner, n_out = _shape(filter, group)
         within = np.empty(filter.dim_in, np.int64)
         within[[j for g in group.starts for j in filter.channels_in[g].index]] = range(n_channels)
-        row = k_p * rows[t.path.l_p] + t.k_p * (2 * t.path.l_p + 1) + t.m_p
+        row = k_p * rows[t.path.outer] + t.k_p * (2 * t.path.outer + 1) + t.m_p
         channel = ((row * k_out + t.k_q_out) * k_in + t.k_q_in) * n_channels + within[t.input]
-        inner = _starts(group.orders)[t.path.l_q] + t.m_q
+        inner = _starts(group.orders)[t.path.inner] + t.m_q
         return begin + (channel * n_inner + inner) * n_out + t.output
 
     return coefficient_matrix(filter, begins[-1], place)
@@ -230,4 +224,33 @@ def _starts(orders: Sequence[int]) -> dict[int, int]:
 
 def _outer_orders(filter: PQFilter) -> list[int]:
     """Orders of the p-harmonics, first the even ones."""
-    return sorted({path.l_p for path in filter.paths}, key=lambda l: (l % 2, l))
+    return sorted({path.outer for path in filter.paths}, key=lambda l: (l % 2, l))
+
+
+# -- what it takes -------------------------------------------------------------------------------
+
+
+def obstacle(request: Request) -> str | None:
+    """Why it cannot evaluate a request, if it cannot."""
+    if (why := grid_obstacle(request)) is not None:
+        return why
+    if request.filter.joint:
+        return 'a "diff" filter does not come apart into p- and q-space'
+    if request.differentiated_p:
+        return "it takes p-offsets to come in pairs, p and -p, and some require gradients"
+    return None
+
+
+def cost(request: Request) -> Work:
+    """Products and sums at each place of the box with its margins."""
+    r, f, stages = request, request.filter, request.stages
+    joined = stages.embedding * f.dim_in
+    # At half as many frequencies as places, but real and imaginary parts; J serves a whole shell.
+    products = joined * (r.n_in + 2 * f.dim_out) * r.n_out
+    joining = f.radial[1] * stages.outer * joined * f.dim_out / 2
+    features = r.n_in * f.dim_in + r.n_out * f.dim_out
+    numbers = 4 * features + 2 * r.n_out * joined + f.radial[1] * joined * f.dim_out
+    return Work(r.n_places * (products + joining), r.n_places * numbers, 2 * r.n_places * features)
+
+
+BACK_END = BackEnd("fourier", obstacle, cost, {"cpu": 35.0, "cuda": 6_000.0}, evaluate)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from tripq.backends.base import BackEnd, Request, Work, no_obstacle
 from tripq.backends.neighbour_sums import aggregate_on_edges, aggregate_on_grid
 from tripq.backends.parts import by_directions, parts_of, recomputed
 from tripq.backends.precision import full_precision
@@ -45,7 +46,7 @@ def evaluate(
         return x.new_zeros(*n_out, filter.dim_out)
     if isinstance(q, NodeSpace):
         return _on_nodes(x, edges, q, filter, budget)
-    if filter.kind == "diff":
+    if filter.joint:
         return _on_joint_offsets(x, edges, q, filter, budget)
     if len(q.q_out) == 1:
         return _to_one_direction(x, edges, q, filter, budget)
@@ -189,7 +190,7 @@ def _row_blocks(
 
 def _on_joint_offsets(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: int) -> Tensor:
     mixing = mixing_at(q.q_out.to(x.dtype), filter)
-    largest = sum(2 * l + 1 for l in {path.l_filter for path in filter.paths})
+    largest = sum(2 * l + 1 for l in {path.inner for path in filter.paths})
     per_edge = len(q.q_out) * (largest * len(q.q_in) * filter.radial[2] + filter.dim_out)
 
     def contribution(x: Tensor, offsets: Tensor, dst: Tensor, src: Tensor, *w: Tensor) -> Tensor:
@@ -285,3 +286,30 @@ def _node_keys(filter: PQFilter) -> list[tuple[Mixing, int, int]]:
         for mixing in filter.recoupling.mixings
         for block in mixing.rows
     ]
+
+
+# -- what it takes -------------------------------------------------------------------------------
+
+
+def cost(request: Request) -> Work:
+    """Steps 1 to 4, or their order on nodes and for one output direction."""
+    r, f, stages = request, request.filter, request.stages
+    aggregated = r.n_in * stages.embedding * f.dim_in + stages.coupling
+    if r.nodes:
+        operations = r.n_edges * (aggregated + stages.p_dense)
+        return Work(
+            operations, r.n_edges * (stages.coupled + stages.mixed), r.n_edges * stages.mixed
+        )
+    # A "diff" filter has embeddings of every edge, and of no voxel.
+    places = r.n_edges if f.joint else r.n_voxels
+    if r.n_out == 1:
+        operations = places * aggregated + r.n_edges * stages.p_joined
+        moved = (places + r.n_edges) * stages.coupled
+        return Work(operations, 2 * moved, places * stages.coupled)
+    operations = r.n_out * (places * (aggregated + stages.mixing) + r.n_edges * stages.p_dense)
+    numbers = stages.embedding * f.dim_in + 2 * stages.coupled + 2 * stages.mixed
+    moved = r.n_out * (places * numbers + r.n_edges * stages.mixed)
+    return Work(operations, moved, r.n_out * places * (stages.coupled + 2 * stages.mixed))
+
+
+BACK_END = BackEnd("recoupled", no_obstacle, cost, {"cpu": 10.0, "cuda": 6_500.0}, evaluate)

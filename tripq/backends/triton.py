@@ -18,10 +18,12 @@ On a CPU the operators run as their plain torch twins: for tests, not for speed.
 from __future__ import annotations
 
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+from tripq.backends.base import BackEnd, Request, Work
 from tripq.backends.parts import by_directions, recomputed
 from tripq.backends.tables import mixing_at
 from tripq.domain.adjacency import Adjacency
@@ -41,24 +43,12 @@ from tripq.so3.recoupling import Block
 def evaluate(
     x: Tensor, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilter, budget: int
 ) -> Tensor:
-    """The sum over all edges; shapes as in `tripq.backends`.
-
-    Raises
-    ------
-    ValueError
-        For a ``"diff"`` filter between voxels that share their directions, and where the geometry
-        or a quadrature weight requires a gradient.
-    """
+    """The sum over all edges; shapes as in `tripq.backends`."""
     if not filter.paths:
         n_out = (len(q.q_out),) if isinstance(q, NodeSpace) else (x.shape[0], len(q.q_out))
         return x.new_zeros(*n_out, filter.dim_out)
     if isinstance(q, NodeSpace):
         return _on_nodes(x, edges, q, filter, budget)
-    if filter.kind == "diff":
-        raise ValueError(
-            'the Triton back end has no kernel for a "diff" filter between voxels that share '
-            "directions"
-        )
     return _on_product(x, edges, q, filter, budget)
 
 
@@ -123,7 +113,7 @@ def _inner_harmonics(filter: PQFilter, q_out: Tensor, q_in: Tensor) -> Tensor:
 
 def _highest(filter: PQFilter, *, outer: bool) -> int:
     """The highest order of a filter's harmonics of p-offsets or of q-offsets."""
-    return max(path.l_p if outer else path.l_q for path in filter.paths)
+    return max(path.outer if outer else path.inner for path in filter.paths)
 
 
 # -- directions of its own at every voxel --------------------------------------------------------
@@ -142,8 +132,7 @@ def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter, budg
     phi_p = filter.phi_p(offsets.norm(dim=-1)).to(x.dtype)
     phi_q = filter.phi_q_in(q_in.norm(dim=-1)).to(x.dtype)
     phi_out = filter.phi_q_out(q_out.norm(dim=-1))
-    joint = filter.kind == "diff"
-    harmonics_p = edge_harmonics(offsets, 0 if joint else _highest(filter, outer=True))
+    harmonics_p = edge_harmonics(offsets, _highest(filter, outer=True))
     from_q, to_q = filter.q_ends(q_in), filter.q_ends(q_out)
     matrices = dict(zip((m.l_1 for m in mixings), filter.mixing_matrices(), strict=True))
 
@@ -160,7 +149,7 @@ def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter, budg
             walk,
             terms,
             filter.signs,
-            joint,
+            filter.joint,
         )
         out = x.new_zeros(stop - start, filter.dim_out, dtype=exact)
         for total, (m, column, row) in zip(sums, keys, strict=True):
@@ -203,3 +192,37 @@ def _walk(nodes: NodeSpace, edges: PEdges, start: int, stop: int) -> NodeCsr:
         len(nodes.q),
         len(edges.offsets),
     )
+
+
+# -- what it takes -------------------------------------------------------------------------------
+
+
+def obstacle(request: Request) -> str | None:
+    """Why it cannot evaluate a request, if it cannot."""
+    if request.on_gpu and find_spec("triton") is None:
+        return "Triton is not installed"
+    if request.filter.joint and not request.nodes:
+        return 'it has no kernel for a "diff" filter between voxels that share directions'
+    if request.differentiated_p or request.differentiated_q:
+        return (
+            "it takes coordinates and quadrature weights as constants, and some require gradients"
+        )
+    return None
+
+
+def cost(request: Request) -> Work:
+    """The three operators, or the one of nodes."""
+    r, f, stages = request, request.filter, request.stages
+    coupled, mixed = stages.coupled, stages.mixed
+    if r.nodes:
+        operations: float = r.n_edges * (stages.coupling + coupled + stages.p_sparse)
+        return Work(operations, r.n_edges * f.dim_in, r.n_voxels * mixed)
+    q_stage = r.n_in * (stages.coupling / f.radial[2] + coupled)
+    operations = r.n_out * (r.n_voxels * (q_stage + stages.mixing) + r.n_edges * stages.p_sparse)
+    moved = r.n_out * (r.n_voxels * 2 * (coupled + mixed) + r.n_edges * mixed / 4)
+    return Work(operations, moved, r.n_out * r.n_voxels * (coupled + mixed))
+
+
+BACK_END = BackEnd(
+    "triton", obstacle, cost, {"cpu": 1.0, "cuda": 5_500.0}, evaluate, needs_gpu=True
+)

@@ -154,19 +154,23 @@ class PQFilter(nn.Module):
         Those of the q-offset; of a ``"diff"`` filter, those of the difference of both offsets.
         The arguments are broadcast against each other, (..., 3) -> l: (..., 2 l + 1).
         """
-        orders = {path.l_filter if self.kind == "diff" else path.l_q for path in self.paths}
         if self.kind == "p":
             shape = torch.broadcast_shapes(q_out.shape, q_in.shape)[:-1]
             return {0: q_in.new_ones(*shape, 1)}
         q_out, q_in = self.q_ends(q_out), self.q_ends(q_in)
-        joint = self.kind == "diff"
+        orders = {path.inner for path in self.paths}
         total: dict[int, Tensor] = {}
         for sign_out, sign_in in self.signs:
             offset = sign_out * q_out - sign_in * q_in
-            harmonics = _harmonics(orders, p_offset - offset if joint else offset)
+            harmonics = _harmonics(orders, p_offset - offset if self.joint else offset)
             for l, y in harmonics.items():
                 total[l] = total[l] + y if l in total else y
         return {l: y / len(self.signs) for l, y in total.items()}
+
+    @property
+    def joint(self) -> bool:
+        """Whether the inner harmonics are those of both offsets, so that they do not come apart."""
+        return self.kind == "diff"
 
     def q_ends(self, q: Tensor) -> Tensor:
         """The vectors whose differences are the q-offsets: q-vectors, or their directions."""
@@ -181,13 +185,11 @@ class PQFilter(nn.Module):
         """
         if not self.antipodal:
             return [(1, 1)]
-        return list(itertools.product((1, -1) if self.kind == "diff" else (1,), (1, -1)))
+        return list(itertools.product((1, -1) if self.joint else (1,), (1, -1)))
 
     def outer_harmonics(self, p_offset: Tensor) -> dict[int, Tensor]:
         """Harmonics that the fast evaluation couples last: those of the p-offset, if separate."""
-        if self.kind == "diff":
-            return {0: torch.ones_like(p_offset[..., :1])}
-        return _harmonics({path.l_p for path in self.paths}, p_offset)
+        return _harmonics({path.outer for path in self.paths}, p_offset)
 
     def mixing_matrices(self) -> list[Tensor]:
         """The weights, recoupled: for each `Mixing` a tensor (K_q_out, columns, rows)."""
@@ -223,13 +225,10 @@ class PQFilter(nn.Module):
         result = p_offset.new_zeros(*shape, self.dim_out * self.dim_in)
         for path, weight in self.path_weights():
             weight = weight.to(result.dtype)
-            if path.filter == "diff":
-                angular = inner[path.l_filter]
-            else:
-                coupling = coupling_tensor(path.l_p, path.l_q, path.l_filter, result)
-                angular = torch.einsum(
-                    "...p,...q,pqf->...f", outer[path.l_p], inner[path.l_q], coupling
-                )
+            to_filter = coupling_tensor(path.outer, path.inner, path.l_filter, result)
+            angular = torch.einsum(
+                "...p,...q,pqf->...f", outer[path.outer], inner[path.inner], to_filter
+            )
             to_out = coupling_tensor(path.l_filter, path.l_in, path.l_out, result)
             tensor = torch.einsum("...f,fio->...oi", angular, to_out)
             scale = torch.einsum("uvabc,...a,...b,...c->...uv", weight, phi_p, phi_q_out, phi_q_in)

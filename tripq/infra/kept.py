@@ -73,6 +73,18 @@ def kept_with_owner(make: Make) -> Make:
     return cast(Make, found_or_made)
 
 
+def kept_with_owners(make: Make) -> Make:
+    """The same for two owners, the first two arguments: it goes when one of them does."""
+    made: WeakKeyDictionary[Any, WeakKeyDictionary[Any, dict[Hashable, Any]]] = WeakKeyDictionary()
+
+    @wraps(make)
+    def found_or_made(owner: object, other: object, *args: Hashable) -> Any:
+        of_owner = made.setdefault(owner, WeakKeyDictionary())
+        return _found(of_owner.setdefault(other, {}), args, lambda: make(owner, other, *args))
+
+    return cast(Make, found_or_made)
+
+
 def _found(made: dict[Hashable, Any], key: Hashable, make: Callable[[], Any]) -> Any:
     if key in made:
         return made[key]

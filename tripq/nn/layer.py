@@ -11,7 +11,8 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from tripq.backends import BACKENDS
-from tripq.backends.plan import Backend, Explanation, Plan, make_plan
+from tripq.backends.base import Request
+from tripq.backends.plan import Backend, Explanation, explain, make_plan
 from tripq.backends.precision import check_dtype
 from tripq.domain.graph import PQGraph, ScanGraph, pad_rows
 from tripq.domain.nodes import NodeSpace
@@ -240,7 +241,7 @@ class PQTensorFieldLayer(nn.Module):
             (path.l_out, path.parity_out)
             for path in self.paths
             # Without an offset in p, its harmonics are 0 but for the first.
-            if self.p_radius > 0 or path.l_p == 0 or path.filter == "diff"
+            if self.p_radius > 0 or path.outer == 0
         }
         return o3.Irreps(
             [(c.mul, (c.l, c.parity)) for c in self.channels_out if (c.l, c.parity) not in reached]
@@ -345,11 +346,11 @@ class PQTensorFieldLayer(nn.Module):
         q, features = self._q_space(scan), x
         if isinstance(q, QSpace):
             features = x[:, None] if self.q_in is None else x[:, : len(q.q_in)]
-        budget = self._budget(x.device)
-        terms = [
-            BACKENDS[self._plan(scan, q, f).backend](features, scan.edges, q, f, budget)
-            for f in self._filters()
-        ]
+        terms = []
+        for f in self._filters():
+            request = self._request(scan, q, f)
+            back_end = BACKENDS[make_plan(self.backend, request).backend]
+            terms.append(back_end.evaluate(features, scan.edges, q, f, request.budget))
         out = terms[0] if len(terms) == 1 else torch.stack(terms).sum(0)
         if self.self_interaction is not None:
             out = out + self._self_interaction(features)
@@ -386,14 +387,14 @@ class PQTensorFieldLayer(nn.Module):
         'fourier'
         """
         plans = [
-            self._plan(scan, self._q_space(scan), f)
+            explain(self.backend, self._request(scan, self._q_space(scan), f))
             for scan in graph.within(self.p_radius).scans
             for f in self._filters()
         ]
         return Explanation(tuple(plans))
 
-    def _plan(self, scan: ScanGraph, q: QSpace | NodeSpace, f: PQFilter) -> Plan:
-        return make_plan(self.backend, scan, q, f, self._budget(scan.p.device))
+    def _request(self, scan: ScanGraph, q: QSpace | NodeSpace, f: PQFilter) -> Request:
+        return Request.of(scan.edges, q, f, self._budget(scan.p.device))
 
     def _budget(self, device: torch.device) -> int:
         if self.memory_budget is not None:

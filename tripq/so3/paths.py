@@ -44,7 +44,7 @@ class Path:
     l_p, l_q : int
         Orders of the spherical harmonics of the p-offset and of the q-offset.  A ``"diff"`` filter
         has a single harmonic, of the difference of the two offsets; it stands in the place of the
-        first one: ``l_p == l_filter`` and ``l_q == 0``.
+        first one: ``l_p == l_filter`` and ``l_q == 0``.  `inner` and `outer` know that.
     filter : {"tp", "diff", "p", "q"}
         The kind of filter that the path belongs to.
     parity_in, parity_out : {1, -1}
@@ -59,6 +59,28 @@ class Path:
     filter: FilterKind = "tp"
     parity_in: int = 1
     parity_out: int = 1
+
+    @property
+    def inner(self) -> int:
+        """Order of the harmonic of the q-offset, or of the only one of a ``"diff"`` filter.
+
+        The fast evaluation couples it to the input first.
+        """
+        return self.l_filter if self.filter == "diff" else self.l_q
+
+    @property
+    def outer(self) -> int:
+        """Order of the harmonic of the p-offset alone, which a ``"diff"`` filter has not: 0.
+
+        The fast evaluation couples it last.
+
+        Examples
+        --------
+        >>> path = Path(l_in=0, l_out=2, l_filter=2, l_p=2, l_q=0, filter="diff")
+        >>> path.inner, path.outer
+        (2, 0)
+        """
+        return 0 if self.filter == "diff" else self.l_p
 
 
 @dataclass(frozen=True)

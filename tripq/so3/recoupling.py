@@ -81,19 +81,16 @@ def path_coupling(path: Path) -> NDArray[np.float64]:
     """How the definition joins both harmonics and the input: (m_p, m_q, m_in, m_out).
 
     Both couplings of a path in one, exactly zero where symmetry makes them so.  A ``"diff"`` filter
-    has one harmonic only, and is given with order 0 in the place of m_p.
+    has one harmonic only, in the place of m_q, and order 0 in that of m_p.
 
     Examples
     --------
     >>> path_coupling(Path(l_in=0, l_out=1, l_filter=1, l_p=1, l_q=0, filter="tp")).shape
     (3, 1, 1, 3)
     """
+    to_filter = clebsch_gordan(path.outer, path.inner, path.l_filter)
     to_out = clebsch_gordan(path.l_filter, path.l_in, path.l_out)
-    if path.filter == "diff":
-        product = to_out[None]
-    else:
-        to_filter = clebsch_gordan(path.l_p, path.l_q, path.l_filter)
-        product = np.einsum("pqf,fio->pqio", to_filter, to_out)
+    product = np.einsum("pqf,fio->pqio", to_filter, to_out)
     coefficients: NDArray[np.float64] = np.where(np.abs(product) > _NEGLIGIBLE, product, 0.0)
     coefficients.setflags(write=False)
     return coefficients
@@ -243,7 +240,7 @@ class _Coupling:
         index_in: dict[tuple[int, int], int],
         index_out: dict[tuple[int, int], int],
     ) -> _Coupling:
-        outer, inner = (0, path.l_filter) if path.filter == "diff" else (path.l_p, path.l_q)
+        outer, inner = path.outer, path.inner
         lowest = max(abs(inner - path.l_in), abs(outer - path.l_out))
         highest = min(inner + path.l_in, outer + path.l_out)
         terms = (
