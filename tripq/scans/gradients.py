@@ -51,7 +51,7 @@ def read_bval(path: Path) -> NDArray[np.float64]:
         rows = _read_rows(path)
         if 1 not in rows.shape:
             raise DWIError(
-                f"{rows.shape[0]} rows of {rows.shape[1]} numbers; b-values stand in one row or "
+                f"{rows.shape[0]} rows of {rows.shape[1]} numbers; b-values are one row or "
                 "one column. Is this the bvec file?"
             )
         return rows.ravel()
@@ -75,7 +75,7 @@ def read_bvec(path: Path) -> NDArray[np.float64]:
         if rows.shape[1] == 3:
             return rows
         raise DWIError(
-            f"{rows.shape[0]} rows of {rows.shape[1]} numbers; directions stand in 3 rows of N "
+            f"{rows.shape[0]} rows of {rows.shape[1]} numbers; directions are 3 rows of N "
             "numbers or N rows of 3."
         )
 
