@@ -1,6 +1,6 @@
-"""Kernels: each one in Triton, with a twin in plain torch beside it.
+"""Kernels in Triton, each with a twin in plain torch.
 
-Installed as ``tripq.kernels``. Kernels do arithmetic on tensors and nothing else: they know of
-no graph, no layer and no irreps, allocate only what they return, and hold no weights. The torch
-twin of a kernel defines what it computes.
+Installed as ``tripq.kernels``. Kernels do arithmetic on tensors only: they are independent of
+graphs, layers and irreps, allocate only their results, and hold no weights. The torch twin of a
+kernel defines its result.
 """

@@ -7,11 +7,11 @@ u of the offset and Clebsch-Gordan coefficients C,
     \qquad \nabla_u Y_l = l \sqrt{(2 l + 1) / l}\; C(l; l - 1, 1)\, Y_{l-1},
 
 the second because a harmonic of order l is a homogeneous polynomial whose derivatives are harmonics
-of order l - 1.  The kernels walk these sums, a few terms for each component; the twin is
+of order l - 1.  The kernels evaluate these sums, a few terms for each component; the twin is
 `tripq.so3.harmonics.spherical_harmonics`.
 
-Radial functions are e3nn's `soft_one_hot_linspace` with ``cutoff=True``, each of them moved and
-stretched where a scale and a shift are given: ``f_k(a_k x + b_k)``.
+Radial functions are e3nn's `soft_one_hot_linspace` with ``cutoff=True``, each of them shifted and
+scaled if a scale and a shift are given: ``f_k(a_k x + b_k)``.
 
 Gradients of the twins are those of autograd.
 """
@@ -75,14 +75,14 @@ def edge_harmonics(offsets: Tensor, lmax: int) -> Tensor:
 
 
 def harmonics_twin(offsets: Tensor, lmax: int) -> Tensor:
-    """What `edge_harmonics` computes."""
+    """The torch twin of `edge_harmonics`."""
     exact = offsets.to(accumulation_dtype(offsets.dtype))
     harmonics = spherical_harmonics(range(lmax + 1), exact)
     return torch.cat([harmonics[l] for l in range(lmax + 1)], dim=-1).to(offsets.dtype)
 
 
 class Recursion(NamedTuple):
-    """How harmonics of all orders up to one follow from those of the order before.
+    """Recursion for the harmonics of all orders up to a maximum, from each order to the next.
 
     Attributes
     ----------
@@ -91,7 +91,7 @@ class Recursion(NamedTuple):
     coefficients : tuple of float
         One for each term.
     begins : tuple of int
-        Where the terms of order 1, 2, ... begin, and last where they end.
+        Start of the terms of order 1, 2, ..., and their end.
     """
 
     terms: tuple[int, ...]
@@ -101,7 +101,7 @@ class Recursion(NamedTuple):
 
 @cache
 def harmonic_recursion(lmax: int) -> Recursion:
-    """The recursion up to order `lmax`, without the terms that symmetry makes vanish.
+    """The recursion up to order `lmax`, without terms that vanish by symmetry.
 
     Examples
     --------
@@ -184,12 +184,12 @@ def edge_radial(
     kind : {"gaussian", "cosine", "bessel", "smooth_finite"}
         The family.
     number : int
-        How many functions.
+        Number of functions.
     start, stop : float
         The functions are centred at equal steps between these two, excluding both.  Bessel
         functions are those of the range from `start` to `stop`.
     scale, shift : Tensors of shape (number,), optional
-        What each function stretches and moves its lengths by.
+        Scale and shift of the lengths for each function.
 
     Returns
     -------
@@ -220,7 +220,7 @@ def radial_twin(
     scale: Tensor | None,
     shift: Tensor | None,
 ) -> Tensor:
-    """What `edge_radial` computes."""
+    """The torch twin of `edge_radial`."""
     dtype = accumulation_dtype(lengths.dtype)
     x = lengths.to(dtype)
     learned = scale is not None or shift is not None

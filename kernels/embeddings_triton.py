@@ -1,4 +1,4 @@
-"""Triton kernels of `tripq.kernels.embeddings`, which says what they compute."""
+"""Triton kernels of `tripq.kernels.embeddings`, which defines their results."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _zeros(like, N: tl.constexpr):
 
 @triton.jit
 def _direction(offsets, edge, inside, ACC: tl.constexpr, ZERO: tl.constexpr):
-    """Unit vectors (three tensors), reciprocal lengths, and where an offset has a direction."""
+    """Unit vectors (three tensors), reciprocal lengths, and a mask of nonzero offsets."""
     x = tl.load(offsets + 3 * edge, mask=inside, other=0.0).to(ACC)  # (BLOCK,)
     y = tl.load(offsets + 3 * edge + 1, mask=inside, other=0.0).to(ACC)
     z = tl.load(offsets + 3 * edge + 2, mask=inside, other=0.0).to(ACC)
@@ -204,7 +204,7 @@ def _accumulator(dtype: torch.dtype) -> tl.dtype:
 
 @triton.jit
 def _divide(x, y):
-    """Correctly rounded, as torch's: lengths on a grid lie on the very ends of functions."""
+    """Correctly rounded, as torch's: lengths on a grid coincide with the ends of functions."""
     return x / y if x.dtype == tl.float64 else tl.div_rn(x, y)
 
 
@@ -220,7 +220,7 @@ def _horner(x, COEFFICIENTS: tl.constexpr):
 def _sin_cos(t):
     """The sine and cosine of pi t.
 
-    The library's functions of any angle keep a stack for the very large ones.
+    The library's functions for any angle need a stack for very large ones.
     """
     half_turns = tl.floor(t + 0.5)
     r = t - half_turns  # in [-1/2, 1/2]

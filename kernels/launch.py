@@ -1,11 +1,11 @@
-"""Where a kernel runs: Triton on a CUDA device, its torch twin elsewhere.
+"""Choice of implementation: Triton on a CUDA device, otherwise the torch twin.
 
-Every operator of this package exists twice: as Triton kernels (``*_triton.py``) and as a torch twin
-that says what they compute.  With ``TRITON_INTERPRET=1`` in the environment, set before Triton is
-imported, the Triton kernels run on CPU tensors too, slowly: for tests.
+Every operator of this package has two implementations: Triton kernels (``*_triton.py``) and a torch
+twin that defines the result.  With ``TRITON_INTERPRET=1`` in the environment, set before Triton is
+imported, the Triton kernels also run on CPU tensors, slowly, for tests.
 
-Operators have formulas for their first derivatives, backwards.  All other derivatives are those of
-the twins, by autograd: forward mode, higher derivatives, and the transforms of `torch.func`.
+Operators implement their first derivatives in reverse mode.  All other derivatives are those of the
+twins, by autograd: forward mode, higher derivatives, and the transforms of `torch.func`.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ def runs_in_triton(x: Tensor) -> bool:
 
 
 def needs_twin() -> bool:
-    """Whether only plain torch is right here: in forward-mode AD and in `torch.func` transforms.
+    """Whether plain torch is required: in forward-mode AD and in `torch.func` transforms.
 
-    An operator of `torch.library` drops tangents without a word, and `torch.func` cannot look into
-    a function of autograd.  Tensors are not asked: one may carry a tangent of an outer level.
+    An operator of `torch.library` drops tangents silently, and `torch.func` cannot transform an
+    autograd function.  Tensors are not inspected: one may carry a tangent of an outer level.
     """
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def higher_derivatives() -> bool:
-    """Whether, in a backward pass, the gradients will be differentiated themselves."""
+    """In a backward pass, whether the gradients will be differentiated again."""
     return torch.is_grad_enabled() or needs_twin()
 
 
@@ -45,7 +45,7 @@ def gradients_of_twin(
 ) -> list[Tensor | None]:
     """Gradients of a twin for the inputs that need one, by autograd.
 
-    They can be differentiated again where autograd asks for it.
+    They can be differentiated again if autograd requires it.
     """
     wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
     with torch.enable_grad():
@@ -55,5 +55,5 @@ def gradients_of_twin(
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type that sums are kept in: float32 for the half-precision types, else the same."""
+    """The type of accumulated sums: float32 for half-precision types, else the same."""
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype

@@ -1,12 +1,12 @@
 """Channel mixing: one matrix for each output direction, applied at every voxel.
 
-For features a of shape (Q, C, n, V), directions first and voxels last as the q-stage leaves them,
+For features a of shape (Q, C, n, V), directions first and voxels last as the q-stage returns them,
 and matrices w of shape (Q, C, R),
 
     out[v, r, m, q] = sum over c of w[q, c, r] a[q, c, m, v],        (V, R, n, Q),
 
-voxels first and directions last as the p-stage wants them.  That is a matrix product for each
-direction, whose result is turned round as it is stored, so that nothing is ever copied.
+voxels first and directions last as the p-stage takes them.  This is a matrix product for each
+direction; its result is transposed while it is stored, without a copy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tripq.kernels.launch import higher_derivatives, needs_twin, runs_in_triton
 
 
 def mix(a: Tensor, w: Tensor) -> Tensor:
-    """Mix the channels of features, for each direction with its own matrix.
+    """Mix the channels of features with one matrix for each direction.
 
     Under autocast it runs in the lower precision, as any matrix product does.
 
@@ -52,7 +52,7 @@ def mix(a: Tensor, w: Tensor) -> Tensor:
 
 
 def mix_twin(a: Tensor, w: Tensor) -> Tensor:
-    """What `mix` computes."""
+    """The torch twin of `mix`."""
     return torch.einsum("qcmv,qcr->vrmq", a, w).contiguous()
 
 

@@ -1,8 +1,8 @@
-"""Triton kernels of `tripq.kernels.mixing`, which says what they compute.
+"""Triton kernels of `tripq.kernels.mixing`, which defines their results.
 
 Features and matrices are read direction by direction, but the result has directions last.  So the
-direction is the index of programs that runs fastest: programs of neighbouring directions run at
-the same time and fill (or read) neighbouring numbers, which meet in the cache.
+direction is the fastest index of programs: programs of neighbouring directions run at the same time
+and write (or read) neighbouring numbers, which share cache lines.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def mix_grad_a(grad: Tensor, w: Tensor) -> Tensor:
 
 
 def mix_grad_w(grad: Tensor, a: Tensor) -> Tensor:
-    """Launch the sums over voxels, a split of them at a time, and add the splits up.
+    """Launch the sums over voxels in splits, and add the partial sums.
 
     (V, R, n, Q), (Q, C, n, V) -> (Q, C, R).
     """

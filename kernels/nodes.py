@@ -1,4 +1,4 @@
-r"""Sums over the edges between nodes (p, q), where every voxel has directions of its own.
+r"""Sums over the edges between nodes (p, q), with individual directions in every voxel.
 
 For features x of input nodes and one coupling of orders (l_p, l_q, l_in, l_1, l_out),
 
@@ -7,14 +7,14 @@ For features x of input nodes and one coupling of orders (l_p, l_q, l_in, l_1, l
     \sum C(l_{out}; l_p\, l_1)\, Y_{l_p}[t_e]\;
          C(l_1; l_q\, l_{in})\, Y_{l_q}(q_{out}[n] - q_{in}[s_e])\; x[s_e, c].
 
-An edge e leads from input node s_e to output node n; t_e is the type of its p-offset.  The order
-of the sums is that of `tripq.so3.recoupling`: the harmonic of the q-offset meets the input first,
-and the weights of a filter act on the result, node by node.
+An edge e leads from input node s_e to output node n; t_e is the type of its p-offset.  The order of
+the sums is that of `tripq.so3.recoupling`: the harmonic of the q-offset is coupled to the input
+first, and the weights of a filter act on the result, node by node.
 
 The inner harmonic is a mean over signs of the q-vectors, which makes a filter antipodal, and its
-argument may be the joint offset p - (q_out - q_in).  Edges are walked, never expanded: the Triton
-kernels keep the terms of the sum in registers, the twin in chunks of edges, and the backward pass
-computes them once more.  Gradients reach the features and both radial functions.
+argument may be the joint offset p - (q_out - q_in).  The terms are never stored for all edges: the
+Triton kernels keep them in registers, the twin in chunks of edges, and the backward pass recomputes
+them.  Gradients reach the features and both radial functions.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _NEGLIGIBLE = 1e-9
 
 @dataclass(frozen=True)
 class Term:
-    """One coupling: which input features, and the orders that they meet.
+    """One coupling: input features and orders.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class Term:
     l_p, l_q : int
         Orders of the harmonics of the p-offset and of the q-offset.
     l_1, l_out : int
-        The order that `l_q` and l_in are coupled to, and the one that `l_p` and `l_1` are.
+        Results of coupling `l_q` with l_in, and `l_p` with `l_1`.
     """
 
     group: int
@@ -69,7 +69,7 @@ class Term:
 
 @dataclass(frozen=True, eq=False)
 class NodeCsr:
-    """Edges between nodes, by output node, and the orders in which the backward pass walks them.
+    """Edges between nodes, sorted by output node, with the orders of the backward pass.
 
     Attributes
     ----------
@@ -106,7 +106,7 @@ class NodeCsr:
         n_in: int,
         n_types: int,
     ) -> NodeCsr:
-        """Arrange edges (E,) that are given in any order."""
+        """Sort edges (E,) given in any order."""
         output_starts, order = _arranged(dst, n_out)
         dst, src, type_, weight = dst[order], src[order], type_[order], weight[order]
         by_input, by_type = _arranged(src, n_in), _arranged(type_, n_types)
@@ -132,7 +132,7 @@ class NodeCsr:
 
 
 def _arranged(key: Tensor, number: int) -> tuple[Tensor, Tensor]:
-    """Where the runs of equal keys start, and the order that makes them runs."""
+    """Start of each run of equal keys, and the permutation that sorts the keys."""
     key, order = torch.sort(key, stable=True)
     return torch.searchsorted(key, torch.arange(number + 1, device=key.device)), order
 
@@ -164,7 +164,7 @@ class Coupling(NamedTuple):
     l_p, l_q, l_in, l_1, l_out : int
         As in `Term`; l_in is the order of the input.
     signs : tuple of int
-        The signs of (q_out, q_in) that the inner harmonic is averaged over, pair after pair.
+        The signs of (q_out, q_in) in the mean of the inner harmonic, pair after pair.
     joint : bool
         Whether its argument is the joint offset.
     """
@@ -185,8 +185,8 @@ def harmonic_polynomial(l: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
     Returns
     -------
     monomials : tuple of int
-        For each monomial four numbers: the component m + l that it belongs to, and its exponents
-        of x, y and z, which sum to `l`.
+        For each monomial four numbers: its component m + l, and its exponents of x, y and z, which
+        sum to `l`.
     coefficients : tuple of float
         Their factors, in e3nn's basis and "component" normalisation.
 
@@ -229,7 +229,7 @@ def aggregate_nodes(
     signs: Sequence[tuple[int, int]] = ((1, 1),),
     joint: bool = False,
 ) -> list[Tensor]:
-    """Sum features over the edges that lead to each node, one sum for each coupling.
+    """Sum features over the edges to each node, one sum for each coupling.
 
     Parameters
     ----------
@@ -250,7 +250,7 @@ def aggregate_nodes(
     terms : sequence of Term
         The couplings.
     signs : sequence of (int, int)
-        Signs of (q_out, q_in) that the inner harmonic is averaged over.
+        Signs of (q_out, q_in) in the mean of the inner harmonic.
     joint : bool
         Whether its argument is p - (q_out - q_in) instead of q_out - q_in.
 
@@ -262,7 +262,7 @@ def aggregate_nodes(
     Raises
     ------
     ValueError
-        If the geometry requires a gradient: it is taken as constant.
+        If the geometry requires a gradient: it must be constant.
     """
     if any(t.requires_grad for t in (harmonics_p, p_offsets, q_out, q_in, edges.weight)):
         raise ValueError("sums over nodes have no gradients for coordinates, harmonics or weights")
@@ -296,7 +296,7 @@ def aggregate_nodes(
 def sum_over_edges(
     x: Tensor, phi_p: Tensor, phi_q: Tensor, geometry: Geometry, edges: NodeCsr, coupling: Coupling
 ) -> Tensor:
-    """The sum itself, (N_out, mul, K_1, K_3, 2 l_out + 1)."""
+    """The sum, (N_out, mul, K_1, K_3, 2 l_out + 1)."""
     radial = phi_p.shape[1], phi_q.shape[1]
     shape = len(geometry.q_out), x.shape[1], *radial, 2 * coupling.l_out + 1
     total = edges.weight.new_zeros(shape)
@@ -316,7 +316,7 @@ def gradient_for_features(
     edges: NodeCsr,
     coupling: Coupling,
 ) -> Tensor:
-    """From the gradient for the sum that for x, (N_in, mul, 2 l_in + 1)."""
+    """From the gradient of the sum to the gradient of x, (N_in, mul, 2 l_in + 1)."""
     total = edges.weight.new_zeros(len(phi_q), grad.shape[1], 2 * coupling.l_in + 1)
     outer, inner = _coefficients(coupling, total)
     for part in _chunks(edges, grad):
@@ -338,7 +338,7 @@ def gradient_for_radial(
     coupling: Coupling,
     of_p: bool,
 ) -> Tensor:
-    """From the gradient for the sum that for phi_p, (T, K_1), or else for phi_q, (N_in, K_3)."""
+    """From the gradient of the sum to that of phi_p, (T, K_1), or of phi_q, (N_in, K_3)."""
     total = edges.weight.new_zeros((phi_p if of_p else phi_q).shape)
     for part in _chunks(edges, grad):
         message = _messages(x, geometry, part, coupling)
@@ -362,7 +362,7 @@ class _Edges(NamedTuple):
 
 
 def _chunks(edges: NodeCsr, like: Tensor) -> Iterator[_Edges]:
-    """Chunks of as many edges as rows of `like` fit the buffer."""
+    """Chunks with as many edges as rows of `like` fit into the buffer."""
     step = max(1, _CHUNK // max(1, like[0].numel() if len(like) else 1))
     for start in range(0, len(edges.dst), step):
         yield _Edges(*(t[start : start + step] for t in edges.tensors()[:4]))
@@ -405,7 +405,7 @@ def _constants(
     signs: Sequence[int],
     joint: bool,
 ) -> tuple[Geometry, NodeCsr, Coupling]:
-    """The arguments of an operator, which are lists, by their names."""
+    """The list arguments of an operator, by their names."""
     l_p, l_q, l_in, l_1, l_out = orders
     coupling = Coupling(l_p, l_q, l_in, l_1, l_out, tuple(signs), joint)
     return Geometry(*geometry), NodeCsr(*edges), coupling

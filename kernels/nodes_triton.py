@@ -1,12 +1,12 @@
 """The sums of `tripq.kernels.nodes` as Triton kernels.
 
-One warp walks the edges of one node for one channel, an edge in each lane, and keeps its share of
-every result in registers; the shares are added at the end of the walk.  Lanes behind the last edge
-repeat it with weight 0.  Each kernel is compiled for one coupling, its polynomials and
-Clebsch-Gordan coefficients written out.
+One warp loops over the edges of one node for one channel, an edge in each lane, with partial
+results in registers; these are added at the end.  Lanes behind the last edge repeat it with weight
+0.  Each kernel is compiled for one coupling, with its polynomials and Clebsch-Gordan coefficients
+as constants.
 
 * `_sum`: the edges of an output node; a slice of the radial functions of p at a time, as many as
-  the registers hold.
+  fit into the registers.
 * `_to_features`: the edges of an input node, backwards through both couplings.
 * `_to_radial`: the edges of an edge type, or of an input node, in splits whose partial sums torch
   adds.
@@ -57,7 +57,7 @@ def _row(pointer, N: tl.constexpr, DTYPE: tl.constexpr):
 
 @triton.jit
 def _lanes(first, end, BLOCK: tl.constexpr):
-    """The edge in each lane, and whether there is one: behind the last it is the last again."""
+    """The edge in each lane, and whether it exists; lanes behind the last edge repeat it."""
     lanes = first + tl.arange(0, BLOCK)
     return tl.minimum(lanes, end - 1), lanes < end
 
@@ -546,14 +546,14 @@ def _launch(
 
 
 def slice_of(k_p: int, registers: int) -> int:
-    """How many radial functions of p to hold at a time, where one takes so many registers."""
+    """Number of radial functions of p at a time, given the registers for one."""
     divisors = (n for n in range(k_p, 1, -1) if k_p % n == 0)
     return next((n for n in divisors if n * registers <= _ACCUMULATORS), 1)
 
 
 @cache
 def constants(coupling: Coupling) -> dict[str, Any]:
-    """What the kernels are compiled for: the orders, polynomials and coefficients."""
+    """Compile-time constants of the kernels: the orders, polynomials and coefficients."""
     l_p, l_q, l_in, l_1, l_out, signs, joint = coupling
     monomials, factors = harmonic_polynomial(l_q)
     inner, inner_factors = _nonzero(l_q, l_in, l_1)

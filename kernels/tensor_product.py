@@ -1,24 +1,24 @@
 r"""Tensor products with spherical harmonics, summed over the edges of a graph, for many lanes.
 
-Two kinds of features stand at the two ends of an edge (i numbers lanes that share all geometry):
+The two ends of an edge have two kinds of features (i numbers lanes that share all geometry):
 
 * *small* ones, :math:`f_g` of shape (N, 2 l_g + 1, mul_g, I), one tensor for each group of
   channels;
 * *big* ones, :math:`b_j` of shape (N, R_j, 2 l_j + 1, I), one tensor for each order; their rows are
-  blocks of K mul_g rows, in which radial function k of channel c is row ``first + k * mul_g + c``.
+  blocks of K mul_g rows, with radial function k of channel c in row ``first + k * mul_g + c``.
 
-A `Coupling` joins group g to one block of tensor j through the harmonic of order l. With harmonics
-Y and radial functions :math:`\varphi` of every edge type t, all that is computed here are the three
+A `Coupling` joins group g to one block of tensor j through the harmonic of order l.  With harmonics
+Y and radial functions :math:`\varphi` of every edge type t, this module computes the three
 derivatives of one number, the sum over edges e and couplings of
 
 .. math::
     \sum_{k c i} \varphi_{t k} \sum_{m\, m_g\, m_j} C_{m\, m_g\, m_j}\, Y_{t l m}\,
     f_g[s, m_g, c, i]\; b_j[d, first + k\, mul_g + c, m_j, i],
 
-where s is the end with the small features, d the end with the big ones and C couples to one of the
-two orders: by b it is `expand`, by f `contract`, and by :math:`\varphi` the gradient that learnable
-radial functions need.  The derivatives of each are the two others, so everything can be
-differentiated any number of times.  The harmonics are geometry, and constant.
+where s is the end with the small features, d the end with the big ones, and C couples to one of the
+two orders.  The derivative by b is `expand`, by f `contract`, and by :math:`\varphi` the gradient
+of learnable radial functions.  The derivatives of each are the two others, so all can be
+differentiated any number of times.  The harmonics are constant.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Coupling:
     Attributes
     ----------
     small, big : int
-        Which tensors.
+        Numbers of the tensors.
     first : int
         First row of the block.
     l : int
@@ -82,7 +82,7 @@ def expand(
         Spherical harmonics of each edge type, order l in columns l^2 to (l + 1)^2 - 1.
     edges : Adjacency
     couplings : sequence of Coupling
-        Their blocks are all the rows there are, each in one block.
+        Their blocks cover every row exactly once.
     orders : tuple of int
         The order l_j of each big tensor.
 
@@ -121,7 +121,7 @@ def contract(
     big : sequence of Tensors of shape (N_in, R_j, 2 l_j + 1, I)
         At least one.  Their type is that of the result.
     phi, harmonics, edges, couplings
-        As in `expand`; the couplings' blocks are all the rows there are, each in one block.
+        As in `expand`; the blocks of the couplings cover every row exactly once.
     outputs : tuple of (l_g, mul_g)
         Order and number of channels of each small tensor.
 
@@ -216,7 +216,7 @@ def _expanded(
     orders: Sequence[int],
     to_small: bool,
 ) -> list[Tensor]:
-    """`_expand`, or its twin where an operator has not the derivatives."""
+    """`_expand`, or its twin for derivatives that the operator lacks."""
     if needs_twin():
         with torch.autocast(phi.device.type, enabled=False):
             return expand_twin(small, phi, harmonics, edges, _unflat(couplings), orders, to_small)
@@ -348,7 +348,7 @@ def _angular(harmonics: Tensor, l: int, l_small: int, l_big: int, to_small: bool
 
 
 def _ends(starts: Tensor) -> Tensor:
-    """The node (or type) that each edge of a list is listed by, (E,)."""
+    """The node (or type) of each edge of a list, (E,)."""
     return torch.arange(len(starts) - 1, device=starts.device).repeat_interleave(starts.diff())
 
 
@@ -493,7 +493,7 @@ _correlate.register_autograd(_backward_correlate, setup_context=_save_correlate)
 def _typed(
     features: Sequence[Tensor], phi: Tensor, harmonics: Tensor
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Features of one type, and tables of the type that sums are kept in."""
+    """Features of one type, and tables of the type of accumulated sums."""
     if harmonics.requires_grad:
         raise ValueError("harmonics are constants of the geometry: they must not require grad")
     dtype = reduce(torch.promote_types, (x.dtype for x in features))
@@ -509,7 +509,7 @@ def _check(
     groups: Sequence[tuple[int, int]],
     orders: Sequence[int],
 ) -> None:
-    """Raise where a kernel would read or write past the end of a tensor."""
+    """Raise if a kernel would read or write past the end of a tensor."""
     n_types = len(edges.by_type[0]) - 1
     if len(phi) != n_types or len(harmonics) != n_types:
         raise ValueError(

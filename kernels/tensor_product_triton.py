@@ -1,11 +1,11 @@
 """The operators of `tensor_product` as Triton kernels: one launch for each coupling.
 
 A lane is a channel c and an i, ``lane = c * I + i``; a program has one node and `BLOCK` lanes, and
-walks the edges of its node.  Programs that follow each other have the same lanes of different
-nodes: neighbours share what they gather while it is in the cache.
+loops over the edges of its node.  Consecutive programs have the same lanes of different nodes, so
+neighbours share gathered data in the cache.
 
 Per edge, the numbers ``sum over m of C[m, m_g, m_j] Y[m]`` are the same for all lanes, so a thread
-has several lanes where its registers suffice.
+has several lanes if its registers suffice.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _correlate(total, product, x, K: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def _big_lanes(lanes, inner, N_BIG: tl.constexpr):
-    """Where lanes (c, i) are in a block of big features, (K, mul, N_BIG, inner)."""
+    """Positions of lanes (c, i) in a block of big features, (K, mul, N_BIG, inner)."""
     width = inner.to(tl.int32)
     return (lanes // width).to(tl.int64) * (N_BIG * inner) + lanes % width
 
@@ -199,7 +199,7 @@ def contract_kernel(
     BLOCK: tl.constexpr,
     ADD: tl.constexpr,
 ):
-    """One node's components, for some lanes; `ADD`: to what is there."""
+    """One node's components, for some lanes; `ADD`: add to the stored values."""
     node = tl.program_id(0) % n_nodes
     lanes = (tl.program_id(0) // n_nodes).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)
     inside = lanes < n_lanes
@@ -393,11 +393,10 @@ def tile(n_lanes: int, kept: int) -> dict[str, int]:
 
 @cache
 def constants(l: int, n_small: int, n_big: int, n_radial: int, to_small: bool) -> dict[str, Any]:
-    """What a kernel is compiled for.
+    """Compile-time constants of a kernel.
 
-    PAIRS has four numbers for each pair of components that the harmonic couples: the small and the
-    big component, and where its terms begin and end.  M and C are component of the harmonic and
-    coefficient of each term.
+    PAIRS has four numbers for each coupled pair of components: the small and the big component, and
+    start and end of its terms.  M and C are component of the harmonic and coefficient of each term.
     """
     c = coefficients(l, n_small // 2, n_big // 2, to_small)
     pairs: list[int] = []

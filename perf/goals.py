@@ -1,4 +1,4 @@
-"""What tripq must reach, and whether it does."""
+"""Performance goals, and the verdict on each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 from rows import Row, Run
 
-#: The rows that goals are about: what runs when nothing is said.
+#: The method of the goals: the default back end.
 DEFAULT = "auto"
 
 Column = Literal["forward", "forward_backward", "peak_memory"]
@@ -114,7 +114,7 @@ GOALS = (
     Goal(
         "cpu",
         "block2",
-        "how much slower e3nn is edge by edge, forward",
+        "slow-down of e3nn, edge by edge, forward",
         Figure("e3nn", "forward"),
         3000,
         "times",
@@ -124,7 +124,7 @@ GOALS = (
     Goal(
         "cpu",
         "patch",
-        "how much slower `dense` is, forward + backward",
+        "slow-down of `dense`, forward + backward",
         Figure("dense", "forward_backward"),
         5,
         "times",
@@ -134,7 +134,7 @@ GOALS = (
     Goal(
         "cpu",
         "patch",
-        "how much more memory `dense` takes",
+        "peak memory of `dense`, relative to tripq",
         Figure("dense", "peak_memory"),
         10,
         "times",
@@ -147,7 +147,7 @@ GOALS = (
     Goal(
         "cpu",
         "segmenter-step",
-        "training step, over that of convolutions",
+        "training step, relative to convolutions",
         _BOTH,
         1.3,
         "times",
@@ -160,7 +160,7 @@ GOALS = (
     Goal(
         "h200",
         "brain-inner",
-        "how much slower `dense` is in TF32, forward + backward",
+        "slow-down of `dense` in TF32, forward + backward",
         Figure("dense-tf32", "forward_backward"),
         10,
         "times",
@@ -170,7 +170,7 @@ GOALS = (
     Goal(
         "h200",
         "cloud",
-        "time over OpenEquivariance, forward + backward",
+        "time relative to OpenEquivariance, forward + backward",
         _BOTH,
         1,
         "times",

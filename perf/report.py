@@ -30,30 +30,31 @@ IMAGES = "images"
 INTRODUCTION = f"""\
 # Performance
 
-Written by `python perf/profile.py --report` from the files in `perf/results/`, which
-`python perf/profile.py --save` makes; every figure is from there. Layers map {IRREPS} to the same,
-with three radial functions in p and one for each shell in q, unless a workload says otherwise.
+`python perf/profile.py --save` measures into `perf/results/`, and
+`python perf/profile.py --report` writes this page from those files. Input and output of each layer
+are {IRREPS}, with three radial functions in p and one for each shell in q, unless a workload
+says otherwise.
 
-How it is measured:
+Method:
 
-* Every row has a process of its own. What could not be measured is listed with the reason.
-* Nothing counts that was not compared. The output of a layer is held to its definition, evaluated
-  edge by edge in float64, at some nodes; the gradients to the output, by Euler's identity for
-  linear maps; the logits of a network to its own in float64, its layers evaluated edge by edge, on
-  what it sees around some voxels. *Error* is the largest, relative, beside the tolerance: a method
-  that exceeds it gets no figures.
-* *Forward* is without gradient; *forward + backward* is with the gradients of features and weights
-  (for the segmenter it is a training step). Both build every filter anew, as every call does: only
-  what follows from the geometry and the orders is kept between calls. Both are medians. *First
-  call* is the first forward pass of the process.
-* *Peak* is the memory over what the process held before it set up graph and layer.
+* Every row is measured in a separate process. Failed measurements are listed with the reason.
+* Every result is compared before it is timed. The output of a layer is compared with the
+  definition, evaluated edge by edge in float64, at some nodes; the gradients with the output, by
+  Euler's identity for linear maps; the logits of a network with those in float64, evaluated edge by
+  edge, on its field of view around some voxels. *Error* is the largest relative error, beside the
+  tolerance. Methods that exceed the tolerance get no figures.
+* *Forward* is without gradient; *forward + backward* includes the gradients of features and weights
+  (for the segmenter it is a training step). Both are medians, and both build every filter again, as
+  every call does: only tables that depend on the geometry and the orders are kept between calls.
+  *First call* is the first forward pass of the process.
+* *Peak* is the additional memory since the process began to build graph and layer.
 * *Work* is the multiply-adds of a forward pass, as `layer.explain` counts them for that back end.
-  *Floor* is the least time for them and for the bytes to move, by the rates of a large matrix
+  *Floor* is the least time for this work and for moving the data, at the rates of a large matrix
   product and of a large copy on the same machine, as a share of the time of the forward pass.
-* `dense` builds its whole filter at once, as the authors' code does: no budget splits it. The
-  other back ends keep to their default budget of 256 MB of working arrays.
-* C is the forward pass of a plain `Conv3d` with the dense filter given, in the same run: machines
-  differ, ratios to it do less.
+* `dense` builds its whole filter at once, as the authors' code does, without a memory budget. The
+  other back ends use their default budget of 256 MB of working arrays.
+* C is the time of a forward pass of a plain `Conv3d` with a finished dense filter, in the same run.
+  Ratios to C vary less between machines than times do.
 """
 
 

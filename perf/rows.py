@@ -1,4 +1,4 @@
-"""What was measured, and how it is kept: rows, runs and the files of `perf/results/`."""
+"""Measurements and their files in `perf/results/`: rows, machines and runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Row:
-    """One way to evaluate one workload; None is what was not measured.
+    """One method on one workload; None where nothing was measured.
 
     Attributes
     ----------
@@ -32,9 +32,9 @@ class Row:
         Seconds: of the first forward pass, of later ones without gradient, and of both passes
         after the weights were touched.
     peak_memory : float
-        Bytes over what the process held when it started.
+        Bytes, in addition to the memory of the process at its start.
     operations, bytes : float
-        Multiply-adds of a forward pass, and what it has to move.
+        Multiply-adds and bytes moved of a forward pass.
     stages : dict
         Seconds of each stage of both passes (of the forward pass where there is no other).
     choice : str
@@ -62,7 +62,7 @@ class Row:
 
     @property
     def speed(self) -> float | None:
-        """Seconds by which methods are compared: of both passes, or of all there is."""
+        """Seconds by which methods are compared: of both passes, or of the forward pass alone."""
         return self.forward if self.forward_backward is None else self.forward_backward
 
 
@@ -111,7 +111,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Run:
-    """One workload on one machine: what was measured together, and may be compared."""
+    """One workload on one machine: rows that were measured together and can be compared."""
 
     workload: str
     dtype: str
@@ -142,7 +142,7 @@ def load(file: Path) -> tuple[Run, ...]:
 
 
 def save(file: Path, runs: Iterable[Run]) -> None:
-    """Put runs into a file, in the place of earlier ones of the same workload and dtype."""
+    """Save runs in a file, replacing earlier ones of the same workload and dtype."""
     kept = {(run.workload, run.dtype): run for run in (*load(file), *runs)}
     file.parent.mkdir(parents=True, exist_ok=True)
     listed = [_without_defaults(kept[key]) for key in sorted(kept)]
@@ -150,7 +150,7 @@ def save(file: Path, runs: Iterable[Run]) -> None:
 
 
 def _without_defaults(run: Run) -> dict[str, object]:
-    """A run as JSON; rows without what they do not have."""
+    """A run as JSON; rows without their empty fields."""
     rows = []
     for row in run.rows:
         values = asdict(row)

@@ -1,16 +1,16 @@
-r"""Does a network turn with the head?  The law of the library, for networks of your own.
+r"""Equivariance tests for layers and networks, your own included.
 
 >>> from tripq import PQTensorFieldLayer
 >>> assert_equivariant(PQTensorFieldLayer("1x0e", "2x0e + 1x1o", p_radius=3.0))
 
-A network is evaluated twice: on a scan whose voxels and directions are turned together, and on the
-scan as it is, the output then being turned,
+A network is evaluated twice: on a scan with voxels and directions rotated together, and on the
+original scan with its output rotated afterwards,
 
 .. math::
     f(D_{in}(R)\, x,\; R \cdot graph) = D_{out}(R)\, f(x,\; graph).
 
-On irregular points any rotation must agree to rounding.  A voxel grid is sampled along its axes, so
-that only the rotations of the cube are exact there.
+On irregular points both results must agree to rounding for any rotation.  A voxel grid is sampled
+along its axes, so there only the rotations of the cube are exact.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tripq.so3.paths import Group
 
 Domain = Literal["points", "grid"]
 
-#: Largest relative errors of an evaluation in float32 and in float64.
+#: Largest relative error in float32 and in float64.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 _N_POINTS = 24
@@ -65,9 +65,8 @@ def wigner_d(l: int, rotation: NDArray[np.floating]) -> Tensor:
     --------
     >>> turn = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
     >>> wigner_d(1, turn).round().abs()
-    tensor([[0., 0., 1.],
-            [0., 1., 0.],
-            [1., 0., 0.]], dtype=torch.float64)
+    tensor([[0., 1., 0.],
+            [1., 0., 0.], [0., 0., 1.]], dtype=torch.float64)
     """
     # e3nn's own D matrices are exact in float32 only.
     turned = _probes() @ torch.tensor(np.asarray(rotation, dtype=np.float64)).T
@@ -87,7 +86,7 @@ def representation(
     rotation : (3, 3) array
         Orthogonal.
     group : {"SO3", "O3"}
-        ``"SO3"`` ignores parities, and holds no reflections.
+        ``"SO3"`` ignores parities and has no reflections.
 
     Returns
     -------
@@ -100,7 +99,7 @@ def representation(
     """
     sign = round(float(np.linalg.det(rotation)))
     if group == "SO3" and sign != 1:
-        raise ValueError("SO(3) holds no reflections: the determinant of the rotation must be 1")
+        raise ValueError("SO(3) has no reflections: the determinant of the rotation must be 1")
     blocks = [
         wigner_d(ir.l, sign * rotation) * (ir.p if sign < 0 else 1)
         for mul, ir in o3.Irreps(irreps)
@@ -120,14 +119,14 @@ def equivariance_error(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
 ) -> float:
-    """Relative difference between turning the input and turning the output.
+    """Relative difference between rotating the input and rotating the output.
 
     Parameters are those of `assert_equivariant`.
 
     Returns
     -------
     float
-        Of the largest value of the output.
+        Largest difference over the largest output.
     """
     irreps_in = getattr(network, "irreps_in", None) if irreps_in is None else irreps_in
     irreps_out = getattr(network, "irreps_out", None) if irreps_out is None else irreps_out
@@ -182,35 +181,35 @@ def assert_equivariant(
     network : Module
         ``network(x, graph)``; a copy of it is evaluated, in evaluation mode.
     irreps_in, irreps_out : Irreps or str, optional
-        Of the features in and out, on the last axis.  Default: what the network says of itself
-        (`irreps_in`, `irreps_out`); if it says nothing, the input is the signal, (V, Q), and the
-        output does not turn, such as logits (V,).
+        Of the features in and out, on the last axis.  Default: the attributes of the network
+        (`irreps_in`, `irreps_out`); without them, the input is the signal, (V, Q), and the output
+        is invariant, such as logits (V,).
     group : {"SO3", "O3"}, optional
-        With ``"O3"`` reflections are among the rotations.  Default: what the network says of itself
-        (`group`), else ``"SO3"``.
+        With ``"O3"`` the rotations include reflections.  Default: the attribute `group` of the
+        network, else ``"SO3"``.
     domain : {"points", "grid"}
         Irregular points under any rotation, or a voxel grid under those of the cube.
     radius : float, optional
-        Of the graph, in mm.  Default: the largest of the layers.
+        Of the graph, in mm.  Default: the largest radius of the layers.
     dtype : torch.dtype
-        In which to evaluate; see `TOLERANCE`.
+        Type of the evaluation; see `TOLERANCE`.
     seeds : int
-        How many rotations, inputs and point clouds are drawn.
+        Number of random rotations, inputs and point clouds.
 
     Raises
     ------
     AssertionError
-        If the difference is larger than rounding explains; the message says how large.
+        If the difference exceeds the tolerance; the message gives both.
 
     Examples
     --------
-    Convolutions on the raw directions do not turn with the head:
+    Convolutions over the raw directions are not equivariant:
 
     >>> from tripq.networks import ConvSegmenter
     >>> assert_equivariant(ConvSegmenter(6, widths=(4,)), domain="grid", radius=2.0)
     Traceback (most recent call last):
     ...
-    AssertionError: ConvSegmenter is not equivariant under SO3: turning its input ...
+    AssertionError: ConvSegmenter is not equivariant under SO3: rotating its input ...
     """
     for seed in range(seeds):
         error = equivariance_error(
@@ -226,9 +225,9 @@ def assert_equivariant(
         if not error <= TOLERANCE[dtype]:
             raise AssertionError(
                 f"{type(network).__name__} is not equivariant under "
-                f"{group or getattr(network, 'group', 'SO3')}: turning its input and turning its "
-                f"output differ by {error:.1e} of the largest output (seed {seed}, {domain}); at "
-                f"most {TOLERANCE[dtype]:.0e} is rounding"
+                f"{group or getattr(network, 'group', 'SO3')}: rotating its input and rotating "
+                f"its output differ by {error:.1e} of the largest output (seed {seed}, {domain}); "
+                f"the tolerance for rounding is {TOLERANCE[dtype]:.0e}"
             )
 
 
@@ -243,10 +242,10 @@ def _rotation(rng: np.random.Generator, group: Group, domain: Domain) -> NDArray
 def _grids(
     q: NDArray[np.float64], rotation: NDArray[np.float64], radius: float
 ) -> tuple[PQGraph, PQGraph, NDArray[np.int64]]:
-    """A grid, the same turned, and which voxel of the first each voxel of the second is."""
+    """A grid, the rotated grid, and the voxel of the first for each voxel of the second."""
     affine = np.diag([_VOXEL_MM, _VOXEL_MM, _VOXEL_MM, 1.0])
     mask = np.ones(_GRID, bool)
-    mask[0, 0] = mask[1, :, 3] = False  # a mask that no rotation leaves as it is
+    mask[0, 0] = mask[1, :, 3] = False  # a mask without rotational symmetry
     turned = np.argwhere(mask) @ rotation.T.astype(int)
     turned -= turned.min(axis=0)
     moved = np.zeros(turned.max(axis=0) + 1, bool)

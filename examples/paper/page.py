@@ -25,10 +25,10 @@ from paper.statistics import Estimate, Score
 
 Subjects = list[list[SubjectResult]]
 
-#: How a test is named that a scan was changed for.
+#: Endings of the names of tests on changed scans.
 SUFFIXES = ("", ", resampled", ", trained shell")
 
-#: What the design says about the numbers, whatever they are.
+#: Notes on the interpretation, independent of the numbers.
 READING = Path(__file__).parent / "experiment_reading.md"
 
 #: What the paper gains over its reference with all training scans (Müller et al., section 4).
@@ -64,7 +64,7 @@ def write_page(out: Path, results: Results, experiment: Experiment) -> None:
 
 
 class _Page:
-    """What is told of the results that are there."""
+    """The texts and tables of the available results."""
 
     def __init__(self, results: Results, experiment: Experiment) -> None:
         self.results = results
@@ -142,9 +142,9 @@ class _Page:
         return [
             "# Does equivariance need fewer scans?",
             self._about(),
-            "## What was hoped for, and what was found",
+            "## Goals and results",
             self._goals(),
-            "## How to read this",
+            "## Interpretation",
             READING.read_text(encoding="utf-8").strip(),
             "## All training patients",
             self._scores(),
@@ -153,7 +153,7 @@ class _Page:
             self._fractions(),
             pictures.get("2", ""),
             pictures.get("3", ""),
-            "## Heads and tables turned",
+            "## Rotated heads and tables",
             self._conditions([ROTATED.name], "usual pose", variants=("conv-turned",)),
             "## Other gradient tables",
             self._conditions(
@@ -163,9 +163,9 @@ class _Page:
             ),
             "## Small and large loads",
             self._loads(),
-            "## More heads to train on",
+            "## More training heads",
             self._heads(),
-            "## What a voxel tells by itself",
+            "## Single-voxel baselines",
             self._table_of("baselines", BASELINES),
             "## Other networks",
             self._table_of("variants", {name: self._as_built(name) for name in CONTENDERS}),
@@ -187,37 +187,37 @@ class _Page:
         splits = "One split" if self.plan.seeds == 1 else f"{self.plan.seeds} splits"
         return (
             "<!-- by `python examples/reproduce_paper.py --save`, from experiment.jsonl -->\n"
-            "The experiment of [Müller et al.](https://arxiv.org/abs/2102.06942) on data that "
-            "everyone can have. **The diffusion signal is simulated**: the lesion outlines are "
-            "those of real patients (Lesjak et al. 2017), the fibre directions those of the "
-            "HCP1065 template; signal, severity of lesions, shapes and poses of heads and noise "
-            "are a model's. So the numbers are not those of the paper, and say nothing of a "
-            "clinic; they compare networks.\n\n"
+            "The experiment of [Müller et al.](https://arxiv.org/abs/2102.06942) on public "
+            "data. **The diffusion signal is simulated**: the lesion outlines come from real "
+            "patients (Lesjak et al. 2017), the fibre directions from the HCP1065 template; a "
+            "model generates the signal, the severity of lesions, the shapes and poses of heads, "
+            "and the noise. So the numbers differ from the paper's and do not apply to clinical "
+            "data; they compare networks.\n\n"
             + (
                 ""
                 if self.plan == FULL
-                else "**This is a shortened run**: it shows that all parts work, and its numbers "
-                "say nothing.\n\n"
+                else "**This is a shortened run**: it shows that all parts work; its numbers have "
+                "no meaning.\n\n"
             )
             + f"{splits} of {sum(map(len, vars(split).values()))} patients: "
-            f"{len(split.test)} to test on (others in each split), {len(split.validation)} to "
-            f"choose everything on (never tested), and {counts} of {len(split.training)} to train "
-            "on. Scores are of all voxels of a split's test patients together, averaged over the "
-            "splits, with 95 % intervals of a bootstrap over the test patients. Every network was "
-            "trained, at a learning rate that falls to 0 with its largest number of steps, until "
-            "those were done or the average precision of the validation patients had not risen by "
-            f"{self.plan.rise:g} in {self.plan.patience} validations.\n\n"
+            f"{len(split.test)} for testing (different in each split), {len(split.validation)} for "
+            f"validation (all choices, no tests), and {counts} of {len(split.training)} for "
+            "training. Scores pool all voxels of a split's test patients and are averaged over the "
+            "splits, with 95 % intervals of a bootstrap over the test patients. The learning rate "
+            "falls to 0 at the largest number of steps. Training ended there, or when the average "
+            f"precision of the validation patients had not risen by {self.plan.rise:g} in "
+            f"{self.plan.patience} validations.\n\n"
             f"{done} of {len(wanted)} runs are done."
             + (
                 ""
                 if done == len(wanted)
-                else " What is missing is left out below; two "
+                else " Missing runs are left out below; two "
                 "networks are compared on the splits that both have done."
             )
         )
 
     def _goals(self) -> str:
-        """What the paper found, and what exact equivariance promises, beside what was found."""
+        """Results beside those of the paper and the goals of exact equivariance."""
         rows = []
         for reference, theirs in self._references().items():
             seeds = [run.run.seed for run in theirs]
@@ -247,9 +247,9 @@ class _Page:
         if not rows:
             return "Not yet run."
         return (
-            "The margins are the paper's, and so is a quarter of the scans; a sixteenth and the "
-            "turned heads are hopes of ours.\n\n"
-            + _table(["of the equivariant network", "found", "hoped for", "reached"], rows)
+            "The margins and the quarter of the scans are results of the paper; the sixteenth and "
+            "the rotated heads are our own goals.\n\n"
+            + _table(["of the equivariant network", "result", "goal", "reached"], rows)
         )
 
     def _references(self) -> dict[str, list[Result]]:
@@ -276,9 +276,9 @@ class _Page:
             return ""
         return (
             _table(["network", "weights", "splits", *VOXELWISE, *LESIONWISE], rows)
-            + "\n\nA found lesion and a true one match where their intersection over union is 0.1 "
-            "or more, each once (panoptica). Thresholds are those at which Dice is highest on the "
-            "validation patients."
+            + "\n\nA predicted and a true lesion match if their intersection over union is 0.1 or "
+            "more; each matches at most once (panoptica). Thresholds are those of highest Dice on "
+            "the validation patients."
         )
 
     def _fractions(self) -> str:
@@ -308,8 +308,8 @@ class _Page:
         if not rows:
             return "Not yet run."
         return (
-            "The last two columns are gains in average precision over the reference that was "
-            "trained on the same patients, and over the one that was trained on all.\n\n"
+            "The last two columns are gains in average precision over the reference trained on "
+            "the same patients, and over the reference trained on all patients.\n\n"
             + _table(
                 ["patients", "network", "splits", *VOXELWISE, "over the same", "over all"], rows
             )
@@ -339,13 +339,12 @@ class _Page:
             return "Not yet run."
         return (
             _table(["network", "test", *VOXELWISE, "change of average precision"], rows)
-            + "\n\nResampled: the signal was fitted by spherical harmonics and read off along the "
-            "directions that the reference was trained with. Trained shell: the other shells were "
-            "left out. What a network has never seen, it cannot know: neither network of the "
-            "comparison saw a second shell."
+            + "\n\nResampled: the signal was fitted by spherical harmonics and evaluated along the "
+            "training directions of the reference. Trained shell: the other shells were left out. "
+            "Neither network of the comparison was trained with a second shell."
             + (
-                " More gradient tables: in training the same patients were scanned with "
-                f"{', '.join(condition.says for condition in MORE_TABLES)}, too."
+                " More gradient tables: trained also with scans of the same patients with "
+                f"{', '.join(condition.says for condition in MORE_TABLES)}."
                 if "tables" in variants
                 else ""
             )
@@ -364,8 +363,8 @@ class _Page:
             return "Not yet run."
         return (
             "The same lesion outlines in further simulated heads, each with its own shape, tissue, "
-            "noise, and severity of lesions: how far scores rise with scans, not with patients.\n\n"
-            + _table(["network", "heads to train on", "splits", *VOXELWISE], rows)
+            "noise, and severity of lesions: the gain from more scans without more patients.\n\n"
+            + _table(["network", "training heads", "splits", *VOXELWISE], rows)
         )
 
     def _loads(self) -> str:
@@ -425,13 +424,13 @@ class _Page:
         if not rows:
             return "Not yet run."
         return (
-            "The networks of the comparison with twice the steps: whether they had learnt all they "
-            "could. The last column is the gain in average precision of the equivariant network of "
-            "the comparison over them.\n\n"
+            "The networks of the comparison with twice the steps, as a test of convergence. The "
+            "last column is the gain in average precision of the equivariant network of the "
+            "comparison over them.\n\n"
             + _table(
                 [
                     "network",
-                    "steps at most",
+                    "largest number of steps",
                     "splits",
                     "validation average precision",
                     *VOXELWISE,
@@ -460,8 +459,8 @@ class _Page:
                     ]
                 )
         return (
-            "As many candidates of each family, on the first split; the best on the validation "
-            "patients is taken. No test patient was looked at.\n\n"
+            "The same number of candidates of each family, on the first split; the best one on the "
+            "validation patients is taken. No test patient was used.\n\n"
             + _table(
                 [
                     "family",

@@ -419,7 +419,7 @@ def test_the_centre_of_nodes_at_one_place_is_that_place():
 def test_nodes_that_lie_in_a_chain_are_not_guessed_to_be_of_one_voxel():
     p = np.zeros((3, 3))
     p[:, 0] = [0, 0.8e-3, 1.6e-3]
-    with pytest.raises(ValueError, match=r"nodes near \(.*\) mm lie in a chain.* voxel="):
+    with pytest.raises(ValueError, match=r"nodes near \(.*\) mm form a chain.* voxel="):
         PQGraph.from_nodes(p, table_of(0, 3), 1.0)
     assert len(PQGraph.from_nodes(p, table_of(0, 3), 1.0, voxel=[0, 0, 1])) == 2
     p[:, 0] = [0, 0.4e-3, 0.8e-3]

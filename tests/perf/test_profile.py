@@ -211,7 +211,7 @@ def test_goals_are_met_missed_or_not_measured(perf: SimpleNamespace) -> None:
         "forward + backward": "met",
         "forward": "missed by a factor of 2.000",
         "peak memory": "not measured",
-        "how much slower e3nn is edge by edge, forward": "not measured (e3nn: out of memory)",
+        "slow-down of e3nn, edge by edge, forward": "not measured (e3nn: out of memory)",
     }
     page = perf.report.page({"cpu": (run,)})
     assert "Auto chose recoupled; fastest measured was dense." in page

@@ -54,7 +54,7 @@ def test_without_lesions_there_are_no_curves(
 ) -> None:
     subject = EvaluatedSubject("one", case.dwi.mask, case.probability, 0 * case.probability)
     write_evaluation_report(tmp_path / "page.html", [subject], 0.5, {})
-    assert "There are none: they need lesion voxels" in read(tmp_path / "page.html").text
+    assert "No curves: they need both lesion voxels" in read(tmp_path / "page.html").text
 
 
 def test_an_evaluation_needs_subjects_whose_shapes_agree(tmp_path: Path, case: Any) -> None:

@@ -47,18 +47,18 @@ def test_a_histogram_needs_some_subjects(
     rows = [SubjectSummary.of_lesions(f"sub-{number}", [LESION]) for number in range(subjects)]
     write_group_report(tmp_path / "group.html", rows, {})
     page = read(tmp_path / "group.html")
-    assert "How they differ" in page.text
-    assert ("Strokes below: each subject" in page.text) == drawn
+    assert "Distribution" in page.text
+    assert ("Ticks below: individual subjects" in page.text) == drawn
 
 
-@pytest.mark.parametrize(("rows", "words"), [([], "There is none."), (ROWS[1:2], "failed")])
+@pytest.mark.parametrize(("rows", "words"), [([], "No subjects."), (ROWS[1:2], "failed")])
 def test_without_results_there_is_nothing_to_compare(
     tmp_path: Path, read: Callable[[Path], Any], rows: list[SubjectSummary], words: str
 ) -> None:
     write_group_report(tmp_path / "group.html", rows, {})
     page = read(tmp_path / "group.html")
     assert words in page.text
-    assert "How they differ" not in page.text
+    assert "Distribution" not in page.text
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def test_axes_whose_length_overflows_are_refused_without_a_warning():
     [
         (np.diag([2.0, 0.0, 2.0, 1.0]), "singular"),
         (affine_of([[1, 1, 0], [1, 1, 0], [0, 0, 1]]), "singular"),
-        (np.diag([2.0, np.nan, 2.0, 1.0]), "no numbers"),
+        (np.diag([2.0, np.nan, 2.0, 1.0]), "not numbers"),
         (np.eye(3), "4 x 4"),
         (np.diag([2.0, 2.0, 2.0, 2.0]), "last row"),
     ],

@@ -484,7 +484,7 @@ def test_lengths_that_are_not_in_millimetres(scan, tmp_path, unit, word):
     [
         ([[2, 0, 0], [0, 0, 0], [0, 0, 2]], "singular"),
         ([[2, 1, 0], [0, 2, 0], [0, 0, 2]], "sheared"),
-        ([[2, np.nan, 0], [0, 2, 0], [0, 0, 2]], "no numbers"),
+        ([[2, np.nan, 0], [0, 2, 0], [0, 0, 2]], "not numbers"),
     ],
 )
 def test_affines_that_cannot_be_used(scan, tmp_path, matrix, reason):
@@ -512,7 +512,7 @@ def test_masks_of_another_grid(scan, tmp_path):
         if accepted:
             assert len(read_dwi(path, mask=mask).b0) == 24
         else:
-            refuses(r"mask\.nii\.gz: the mask lies on another grid: .* mm", path, mask=mask)
+            refuses(r"mask\.nii\.gz: the mask is on another grid: .* mm", path, mask=mask)
     write((4, 3, 2), scan.affine @ np.diag([-1, 1, 1, 1]))
     refuses("another grid", path, mask=mask)
     for shape in ((3, 4, 2), (4, 3, 2, 2)):

@@ -99,7 +99,7 @@ def test_voxel_sizes_out_of_range_are_refused() -> None:
 def test_impossible_anatomies_are_refused(block: Anatomy) -> None:
     with pytest.raises(SimulationError, match=r"gm has shape"):
         replace(block, gm=block.gm[:-1])
-    with pytest.raises(SimulationError, match="wm must lie between 0 and 1"):
+    with pytest.raises(SimulationError, match="wm must be between 0 and 1"):
         replace(block, wm=2 * block.wm)
     with pytest.raises(SimulationError, match="more than 1"):
         replace(block, weights=np.full_like(block.weights, 0.8))

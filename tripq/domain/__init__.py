@@ -1,1 +1,1 @@
-"""The 6D domain: voxels, gradient directions, and which of their nodes are joined."""
+"""The 6D domain: voxels, gradient directions, and the edges between their nodes."""

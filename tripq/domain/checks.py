@@ -1,4 +1,4 @@
-"""Checks of what enters a graph: positions, q-vectors, weights and radii."""
+"""Checks of the arguments of a graph: positions, q-vectors, weights and radii."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def float64(values: ArrayLike | Tensor) -> Tensor:
 
 
 def vectors_of(values: ArrayLike | Tensor, name: str) -> Tensor:
-    """Finite vectors (n, 3), or a `ValueError` that names them."""
+    """Finite vectors (n, 3); otherwise a `ValueError` that names them."""
     vectors = float64(values)
     if vectors.ndim != 2 or vectors.shape[1] != 3:
         raise ValueError(f"{name} must have the shape (n, 3), not {tuple(vectors.shape)}")
@@ -27,7 +27,7 @@ def vectors_of(values: ArrayLike | Tensor, name: str) -> Tensor:
 
 
 def weights_of(values: ArrayLike | Tensor, number: int) -> Tensor:
-    """So many finite quadrature weights, or a `ValueError`."""
+    """`number` finite quadrature weights; otherwise a `ValueError`."""
     weights = float64(values)
     if weights.shape != (number,) or not bool(torch.isfinite(weights).all()):
         raise ValueError(
@@ -37,12 +37,12 @@ def weights_of(values: ArrayLike | Tensor, number: int) -> Tensor:
 
 
 def checked_radius(radius: float) -> float:
-    """A radius in mm, finite and not negative, or a `ValueError`."""
+    """A radius in mm, finite and not negative; otherwise a `ValueError`."""
     if not 0 <= radius < float("inf"):
         raise ValueError(f"the radius must be a length in mm, not {radius}")
     return float(radius)
 
 
 def coordinates(points: Tensor) -> NDArray[np.float64]:
-    """Coordinates as an array; inside `torch.func`, too, whose tensors share no memory."""
+    """Coordinates as an array; also inside `torch.func`, whose tensors share no memory."""
     return np.array(points.detach().tolist()).reshape(points.shape)

@@ -1,4 +1,4 @@
-"""Which voxels are closer than a radius: on a grid by index arithmetic, elsewhere by a search."""
+"""Voxels closer than a radius: on a grid by index arithmetic, otherwise by a search."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def grid_offsets(linear: NDArray[np.float64], radius: float) -> NDArray[np.int64
     Raises
     ------
     ValueError
-        If there would be more than about `MAX_OFFSETS`.
+        If there are more than about `MAX_OFFSETS`.
 
     Examples
     --------
@@ -91,7 +91,7 @@ def grid_neighbours(mask: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDAr
     Returns
     -------
     ndarray of shape (V, T)
-        Number of the voxel at ``out - offset``, or V where that lies outside the mask.
+        Number of the voxel at ``out - offset``, or V outside the mask.
 
     Examples
     --------
@@ -114,8 +114,8 @@ def point_neighbours(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """All ordered pairs (out, in) of points closer than `radius`, each point with itself included.
 
-    torch-cluster searches where it is installed, SciPy's KD-tree elsewhere; both only propose
-    pairs, and the distance decides, so the edges are equal.
+    torch-cluster searches if it is installed, otherwise SciPy's KD-tree.  Both only propose pairs,
+    and the distance decides, so the edges are equal.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Lists of nodes: voxels that have directions of their own, and the edges between nodes."""
+"""Lists of nodes: voxels with individual directions, and the edges between nodes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tripq.domain.qspace import QEdges, index_pairs, longest, same_shell
 from tripq.domain.voxels import PEdges
 from tripq.infra.kept import kept_property
 
-#: Nodes closer than this (mm) are of one voxel where nobody says which are.  Coordinates that went
+#: Without given voxels, nodes closer than this (mm) are of one voxel.  Coordinates that went
 #: through float32 differ by 1e-4 mm, and the voxels of a microscope are 1e-2 mm apart.
 SAME_VOXEL_MM = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
 class NodeEdges:
-    """Edges between nodes: output node, input node, the p-edge they lie on, quadrature weight."""
+    """Edges between nodes: output node, input node, p-edge, quadrature weight."""
 
     dst: Tensor
     src: Tensor
@@ -33,7 +33,7 @@ class NodeEdges:
 
 @dataclass(frozen=True, eq=False)
 class NodeSpace:
-    """A q-space of its own at every voxel: a list of nodes and the edges between them.
+    """A separate q-space at every voxel: a list of nodes and the edges between them.
 
     Attributes
     ----------
@@ -99,8 +99,8 @@ def voxels_of(p: NDArray[np.float64]) -> Tensor:
     if (chains := np.flatnonzero(pairs < size * (size - 1) // 2)).size:
         x, y, z = distinct[group == chains[0]][0]
         raise ValueError(
-            f"nodes near ({x:g}, {y:g}, {z:g}) mm lie in a chain, each closer than "
-            f"{SAME_VOXEL_MM:g} mm to the next: say by voxel= which of them are of one voxel"
+            f"nodes near ({x:g}, {y:g}, {z:g}) mm form a chain, each closer than "
+            f"{SAME_VOXEL_MM:g} mm to the next: give the voxel of each node by voxel="
         )
     _, first, inverse = np.unique(group[place.ravel()], return_index=True, return_inverse=True)
     rank = np.empty(len(first), dtype=np.int64)
@@ -109,7 +109,7 @@ def voxels_of(p: NDArray[np.float64]) -> Tensor:
 
 
 def voxel_numbers(values: ArrayLike | Tensor, name: str, number: int) -> Tensor:
-    """So many integers, or a `ValueError` that names them."""
+    """`number` integers; otherwise a `ValueError` that names them."""
     numbers = values.cpu() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
     if numbers.shape != (number,) or numbers.dtype.is_floating_point or numbers.dtype == torch.bool:
         raise ValueError(

@@ -31,7 +31,7 @@ class QSpace:
     q_out : Tensor of shape (Q_out, 3), float64
         q-vectors of the output features.
     resampled : bool
-        Whether the output has a sampling of its own.
+        Whether the output has a separate sampling.
     weights : Tensor of shape (Q_out, Q_in), float64
         Quadrature weight of each q-edge, 0 where there is no edge.
     reduction : Tensor of shape (1, Q_in), float64
@@ -87,7 +87,7 @@ def shared_q_space(
     Raises
     ------
     ValueError
-        If one of them makes no sense.
+        If an argument is invalid.
     """
     if q is None:
         if q_out is not None or q_weights is not None:

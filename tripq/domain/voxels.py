@@ -1,4 +1,4 @@
-"""Voxels: where they lie in a volume, and the edges between them (p-edges)."""
+"""Voxels: their positions in a volume, and the edges between them (p-edges)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tripq.infra.kept import kept_property
 
 @dataclass(frozen=True, eq=False)
 class VoxelGrid:
-    """Where the voxels of a scan stand in its volume, or in those of its patches.
+    """Positions of the voxels of a scan in its volume, or in the volumes of its patches.
 
     Attributes
     ----------
@@ -49,17 +49,17 @@ class PEdges:
     Attributes
     ----------
     n_voxels : int
-        How many voxels they join.
+        Number of voxels.
     offsets : Tensor of shape (T, 3), float64
         Offsets p_out - p_in in mm, one for each edge type.
     pairs : Tensor of shape (3, E), int64, or None
         Output voxel, input voxel and edge type of each edge, ordered by output voxel; None on a
         grid, whose edges follow from the table.
     table : Tensor of shape (V, T), int64, or None
-        On a grid a voxel has at most one neighbour of each type: its number, or V where there is
-        none.  None for irregular points, where every edge is a type of its own.
+        On a grid a voxel has at most one neighbour of each type: its number, or V if there is none.
+        None for irregular points, where every edge has its own type.
     grid : VoxelGrid or None
-        Where the voxels stand, on a grid.
+        Positions of the voxels, on a grid.
     steps : Tensor of shape (T, 3), int64, or None
         The offsets in voxel indices, on a grid.
     """

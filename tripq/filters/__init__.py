@@ -1,1 +1,1 @@
-"""Filters: radial functions, learned weights, and what is linear in them."""
+"""Filters: radial functions, learned weights, and linear maps of the weights."""

@@ -1,4 +1,4 @@
-"""Radial functions: how a filter depends on the length of an offset or of a q-vector."""
+"""Radial functions: the dependence of a filter on the length of an offset or a q-vector."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ RadialKind = Literal["gaussian", "cosine", "bessel", "smooth_finite"]
 
 @dataclass(frozen=True)
 class Radial:
-    """What radial functions to use.
+    """Configuration of radial functions.
 
     Attributes
     ----------
     kind : {"gaussian", "cosine", "bessel", "smooth_finite"}
         The family, as in e3nn's `soft_one_hot_linspace`.
     number : int
-        How many functions.
+        Number of functions.
     learnable : bool
         Whether each function may move and stretch: ``f_k(x)`` becomes ``f_k(a_k x + b_k)``, with
         ``a_k = 1, b_k = 0`` at first (Bessel functions only stretch).
@@ -60,11 +60,11 @@ class RadialFunctions(nn.Module):
     Parameters
     ----------
     radial : Radial
-        Kind, number, and what is learnable.
+        Kind, number, and learnable parts.
     end : float
         The largest length (mm for p-offsets; |q| is in units of sqrt(b / b_ref)).
     cutoff : bool
-        Whether the functions fade towards `end` (neighbourhoods) or reach up to it (shells).
+        Whether the functions decay towards `end` (neighbourhoods) or reach up to it (shells).
 
     Examples
     --------
@@ -115,7 +115,7 @@ class RadialFunctions(nn.Module):
 
 
 class ConstantFunction(nn.Module):
-    """The one radial function of a filter that does not depend on a length: 1 everywhere."""
+    """The radial function of a filter that does not depend on a length: 1 everywhere."""
 
     number = 1
     end = 0.0

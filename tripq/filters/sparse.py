@@ -1,8 +1,8 @@
-"""Constant sparse matrices, by which weights become the tables of a back end.
+"""Constant sparse matrices that map weights to the tables of a back end.
 
 A filter's coefficients are linear in its weights: each is a sum of a few weights times products of
-Clebsch-Gordan coefficients.  As gathers and sums, that takes a GPU a few launches instead of some
-for each path; and as nothing is scattered, a device gives the same bits every time.
+Clebsch-Gordan coefficients.  As gathers and sums, this needs a few GPU launches instead of several
+for each path.  Nothing is scattered, so the results of a device are reproducible bit by bit.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class SparseMatrix:
         columns: NDArray[np.int64],
         values: NDArray[np.float64],
     ) -> SparseMatrix:
-        """From numbers of rows and columns, and the entries, of which those of one place add up."""
+        """From row and column numbers and entries; entries at the same place are added."""
         return cls(
             Gather.of(shape[0], rows, columns, values), Gather.of(shape[1], columns, rows, values)
         )
@@ -87,15 +87,15 @@ class _Product(torch.autograd.Function):
 
 @dataclass(frozen=True, eq=False)
 class Gather:
-    """Rows of a sparse matrix: where each looks, and what it multiplies by.
+    """Rows of a sparse matrix: the indices and factors of each.
 
     Attributes
     ----------
     size : int
-        Number of rows, with those that have no entry.
+        Number of rows, including those without entries.
     blocks : tuple of (rows, index, factor)
         Rows with about as many entries: ndarrays of shape (R,), (R, n), (R, n), ``n`` a power of
-        two.  A row with fewer looks more often at a place of its own, times 0.
+        two.  A row with fewer entries repeats one of its indices with factor 0.
     """
 
     size: int

@@ -1,1 +1,1 @@
-"""Files, processes and kept tables: what every floor uses."""
+"""Files, processes, memory and kept tables, for all floors."""

@@ -1,4 +1,4 @@
-"""What the processes at one task tell each other; nothing, if there is only one."""
+"""Communication between the processes of one task; no operation in a single process."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _PATIENCE = timedelta(days=30)
 
 @contextmanager
 def connected(rank: Rank) -> Iterator[None]:
-    """Let processes talk to each other; does nothing for one alone.
+    """Connect the processes; does nothing for a single one.
 
     Raises
     ------
     ConnectionError
-        If another process has ended before its time.
+        If another process has ended early.
     """
     if rank.count == 1 or dist.is_initialized():
         yield
@@ -49,12 +49,12 @@ def connected(rank: Rank) -> Iterator[None]:
 
 
 def by_leader(rank: Rank, task: Callable[[], T]) -> T:
-    """Do something in one process, and let all have what it gives.
+    """Call a function in one process and return its result in all.
 
     Raises
     ------
     Exception
-        In all of them, what is raised in the one.
+        In all processes, the error of that one.
     """
     if rank.count == 1:
         return task()
@@ -72,7 +72,7 @@ def by_leader(rank: Rank, task: Callable[[], T]) -> T:
 
 
 def gather(rank: Rank, value: T) -> list[T]:
-    """What all processes have, in the one that leads; nothing in the others."""
+    """The values of all processes, in rank 0; nothing in the others."""
     if rank.count == 1:
         return [value]
     values: list[Any] | None = [None] * rank.count if rank.leads else None
@@ -81,9 +81,9 @@ def gather(rank: Rank, value: T) -> list[T]:
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
-    """Sum of what all processes have; gradients pass.
+    """Sum over all processes, with gradients.
 
-    Each process then has the gradient of the sum of the losses of all.
+    Each process then has the gradient of the sum of all losses.
     """
     total: Tensor = _Sum.apply(value)
     return total

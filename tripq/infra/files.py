@@ -1,4 +1,4 @@
-"""Files of users: read within bounds, written whole or not at all, and their fingerprints."""
+"""Files of users: bounded reading, atomic writing, and checksums."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _STAGE = ".tripq-part-"  # prefix of the hidden folders of `staged`, which nobod
 
 
 def printable(text: str) -> str:
-    r"""Text on one line, with all that could steer a terminal or break a table spelled out.
+    r"""Text on one line, with control characters escaped.
 
-    Names of files and notes of checkpoints come from others.
+    For untrusted text: file names and the notes of checkpoints.
 
     >>> print(printable("sub-01\n\x1b[2J"))
     sub-01\n\x1b[2J
@@ -41,7 +41,7 @@ def printable(text: str) -> str:
 
 
 def shortened(word: str, most: int = 30) -> str:
-    """A word of somebody else's, as it stands in a message.
+    """Untrusted text, shortened for a message.
 
     >>> shortened("1" * 5000, most=5)
     '11111...'
@@ -51,7 +51,7 @@ def shortened(word: str, most: int = 30) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write a file under another name and move it, so that there is never half of it.
+    """Write a file under a temporary name and then move it, so no partial file is left.
 
     Yields the hidden path to write at, in the same folder and with the same suffix.
 
@@ -98,7 +98,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text as UTF-8 by `write_bytes`; bytes of names that are no text are spelled out."""
+    """Write text as UTF-8 by `write_bytes`; undecodable bytes of names are escaped."""
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
@@ -108,7 +108,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def check_regular(path: Path) -> None:
-    """Make sure that a path names a file with an end.
+    """Check that a path is a regular file.
 
     Opening a pipe waits until somebody writes to it, and devices such as ``/dev/zero`` never end.
 
@@ -199,18 +199,18 @@ def whole_number(digits: str) -> int:
 
 @contextmanager
 def staged(folder: Path, last: str) -> Iterator[Path]:
-    """Write several files as if at once.
+    """Write several files together: all of them, or none after an error.
 
-    Yields a hidden folder to write in.  At the end its files move to `folder`.  If anything goes
-    wrong before, none does, and an error names the file that there would have been.
+    Yields a hidden folder to write in.  At the end its files move to `folder`.  After an error no
+    file moves, and the error names the intended file.
 
     Parameters
     ----------
     folder : Path
         Made where it is missing; files of the same names are replaced.
     last : str
-        Name of the file that moves last, and whose old version goes first: where it stands, the
-        others are those that belong to it.
+        Name of the file that moves last and whose old version is removed first: if it exists, the
+        other files belong to it.
 
     Raises
     ------
@@ -268,7 +268,7 @@ def _naming(error: OSError, path: Path) -> OSError:
 
 
 def _reveal(error: Exception, hidden: Path, folder: Path) -> None:
-    """Let an error speak of the folder that the user named."""
+    """Let an error name the folder that the user gave."""
     old, new = str(hidden), str(folder)
     error.args = tuple(a.replace(old, new) if isinstance(a, str) else a for a in error.args)
     if isinstance(error, OSError) and error.filename is not None:
@@ -277,7 +277,7 @@ def _reveal(error: Exception, hidden: Path, folder: Path) -> None:
 
 @contextmanager
 def _hidden_folder(folder: Path) -> Iterator[Path]:
-    """A new folder that goes at the end; while it is locked, `_remove_abandoned` leaves it."""
+    """A temporary folder; `_remove_abandoned` keeps it while it is locked."""
     try:
         part = Path(mkdtemp(prefix=_STAGE, dir=folder))
     except OSError as error:
@@ -290,7 +290,7 @@ def _hidden_folder(folder: Path) -> Iterator[Path]:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove what a process left that was killed: the system has taken its lock back."""
+    """Remove the folders of killed processes, which are no longer locked."""
     for part in folder.glob(f"{_STAGE}*"):
         with suppress(OSError), _locked(part, wait=False) as sure:
             # one without a file may have been made this moment, and not be locked yet

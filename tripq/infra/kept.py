@@ -1,9 +1,9 @@
-"""Tables that are made once and kept, as ordinary tensors whatever asked for them first.
+"""Tables that are computed once and kept as ordinary tensors, in any context.
 
-A table may first be wanted under ``torch.inference_mode``, whose tensors no training can use, or
-while ``torch.compile`` or ``torch.export`` traces, whose tensors have no numbers in them.  What is
-kept is made outside of both: `ordinary_tensors`.  Inside a transform of `torch.func` tensors are
-wrapped, and of no use behind it: what is made there is not kept.
+A table may first be computed under ``torch.inference_mode``, whose tensors training cannot use, or
+while ``torch.compile`` or ``torch.export`` traces, whose tensors contain no numbers.  Kept tables
+are computed outside of both: `ordinary_tensors`.  Inside a transform of `torch.func` tensors are
+wrapped and invalid after it: tables computed there are not kept.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Kept = TypeVar("Kept")
 
 @contextmanager
 def ordinary_tensors() -> Iterator[None]:
-    """Make tensors that serve later calls of any kind; also a decorator.
+    """Create tensors that later calls of any kind can use; also a decorator.
 
     Inside, neither inference mode nor ``torch.no_grad`` nor a tracer is active.
     """

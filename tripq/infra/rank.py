@@ -19,11 +19,11 @@ class Rank:
     number : int
         From 0 to ``count - 1``, on all machines.
     count : int
-        How many there are.
+        Number of processes.
     local : int
         Its number on its own machine.
     local_count : int
-        How many this machine has.
+        Number of processes on this machine.
     """
 
     number: int = 0
@@ -33,7 +33,7 @@ class Rank:
 
     @classmethod
     def here(cls, environment: Mapping[str, str] = os.environ) -> Rank:
-        """The process that runs, by what torchrun told it.
+        """The current process, from the environment of torchrun.
 
         Examples
         --------
@@ -47,12 +47,12 @@ class Rank:
 
     @property
     def leads(self) -> bool:
-        """Whether this one does what only one may do."""
+        """Whether this is the process for tasks of a single process."""
         return self.number == 0
 
     @property
     def machines(self) -> int:
-        """How many machines, if all have as many processes."""
+        """Number of machines, if all have the same number of processes."""
         return self.count // self.local_count
 
     def share(self, tasks: Sequence[T]) -> Sequence[T]:

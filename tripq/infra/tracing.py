@@ -1,8 +1,8 @@
-"""Compiling and exporting: a network bound to its graph, and what is traced as one call.
+"""Tracing for compiling and exporting: a layer on its graph is one traced call.
 
-``torch.compile`` reads Python line by line to guard all that it depends on; a layer depends on its
-graph, from which plans and tables follow that are kept.  So a layer is one call to it, and the
-tensor operations in this call are what is compiled, with the graph and the tables as constants.
+``torch.compile`` traces Python line by line and guards all dependencies.  A layer depends on its
+graph, with kept plans and tables.  So a layer is one call for the tracer; only the tensor
+operations in this call are compiled, with the graph and the tables as constants.
 """
 
 from __future__ import annotations

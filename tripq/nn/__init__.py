@@ -1,4 +1,4 @@
-"""What a user builds networks from: the layer, gate, norms, reductions, blocks, first weights."""
+"""Parts of networks: the layer, gate, norms, reductions, blocks, initial weights."""
 
 from __future__ import annotations
 

@@ -13,12 +13,12 @@ from tripq.infra.distributed import sum_over_ranks
 
 
 class BatchNorm(e3nn_nn.BatchNorm):
-    """e3nn's batch normalisation, of all features at once.
+    """e3nn's batch normalisation, applied to all features at once.
 
-    Scalars get mean 0 and variance 1 over a batch, features of order l > 0 components of mean
-    square 1; then each feature a learned factor, and each scalar a learned constant.  The padding
-    of scans with fewer directions is not counted.  While several processes train one network, the
-    batch is that of all of them.
+    Over a batch, scalars are normalised to mean 0 and variance 1, and features of order l > 0 to
+    components of mean square 1.  Each feature is then multiplied by a learned factor, and each
+    scalar gets a learned constant.  The padding of scans with fewer directions is excluded.  If
+    several processes train one network, the batch is that of all of them.
 
     Parameters
     ----------
@@ -36,11 +36,11 @@ class BatchNorm(e3nn_nn.BatchNorm):
         self._dims: Tensor
         self._belongs: Tensor
         feature = torch.arange(len(dims)).repeat_interleave(dims)
-        # The feature that each component belongs to, and where the scalars stand.
+        # The feature of each component, and the positions of the scalars.
         self.register_buffer("_feature", feature, persistent=False)
         self.register_buffer("_scalar", scalar[feature].nonzero()[:, 0], persistent=False)
-        # 1 where a component belongs to a feature.  A sum by index would be shorter, but a GPU
-        # takes it in any order, and no two trainings would end alike.
+        # 1 where a component belongs to a feature.  A sum by index would be shorter, but its order
+        # on a GPU is random, and training would not be reproducible.
         belongs = (feature[:, None] == torch.arange(len(dims))).float()
         self.register_buffer("_belongs", belongs, persistent=False)
         self.register_buffer("_dims", dims, persistent=False)
@@ -54,8 +54,8 @@ class BatchNorm(e3nn_nn.BatchNorm):
         return values.new_zeros(x.shape).index_put((filled,), values)
 
     def _normalized(self, x: Tensor) -> Tensor:
-        x = x.to(self.weight.dtype)  # under autocast a layer gives bfloat16: too coarse to sum
-        # e3nn takes the features apart: the gradient of each slice fills a whole tensor.
+        x = x.to(self.weight.dtype)  # under autocast a layer returns bfloat16: too coarse to sum
+        # e3nn slices the features, and the gradient of each slice fills a whole tensor.
         mean = x.new_zeros(x.shape[-1])
         if self.training:
             if dist.is_initialized():

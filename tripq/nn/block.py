@@ -15,26 +15,26 @@ from tripq.nn.layer import PQTensorFieldLayer
 
 
 class Block(nn.Module):
-    """A layer, batch normalisation and the gate, and norms as further scalars if asked for.
+    """A layer, batch normalisation and a gate; optionally, norms as further scalars.
 
     Parameters
     ----------
     irreps_in, irreps_out : Irreps or str
-        Features in, and features behind the gate.  The attribute `irreps_out` has the further
-        scalars too.
+        Features in, and features after the gate.  The attribute `irreps_out` includes the further
+        scalars.
     p_radius : float
         Of the layer, in mm.
     batch_norm : bool
         Normalise the features of the layer; see `BatchNorm`.  Without it the layer has a bias.
     norms : bool
-        Hand the norms of features of order l > 0 on as scalars; see `NormsAsScalars`.
+        Append the norms of features of order l > 0 as scalars; see `NormsAsScalars`.
     **layer
         Further arguments of `PQTensorFieldLayer`.
 
     Raises
     ------
     ValueError
-        If no path leads to some of the features, which then would always be 0.
+        If some features have no path: they would always be 0.
 
     Examples
     --------
@@ -69,7 +69,7 @@ class Block(nn.Module):
         self.irreps_out = self.gate.irreps_out if self.norms is None else self.norms.irreps_out
 
     def forward(self, x: Tensor, graph: PQGraph) -> Tensor:
-        """Features on a graph, shaped as the layer takes and gives them."""
+        """Features on a graph, with the shapes of the layer."""
         y = self.layer(x, graph)
         if self.norm is not None:
             y = self.norm(y, graph)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 class Bound(nn.Module):
     """A layer or a network on one graph: a module of the features alone.
 
-    It is what ``nn.Sequential``, ``torch.compile`` and ``torch.export`` take.  Its parameters are
+    It works with ``nn.Sequential``, ``torch.compile`` and ``torch.export``.  Its parameters are
     those of the module.
 
     Parameters
@@ -16,7 +16,7 @@ class Bound(nn.Module):
     module : Module
         Called as ``module(x, graph)``.
     graph : PQGraph
-        Every input has its nodes.
+        The nodes of every input.
 
     Examples
     --------

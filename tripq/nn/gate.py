@@ -1,4 +1,4 @@
-"""The gate: a nonlinearity that commutes with rotations."""
+"""The gate: an equivariant nonlinearity."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 
 class GatedNonlinearity(nn.Module):
-    """Swish on scalars; every other feature multiplied by the sigmoid of a scalar of its own.
+    """Swish on scalars; every other feature is multiplied by the sigmoid of its own scalar.
 
     Parameters
     ----------
     irreps_out : Irreps or str
-        The features wanted.  `irreps_in` tells what goes in: one further scalar ("gate") for each
-        feature of order l > 0.
+        Output features.  The attribute `irreps_in` has one further scalar ("gate") for each feature
+        of order l > 0.
 
     Examples
     --------
@@ -44,7 +44,7 @@ class GatedNonlinearity(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., irreps_in.dim) -> (..., irreps_out.dim)."""
-        # e3nn's own gate takes slices, and the gradient of each slice fills a whole tensor.
+        # e3nn's gate uses slices, and the gradient of each slice fills a whole tensor.
         scalars, *rest = x.split(self._sizes, dim=-1)
         number = len(self._shapes)
         parts = [self.swish(scalars)]

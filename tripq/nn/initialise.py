@@ -1,4 +1,4 @@
-"""The scale of the first weights."""
+"""The scale of the initial weights."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from tripq.nn.layer import PQTensorFieldLayer
 def scale_initial_weights(network: nn.Module, *batch: Tensor | PQGraph) -> None:
     """Scale the weights of every layer so that its outputs have a root mean square of 1.
 
-    Features of an equivariant network grow or shrink with the number of neighbours, of paths and of
-    directions, order by order.  One pass over a first batch, layer after layer, sets each order
-    right at the start of training.
+    The features of each order grow or shrink with the numbers of neighbours, paths and directions.
+    One pass over a first batch normalises each order, layer after layer, before training.
 
     Parameters
     ----------

@@ -6,12 +6,12 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-# The norm of a zero feature has no slope; norms are sqrt(|x|^2 + eps^2) - eps.
+# The norm is not differentiable at 0; norms are sqrt(|x|^2 + eps^2) - eps.
 _NORM_EPS = 1e-4
 
 
 class NormsAsScalars(nn.Module):
-    """Hand the norm of every feature of order l > 0 on as a further scalar.
+    """Append the norm of every feature of order l > 0 as a further scalar.
 
     Examples
     --------

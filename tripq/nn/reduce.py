@@ -28,8 +28,8 @@ class QMean(nn.Module):
 class QLengthWeightedMean(nn.Module):
     """Mean over directions, each weighted by a learned function of |q| for each channel.
 
-    The reduction of the authors' network: all directions of a shell get one weight, so it commutes
-    with rotations.
+    The reduction of the authors' network.  All directions of a shell have the same weight, so it is
+    equivariant.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def _reduce_q(x: Tensor, graph: PQGraph, weights: Callable[[Tensor], Tensor]) ->
                 )
             )
         elif isinstance(q, NodeSpace):
-            # One edge of the reduction starts at each node and stays in its voxel.
+            # One edge of the reduction starts at each node and ends in its voxel.
             own = q.reduction.dst == q.voxel[q.reduction.src]
             nodes = q.reduction.src[own]
             quadrature = q.reduction.weights[own].to(x.dtype)[:, None] * weights(q.q[nodes]).to(

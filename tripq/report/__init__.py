@@ -1,8 +1,8 @@
 """Parts of pages: the file and its policy, charts, the sphere of directions, volumes.
 
-A page is one HTML file that holds all it needs: styles, programs, pictures and volumes.  It asks
-for nothing from any network, and its content security policy forbids the browser to.  Names, notes
-and settings come from others and are shown as text, whatever is in them.
+A page is one HTML file with all its styles, programs, pictures and volumes.  It makes no network
+requests, and its content security policy forbids them.  Names, notes and settings are untrusted and
+are shown as text.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ _ROOM = 0.05  # around the medians, so that the usual differences look small
 def signal_figure(dwi: DWI) -> Figure:
     """How the signal over b0 is distributed on each shell, and its median in every volume.
 
-    In the brain the first is smooth, falls towards 1 and lies further left on higher shells. In the
-    second a volume that stands out from its shell was disturbed: by motion, or by a dropout.
+    In the brain the first distribution is smooth, falls towards 1 and moves left on higher shells.
+    In the second, a volume that differs from its shell is corrupted by motion or signal dropout.
     """
     figure = Figure(figsize=(9.0, 3.2), layout="constrained")
     distribution, volumes = figure.subplots(1, 2)

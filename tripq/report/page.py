@@ -1,7 +1,7 @@
-"""What all pages share: the file, the templates, the styles and programs inside, the policy.
+"""Common parts of pages: the file, templates, styles, programs and the security policy.
 
 The content security policy (https://www.w3.org/TR/CSP3) of a page allows exactly the styles and
-programs that this module put there, by their SHA-256, and no request to anywhere.
+programs that this module put there, by their SHA-256, and no network requests.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from matplotlib.figure import Figure
 from tripq.infra.files import replacing
 
 CAUTION = "caution"
-"""The setting that stands at the top of a page, such as what a network was trained on, in upper or
-lower case."""
+"""Name of the setting that is shown at the top of a page, in upper or lower case, such as the
+training data of a network."""
 
 SUFFIXES = (".html", ".htm")
 """Names of pages."""
@@ -81,7 +81,7 @@ def write_page(
     programs: Sequence[str] = ("assets/sort.js",),
     **content: Any,
 ) -> None:
-    """Write a page under another name and move it, so that there is never half of one.
+    """Write a page under a temporary name and then move it, so no partial page is left.
 
     Parameters
     ----------
@@ -90,9 +90,11 @@ def write_page(
     template : str
         Name of the template.
     package : str
-        Whose folder ``templates`` it lies in; those of this package are found from any.
+        Package with the template in its folder ``templates``; those of this package are always
+        found.
     settings : mapping of str to str
-        What the result depends on, shown as it is; each line of `CAUTION` is shown at the top.
+        Settings that determine the result, shown as they are; each line of `CAUTION` is shown at
+        the top.
     programs : sequence of str
         JavaScript files of this package, in the order in which they run.
     **content
@@ -140,7 +142,7 @@ def write_page(
 
 
 def number(value: float | None, decimals: int) -> str:
-    """A number for people: with the sign of typography, and a dash where there is none.
+    """A number for readers: with a typographic minus sign, and a dash for missing values.
 
     >>> number(-12.34, 1), number(1234.5, 2), number(math.nan, 3), number(None, 3)
     ('−12.3', '1,234.50', '–', '–')

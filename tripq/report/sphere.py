@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tripq.scans import DWI
 
-#: Where the reader stands at first, in degrees: in front of the face, to its left, a little above.
+#: Initial viewpoint, in degrees: in front of the face, to its left, slightly above.
 AZIMUTH, ELEVATION = 35.0, 20.0
 
 _LETTER_RADIUS = 1.15
@@ -17,7 +17,7 @@ _LETTER_RADIUS = 1.15
 
 @dataclass(frozen=True)
 class SpherePoint:
-    """A point on or near the unit sphere, and where it is drawn.
+    """A point on or near the unit sphere, and its position in the picture.
 
     Attributes
     ----------
@@ -26,9 +26,9 @@ class SpherePoint:
     right, up : float
         In the picture, from -1 to 1.
     front : bool
-        Whether it lies on the side of the viewer.
+        Whether it is on the side of the viewer.
     antipode : bool
-        Whether it is the opposite of a direction, and not one.
+        Whether it is the opposite of a measured direction.
     """
 
     x: float
@@ -51,9 +51,9 @@ class ShellView:
     directions : int
         How many there are.
     nearest, farthest : float or None
-        Smallest and largest angle in degrees from a direction to the one nearest to it, where a
-        direction and its opposite are one; None for a single direction. On an evenly covered
-        sphere the two differ little; 0 is a direction that was measured twice.
+        Smallest and largest angle in degrees between a direction and its nearest neighbour, where a
+        direction and its opposite are one; None for a single direction. On an evenly covered sphere
+        the two are similar; 0 means a repeated direction.
     points : tuple of SpherePoint
         The opposites, then the directions.
     """
@@ -139,7 +139,7 @@ def seen_from(azimuth: float, elevation: float) -> NDArray[np.float64]:
 
 
 def axis_letters() -> dict[str, SpherePoint]:
-    """Where the letters of the sides of the head stand, a little outside of the sphere."""
+    """Positions of the letters for the sides of the head, slightly outside the sphere."""
     places = _LETTER_RADIUS * np.concatenate([np.eye(3), -np.eye(3)])
     return {
         letter: _project(place, antipode=False)
@@ -148,7 +148,7 @@ def axis_letters() -> dict[str, SpherePoint]:
 
 
 def _project(place: NDArray[np.float64], antipode: bool) -> SpherePoint:
-    """A point as it is seen at first; `assets/sphere.js` turns it."""
+    """A point in the initial view; `assets/sphere.js` rotates it."""
     right, up, depth = (seen_from(AZIMUTH, ELEVATION) @ place).tolist()
     x, y, z = place.tolist()
     return SpherePoint(x, y, z, right, up, front=depth >= 0, antipode=antipode)

@@ -1,4 +1,4 @@
-"""Diffusion scans: read and write them, know where they were measured, write maps on their grid.
+"""Diffusion scans: reading, writing, gradient frames, and maps on the grid of a scan.
 
 >>> from tripq.scans import read_dwi, write_map  # dwi = read_dwi("dwi.nii.gz", mask="mask.nii.gz")
 """

@@ -1,4 +1,4 @@
-"""The signal of a scan along other gradient directions, for networks made for one table.
+"""The signal of a scan along other gradient directions, for networks with a fixed table.
 
 Each shell is fitted by dipy's even spherical harmonics, by least squares. The layers of tripq never
 need this.
@@ -15,19 +15,19 @@ from numpy.typing import NDArray
 
 from tripq.scans import B_REFERENCE, DWI, DWIError
 
-#: Highest order of the fit: at b = 1000 s/mm2 noise outweighs what lies above.
+#: Highest order of the fit: at b = 1000 s/mm2 higher orders are mostly noise.
 HIGHEST_ORDER = 4
 
 
 def resample_directions(dwi: DWI, q: NDArray[np.floating]) -> DWI:
-    """Estimate what a scan would have measured with another gradient table.
+    """Estimate the signal of a scan for another gradient table.
 
     Parameters
     ----------
     dwi : DWI
         The scan.
     q : (Q, 3) array
-        The q-vectors wanted, world axes, ``|q| = sqrt(b / b_ref)``; b0 is 0.
+        The new q-vectors, in world axes, ``|q| = sqrt(b / b_ref)``; b0 is 0.
 
     Returns
     -------
@@ -37,8 +37,7 @@ def resample_directions(dwi: DWI, q: NDArray[np.floating]) -> DWI:
     Raises
     ------
     DWIError
-        If a b-value is wanted that no shell of the scan comes near, or if its shell has fewer than
-        6 directions.
+        If no shell of the scan is near a new b-value, or if that shell has fewer than 6 directions.
 
     Examples
     --------
@@ -59,7 +58,7 @@ def resample_directions(dwi: DWI, q: NDArray[np.floating]) -> DWI:
         if fit is None:
             raise DWIError(
                 f"{dwi.path or 'scan'}: {len(shell.indices)} directions at "
-                f"b={shell.b_value:.0f} s/mm2 are too few to resample, which needs 6."
+                f"b={shell.b_value:.0f} s/mm2 are too few: resampling needs 6."
             )
         signal[:, targets] = dwi.signal[:, shell.indices] @ fit.T.astype(np.float32)
     return replace(

@@ -1,4 +1,4 @@
-"""Which voxels of a scan are brain, where no mask comes with it."""
+"""A rough brain mask, for scans without one."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _MEDIAN_RADIUS, _PASSES = 2, 2
 
 
 def find_brain(dwi: DWI) -> DWI:
-    """Keep the voxels that are brain by their b0 intensity.
+    """Restrict a scan to its brain, by b0 intensity.
 
     Median filter and Otsu's threshold as in FSL's and MRtrix's quick masks, by dipy's
-    ``median_otsu``.  A rough mask: look at it.
+    ``median_otsu``.  The mask is rough: inspect it.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def find_brain(dwi: DWI) -> DWI:
     Returns
     -------
     DWI
-        The same scan with a smaller mask; a note tells how it was made.
+        The same scan with a smaller mask; a note describes the method.
 
     Raises
     ------
@@ -55,10 +55,10 @@ def read_brain(
     *,
     max_bytes: float = math.inf,
 ) -> DWI:
-    """Read a scan of a whole head within its brain, which is found as by `find_brain`.
+    """Read the brain of a whole-head scan, with the mask of `find_brain`.
 
-    The file is read twice, and only the signal of the brain is held: that of the whole head takes
-    several times as much.
+    The file is read twice, and only the signal of the brain is kept: the whole head takes several
+    times as much memory.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def read_brain(
     Returns
     -------
     DWI
-        Bit for bit that of ``find_brain(read_dwi(path, bval, bvec, frame=frame))``.
+        Identical to ``find_brain(read_dwi(path, bval, bvec, frame=frame))``.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""What about a scan lets one doubt that it is what its files say, although it can be read.
+"""Signs that a readable scan differs from the description in its files.
 
-Each threshold is a fact of physics or of anatomy, and far from every real scan that the tests read
-(``tests/dwi/test_cautions.py``).
+Each threshold follows from physics or anatomy, and every real scan of the tests is far from it
+(``tests/scans/test_cautions.py``).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from tripq.scans.scan import DWI
 from tripq.scans.shells import TENSOR_DIRECTIONS, count_directions
 
 MAX_BRIGHTNESS = 0.99
-"""Of a diffusion-weighted volume over b0, both summed over the voxels.
+"""Brightness of a diffusion-weighted volume over b0, both summed over the voxels.
 
-Diffusion only weakens the signal: by 3.5 % in tissue at 50 s/mm2, from where on a volume counts as
-weighted.  In 21 real scans the ratio is 0.45 or less, from b = 700 s/mm2 on.  Where a weighted
-volume is taken for b0, and b0 for a weighted one, it is above 1.
+Diffusion only attenuates the signal: by 3.5 % in tissue at 50 s/mm2, the lower limit of weighted
+volumes.  In 21 real scans the ratio is 0.45 or less, from b = 700 s/mm2 on.  If a weighted volume
+is read as b0 and b0 as a weighted volume, it is above 1.
 """
 
 MIN_VARIATION = 0.05
@@ -29,7 +29,7 @@ Fluid is several times as bright as tissue in b0: the brains of 21 real scans va
 
 
 def find_cautions(dwi: DWI) -> tuple[str, ...]:
-    """Reasons for doubt, in whole sentences.
+    """Warnings about a scan, in whole sentences.
 
     Parameters
     ----------
@@ -39,13 +39,13 @@ def find_cautions(dwi: DWI) -> tuple[str, ...]:
     Returns
     -------
     tuple of str
-        Empty for a scan as it should be.
+        Empty for a normal scan.
     """
     return (*_directions(dwi), *_constant(dwi), *_brightness(dwi))
 
 
 def _directions(dwi: DWI) -> list[str]:
-    """Shells whose directions are too few, however often they are repeated."""
+    """Shells with too few different directions."""
     return [
         f"The {len(shell)} volumes of b = {shell.b_value:.0f} s/mm2 have {count} different "
         f"direction{'' if count == 1 else 's'} only: {TENSOR_DIRECTIONS} are needed to tell how "

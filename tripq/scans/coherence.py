@@ -1,18 +1,17 @@
-r"""Do the gradient directions fit the image?  Fibres tell: they run on from voxel to voxel.
+r"""Fibre coherence: a check of the gradient directions against the image.
 
-A table whose axes are flipped or exchanged turns each fibre but not the place of its neighbours, so
-that fibres no longer point at those that continue them.  The fibre coherence index of Schilling et
-al. ("A fiber coherence index for quality control of B-table orientation in diffusion MRI scans",
-Magn Reson Imaging 58:82-89, 2019) counts how often they do: the pairs of neighbouring voxels (of
-26) whose main directions both lie within 30 degrees of the line between their centres, each pair
-with the sum of its fractional anisotropies (FA).  In voxels that are no cubes some directions have
-more neighbours than others, and a wrong table that turns the fibres there would win.  So the sum is
-divided by what it would be if every fibre that points at a neighbour were continued by it: the
-index is the share of fibres, weighted by FA, that go on.
+A table with flipped or permuted axes changes the direction of each fibre but not the positions of
+its neighbours, so fibres no longer point at their continuation.  The fibre coherence index of
+Schilling et al. ("A fiber coherence index for quality control of B-table orientation in diffusion
+MRI scans", Magn Reson Imaging 58:82-89, 2019) counts continued fibres: the pairs of neighbouring
+voxels (of 26) with main directions both within 30 degrees of the line between their centres, each
+pair weighted by the sum of its fractional anisotropies (FA).  In voxels that are not cubic some
+directions have more neighbours than others, and a wrong table that rotates fibres into these
+directions would win.  So the sum is divided by its value if the neighbour continued every fibre
+that points at it: the index is the share of fibres, weighted by FA, that continue.
 
-A direction and its opposite are the same, so that 4 flips (none, x, y, z) and 6 permutations of the
-axes are all there are: 24 tables.  None has to be fitted again, as the tensor's axes turn with the
-table.
+A direction and its opposite are equivalent, so there are 24 tables: 4 flips (none, x, y, z) times 6
+permutations of the axes.  The tensor is fitted once, because its axes follow the axes of the table.
 """
 
 from __future__ import annotations
@@ -31,27 +30,28 @@ from tripq.scans.scan import DWI
 from tripq.scans.shells import TENSOR_DIRECTIONS, count_directions
 
 MIN_FA = 0.3
-"""Voxels with less fractional anisotropy have no fibre to follow; 0.2 to 0.3 bounds white matter.
+"""Voxels with lower fractional anisotropy have no clear fibre; 0.2 to 0.3 bounds white matter.
 """
 
 MAX_ANGLE = 30.0
 """Largest angle in degrees between a fibre and the line to the voxel that continues it."""
 
 MIN_MARGIN = 0.05
-"""By this share the best table must beat the next one; below, nothing can be said.
+"""Smallest relative lead of the best table over the next one for an answer.
 
-``perf/frame_check.py`` counts what this says of real and simulated scans with fewer directions,
-fewer slices and more noise (docs/frames.md): the largest lead of a wrong table is 0.034.
+``perf/frame_check.py`` counts the answers on real and simulated scans with fewer directions, fewer
+slices and more noise (docs/frames.md): the largest lead of a wrong table is 0.034.
 """
 
 MIN_VOXELS = 500
-"""Voxels with fibres that are needed to judge."""
+"""Smallest number of voxels with fibres for an answer."""
 
 TENSOR_B = 1600.0
-"""The tensor is fitted up to this b-value in s/mm2; above, the signal does not fall as it says.
+"""Largest b-value of the tensor fit in s/mm2; the tensor model does not describe higher ones.
 
-Where that leaves fewer than `TENSOR_DIRECTIONS`, the next shells are fitted, too: FA comes out
-lower, but the main direction is where the signal is weakest, at any b-value."""
+If this leaves fewer than `TENSOR_DIRECTIONS`, the next shells are fitted, too: FA becomes lower,
+but the main direction is that of the weakest signal at any b-value.
+"""
 
 _AXES = "xyz"
 _CHUNK = 50_000  # voxels whose tensors are fitted at once: dipy copies their signal
@@ -59,14 +59,14 @@ _CHUNK = 50_000  # voxels whose tensors are fitted at once: dipy copies their si
 
 @dataclass(frozen=True)
 class Change:
-    """One of the 24 ways in which the axes of a table may be flipped and exchanged.
+    """One of the 24 flips and permutations of the axes of a table.
 
     Parameters
     ----------
     axes : tuple of int
-        Which old component stands first, second and third.
+        The old component in the first, second and third place.
     flip : int or None
-        Which of the new components is negated.
+        The new component that is negated.
 
     Examples
     --------
@@ -89,7 +89,7 @@ class Change:
 
     @property
     def is_none(self) -> bool:
-        """Whether the table stays as it is."""
+        """Whether the table is unchanged."""
         return self == Change((0, 1, 2))
 
     def __str__(self) -> str:
@@ -106,12 +106,12 @@ CHANGES = tuple(
     Change((axes[0], axes[1], axes[2]), flip)
     for axes, flip in product(permutations(range(3)), (None, 0, 1, 2))
 )
-"""All 24; the first is none."""
+"""All 24; the first is the identity."""
 
 
 @dataclass(frozen=True)
 class Coherence:
-    """How well the fibres of a scan continue, with its table and with the 23 others.
+    """Fibre coherence of a scan, with its table and with the 23 others.
 
     Parameters
     ----------
@@ -127,18 +127,18 @@ class Coherence:
 
     @property
     def best(self) -> Change:
-        """The change that makes the fibres continue best."""
+        """The change with the highest index."""
         return self.indices[0][0]
 
     @property
     def margin(self) -> float:
-        """By which share of itself the best index is larger than the next."""
+        """Relative lead of the best index over the next."""
         (_, first), (_, second), *_ = self.indices
         return (first - second) / first if first > 0 else 0.0
 
     @property
     def is_clear(self) -> bool:
-        """Whether the scan tells which table is right (`MIN_MARGIN`, `MIN_VOXELS`)."""
+        """Whether the scan determines the right table (`MIN_MARGIN`, `MIN_VOXELS`)."""
         return self.n_voxels >= MIN_VOXELS and self.margin >= MIN_MARGIN
 
     def of(self, change: Change) -> float:
@@ -152,7 +152,7 @@ def fibre_coherence(dwi: DWI) -> Coherence:
     Parameters
     ----------
     dwi : DWI
-        Within the brain: noise outside has fibres everywhere and nowhere.
+        Restricted to the brain: noise outside has random directions.
 
     Returns
     -------
@@ -161,8 +161,8 @@ def fibre_coherence(dwi: DWI) -> Coherence:
     Raises
     ------
     DWIError
-        If it has fewer than 6 directions, which a tensor needs, or its voxel axes are not at right
-        angles.
+        If it has fewer than 6 directions, the minimum for a tensor, or its voxel axes are not
+        orthogonal.
     """
     fa, direction = _fit_tensor(dwi)
     fibre = fa > MIN_FA
@@ -176,7 +176,7 @@ def fibre_coherence(dwi: DWI) -> Coherence:
 
 
 def frame_after(change: Change, affine: NDArray[np.float64], frame: Frame) -> Frame | None:
-    """The frame to read a table with instead, if that does what a change would do.
+    """The frame that is equivalent to a change of the table, if there is one.
 
     Parameters
     ----------
@@ -185,13 +185,13 @@ def frame_after(change: Change, affine: NDArray[np.float64], frame: Frame) -> Fr
     affine : (4, 4) array
         Of the scan.
     frame : {"fsl", "voxel", "world"}
-        That the table was read with.
+        The frame with which the table was read.
 
     Returns
     -------
     {"fsl", "voxel", "world"} or None
-        None if no frame does.  In an oblique image the world axes are taken for the image axes
-        nearest to them.
+        None if no frame does.  In an oblique image each world axis is replaced by the nearest image
+        axis.
 
     Examples
     --------
@@ -239,8 +239,8 @@ def _fitted(dwi: DWI) -> NDArray[np.bool_]:
         if count_directions(dwi.q[fitted]) >= TENSOR_DIRECTIONS:
             return fitted
     raise DWIError(
-        f"{dwi.path or 'scan'}: {count_directions(dwi.q)} different directions; a tensor, by which "
-        f"fibres are found, needs {TENSOR_DIRECTIONS}."
+        f"{dwi.path or 'scan'}: {count_directions(dwi.q)} different directions; the tensor fit "
+        f"needs {TENSOR_DIRECTIONS}."
     )
 
 
@@ -254,7 +254,7 @@ class _Pairs:
 
 
 def _find_pairs(fibre: NDArray[np.bool_], voxel_size: NDArray[np.float64]) -> list[_Pairs]:
-    """Pairs of neighbours that both hold a fibre, for the 13 lines to the 26 neighbours."""
+    """Pairs of neighbours that both contain a fibre, for the 13 lines to the 26 neighbours."""
     padded = np.full([length + 2 for length in fibre.shape], -1)
     inner = padded[1:-1, 1:-1, 1:-1]
     inner[fibre] = np.arange(np.count_nonzero(fibre))

@@ -1,4 +1,4 @@
-"""The one error of this subpackage, and how a message comes to name its file."""
+"""The error class of this subpackage, and the file name in its messages."""
 
 from __future__ import annotations
 

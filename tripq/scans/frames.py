@@ -1,4 +1,4 @@
-r"""Gradient directions, from the frame they are written in to world axes.
+r"""Conversion of gradient directions between their frame and world axes.
 
 World axes are the millimetre axes of the affine (RAS+: x to the right, y to the front, z up). With
 :math:`R` the orthogonal part of the affine, a direction :math:`g` of a table is in world axes
@@ -10,8 +10,8 @@ World axes are the millimetre axes of the affine (RAS+: x to the right, y to the
 
 where :math:`F = \mathrm{diag}(-1, 1, 1)` if det(affine) > 0 and the identity otherwise. The rule
 for x is that of FSL ("Diffusion data in FSL", https://fsl.fmrib.ox.ac.uk), which BIDS adopts: bvecs
-are written as for an image stored in radiological order. Nothing in a file tells which frame it
-uses, so the caller says it.
+are written as for an image stored in radiological order. No file records its frame, so the caller
+must give it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ MAX_SHEAR = 0.01
 """Largest cosine between two voxel axes that still counts as a right angle.
 
 It is 0.6 degrees. A rotation stored in the float32 fields of a NIfTI header stays below 1e-6; an
-affine registration written into the header goes above, and then the gradient directions would have
-to be turned with it, which no convention describes.
+affine registration written into the header goes above, and no convention defines the gradient
+directions then.
 """
 
 MIN_VOLUME = 1e-3
@@ -59,13 +59,13 @@ def check_affine(affine: ArrayLike) -> NDArray[np.float64]:
     Raises
     ------
     DWIError
-        If it is no affine, holds NaN, or sends the grid to a plane, a line or a point.
+        If it is not an affine, contains NaN, or maps the grid to a plane, a line or a point.
     """
     array = np.array(affine, dtype=np.float64)
     if array.shape != (4, 4) or not np.array_equal(array[3], [0, 0, 0, 1]):
         raise DWIError(f"the affine must be 4 x 4 with the last row 0 0 0 1, not {array.tolist()}.")
     if not np.isfinite(array).all():
-        raise DWIError(f"the affine holds values that are no numbers: {array.tolist()}.")
+        raise DWIError(f"the affine contains values that are not numbers: {array.tolist()}.")
     with np.errstate(over="ignore"):  # infinite lengths are singular, too
         lengths = np.linalg.norm(array[:3, :3], axis=0)
     if lengths.min() == 0 or abs(np.linalg.det(array[:3, :3] / lengths)) < MIN_VOLUME:
@@ -91,13 +91,13 @@ def orthogonal_part(affine: ArrayLike) -> NDArray[np.float64]:
     Returns
     -------
     (3, 3) float64 array
-        Takes components along the voxel axes to components along the world axes; its determinant
-        has the sign of the affine's.
+        Maps components along the voxel axes to components along the world axes; its determinant has
+        the sign of the affine's.
 
     Raises
     ------
     DWIError
-        If the affine is singular, or its axes are not at right angles (see `MAX_SHEAR`).
+        If the affine is singular, or its axes are not orthogonal (see `MAX_SHEAR`).
 
     Examples
     --------
@@ -111,7 +111,7 @@ def orthogonal_part(affine: ArrayLike) -> NDArray[np.float64]:
     cosine = float(np.abs(axes.T @ axes - np.eye(3)).max())
     if cosine > MAX_SHEAR:
         raise DWIError(
-            f"the affine is sheared: two voxel axes stand {np.degrees(np.arccos(cosine)):.1f} "
+            f"the affine is sheared: two voxel axes are {np.degrees(np.arccos(cosine)):.1f} "
             "degrees apart instead of 90, so gradient directions along them have no defined place "
             "in the world. Use the scan with the header its scanner gave it, or a gradient table "
             "in world axes with frame='world'."
@@ -157,7 +157,7 @@ def to_world(directions: ArrayLike, affine: ArrayLike, frame: Frame) -> NDArray[
 
 
 def from_world(directions: ArrayLike, affine: ArrayLike, frame: Frame) -> NDArray[np.float64]:
-    """Gradient directions in world axes, as a table of a frame has them: the inverse of `to_world`.
+    """Gradient directions from world axes to a frame: the inverse of `to_world`.
 
     Parameters, errors and the shape of the result are those of `to_world`.
 
@@ -171,7 +171,7 @@ def from_world(directions: ArrayLike, affine: ArrayLike, frame: Frame) -> NDArra
 
 
 def _frame_to_world(affine: ArrayLike, frame: Frame) -> NDArray[np.float64]:
-    """The orthogonal matrix that takes components in a frame to those along the world axes."""
+    """The orthogonal matrix that maps components in a frame to components along the world axes."""
     check_frame(frame)
     if frame == "world":
         check_affine(affine)

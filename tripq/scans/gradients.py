@@ -21,19 +21,19 @@ signal of brain tissue (diffusivity 0.7e-3 mm2/s) is 3.5 % below that at 0.
 """
 
 UNIT_TOLERANCE = 0.01
-"""Length that a direction may differ from 1: what rounding to two decimals does.
+"""Largest deviation of the length of a direction from 1: that of rounding to two decimals.
 
 DIPY's gradient tables allow the same.
 """
 
 MAX_B_VALUE = 1e6
-"""b-values above this, in s/mm2, must be in another unit; ex vivo scans reach 1e5."""
+"""b-values above this, in s/mm2, are in another unit; ex vivo scans reach 1e5."""
 
 
 def has_only_b0(table: Path) -> bool:
     """Whether a file of b-values, or a table of MRtrix, has no diffusion-weighted volume.
 
-    Scans for the correction of distortions are so.  For errors see `read_bval` and `read_mrtrix`.
+    Scans for distortion correction have none.  For errors see `read_bval` and `read_mrtrix`.
     """
     b_values = read_mrtrix(table)[0] if table.suffix == MRTRIX_SUFFIX else read_bval(table)
     return bool(b_values.max() <= B0_THRESHOLD)
@@ -51,7 +51,7 @@ def read_bval(path: Path) -> NDArray[np.float64]:
         rows = _read_rows(path)
         if 1 not in rows.shape:
             raise DWIError(
-                f"{rows.shape[0]} rows of {rows.shape[1]} numbers; b-values stand in one row or "
+                f"{rows.shape[0]} rows of {rows.shape[1]} numbers; b-values are one row or "
                 "one column. Is this the bvec file?"
             )
         return rows.ravel()
@@ -75,7 +75,7 @@ def read_bvec(path: Path) -> NDArray[np.float64]:
         if rows.shape[1] == 3:
             return rows
         raise DWIError(
-            f"{rows.shape[0]} rows of {rows.shape[1]} numbers; directions stand in 3 rows of N "
+            f"{rows.shape[0]} rows of {rows.shape[1]} numbers; directions are 3 rows of N "
             "numbers or N rows of 3."
         )
 
@@ -99,13 +99,13 @@ def read_mrtrix(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def find_b0(b_values: NDArray[np.float64], threshold: float = B0_THRESHOLD) -> NDArray[np.bool_]:
-    """Tell which volumes are b0 volumes, (N,).
+    """Mark the b0 volumes, (N,).
 
     Raises
     ------
     DWIError
-        If a b-value is negative, no number or in another unit, if there is no b0 volume, or if
-        there is nothing else.
+        If a b-value is negative, not a number or in another unit, if there is no b0 volume, or if
+        there is no other volume.
 
     Examples
     --------
@@ -134,7 +134,7 @@ def find_b0(b_values: NDArray[np.float64], threshold: float = B0_THRESHOLD) -> N
     if not b0.any():
         raise DWIError(
             f"no b0 volume: the smallest b-value is {b_values.min():g} s/mm2, and volumes up to "
-            f"{threshold:g} are b0. If those of lowest b are to serve as b0, raise b0_threshold."
+            f"{threshold:g} are b0. To use the volumes of lowest b as b0, raise b0_threshold."
         )
     return b0
 
@@ -160,8 +160,8 @@ def unit_directions(
     Raises
     ------
     DWIError
-        If the direction of a diffusion-weighted volume is no number, zero, or further from length
-        1 than `UNIT_TOLERANCE`; the message names the volume.
+        If the direction of a diffusion-weighted volume is not a number, zero, or of a length that
+        differs from 1 by more than `UNIT_TOLERANCE`; the message names the volume.
     """
     with np.errstate(over="ignore"):  # infinite lengths are refused below
         lengths = np.where(b0, 1.0, np.linalg.norm(directions, axis=1))
@@ -188,7 +188,7 @@ def _spell(vector: NDArray[np.float64]) -> str:
 
 
 def _read_rows(path: Path) -> NDArray[np.float64]:
-    """Rows of numbers, apart by spaces, tabs or commas; ``#`` begins a comment."""
+    """Rows of numbers, separated by spaces, tabs or commas; ``#`` begins a comment."""
     try:
         text = read_text(path)
     except OSError as error:

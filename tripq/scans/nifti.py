@@ -1,7 +1,7 @@
 """NIfTI files, read one volume at a time.
 
-Extensions of the header are skipped: nothing here needs them, and their number and their sizes are
-whatever a file says.
+Extensions of the header are skipped: they are not needed, and their number and sizes cannot be
+trusted.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from tripq.scans.errors import DWIError, about
 from tripq.scans.frames import check_affine
 
 SUFFIXES = (".nii.gz", ".nii")
-"""Names of the files that are read and written."""
+"""Suffixes of the files that are read and written."""
 
 MAX_GZIP_RATIO = 1032
 """The deflate format packs no more than 1032 bytes into one (zlib technical details)."""
 
 MAX_HEADER_BYTES = 2**26
-"""Where the intensities of an image begin at the latest: a compressed file is unpacked up to there,
-and extensions can be compressed a thousandfold."""
+"""Largest start of the intensities of an image: a compressed file is unpacked up to there, and
+extensions can be compressed by a factor of 1000."""
 
 MAX_BYTES_BEHIND = 2**20
-"""What a file may hold behind the intensities, besides the checksum."""
+"""Largest number of bytes behind the intensities, besides the checksum."""
 
 VOXEL_EDGES = (0.01, 100.0)
 """Shortest and longest edge of a voxel in mm: from diffusion microscopy to single voxels."""
@@ -107,8 +107,8 @@ def open_nifti(path: Path) -> nib.Nifti1Image:
     Raises
     ------
     DWIError
-        If the file is missing, not NIfTI, smaller than its header says, or holds complex numbers or
-        colours; if a volume does not fit into memory; if its affine cannot be used, is not in
+        If the file is missing, not NIfTI, smaller than its header says, or contains complex numbers
+        or colours; if a volume does not fit into memory; if its affine cannot be used, is not in
         millimetres, or not that of a scan by `VOXEL_EDGES` and `MAX_PLACE`.
     """
     _, suffix = split_name(path)
@@ -168,7 +168,7 @@ def _image_class(path: Path) -> type[nib.Nifti1Image]:
 
 
 def _check_compression(path: Path, suffix: str) -> None:
-    """Make sure that a file is compressed if its name says so, and only then."""
+    """Check that a file is compressed if and only if its suffix says so."""
     with path.open("rb") as file:
         start = file.read(2)
     if not start:
@@ -183,7 +183,7 @@ def _check_compression(path: Path, suffix: str) -> None:
 
 
 def _check_place(affine: NDArray[np.float64]) -> None:
-    """Make sure that an affine is one of a scan, of people or smaller."""
+    """Check that an affine is plausible for a scan of a person or a smaller object."""
     edges = nib.affines.voxel_sizes(affine)
     shortest, longest = VOXEL_EDGES
     if edges.min() < shortest or edges.max() > longest:
@@ -199,26 +199,26 @@ def _check_place(affine: NDArray[np.float64]) -> None:
 
 
 def check_memory(need: float, allowed: float = math.inf) -> None:
-    """Make sure that bytes that are to be taken are fewer than this computer has.
+    """Check that this computer has enough memory.
 
-    A file of zeros takes a thousandth of them.
+    A compressed file of zeros can expand by a factor of 1000.
 
     Parameters
     ----------
     need : float
         Bytes.
     allowed : float, optional
-        How many of them may be taken.
+        Largest number of bytes allowed.
 
     Raises
     ------
     DWIError
-        If they are not.
+        If `need` is larger.
     """
     if need > (there := _physical_memory()):
         raise DWIError(
             f"takes {spell_bytes(need)} of memory to read, and this computer has "
-            f"{spell_bytes(there)}. Is its header right? A mask of the brain makes it less."
+            f"{spell_bytes(there)}. Is its header right? A mask of the brain reduces it."
         )
     if need > allowed:
         raise DWIError(
@@ -239,7 +239,7 @@ def read_volumes(image: nib.Nifti1Image, path: Path) -> Iterator[NDArray[Any]]:
     """Read the (X, Y, Z) volumes of an image one after the other, with slope and intercept applied.
 
     The file is read once, from beginning to end, with one volume in memory. For a compressed file
-    this includes its checksum, which is seen only behind the last volume.
+    this includes its checksum, which follows the last volume.
 
     Raises
     ------
@@ -280,7 +280,7 @@ def read_mask(path: Path, scan: nib.Nifti1Image) -> NDArray[np.bool_]:
     Raises
     ------
     DWIError
-        If the file cannot be read, or lies on another grid than the scan.
+        If the file cannot be read, or is on another grid than the scan.
     """
     image = open_nifti(path)
     with about(path):
@@ -289,7 +289,7 @@ def read_mask(path: Path, scan: nib.Nifti1Image) -> NDArray[np.bool_]:
         distance = _grid_distance(image.affine, scan.affine, scan.shape[:3])
         if not distance <= MASK_TOLERANCE * nib.affines.voxel_sizes(scan.affine).min():
             raise DWIError(
-                f"the mask lies on another grid: its voxels are up to {distance:.3g} mm from those "
+                f"the mask is on another grid: its voxels are up to {distance:.3g} mm from those "
                 "of the scan. Resample it to the grid of the scan."
             )
     (volume,) = read_volumes(image, path)
@@ -299,7 +299,7 @@ def read_mask(path: Path, scan: nib.Nifti1Image) -> NDArray[np.bool_]:
 def _grid_distance(
     first: NDArray[np.float64], second: NDArray[np.float64], shape: tuple[int, ...]
 ) -> float:
-    """Largest distance in mm between equal indices under two affines: it lies at a corner."""
+    """Largest distance in mm between equal indices under two affines; it occurs at a corner."""
     corners = np.stack(np.meshgrid(*((0, n - 1) for n in shape)), axis=-1).reshape(-1, 3)
     difference = nib.affines.apply_affine(first - second, corners)
     return float(np.linalg.norm(difference, axis=1).max())

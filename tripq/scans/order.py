@@ -1,15 +1,15 @@
-r"""Do the gradient directions belong to the volumes?  Shuffled, they should explain less.
+r"""Permutation test of the order of the gradient directions against that of the volumes.
 
 On a shell the signal of tissue varies smoothly with the direction :math:`g`: a polynomial of second
-order, :math:`g^T A g`, explains most of how it does.  How much it explains over all voxels, their
-share of the variance between the volumes of a shell, does not change if all directions are rotated,
-flipped or exchanged (`tripq.scans.coherence` sees that).  It falls to what chance gives where
-directions and volumes are in different orders.  Chance is what the same directions give in random
-orders (a permutation test).
+order, :math:`g^T A g`, explains most of this variation.  The explained share of the variance
+between the volumes of a shell, over all voxels, does not change if the axes of all directions are
+rotated, flipped or permuted (`tripq.scans.coherence` detects that).  It falls to chance level if
+directions and volumes are in different orders.  Chance level is the share of the same directions in
+random orders.
 
 With :math:`H` the projection on the polynomials without the constant, and :math:`C` the covariance
-of the volumes summed over voxels, the share is :math:`\mathrm{tr}(HC) / \mathrm{tr}(C)`, so that
-the voxels are passed once and a shuffle costs little.
+of the volumes summed over voxels, the share is :math:`\mathrm{tr}(HC) / \mathrm{tr}(C)`, so the
+voxels are read once and a shuffle costs little.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from tripq.scans.scan import DWI
 from tripq.scans.shells import count_directions
 
 MIN_DIRECTIONS = 12
-"""Fewer directions on every shell explain too much in any order: the polynomial has 6 numbers."""
+"""Fewer directions on a shell explain too much in any order: the polynomial has 6 parameters."""
 
 MAX_CHANCE = 0.01
-"""The order is wrong if more than this share of the shuffles explain as much.
+"""The order is called wrong if more than this share of the shuffles explain as much.
 
 So one of a hundred wrong orders is missed.  Of 387 right orders of real and simulated scans, most
-of them made worse, one is called wrong (docs/frames.md); of whole scans, no shuffle reaches it."""
+of them degraded, one is called wrong (docs/frames.md); in whole scans, no shuffle explains as
+much."""
 
 SHUFFLES = 999
 
@@ -39,7 +40,7 @@ _MOST = 300  # volumes of a shell that are looked at, evenly chosen
 
 @dataclass(frozen=True)
 class Order:
-    """How well directions explain the signal, in their order and in others.
+    """Variance explained by the directions, in their order and in random orders.
 
     Parameters
     ----------
@@ -47,11 +48,11 @@ class Order:
         Share of the variance between the volumes of a shell, over all voxels; 0 where there is no
         shell to judge.
     usual : float
-        The mean of that share over shuffles: what chance gives.
+        The mean of that share over shuffles: chance level.
     chance : float
-        Share of the shuffles that explain as much, the given order among them.
+        Share of the shuffles that explain as much, including the given order.
     n_directions : int
-        Different ones on the shell that has most.
+        Number of different directions on the largest shell.
     """
 
     explained: float
@@ -61,7 +62,7 @@ class Order:
 
     @property
     def is_wrong(self) -> bool:
-        """Whether the order is no better than chance, and there are enough directions to say so."""
+        """Whether the order is no better than chance, with enough directions for this answer."""
         return self.n_directions >= MIN_DIRECTIONS and self.chance > MAX_CHANCE
 
 
@@ -71,12 +72,12 @@ def volume_order(dwi: DWI) -> Order:
     Parameters
     ----------
     dwi : DWI
-        Within the brain.
+        Restricted to the brain.
 
     Returns
     -------
     Order
-        The same one for the same scan: the shuffles are always the same.
+        Reproducible: the shuffles are always the same.
     """
     chosen = [shell.indices[:: -(-len(shell) // _MOST)] for shell in dwi.shells]
     counts = [count_directions(dwi.q[indices]) for indices in chosen]

@@ -1,9 +1,9 @@
-"""From the files of a scan to a `DWI`.
+"""Reading a scan into a `DWI`.
 
-The image is read forwards, with one volume in memory: compressed files can be read in no other way.
-`read_dwi` puts the signal of all voxels of a mask where it stays, and then divides it by b0 there.
-Where the mask is made of b0, `survey_dwi` passes through the file first and keeps a few numbers of
-each voxel; the signal is read in a second pass, when it is known which voxels are needed.
+The image is read sequentially, with one volume in memory, as compressed files require.  `read_dwi`
+reads the signal of all voxels of a mask into its final array and divides it by b0 in place.  If the
+mask is computed from b0, `survey_dwi` first passes through the file and keeps a few numbers of each
+voxel; a second pass reads the signal of the voxels that are needed.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ def read_dwi(
 ) -> DWI:
     """Read a diffusion scan.
 
-    The b0 volumes are averaged to one sample at q = 0, which comes first, and everything is divided
-    by it. Each q-vector takes the b-value of its own volume, ``|q| = sqrt(b / 1000 s/mm2)``: within
-    a shell lengths differ as the table says, because that is what was measured.
+    The b0 volumes are averaged to one sample at q = 0, which comes first, and all intensities are
+    divided by it.  Each q-vector has the length of its own b-value, ``|q| = sqrt(b / 1000 s/mm2)``:
+    within a shell lengths differ as in the table.
 
-    What cannot be used is put right as follows, and `DWI.notes` tells how often:
+    Unusable values are corrected as follows, and `DWI.notes` counts the corrections:
 
-    * negative intensities (interpolation makes them) become 0, before b0 is averaged;
-    * voxels leave the mask where any intensity is NaN or infinite, where b0 is 0 (or so small
-      that the ratio overflows), and where all diffusion-weighted intensities are 0.
+    * negative intensities (from interpolation) become 0, before b0 is averaged;
+    * voxels are removed from the mask if any intensity is NaN or infinite, if b0 is 0 (or so small
+      that the ratio overflows), or if all diffusion-weighted intensities are 0.
 
     Parameters
     ----------
@@ -66,9 +66,9 @@ def read_dwi(
         Four-dimensional NIfTI image, ``.nii`` or ``.nii.gz``.
     bval, bvec : path, optional
         b-values in s/mm2 (one row or column) and gradient directions (3 rows of N numbers or N rows
-        of 3). By default the files beside the image with its stem and the suffixes ``.bval`` or
-        ``.bvals``, ``.bvec`` or ``.bvecs``. A `bvec` with suffix ``.b`` is a gradient table of
-        MRtrix, which holds both; it goes with ``frame="world"`` and without `bval`.
+        of 3).  Default: the files beside the image with its stem and the suffixes ``.bval`` or
+        ``.bvals``, ``.bvec`` or ``.bvecs``.  A `bvec` with suffix ``.b`` is a gradient table of
+        MRtrix, which contains both; it requires ``frame="world"`` and no `bval`.
     mask : path or (X, Y, Z) array-like, optional
         Voxels above 0 are used. By default all voxels with b0 above 0, background included.
     frame : {"fsl", "voxel", "world"}, optional
@@ -78,8 +78,8 @@ def read_dwi(
     shell_tolerance : float, optional
         Neighbouring b-values of one shell differ by no more than this, in s/mm2.
     max_bytes : float, optional
-        What the signal may take.  Besides it, reading takes two volumes as they are stored and
-        some 25 bytes for each voxel of the grid, however many volumes there are.
+        Largest memory for the signal.  In addition, reading takes two volumes as stored and about
+        25 bytes for each voxel of the grid, for any number of volumes.
 
     Returns
     -------
@@ -88,8 +88,8 @@ def read_dwi(
     Raises
     ------
     DWIError
-        If a file is missing, damaged or contradicts another, or the signal takes too much; the
-        message names it.
+        If a file is missing, damaged or contradicts another, or the signal exceeds `max_bytes`; the
+        message names the file.
     """
     scan = _Scan.open(path, bval, bvec, frame, b0_threshold, shell_tolerance)
     candidates = _find_candidates(mask, scan.image)
@@ -124,7 +124,7 @@ def survey_dwi(
     Returns
     -------
     Survey
-        Of the voxels that `read_dwi` would give.
+        Of the voxels that `read_dwi` would return.
 
     Raises
     ------
@@ -140,7 +140,7 @@ def survey_dwi(
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """What a pass through a scan tells of its voxels, without their signal.
+    """Voxels of a scan after a first pass, without their signal.
 
     Parameters
     ----------
@@ -205,7 +205,7 @@ class Survey:
         Returns
         -------
         DWI
-            Bit for bit what `read_dwi` gives for these voxels.
+            Identical to the result of `read_dwi` for these voxels.
 
         Raises
         ------
@@ -223,7 +223,7 @@ class Survey:
 
 @dataclass(frozen=True, eq=False)
 class _Scan:
-    """Files of a scan that belong together; N volumes, Q samples as those of a `DWI`."""
+    """Matching files of a scan; N volumes, Q samples as in a `DWI`."""
 
     path: Path
     image: nib.Nifti1Image
@@ -414,7 +414,7 @@ def _store(
 def _tally(
     intensities: Iterable[NDArray[np.float32]], count: int, b0_volumes: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], tuple[str, ...]]:
-    """Which voxels can be used.
+    """Select the usable voxels.
 
     Parameters
     ----------
@@ -430,9 +430,9 @@ def _tally(
     b0 : (C,) float32 array
         Mean of the b0 volumes.
     kept : (C,) bool array
-        The candidates that can be used.
+        The usable candidates.
     notes : tuple of str
-        What was done to the others, and to negative intensities.
+        Corrections of the other candidates and of negative intensities.
     """
     mean = np.zeros(count)
     peak = np.zeros(count, dtype=np.float32)
@@ -464,7 +464,7 @@ def _tally(
 
 
 def _keep_rows(array: NDArray[np.float32], kept: NDArray[np.bool_]) -> None:
-    """Keep some rows of an array in its own memory, and give the rest of that back."""
+    """Keep some rows of an array in place, and release the rest of its memory."""
     rows = np.flatnonzero(kept)
     if len(rows) == len(array):
         return

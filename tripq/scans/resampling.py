@@ -1,13 +1,13 @@
 r"""Scans on a grid of another voxel size, and maps back on the first grid.
 
-A network is for voxels of about the size that it was trained on.  A scan with others is brought to
-that size, segmented, and the map is brought back, as nnU-Net does (Isensee et al., Nature Methods
-18:203-211, 2021).
+A network applies to voxels of about the size of its training.  A scan with other voxels is
+resampled to that size and segmented, and the map is resampled back, as in nnU-Net (Isensee et al.,
+Nature Methods 18:203-211, 2021).
 
 Both grids have the same axes and the same centre, so an interpolation is a matrix for each axis:
-linear between the neighbouring voxels, after a Gaussian where voxels become larger.  Its variance
-is what a point spread function as wide as the old voxel lacks to be as wide as the new one
-(Cardoso et al., MICCAI 2015, "Scale factor point spread function matching"), in old voxels
+linear between the neighbouring voxels, after a Gaussian filter if voxels become larger.  The filter
+widens a point spread function of the old voxel size to the new one (Cardoso et al., MICCAI 2015,
+"Scale factor point spread function matching"); its variance is, in old voxels,
 
 .. math:: \sigma^2 = \frac{r^2 - 1}{8 \ln 2}, \qquad r = \text{new edge} / \text{old edge} > 1 .
 
@@ -39,10 +39,10 @@ _SAME_SHARE = 1e-4
 
 
 def resample(dwi: DWI, voxel_size: float) -> DWI:
-    """Bring a scan to cubic voxels.
+    """Resample a scan to cubic voxels.
 
-    Intensities are interpolated, volume by volume, and then divided by b0.  Directions stay as they
-    are, and so does the place in the world.
+    Intensities are interpolated, volume by volume, and then divided by b0.  Directions and the
+    position in world coordinates do not change.
 
     Parameters
     ----------
@@ -54,12 +54,12 @@ def resample(dwi: DWI, voxel_size: float) -> DWI:
     Returns
     -------
     DWI
-        On a grid with the axes and the centre of the old one; a note tells of it.
+        On a grid with the axes and the centre of the old one; a note records the resampling.
 
     Raises
     ------
     DWIError
-        If the voxel size is not above 0, or so large that nothing is left of the mask.
+        If the voxel size is not above 0, or so large that the mask becomes empty.
 
     Examples
     --------
@@ -104,7 +104,7 @@ def resample(dwi: DWI, voxel_size: float) -> DWI:
 
 
 def bytes_to_resample(dwi: DWI, voxel_size: float) -> float:
-    """About what the result of `resample` takes, with a volume and the weights of the longest axis.
+    """Approximate memory of the result of `resample`, with a volume and the longest weights.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def bytes_to_resample(dwi: DWI, voxel_size: float) -> float:
 
 
 def map_back(probability: ArrayLike, from_dwi: DWI, to_dwi: DWI) -> NDArray[np.float32]:
-    """Bring a map from a resampled scan to the scan that it was made of.
+    """Resample a map of a resampled scan to the original scan.
 
     Parameters
     ----------
@@ -229,7 +229,7 @@ def _mean_of_nearest(
 ) -> NDArray[np.float64]:
     """Mean of the values of the voxels of a mask that are nearest to each point (P, 3), in mm.
 
-    Often several are equally near, and a choice between them would follow the order of the axes.
+    Often several are equally near, and choosing one would depend on the order of the axes.
     """
     tree = cKDTree(dwi.voxel_centres())
     distance, _ = tree.query(points)

@@ -1,4 +1,4 @@
-"""A diffusion scan in memory: the signal of the voxels of a mask, and where it was measured."""
+"""A diffusion scan in memory: the signal of the voxels of a mask, with its geometry."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tripq.scans.errors import DWIError
 from tripq.scans.shells import LIKE_B, SHELL_TOLERANCE, Shell, find_shells
 
 B_REFERENCE = 1000.0
-"""The b-value, in s/mm2, whose q-vectors have length 1: the commonest shell in clinical scans."""
+"""The b-value, in s/mm2, whose q-vectors have length 1: the most common shell in clinical scans."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -46,11 +46,11 @@ class DWI:
     path : pathlib.Path, optional
         Of the scan.
     notes : tuple of str, optional
-        What the reader did to voxels and intensities that could not be used as they were.
+        Corrections that the reader made to voxels and intensities.
     shell_tolerance : float, optional
         See `tripq.scans.shells.SHELL_TOLERANCE`.
     b0_volumes : int, optional
-        How many b0 volumes the mean is of.
+        Number of b0 volumes in the mean.
 
     Raises
     ------
@@ -116,12 +116,12 @@ class DWI:
         return find_shells(self.b_values, self.shell_tolerance)
 
     def shell_near(self, b_value: float) -> Shell:
-        """The shell that stands for a b-value in s/mm2.
+        """The shell nearest to a b-value in s/mm2.
 
         Raises
         ------
         DWIError
-            If none comes near it.
+            If no shell is near it.
         """
         shells = self.shells
         nearest = min(shells, key=lambda shell: abs(shell.b_value - b_value), default=None)
@@ -133,7 +133,7 @@ class DWI:
         return nearest
 
     def with_shells(self, b_values: Sequence[float]) -> DWI:
-        """Only b0 and the shells that stand for some b-values: what a network was trained on.
+        """Only b0 and the shells near some b-values, such as those of a training.
 
         Parameters
         ----------
@@ -179,7 +179,7 @@ class DWI:
         values : (V, ...) array-like
             In the order of ``np.argwhere(mask)``.
         fill : float, optional
-            What stands outside the mask.
+            Value outside the mask.
 
         Returns
         -------

@@ -12,18 +12,18 @@ SHELL_TOLERANCE = 80.0
 
 The default of MRtrix3 (``BValueEpsilon``). Scanners that count the imaging gradients spread one
 nominal shell over some tens of s/mm2 (995, 1000 and 1005 in the Human Connectome Project), while
-shells that are meant to differ lie hundreds apart.
+different shells are hundreds apart.
 """
 
 LIKE_B = 0.1
-"""A shell stands for a wanted b-value if they differ by no more than this share."""
+"""Largest relative difference between a b-value and its nearest shell."""
 
 
 SAME_DIRECTION = 2.0
 """Directions closer than this, in degrees, count as one; so do a direction and its opposite.
 
-Correction for motion turns repetitions of a direction a little; those that are meant to differ are
-further apart: 8 degrees if there are 400.
+Motion correction rotates repetitions of a direction slightly; different directions are further
+apart: 8 degrees if there are 400.
 """
 
 TENSOR_DIRECTIONS = 6
@@ -56,8 +56,8 @@ class Shell:
 def find_shells(b_values: ArrayLike, tolerance: float = SHELL_TOLERANCE) -> tuple[Shell, ...]:
     """Group b-values into shells.
 
-    Sorted b-values are cut wherever two neighbours lie further apart than `tolerance`. Samples with
-    b = 0 have no direction and belong to no shell.
+    Sorted b-values are separated wherever two neighbours differ by more than `tolerance`. Samples
+    with b = 0 have no direction and belong to no shell.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def find_shells(b_values: ArrayLike, tolerance: float = SHELL_TOLERANCE) -> tupl
 
 
 def count_directions(q: ArrayLike, tolerance: float = SAME_DIRECTION) -> int:
-    """How many different directions there are.
+    """Number of different directions.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Maps and scans as files: the counterpart of `tripq.scans.read`."""
+"""Writing maps and scans: the counterpart of `tripq.scans.read`."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def write_map(values: ArrayLike, dwi: DWI, path: str | PathLike[str]) -> None:
     """Write the values of every voxel as an image on the grid of the scan.
 
     The image has the scan's shape, affine, sform and qform codes and units; outside the mask it is
-    0. It is written under another name in the same folder and then renamed, so that `path` never
-    holds half a file, whatever interrupts.
+    0.  It is written under a temporary name in the same folder and then renamed, so `path` never
+    contains a partial file, even after an interruption.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def write_map(values: ArrayLike, dwi: DWI, path: str | PathLike[str]) -> None:
             f"{target}: values has shape {array.shape}; a map of this scan needs {dwi.b0.shape}."
         )
     if array.dtype.kind not in "biuf":
-        raise DWIError(f"{target}: a map holds real numbers or booleans, not {array.dtype}.")
+        raise DWIError(f"{target}: a map must contain real numbers or booleans, not {array.dtype}.")
     _check_not_the_scan(target, dwi)
     image = _make_image(array.astype(np.uint8 if array.dtype.kind == "b" else np.float32), dwi)
     try:
@@ -73,7 +73,7 @@ def write_dwi(dwi: DWI, path: str | PathLike[str], frame: Frame = "fsl") -> None
     dwi : DWI
         The scan.
     path : path
-        ``.nii`` or ``.nii.gz``.  The table lies beside it, under the same stem: ``.bval`` and
+        ``.nii`` or ``.nii.gz``.  The table is written beside it, with the same stem: ``.bval`` and
         ``.bvec``, or with ``frame="world"`` a table of MRtrix, ``.b``.  Existing files are
         replaced, but never the scan that was read.
     frame : {"fsl", "voxel", "world"}
@@ -111,7 +111,7 @@ def _check_not_the_scan(target: Path, dwi: DWI) -> None:
 
 
 def _make_image(values: NDArray[Any], dwi: DWI) -> nib.Nifti1Image:
-    """Image with what the scan's header says about the grid and nothing else of it."""
+    """Image with the grid fields of the scan's header, and no other fields."""
     if dwi.header is None:
         header = nib.Nifti1Header()
         header.set_xyzt_units("mm")

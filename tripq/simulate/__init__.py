@@ -1,6 +1,6 @@
-"""Simulated diffusion scans of heads, whose tissue and fibres are known.
+"""Simulated diffusion scans of heads, with known tissue and fibres.
 
-A task adds what it looks for as a `Modifier` of the tissue.
+A task adds its targets as a `Modifier` of the tissue.
 
 >>> from tripq.simulate import GradientTable, default_anatomy, simulate_scan
 >>> table = GradientTable.from_shells([1000.0], [32])

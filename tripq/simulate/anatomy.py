@@ -1,4 +1,4 @@
-"""Anatomy that simulated heads are made from: tissue fractions and fibre directions."""
+"""Anatomy of simulated heads: tissue fractions and fibre directions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tripq.simulate.fibres import estimate_fibres
 from tripq.simulate.grid import Grid, interpolate, nearest
 
 VENTRICLE_DEPTH = 25.0
-"""Fluid at least this far below the surface of the brain, in mm, lies in ventricles.
+"""Fluid at least this far below the surface of the brain, in mm, is in ventricles.
 
 In the ICBM152 template it is the lateral and third ventricles and the cisterns between them, 29 ml.
 """
@@ -56,15 +56,15 @@ class Anatomy:
         Directions of up to K fibres per voxel, in world axes (RAS+): unit vectors, or zeros for
         missing fibres. K is 3 at most.
     weights : (X, Y, Z, K) float32 array
-        Share of the white matter along each direction. What is left of 1 is dispersed evenly over
-        all directions.
+        Share of the white matter along each direction. The rest is dispersed evenly over all
+        directions.
     affine : (4, 4) float64 array
         From voxel indices to world coordinates in mm.
 
     Raises
     ------
     SimulationError
-        If shapes do not agree, a fraction or weight lies outside [0, 1], or the mask is empty.
+        If shapes do not agree, a fraction or weight is outside [0, 1], or the mask is empty.
     DWIError
         If the affine is singular or sheared.
     """
@@ -101,7 +101,7 @@ class Anatomy:
         for name, values in fractions.items():
             if not (values.min() >= 0 and values.max() <= 1):
                 raise SimulationError(
-                    f"{name} must lie between 0 and 1, not between {values.min():g} and "
+                    f"{name} must be between 0 and 1, not between {values.min():g} and "
                     f"{values.max():g}."
                 )
         if self.weights.sum(axis=-1).max() > 1 + 1e-5:
@@ -146,7 +146,7 @@ class Anatomy:
         Returns
         -------
         Anatomy
-            Tissue goes on beyond the mask; it is just not scanned.
+            Tissue beyond the mask remains but is not scanned.
         """
         points = self.grid.points()
         inside = ((points >= lower) & (points <= upper)).all(axis=1)
@@ -162,9 +162,8 @@ def default_anatomy(voxel_size: float = 2.0) -> Anatomy:
     """Anatomy of the ICBM152 template, with fibre directions estimated from it.
 
     White- and grey-matter maps are those of the ICBM152 2009a symmetric template (Fonov et al.,
-    NeuroImage 54:313-327, 2011) that nilearn is shipped with; nothing is downloaded. Cerebrospinal
-    fluid is the rest of the brain mask. For the fibres see `tripq.simulate.fibres`: they are a
-    surrogate.
+    NeuroImage 54:313-327, 2011) included in nilearn; nothing is downloaded. Cerebrospinal fluid is
+    the rest of the brain mask. For the fibres see `tripq.simulate.fibres`: they are a surrogate.
 
     Parameters
     ----------
@@ -182,7 +181,7 @@ def default_anatomy(voxel_size: float = 2.0) -> Anatomy:
         If nilearn is missing, or the voxel size is outside its range.
     """
     if not 1 <= voxel_size <= 5:
-        raise SimulationError(f"voxel_size={voxel_size} mm must lie between 1 and 5 mm.")
+        raise SimulationError(f"voxel_size={voxel_size} mm must be between 1 and 5 mm.")
     try:
         from nilearn import datasets
     except ImportError as error:
@@ -336,7 +335,7 @@ def read_coverage(
     Raises
     ------
     SimulationError
-        If the file cannot be read or holds no volume.
+        If the file cannot be read or contains no volume.
     """
     image = _load(Path(path))
     if image.ndim != 3:
@@ -384,7 +383,7 @@ def _resample(volume: NDArray, source: Grid, target: Grid) -> NDArray[np.float32
 def _average(volume: NDArray[np.float32], source: Grid, target: Grid) -> NDArray[np.float32]:
     """Mean of a map over the extent of each voxel of another grid.
 
-    Outlines keep their edges: the blur of `_resample` would lose those as small as a voxel.
+    Outlines keep their edges; the blur of `_resample` would remove outlines as small as a voxel.
     """
     centres = apply_affine(source.affine, np.argwhere(volume))
     near = np.zeros(target.shape, dtype=bool)

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class SimulationError(ValueError):
-    """A simulation was asked for with values that make no sense; the message says which."""
+    """A simulation has invalid arguments; the message names them."""

@@ -1,9 +1,8 @@
-r"""Fibre directions from tissue maps: a surrogate where there is no diffusion scan.
+r"""Fibre directions from tissue maps: a surrogate for a diffusion scan.
 
-A structural template does not tell where fibres run. What it does tell is the shape of the white
-matter, and fibres must lead through that shape from one patch of grey matter to another. So four
-flows are driven through it: left to right, back to front, bottom to top, and from one hemisphere
-to the other.
+A structural template contains no fibre directions, but it contains the shape of the white matter,
+through which fibres must lead from one patch of grey matter to another. So four flows are simulated
+in it: left to right, back to front, bottom to top, and from one hemisphere to the other.
 
 .. math::
     \nabla \cdot (\sigma \nabla \phi_a) = \kappa\, g\, (\phi_a - p_a), \qquad j_a = \nabla \phi_a
@@ -11,17 +10,17 @@ to the other.
 White matter conducts (:math:`\sigma = w^2 + \sigma_0` for a white-matter fraction w), and grey
 matter (fraction g) is coupled to the driving potential :math:`p_a`, which is x, y, z, or x cut off
 `HEMISPHERE` mm on either side of the middle. The tensor :math:`T = \sum_a j_a j_a^T`, with every
-:math:`j_a` scaled to unit mean square in white matter, says along which directions flow is
-possible; the structure tensor S of the white matter (Bigun and Granlund, 1987), divided by its
-trace, says across which directions tissue changes, where no fibre runs. Fibres are taken along the
-two leading eigenvectors of :math:`(1 - S)\, T\, (1 - S)`, with weights from its eigenvalues.
+:math:`j_a` scaled to unit mean square in white matter, gives the possible directions of flow. The
+structure tensor S of the white matter (Bigun and Granlund, 1987), divided by its trace, gives the
+directions across tissue boundaries, along which no fibre runs. Fibres are taken along the two
+leading eigenvectors of :math:`(1 - S)\, T\, (1 - S)`, with weights from its eigenvalues.
 
-What comes out is smooth, symmetric and led by the anatomy: left to right through the corpus
-callosum, up and down through the internal capsule, into the crowns of gyri. It is no tractography.
-In the brain stem, which the template takes for grey matter, the directions mean little. Where the
-HCP1065 template (Yeh, Nat Commun 13:4933, 2022) has one clear direction in white matter, the first
-direction found here lies a median of 31 degrees from it (37 in deep white matter, 6 in the corpus
-callosum; random directions 60). Two fibres of a voxel always cross at right angles.
+The result is smooth, symmetric and follows the anatomy: left to right through the corpus callosum,
+up and down through the internal capsule, into the crowns of gyri. It is not tractography. In the
+brain stem, which is grey matter in the template, the directions mean little. Where the HCP1065
+template (Yeh, Nat Commun 13:4933, 2022) has one clear direction in white matter, the first
+direction found here differs from it by a median of 31 degrees (37 in deep white matter, 6 in the
+corpus callosum; random directions 60). Two fibres of a voxel always cross at right angles.
 """
 
 from __future__ import annotations
@@ -77,7 +76,7 @@ def estimate_fibres(
     Returns
     -------
     directions : (X, Y, Z, 2, 3) float32 array
-        Unit vectors in world axes; zeros where there is neither white nor grey matter.
+        Unit vectors in world axes; zeros outside white and grey matter.
     weights : (X, Y, Z, 2) float32 array
         Share of the white matter along each direction; they add up to less than 1.
 

@@ -1,4 +1,4 @@
-"""Smooth random fields: what varies from place to place and from head to head."""
+"""Smooth random fields, for variation between places and between heads."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ def random_field(grid: Grid, scale: float, rng: np.random.Generator) -> NDArray[
     r"""Gaussian random field of mean 0 and variance 1.
 
     White noise on a coarse lattice of knots, spread by Gaussians:
-    :math:`f(x) = \sum_k w_k\, e^{-|x - c_k|^2 / 2 s^2}` over the knots :math:`c_k`, which lie one
-    scale :math:`s` apart, divided by the standard deviation of the sum. Values at distance
-    :math:`d` have a correlation of about :math:`e^{-d^2 / 4 s^2}`. The Gaussian is a product over
-    the axes, so the field costs three small matrix products however large the scale.
+    :math:`f(x) = \sum_k w_k\, e^{-|x - c_k|^2 / 2 s^2}` over the knots :math:`c_k`, one scale
+    :math:`s` apart, divided by the standard deviation of the sum. Values at distance :math:`d` have
+    a correlation of about :math:`e^{-d^2 / 4 s^2}`. The Gaussian is a product over the axes, so the
+    field costs three small matrix products however large the scale.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Voxel grids, and how maps are read between their voxels."""
+"""Voxel grids, and interpolation between their voxels."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Grid:
         Returns
         -------
         Grid
-            Its voxels lie where those of this grid lie, or would if it went on.
+            Its voxels coincide with those of this grid, or of its continuation.
 
         Examples
         --------

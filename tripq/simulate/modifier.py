@@ -1,8 +1,8 @@
-"""What changes the tissue of a head: a disease, a treatment, anything that a scan may show.
+"""Changes of the tissue of a head: a disease, a treatment, any other visible effect.
 
-A modifier is drawn or read in the anatomy, where all heads have the same places. The simulator
-deforms and turns it with the head, lets it change the tissue of every voxel of the scan before the
-signal is computed, and returns how much of each voxel it covers: the truth to train on.
+A modifier is drawn or read in the anatomy, the common space of all heads. The simulator deforms and
+rotates it with the head, applies it to the tissue of every voxel before the signal is computed, and
+returns its share of each voxel: the ground truth for training.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Modifier(Protocol):
         Parameters
         ----------
         tissue : Tissue
-            Of V voxels, as the modifiers before this one have left it.
+            Of V voxels, after the previous modifiers.
         read : callable
             Reads a map (X, Y, Z) of the anatomy in these voxels: (V,) float32.
 

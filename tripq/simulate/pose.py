@@ -1,6 +1,6 @@
-"""From the anatomy to a head: its shape, where it is turned, and which side is which.
+"""From the anatomy to a head: shape, rotation and reflection.
 
-A pose says, for every point x of the scanner, the point y of the anatomy that lies there:
+A pose maps every point x of the scanner to a point y of the anatomy:
 
     z = c + A^T (x - c),    y = z + u(z),
 
@@ -23,7 +23,7 @@ from tripq.simulate.fields import random_field
 from tripq.simulate.grid import Grid, interpolate
 
 DEFORMATION_SCALE = 25.0
-"""Length in mm over which the shape of a head varies: lobes, not gyri."""
+"""Length in mm over which the shape of a head varies: that of lobes, not gyri."""
 
 FLIP = np.diag([-1.0, 1.0, 1.0])
 """Exchanges left and right, in world axes."""
@@ -31,14 +31,14 @@ FLIP = np.diag([-1.0, 1.0, 1.0])
 
 @dataclass(frozen=True, eq=False)
 class Pose:
-    """How a subject's head differs from the anatomy in shape and position.
+    """Shape and position of a subject's head relative to the anatomy.
 
     Parameters
     ----------
     grid : Grid
         Of the anatomy.
     centre : (3,) array
-        Point of the anatomy about which the head turns, in mm.
+        Centre of rotation in the anatomy, in mm.
     matrix : (3, 3) array
         Orthogonal matrix A, from the axes of the anatomy to those of the scanner.
     displacement : (X, Y, Z, 3) float32 array
@@ -73,13 +73,13 @@ class Pose:
         return (points - self.centre) @ self.matrix.T + self.centre
 
     def margin(self) -> float:
-        """Upper bound in mm for how far the displacement moves a point."""
+        """Upper bound in mm of the displacement of a point."""
         return float(np.linalg.norm(self.displacement, axis=-1).max(initial=0.0))
 
     def reorient(
         self, directions: NDArray[np.floating], points: NDArray[np.floating]
     ) -> NDArray[np.float32]:
-        """Fibre directions of the anatomy as they run in the scanner.
+        """Fibre directions of the anatomy in the scanner.
 
         Parameters
         ----------
@@ -151,7 +151,7 @@ def random_pose(
     """
     if not 0 <= deformation <= DEFORMATION_SCALE / 5:
         raise SimulationError(
-            f"deformation={deformation} mm must lie between 0 and {DEFORMATION_SCALE / 5:g} mm: "
+            f"deformation={deformation} mm must be between 0 and {DEFORMATION_SCALE / 5:g} mm: "
             "beyond that it would fold the brain."
         )
     fields = [random_field(grid, DEFORMATION_SCALE, rng) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""Simulated scans: a head in a scanner, its diffusion signal, and the tissue that made it."""
+"""Simulated scans: a head in a scanner, its diffusion signal and its tissue."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ S0_SCALE = 1000.0
 """Intensity of white matter at b = 0 in a simulated scan."""
 
 MODIFIER_STREAMS = 2
-"""Streams of random numbers of a seed that are left to a modifier; the head uses those after them.
+"""Streams of random numbers of a seed reserved for a modifier; the head uses the following ones.
 
 A modifier that draws from these children of ``np.random.SeedSequence(seed)`` is independent of the
 head of the same seed. A second modifier needs a seed of its own.
@@ -33,7 +33,7 @@ head of the same seed. A second modifier needs a seed of its own.
 
 @dataclass(frozen=True)
 class Heterogeneity:
-    """How tissue varies: logarithmic standard deviations, from place to place and head to head.
+    """Variation of tissue: logarithmic standard deviations, within and between heads.
 
     Chosen so that simulated brains spread in FA and MD as real scans do.
 
@@ -60,19 +60,19 @@ class Heterogeneity:
 
 @dataclass(frozen=True, eq=False)
 class SimulatedScan:
-    """A simulated scan and what is true of it. V voxels are in the order of ``np.argwhere(mask)``.
+    """A simulated scan and its ground truth. V voxels are in the order of ``np.argwhere(mask)``.
 
     Parameters
     ----------
     dwi : DWI
         The scan.
     tissue : Tissue
-        What fills its voxels, after all modifiers. ``tissue.directions`` (V, K, 3) are the true
+        Tissue of its voxels, after all modifiers. ``tissue.directions`` (V, K, 3) are the true
         directions of the fibres in world axes, ``tissue.weights`` (V, K) their shares.
     coverages : tuple of (V,) float32 array
         Share of each voxel that each of the modifiers covers.
     seed : int
-        From which the head was drawn.
+        Seed of the head.
     """
 
     dwi: DWI
@@ -100,18 +100,18 @@ def simulate_scan(
 ) -> SimulatedScan:
     """Simulate a scan of one head.
 
-    The head is drawn in the anatomy, deformed and turned, and the scanner's grid sees what has come
-    to lie there. Each of these steps has its own stream of random numbers, so the same seed with
-    other modifiers, another rotation, table or noise level gives the same head.
+    The head is drawn in the anatomy, deformed and rotated, and then sampled on the grid of the
+    scanner. Each of these steps has its own stream of random numbers, so the same seed with other
+    modifiers, another rotation, table or noise level gives the same head.
 
     Parameters
     ----------
     anatomy : Anatomy
-        What all heads have in common.
+        Common anatomy of all heads.
     table : GradientTable
-        Gradient table, in world axes; it does not turn with the head.
+        Gradient table, in world axes; it does not rotate with the head.
     seed : int
-        Everything but the modifiers follows from it.
+        Determines everything except the modifiers.
     modifiers : sequence of Modifier, optional
         They change the tissue, one after the other.
     snr : float, optional
@@ -125,8 +125,8 @@ def simulate_scan(
     deformation : float, optional
         Root mean square of the deformation along each axis in mm.
     grid : Grid, optional
-        Of the scan, oblique and anisotropic as it may be; what lies outside is cut off. The default
-        has the lattice of the anatomy and holds the whole mask.
+        Of the scan, possibly oblique and anisotropic; tissue outside is cut off. The default has
+        the lattice of the anatomy and contains the whole mask.
     constants : Constants, optional
         Of the signal model.
     heterogeneity : Heterogeneity, optional
@@ -139,8 +139,8 @@ def simulate_scan(
     Raises
     ------
     SimulationError
-        If an argument makes no sense, no voxel of the mask lies on the grid, or a map of a modifier
-        has another shape than the anatomy.
+        If an argument is invalid, no voxel of the mask is on the grid, or a map of a modifier has
+        another shape than the anatomy.
 
     Examples
     --------
@@ -190,7 +190,7 @@ def simulate_scan(
 
 @dataclass(frozen=True, eq=False)
 class ScanSettings:
-    """How one head of a cohort is scanned: arguments of `simulate_scan`.
+    """Scan settings of one head of a cohort: arguments of `simulate_scan`.
 
     Parameters
     ----------
@@ -222,22 +222,22 @@ def random_settings(
     max_rotation: float = 10.0,
     vary_table: bool = True,
 ) -> Iterator[ScanSettings]:
-    """Draw how the heads of a cohort are scanned, a half of them flipped.
+    """Draw scan settings for the heads of a cohort, half of them flipped.
 
     Parameters
     ----------
     n : int
-        How many heads.
+        Number of heads.
     seed : int
-        Everything follows from it. The settings of head i are the same whatever n.
+        Determines all settings. The settings of head i do not depend on n.
     table : GradientTable, optional
         The default has one b0 volume and 32 directions at b = 1000 s/mm2.
     snr : (float, float), optional
         Range of the signal-to-noise ratio of normal white matter at b = 0; uniform.
     max_rotation : float, optional
-        Largest angle by which a head is turned, in degrees.
+        Largest rotation of a head, in degrees.
     vary_table : bool, optional
-        Turn the table at random, and reverse random directions, for every head.
+        Rotate the table at random, and reverse random directions, for every head.
 
     Yields
     ------
@@ -273,7 +273,7 @@ def _covering(anatomy: Anatomy, pose: Pose) -> Grid:
 def _see(
     anatomy: Anatomy, pose: Pose, grid: Grid
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
-    """Voxels of the scan that lie in the mask of the posed head.
+    """Voxels of the scan in the mask of the posed head.
 
     Returns
     -------
@@ -282,14 +282,14 @@ def _see(
     points : (V, 3) array
         Their centres in the scanner, in mm.
     voxels : (V, 3) array
-        What lies there, as fractional voxel indices of the anatomy.
+        Their positions in the anatomy, as fractional voxel indices.
     """
     points = grid.points()
     voxels = anatomy.grid.to_voxels(pose.to_anatomy(points))
     inside = interpolate(anatomy.mask.astype(np.float32), voxels) >= 0.5
     if not inside.any():
         raise SimulationError(
-            f"no voxel of the mask lies on the grid of shape {grid.shape}: the head is elsewhere."
+            f"no voxel of the mask is on the grid of shape {grid.shape}: the head is outside."
         )
     return inside.reshape(grid.shape), points[inside], voxels[inside]
 
@@ -314,7 +314,7 @@ def _fill(
     def read(volume: NDArray[np.float32]) -> NDArray[np.float32]:
         return interpolate(volume, voxels)
 
-    # fibres of two voxels cannot be averaged, as nothing tells which belong together
+    # fibres of two voxels cannot be averaged, as their correspondence is unknown
     at = nearest(anatomy.grid.shape, voxels)
     stick_fraction = vary(constants.stick_fraction, heterogeneity.stick_fraction, own[0])
     tissue = Tissue(
@@ -340,7 +340,7 @@ def _fill(
 def _scan(
     intensity: NDArray[np.float32], table: GradientTable, mask: NDArray[np.bool_], grid: Grid
 ) -> DWI:
-    """Divide by b0 and put in order as `tripq.scans.read_dwi` does."""
+    """Divide by b0 and sort as `tripq.scans.read_dwi` does."""
     b0 = intensity[:, table.b0].mean(axis=1)
     weighted = ~table.b0
     ones = np.ones((len(b0), 1), dtype=np.float32)

@@ -2,7 +2,7 @@ r"""Diffusion signal of tissue.
 
 White matter is a stick and a zeppelin along each fibre (the naming of Panagiotaki et al.,
 NeuroImage 59:2241-2254, 2012), grey matter a weak ellipsoid, fluid the same in all directions, and
-so is water that has taken the place of tissue:
+so is water that replaces tissue:
 
 .. math::
     S(b, g) &= s_0 \big[ (1 - \omega)\, T(b, g) + \omega\, (w + s_g \gamma)\, e^{-b D_w} \big]
@@ -58,7 +58,7 @@ class Constants:
         Signal at b = 0, relative to white matter: 1.5 and 3.1 as measured on a whole-brain scan at
         b = 1000 s/mm2 (the example of TractSeg, https://github.com/MIC-DKFZ/TractSeg).
     water_diffusivity : float
-        Of water in the place of tissue: between tissue and free water, as the tissue that is left
+        Of water that replaces tissue: between tissue and free water, as the remaining tissue
         hinders it.
     """
 
@@ -74,7 +74,7 @@ class Constants:
 
 @dataclass(frozen=True, eq=False)
 class Tissue:
-    """What fills the voxels of a scan.
+    """Tissue of the voxels of a scan.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def diffusion_signal(
     table : GradientTable
         Of N volumes.
     constants : Constants, optional
-        What is not given voxel by voxel.
+        Constants that are not given voxel by voxel.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Gradient tables: which b-values along which directions."""
+"""Gradient tables: b-values and directions."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ class GradientTable:
         Returns
         -------
         GradientTable
-            Every shell is turned in a way of its own, so that shells with equal counts do not
-            repeat each other's directions. The same arguments give the same table.
+            Every shell has a different rotation, so shells with equal counts do not repeat
+            directions. The same arguments give the same table.
         """
         if len(b_values) != len(counts) or n_b0 < 1 or min(counts, default=0) < 1:
             raise SimulationError(
@@ -88,7 +88,7 @@ class GradientTable:
 
     @classmethod
     def from_q(cls, q: NDArray[np.floating]) -> GradientTable:
-        """Table of q-vectors (N, 3) as they stand in a `DWI`: world axes, |q| = sqrt(b / b_ref)."""
+        """Table of q-vectors (N, 3) as in a `DWI`: world axes, |q| = sqrt(b / b_ref)."""
         length = np.linalg.norm(q, axis=1)
         directions = q / np.where(length > 0, length, 1.0)[:, None]
         return cls(B_REFERENCE * length**2, directions.astype(np.float64))
@@ -99,11 +99,11 @@ class GradientTable:
         return find_b0(self.b_values)
 
     def rotated(self, rotation: NDArray[np.floating]) -> GradientTable:
-        """Return the same table with all directions turned by a rotation (3, 3)."""
+        """Return the same table with all directions rotated by a matrix (3, 3)."""
         return replace(self, directions=self.directions @ np.asarray(rotation, np.float64).T)
 
     def with_random_signs(self, rng: np.random.Generator) -> GradientTable:
-        """Return the same table with random directions reversed, which measures the same."""
+        """Return the same table with random directions reversed, an equivalent measurement."""
         signs = rng.choice([-1.0, 1.0], size=(len(self), 1))
         return replace(self, directions=self.directions * signs)
 
@@ -129,7 +129,7 @@ def spread_directions(n: int) -> NDArray[np.float64]:
     Parameters
     ----------
     n : int
-        How many.
+        Number of directions.
 
     Returns
     -------

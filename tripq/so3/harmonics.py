@@ -1,4 +1,4 @@
-"""Spherical harmonics of offsets, and what a direction means where the offset is zero."""
+"""Spherical harmonics of offsets, with a convention for the direction of a zero offset."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ZERO_LENGTH = 1e-6
 
 
 def directions(v: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit vectors along `v`, and where there are none.
+    """Unit vectors along `v`, and a mask of zero vectors.
 
     Returns
     -------
@@ -45,7 +45,7 @@ def spherical_harmonics(orders: Iterable[int], v: Tensor) -> dict[int, Tensor]:
     Parameters
     ----------
     orders : iterable of int
-        The orders l wanted.
+        The orders l.
     v : Tensor of shape (..., 3)
         Offsets of any length, in world axes.
 
@@ -53,8 +53,8 @@ def spherical_harmonics(orders: Iterable[int], v: Tensor) -> dict[int, Tensor]:
     -------
     dict from l to Tensor of shape (..., 2 l + 1)
         In "component" normalisation: the squares of the components sum to 2 l + 1.  A zero vector
-        has no direction: there order 0 is the constant 1 it is everywhere, and every higher order
-        is 0 with gradient 0, the only choice that commutes with rotations.
+        has no direction: there order 0 is 1, as everywhere, and every higher order is 0 with
+        gradient 0, the only equivariant choice.
 
     Examples
     --------

@@ -13,9 +13,9 @@ Both families are bases of the rotation-invariant tensors of
 U_{l_f l_1} B^{(l_1)}` with the recoupling (6j) coefficients
 :math:`U = \langle T, B\rangle / \langle B, B\rangle`.
 
-`Recoupling` turns the paths of a filter into the tables of that evaluation.  Everything here is a
-NumPy array in float64 (torch only serves e3nn, which computes the coefficients) and knows nothing
-of features or graphs.
+`Recoupling` computes the tables of that evaluation from the paths of a filter.  Everything here is
+a NumPy array in float64 (torch only serves e3nn, which computes the coefficients) and independent
+of features and graphs.
 """
 
 from __future__ import annotations
@@ -78,10 +78,10 @@ def recoupling_coefficient(
 
 @cache
 def path_coupling(path: Path) -> NDArray[np.float64]:
-    """How the definition joins both harmonics and the input: (m_p, m_q, m_in, m_out).
+    """Coefficients that couple both harmonics and the input: (m_p, m_q, m_in, m_out).
 
-    Both couplings of a path in one, exactly zero where symmetry makes them so.  A ``"diff"`` filter
-    has one harmonic only, in the place of m_q, and order 0 in that of m_p.
+    The product of both couplings of a path, exactly zero where symmetry requires it.  A ``"diff"``
+    filter has one harmonic only, in place of m_q, and order 0 in place of m_p.
 
     Examples
     --------
@@ -127,7 +127,7 @@ class Mixing:
     l_1: int
     rows: tuple[Block, ...]
     columns: tuple[Block, ...]
-    start: int  # where the matrices stand in the flat list of all of them
+    start: int  # start of the matrices in the flat list of all of them
 
     @property
     def n_rows(self) -> int:
@@ -142,7 +142,7 @@ class Mixing:
 
 @dataclass(frozen=True)
 class Recoupling:
-    """How the weights of a filter become mixing matrices, one set for each order `l_1`.
+    """From the weights of a filter to mixing matrices, one set for each order `l_1`.
 
     The *inner* harmonic is coupled to the input first: that of the q-offset, or the only one of a
     ``"diff"`` filter.  The *outer* one comes last: that of the p-offset, or order 0.
@@ -157,7 +157,7 @@ class Recoupling:
         The mixing matrices, all of them in one flat list, are
         ``flat[targets] += coefficients * weight[sources]``.
     coefficients : ndarray of float64
-        The recoupling coefficients that belong to them.
+        Their recoupling coefficients.
     size : int
         Length of the flat list.
     """
@@ -179,8 +179,8 @@ class Recoupling:
     ) -> Recoupling:
         """Make the tables for `paths`.
 
-        The flat weight holds for each path, in their order, an array of shape
-        (mul_out, mul_in, K_p, K_q_out, K_q_in).
+        The flat weight contains for each path, in order, an array of shape (mul_out, mul_in, K_p,
+        K_q_out, K_q_in).
         """
         index_in = {(c.l, c.parity): i for i, c in enumerate(channels_in)}
         index_out = {(c.l, c.parity): i for i, c in enumerate(channels_out)}

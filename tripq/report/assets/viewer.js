@@ -8,7 +8,7 @@
   if (document.createElement("canvas").getContext("webgl2") === null) {
     status.textContent =
       "The interactive view needs WebGL 2, which this browser does not offer. " +
-      "All else on this page works without.";
+      "The rest of this page works without it.";
     return;
   }
 
@@ -117,7 +117,7 @@
 
   start().catch((error) => {
     status.textContent = `The interactive view did not start (${error.message}). ` +
-      "All else on this page works without.";
+      "The rest of this page works without it.";
     status.hidden = false;
     find("viewer").hidden = true;
   });

@@ -1,7 +1,6 @@
 """Labelled scans in the layout of BIDS, and the open cohort of patients with multiple sclerosis.
 
-In the cohort outlines of lesions and directions of fibres are real; the diffusion signal is
-simulated.
+In the cohort, lesion outlines and fibre directions are real; the diffusion signal is simulated.
 
 >>> from tripq.tasks.lesions.datasets import load_cohort, open_ms, write_cohort
 >>> from tripq.simulate import GradientTable

@@ -1,4 +1,4 @@
-"""The cohort as files: written once, read like a user's own data.
+"""The cohort as files, read like a user's data.
 
 The layout is that of BIDS (https://bids-specification.readthedocs.io)::
 
@@ -9,8 +9,8 @@ The layout is that of BIDS (https://bids-specification.readthedocs.io)::
                                  sub-01_label-lesion_mask.nii.gz
                                  sub-01_label-lesion_probseg.nii.gz
 
-A subject is made in a hidden folder and moved in when it is whole, its scan last: where there is a
-folder ``sub-NN`` the subject is finished.
+A subject is written in a hidden folder and moved when it is complete, its scan last: a folder
+``sub-NN`` means a finished subject.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ NOTICE = (
     "lesions, the shape and the pose of the heads and the noise are a model's. For research on "
     "methods only: nothing in it is a measurement of a patient."
 )
-"""What stands in every cohort."""
+"""Description of every cohort."""
 
 TRUTH = Path("derivatives") / "truth"
 """Folder of the masks in a cohort."""
@@ -67,7 +67,7 @@ _COLUMNS = {
 
 @dataclass(frozen=True, eq=False)
 class LabelledSubject:
-    """A subject of a cohort; what `tripq.training` takes.
+    """A subject of a cohort, for `tripq.training`.
 
     Parameters
     ----------
@@ -105,8 +105,8 @@ def write_cohort(
 ) -> list[str]:
     """Simulate the cohort, one subject for every patient, and write it.
 
-    Subjects that are there already are left as they are, so that an interrupted cohort is
-    completed; the same arguments give the same bytes, and a subject does not depend on the others.
+    Existing subjects are kept, so an interrupted cohort is completed. The same arguments give the
+    same bytes, and a subject does not depend on the others.
 
     Parameters
     ----------
@@ -115,27 +115,27 @@ def write_cohort(
     sources : OpenMS
         Of `open_ms`.
     table : GradientTable
-        Of all subjects, in world axes; it does not turn with the heads.
+        Of all subjects, in world axes; it does not rotate with the heads.
     seed : int, optional
         Of shapes, poses, severities and noise.
     snr : float, optional
         Signal-to-noise ratio of white matter at b = 0; the noise is Rician.
     max_rotation : float, optional
-        Largest angle by which a head is turned, in degrees; 180 for any.
+        Largest rotation of a head, in degrees; 180 for any.
     pose : int, optional
-        Which random pose: another number turns the same heads another way.
+        Number of the random pose: another number gives the same heads other rotations.
     turn_tables : bool, optional
-        Turn the table of every subject as well, by any angle and in a way of its own.
+        Also rotate the table of every subject, at random.
     deformation : float, optional
         Root mean square of the deformation along each axis in mm.
     anatomy : Anatomy, optional
         The default is ``cohort_anatomy(sources.fibres)``, 2 mm.
     statistics : LesionStatistics, optional
-        Its range of severities is used: every lesion draws its own.
+        Only its range of severities is used; every lesion draws one.
     patients : sequence of str, optional
         The default is all of the sources.
     progress : bool, optional
-        Show how far it is.
+        Show progress.
 
     Returns
     -------
@@ -271,7 +271,7 @@ def _digest(*arrays: NDArray[Any]) -> str:
 
 
 def _describe(folder: Path, settings: dict[str, Any]) -> None:
-    """Write what the dataset is, or make sure that it is the one to go on with."""
+    """Write the description of the dataset, or check that an existing one is the same."""
     path = folder / "dataset_description.json"
     if path.is_file():
         try:
@@ -350,7 +350,7 @@ def _write_subject(
 
 
 def _write_participants(folder: Path) -> None:
-    """List the finished subjects, from what stands beside their scans."""
+    """List the finished subjects, from the files beside their scans."""
     lines = ["\t".join(["participant_id", *_COLUMNS])]
     for name in _finished(folder):
         sidecar = folder / name / "dwi" / f"{name}_dwi.json"

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class DatasetError(ValueError):
-    """A dataset cannot be fetched, read or written; the message says why and names the file."""
+    """A dataset cannot be downloaded, read or written; the message says why, and for which file."""

@@ -1,4 +1,4 @@
-"""From the sources of the cohort to heads that can be simulated: real fibres, real lesions."""
+"""Heads for simulation from the sources of the cohort: real fibres, real lesions."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def read_fibres(path: str | PathLike[str]) -> tuple[NDArray[np.float32], Grid]:
     peaks : (X, Y, Z, 3, 3) float32 array
         Fibres by x, y, z in world axes (RAS+), as long as their anisotropy; zeros for missing ones.
     grid : Grid
-        Where the voxels lie.
+        Of the voxels.
 
     Raises
     ------
@@ -96,12 +96,12 @@ def cohort_anatomy(fibres: str | PathLike[str], voxel_size: float = 2.0) -> Anat
 
 
 def brain_scale(brain: str | PathLike[str], anatomy: Anatomy) -> float:
-    """By how much a patient's brain is enlarged to be as large as that of the anatomy.
+    """Scale from the size of a patient's brain to that of the anatomy.
 
     Parameters
     ----------
     brain : path
-        Mask of the patient's brain, anywhere in the world.
+        Mask of the patient's brain, at any position.
     anatomy : Anatomy
         Whose brain is compared.
 
@@ -133,8 +133,8 @@ def lesion_coverage(sources: OpenMS, patient: str, anatomy: Anatomy) -> NDArray[
     """A patient's lesions in the anatomy.
 
     The outlines were registered rigidly, so that brains kept their sizes: they are enlarged about
-    the centre of the brain of the anatomy by `brain_scale`. No more of a voxel is lesion than is
-    tissue: where an outline comes to lie over a ventricle, it is cut off.
+    the centre of the brain of the anatomy by `brain_scale`. The lesion share of a voxel is limited
+    by its tissue: outlines over a ventricle are cut off.
 
     Parameters
     ----------

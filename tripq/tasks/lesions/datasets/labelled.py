@@ -1,4 +1,4 @@
-"""Diffusion scans of any BIDS dataset with known lesions, to train on.
+"""Diffusion scans with known lesions from any BIDS dataset, for training.
 
 >>> from pathlib import Path
 >>> def scans(data: Path) -> list[LabelledSubject]:
@@ -62,7 +62,7 @@ class LabelledFiles:
 
 @dataclass(frozen=True)
 class LabelledScans:
-    """Scans of a dataset that can be trained on.
+    """Scans of a dataset that are suitable for training.
 
     Parameters
     ----------
@@ -179,27 +179,27 @@ def read_labelled(files: LabelledFiles, frame: Frame = "fsl") -> LabelledSubject
     tripq.scans.DWIError
         If a file is damaged, or the grids differ; the message names it.
     DatasetError
-        If all lesions lie outside the brain mask.
+        If all lesions are outside the brain mask.
     """
     dwi = read_dwi(files.scan, files.bval, files.bvec, files.brain, frame)
     volume = read_mask(files.lesion, open_nifti(files.scan))
     lesion = volume[dwi.mask]
     if volume.any() and not lesion.any():
-        raise DatasetError(f"{files.lesion}: all lesions lie outside the brain in {files.brain}.")
+        raise DatasetError(f"{files.lesion}: all lesions are outside the brain in {files.brain}.")
     return LabelledSubject(files.name, dwi, lesion)
 
 
 def draw_validation(
     participants: Sequence[str], share: float = 0.2, seed: int = 0
 ) -> tuple[str, ...]:
-    """Draw the participants to validate on.
+    """Draw the participants for validation.
 
     Parameters
     ----------
     participants : sequence of str
         Labels.
     share : float
-        How many of them; at least one, and at least one remains.
+        Share for validation; at least one, and at least one remains for training.
     seed : int
         Of the draw.
 

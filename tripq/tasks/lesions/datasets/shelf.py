@@ -1,4 +1,4 @@
-"""Labelled scans in files rather than in memory, for more of them than a machine could hold."""
+"""Labelled scans in mapped files, for more scans than the memory can hold."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _META, _ARRAYS = "scan.json", "arrays.bin"
 
 
 class Shelf:
-    """Scans in memory as long as there is room, and the others in a folder.
+    """Scans in memory up to a limit, and the others in files.
 
-    Files are mapped into memory: what was looked at stays there until something else needs the
-    place, and processes of one machine share it.  Values are the same either way.
+    Files are mapped into memory: pages that were read stay there until the system needs the memory,
+    and processes of one machine share them.  Values are the same either way.
 
     Parameters
     ----------
     folder : Path
-        Made when the first scan is put there.
+        Created with the first scan in it.
     memory : float
         Bytes of the scans that are not in files.
     """
@@ -35,7 +35,7 @@ class Shelf:
         self._left = memory
 
     def keep(self, key: str, read: Callable[[], LabelledSubject]) -> LabelledSubject:
-        """A scan, which is read unless an earlier run has put it into a file.
+        """A scan, read unless an earlier run has stored it.
 
         Parameters
         ----------
@@ -83,7 +83,7 @@ class Shelf:
             )
 
     def _get(self, key: str) -> LabelledSubject | None:
-        """A scan that was put there whole; None if it was not."""
+        """A completely stored scan, or None."""
         folder = self.folder / key
         try:
             about: dict[str, Any] = read_json(folder / _META)

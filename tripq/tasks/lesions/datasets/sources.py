@@ -1,4 +1,4 @@
-"""Where the open cohort comes from, under which licences, and its files on this machine."""
+"""Sources of the open cohort: origin, licences and local files."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _ATLAS = (
 
 @dataclass(frozen=True)
 class Licence:
-    """On which terms files may be used.
+    """Terms of use of files.
 
     Parameters
     ----------
     name : str
         Of the licence.
     covers : str
-        What it is the licence of.
+        Material under this licence.
     terms : str
-        What it asks for.
+        Its conditions.
     """
 
     name: str
@@ -64,14 +64,14 @@ LICENCES = (
 
 @dataclass(frozen=True)
 class Source:
-    """A file to fetch.
+    """A file to download.
 
     Parameters
     ----------
     name : str
         Its path in the folder of sources.
     url : str
-        Where it is had, at one commit of a public repository.
+        Its address, at one commit of a public repository.
     sha256 : str
         Of its bytes.
     """
@@ -192,7 +192,7 @@ class OpenMS:
     """The sources of the cohort in a folder; `open_ms` gives them.
 
     Outlines are consensus masks at 1 mm, registered rigidly to the ICBM152 template, and masks of
-    the brains at their own place, for volume (Lesjak et al. 2017). Fibres are those of the HCP1065
+    the unregistered brains, for their volumes (Lesjak et al. 2017). Fibres are those of the HCP1065
     template (Yeh 2022).
 
     Parameters
@@ -244,17 +244,18 @@ def open_ms(
     local: str | PathLike[str] | None = None,
     cache: str | PathLike[str] | None = None,
 ) -> OpenMS:
-    """Fetch the sources of the cohort, 10 MB, or take them from a folder.
+    """Download the sources of the cohort, 10 MB, or use a local folder.
 
     Parameters
     ----------
     accept_licences : bool
-        That you keep to `LICENCES`, which are printed.
+        Whether you accept `LICENCES`, which are printed.
     local : path, optional
-        Folder with the sources, or a part of the patients, instead of a download; see `OpenMS`.
-        Its files are taken as they are.
+        Folder with the sources, or a part of the patients, instead of a download; see `OpenMS`. Its
+        files are not checked.
     cache : path, optional
-        Folder to fetch into; by default the user's cache. What is there is not fetched again.
+        Folder of the downloads; by default the user's cache. Existing files are not downloaded
+        again.
 
     Returns
     -------

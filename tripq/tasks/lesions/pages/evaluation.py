@@ -1,4 +1,4 @@
-"""The page of an evaluation: how well maps of several subjects agree with known lesions."""
+"""The page of an evaluation: scores of the maps of several subjects against known lesions."""
 
 from __future__ import annotations
 
@@ -81,11 +81,11 @@ def write_evaluation_report(
     subjects : sequence of EvaluatedSubject
         At least one.
     threshold : float
-        On the probability, for Dice and for lesions; chosen on other subjects, or the scores are
-        too good.
+        On the probability, for Dice and for lesions; chosen on other subjects, otherwise the scores
+        are too high.
     settings : mapping of str to str
-        What the maps depend on; shown as it is. What stands under ``"caution"`` is shown at the
-        top.
+        Settings that determine the maps, shown as they are. The value of ``"caution"`` is shown at
+        the top.
     title : str, optional
         Such as the name of the network.
 

@@ -1,4 +1,4 @@
-"""The page of a group: its subjects in a table, those that failed first, and how they differ."""
+"""The page of a group: a table of its subjects, failed ones first, and distributions."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _FEWEST_DRAWN = 5  # subjects: a histogram of fewer is a bar
 
 @dataclass(frozen=True)
 class SubjectSummary:
-    """What the page of a group says about a subject; `of_lesions` and `of_failure` make it.
+    """A subject on the page of a group; `of_lesions` and `of_failure` make it.
 
     Attributes
     ----------
     name : str
         Such as ``sub-01``.
     lesions : int or None
-        How many were found; None where the subject failed.
+        Number of lesions found; None if the subject failed.
     total_ml : float or None
-        Their volume in ml; None where the subject failed.
+        Their volume in ml; None if the subject failed.
     failure : str or None
-        Why there is no result; None where there is one.
+        Reason for a missing result; None if there is a result.
     page : PurePath or None
         The subject's own page, as seen from the folder of the group's page.
 
@@ -58,7 +58,7 @@ class SubjectSummary:
     def of_lesions(
         cls, name: str, lesions: Sequence[Lesion], page: PurePath | None = None
     ) -> SubjectSummary:
-        """Of a subject with a result, be it without lesions."""
+        """Of a subject with a result, with or without lesions."""
         total = float(sum(lesion.volume_ml for lesion in lesions))
         return cls(name, lesions=len(lesions), total_ml=total, page=page)
 
@@ -75,7 +75,7 @@ class SubjectSummary:
 
 @dataclass(frozen=True)
 class _Spread:
-    """How a number differs between subjects."""
+    """Distribution of a number over subjects."""
 
     name: str
     unit: str | None
@@ -103,8 +103,8 @@ def write_group_report(
     rows : sequence of SubjectSummary
         The subjects.
     settings : mapping of str to str
-        What the results depend on; shown as it is. What stands under ``"caution"`` is shown at the
-        top.
+        Settings that determine the results, shown as they are. The value of ``"caution"`` is shown
+        at the top.
     title : str, optional
         Such as the name of the dataset.
 

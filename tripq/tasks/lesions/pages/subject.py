@@ -1,4 +1,4 @@
-"""The page of one subject: slices, lesions, the scan itself, and what to know before reading on."""
+"""The page of one subject: slices, lesions, the scan, and cautions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _PROGRAMS = ("assets/sort.js", "assets/sphere.js", "niivue/niivue.umd.js", "asse
 
 @dataclass(frozen=True)
 class _Truth:
-    """How the found lesions compare with those that are known.
+    """Comparison of the found lesions with the known ones.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class _Truth:
     volume_ml : float
         Of the known ones.
     share : tuple of float
-        Of the voxels of each found lesion, how many are known.
+        Share of the voxels of each found lesion that are known lesions.
     scores : Scores
         Voxel by voxel.
     """
@@ -76,10 +76,10 @@ def write_subject_report(
     threshold : float
         Voxels at or above it are lesion; from 0 to 1.
     settings : mapping of str to str
-        What the map depends on, such as the network and its training; shown as it is. Each
-        line under ``"caution"`` is shown at the top.
+        Settings that determine the map, such as the network and its training, shown as they are.
+        Each line under ``"caution"`` is shown at the top.
     lesion : (V,) array-like of bool, optional
-        The lesions, where they are known.
+        The known lesions.
 
     Raises
     ------
@@ -161,7 +161,7 @@ def _draw_slices(
     labels: NDArray[np.int32],
     known: NDArray[np.bool_] | None,
 ) -> list[Picture]:
-    """The slices with most probability; that of found lesions, and known ones, counts first."""
+    """The slices with the highest total probability; found lesions, and known ones, count first."""
     slices = AxialSlices(dwi)
     weight = probability * np.where(labels > 0, 1, _LITTLE) + (0 if known is None else known)
     shown = slices.volume(weight if weight.any() else dwi.b0)
@@ -192,7 +192,7 @@ def _name_lesions(numbers: list[int]) -> str:
 def _start(
     dwi: DWI, lesions: tuple[Lesion, ...], probability: NDArray[np.float64]
 ) -> tuple[float, ...]:
-    """Where the viewer opens, in mm: in the largest lesion, or where one is likeliest."""
+    """Initial position of the viewer, in mm: the largest lesion, or the highest probability."""
     if lesions:
         return lesions[0].peak_mm
     return tuple(dwi.voxel_centres()[int(np.argmax(probability))].tolist())

@@ -1,4 +1,4 @@
-"""Lesions of multiple sclerosis: how many, how large, where, of what shape, how damaged.
+"""Lesions of multiple sclerosis: number, size, position, shape and damage.
 
 The numbers are statistics of the consensus outlines of 22 patients of Lesjak et al.,
 Neuroinformatics (2017), doi:10.1007/s12021-017-9348-7 (CC-BY), scaled to the size of the ICBM152
@@ -22,7 +22,7 @@ from tripq.simulate import Anatomy, Grid, SimulationError, random_field
 
 @dataclass(frozen=True)
 class LesionStatistics:
-    """How lesions are distributed.
+    """Distribution of lesions.
 
     The sizes of a subject follow a power law, ``P(size > v) = (v / smallest) ** (-1 / m)``, that
     is, log(size / smallest) is exponential with mean m. That one number per subject gives the mean,
@@ -40,11 +40,11 @@ class LesionStatistics:
         components of drawn lesions, of which some merge, are as large as those of the outlines.
     far_density, far_size, near_range : float
         Density in white matter of the starting points of lesions of size v, at distance d of the
-        ventricles: proportional to ``far_density / (1 + v / far_size) + exp(-d / near_range)``,
-        in mm3 and mm. Small lesions are everywhere, large ones lie along the ventricles.
+        ventricles: proportional to ``far_density / (1 + v / far_size) + exp(-d / near_range)``, in
+        mm3 and mm. Small lesions are everywhere, large ones near the ventricles.
     severity : (float, float)
-        Range of the damage in the core of a lesion, uniform between lesions. A choice: outlines do
-        not tell it.
+        Range of the damage in the core of a lesion, uniform between lesions. Chosen freely:
+        outlines contain no severity.
     """
 
     count_log_mean: float = 3.69
@@ -129,7 +129,7 @@ def draw_lesions(
 def lesion_damage(
     coverage: NDArray[np.float32], severity: tuple[float, float], rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Damage by lesions: coverage times a severity that each lesion has of its own.
+    """Damage by lesions: coverage times the severity of each lesion.
 
     Parameters
     ----------
@@ -148,7 +148,7 @@ def lesion_damage(
     Raises
     ------
     SimulationError
-        If the coverage lies outside [0, 1].
+        If the coverage is outside [0, 1].
 
     Examples
     --------
@@ -159,7 +159,7 @@ def lesion_damage(
     """
     if not (coverage.min() >= 0 and coverage.max() <= 1):
         raise SimulationError(
-            f"lesion coverage must lie between 0 and 1, not between {coverage.min():g} and "
+            f"lesion coverage must be between 0 and 1, not between {coverage.min():g} and "
             f"{coverage.max():g}; a file of uint8 is scaled by read_coverage."
         )
     components, count = ndimage.label(coverage > 0, np.ones((3, 3, 3)))

@@ -1,4 +1,4 @@
-"""Lesions as a modifier of the simulator: what their damage does to the tissue."""
+"""Lesions as a modifier of the simulator: the effect of their damage on tissue."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tripq.tasks.lesions.simulate.draw import LesionStatistics, draw_lesions, le
 
 @dataclass(frozen=True)
 class LesionEffect:
-    """What a lesion does to tissue, in proportion to its damage.
+    """Effect of a lesion on tissue, proportional to its damage.
 
     Parameters
     ----------
     stick_loss : float
-        Share of the sticks that are gone at damage 1.
+        Share of the sticks lost at damage 1.
     water : float
         Share of the tissue that is isotropic water at damage 1.
     s0_gain : float
@@ -71,7 +71,7 @@ class Lesions:
     damage : (X, Y, Z) float32 array
         By lesions, between 0 and 1; 0 where the coverage is 0.
     effect : LesionEffect, optional
-        What the damage does.
+        Effect of the damage.
     """
 
     coverage: NDArray[np.float32]
@@ -90,22 +90,22 @@ class Lesions:
     ) -> Lesions:
         """Draw the lesions of one head.
 
-        Where they lie and how severe they are have streams of random numbers of their own, apart
-        from those of a head that `tripq.simulate.simulate_scan` draws from the same seed.
+        Positions and severities have separate streams of random numbers, independent of those of a
+        head that `tripq.simulate.simulate_scan` draws from the same seed.
 
         Parameters
         ----------
         anatomy : Anatomy
             The head.
         seed : int
-            Everything follows from it.
+            Determines all lesions.
         coverage : (X, Y, Z) float32 array, optional
             Real lesions instead of drawn ones: the share of each voxel of the anatomy that is
             lesion. Only their severity is drawn.
         statistics : LesionStatistics, optional
-            How drawn lesions are distributed, and how severe lesions are.
+            Distribution and severity of drawn lesions.
         effect : LesionEffect, optional
-            What they do to tissue.
+            Their effect on tissue.
 
         Returns
         -------
@@ -114,8 +114,8 @@ class Lesions:
         Raises
         ------
         SimulationError
-            If the coverage has another shape than the anatomy or lies outside [0, 1], or the
-            anatomy has no white matter for lesions to start in.
+            If the coverage has another shape than the anatomy or is outside [0, 1], or the anatomy
+            has no white matter for lesions to start in.
         """
         statistics = statistics or LesionStatistics()
         children = np.random.SeedSequence(seed).spawn(MODIFIER_STREAMS)
