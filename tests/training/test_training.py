@@ -35,8 +35,8 @@ from tripq.training import (
     Budget,
     PatchDataModule,
     Progress,
-    SegmentationModule,
     Stopping,
+    TaskModule,
     choose_precision,
     cut_box,
     learning_rate_factor,
@@ -446,12 +446,14 @@ def test_the_settings_of_a_training_are_the_arguments_of_what_is_called():
         **defaults(Stopping),
         **{name: value for name, value in defaults(train).items() if name not in given},
         **{n: v for n, v in defaults(PatchDataModule).items() if n != "validation"},
+        **defaults(LesionTask),
     }
+    options["lesion_share"] = options.pop("focus_share")  # the lesions are what matters
     settings = {k: v for k, v in asdict(OptimisationConfig()).items() if k not in NOT_DEFAULTS}
     assert settings == options
     assert elsewhere == given - {"network", "patches", "budget"}
-    same = ("learning_rate", "weight_decay", "positive_weight")
-    module = defaults(SegmentationModule)
+    same = ("learning_rate", "weight_decay")
+    module = defaults(TaskModule)
     assert {name: module[name] for name in same} == {name: options[name] for name in same}
     assert get_type_hints(OptimisationConfig)["precision"] == get_type_hints(train)["precision"]
 

@@ -24,7 +24,6 @@ from tripq.tasks.lesions.datasets import (
     SOURCES,
     DatasetError,
     OpenMS,
-    bids,
     brain_scale,
     cohort_anatomy,
     lesion_coverage,
@@ -34,6 +33,7 @@ from tripq.tasks.lesions.datasets import (
     read_fibres,
     write_cohort,
 )
+from tripq.tasks.lesions.datasets import cohort as cohort_module
 
 TABLE = GradientTable.from_shells([1000.0], [6])
 
@@ -351,20 +351,20 @@ def test_an_interrupted_cohort_is_completed_and_nothing_repeated(
             tmp_path, sources, TABLE, anatomy=small, patients=patients, progress=False
         )
 
-    write_participants = bids._write_participants
+    write_participants = cohort_module._write_participants
     write(("01",))
-    monkeypatch.setattr(bids, "write_json", interrupted)  # in the middle of the second
+    monkeypatch.setattr(cohort_module, "write_json", interrupted)  # in the middle of the second
     with pytest.raises(KeyboardInterrupt):
         write()
     monkeypatch.undo()
     assert [subject.name for subject in load_cohort(tmp_path)] == ["sub-01"]
     first = tmp_path / "sub-01/dwi/sub-01_dwi.nii.gz"
     written = first.stat().st_mtime_ns
-    monkeypatch.setattr(bids, "_write_participants", interrupted)  # behind the second
+    monkeypatch.setattr(cohort_module, "_write_participants", interrupted)  # behind the second
     with pytest.raises(KeyboardInterrupt):
         write(("12",))
-    monkeypatch.setattr(bids, "simulate_subject", interrupted)  # not called any more
-    monkeypatch.setattr(bids, "_write_participants", write_participants)
+    monkeypatch.setattr(cohort_module, "simulate_subject", interrupted)  # not called any more
+    monkeypatch.setattr(cohort_module, "_write_participants", write_participants)
     assert write() == ["sub-01", "sub-12"]
     assert first.stat().st_mtime_ns == written
     assert contents(tmp_path) == contents(cohort)
@@ -428,5 +428,7 @@ def test_a_real_patient(shared_data: Path, tmp_path: Path) -> None:
     write_cohort(tmp_path, sources, TABLE, anatomy=anatomy, patients=["06"], progress=False)
     (subject,) = load_cohort(tmp_path)
     assert subject.lesion.sum() > 300
-    posed = nib.load(tmp_path / bids.TRUTH / "sub-06/dwi/sub-06_label-lesion_probseg.nii.gz")
+    posed = nib.load(
+        tmp_path / cohort_module.TRUTH / "sub-06/dwi/sub-06_label-lesion_probseg.nii.gz"
+    )
     assert posed.get_fdata().sum() == pytest.approx(coverage.sum(), rel=0.06)
