@@ -56,7 +56,7 @@ class ConvSegmenter(nn.Module):
         check_dtype(signal, next(self.parameters()))
         rows = [scan.n_voxels for scan in graph.scans]
         logits = []
-        for scan, part in graph.split(signal, rows):
+        for scan, part in graph.by_scan(signal, rows):
             if scan.grid is None:
                 raise ValueError("a convolution needs a grid: make the graph with from_grid")
             shape = [max(sizes) for sizes in zip(*scan.grid.shapes, strict=True)]

@@ -338,7 +338,7 @@ class PQTensorFieldLayer(nn.Module):
     def _evaluate(self, x: Tensor, graph: PQGraph) -> Tensor:
         self._check(x, graph)
         graph = graph.within(self.p_radius)
-        parts = graph.split(x, [self._rows(scan) for scan in graph.scans])
+        parts = graph.by_scan(x, [self._rows(scan) for scan in graph.scans])
         return pad_rows([self._on_scan(part, scan) for scan, part in parts])
 
     def _on_scan(self, x: Tensor, scan: ScanGraph) -> Tensor:
