@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from tripq.backends.precision import check_dtype
 from tripq.domain.graph import PQGraph
 from tripq.networks.signal import LARGEST_RATIO
+from tripq.nn.bound import Bindable
 
 
-class ConvSegmenter(nn.Module):
+class ConvSegmenter(Bindable):
     """The reference without rotation equivariance: 3D convolutions, the directions as channels.
 
     It is made for one gradient table: a fixed number of directions in a fixed order.  It takes the
