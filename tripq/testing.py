@@ -159,7 +159,8 @@ def equivariance_error(
         found = evaluated(x_turned[order].to(dtype), turned)
     wanted = out[order]
     if irreps_out is not None:
-        wanted = wanted @ representation(irreps_out, rotation, symmetry).T.to(dtype)
+        turn = representation(irreps_out, rotation, symmetry).to(dtype)
+        wanted = wanted * turn.item() if wanted.ndim == 1 else wanted @ turn.T
     return float((found - wanted).abs().max() / out.abs().max().clamp(min=1e-30))
 
 
@@ -181,8 +182,8 @@ def assert_equivariant(
     network : Module
         ``network(x, graph)``; a copy of it is evaluated, in evaluation mode.
     irreps_in, irreps_out : Irreps or str, optional
-        Of the features in and out, on the last axis.  Default: the attributes of the network
-        (`irreps_in`, `irreps_out`); without them, the input is the signal, (V, Q), and the output
+        Of the features in and out, on the last axis; an output (V,) is one number for a voxel.
+        Default: the attributes of the network (`irreps_in`, `irreps_out`); without them, the input is the signal, (V, Q), and the output
         is invariant, such as logits (V,).
     group : {"SO3", "O3"}, optional
         With ``"O3"`` the rotations include reflections.  Default: the attribute `group` of the

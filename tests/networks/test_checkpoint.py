@@ -14,8 +14,10 @@ from torch import nn
 
 from tests.trust.bounds import bounded
 from tripq import PQGraph
+from tripq.filters.radial import Radial
 from tripq.networks.checkpoint import CheckpointError, load_network, read_notes, save_network
 from tripq.networks.conv import ConvSegmenter
+from tripq.networks.encoder import Encoder, VoxelNetwork
 from tripq.networks.paper import PaperSegmenter
 from tripq.tasks.lesions.segmenter import LesionSegmenter
 
@@ -30,6 +32,15 @@ GRAPH = PQGraph.from_grid(np.ones((4, 4, 4)), np.diag([2.0, 2, 2, 1]), Q, radius
             p_radius=2.5, q_features="3x0e+2x2e", p_features="2x0e+1x1o", n_p_layers=1, q_max=1.5
         ),
         PaperSegmenter(p_radius=3.0, q_reduction="mean", q_max=1.2),
+        Encoder(q_features="3x0e+2x2e", p_features="2x0e+1x1o", n_p_layers=1, group="O3"),
+        VoxelNetwork(
+            "2x1o",
+            q_features="3x0e+2x2e",
+            p_features="2x0e+1x1o",
+            n_p_layers=1,
+            p_radial=Radial("bessel", 2, learnable=True),
+            q_radial=Radial(number=4, hidden=(5, 3)),
+        ),
         ConvSegmenter(4, widths=(3, 2), kernel_size=5),
     ],
     ids=lambda network: type(network).__name__,
@@ -57,9 +68,30 @@ def test_equal_networks_give_equal_files(tmp_path: Path) -> None:
         assert torch.equal(values, network.state_dict()[name])
 
 
+def test_a_file_from_before_radial_functions_were_arguments_is_read(tmp_path: Path) -> None:
+    path = tiny(tmp_path / "net.safetensors")
+    arguments = json.loads(read_notes(path)["arguments"])
+    del arguments["p_radial"], arguments["q_radial"]
+    save_file(
+        load_file(path), path, {"network": "LesionSegmenter", "arguments": json.dumps(arguments)}
+    )
+    assert load_network(path).p_radial == Radial()
+
+
+def test_outputs_of_a_size_that_no_file_has_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    metadata = {"network": "VoxelNetwork", "arguments": '{"irreps_out": "1000000000x0e"}'}
+    save_file({"head.bias": torch.zeros(1)}, path, metadata)
+    with (
+        bounded(20, 50, with_torch=True),
+        pytest.raises(CheckpointError, match=r"irreps_out = .*more features than there are"),
+    ):
+        load_network(path)
+
+
 def test_only_known_networks_are_saved(tmp_path: Path) -> None:
     with pytest.raises(
-        CheckpointError, match="a Linear cannot be saved, only ConvSegmenter, LesionSegmenter"
+        CheckpointError, match="a Linear cannot be saved, only ConvSegmenter, Encoder, Les"
     ):
         save_network(nn.Linear(1, 1), tmp_path / "network.safetensors")
 
@@ -146,6 +178,14 @@ def tiny(path: Path, **notes: str) -> Path:
         ("p_radius", float("nan"), "arguments: no JSON: NaN is no number"),
         ("batch_norm", "no", "the argument batch_norm is 'no'"),
         ("filter", ["tp"], "the argument filter is"),
+        ("p_radial", {"number": 10**12}, "p_radial: more radial functions and hidden units than"),
+        ("q_radial", {"hidden": [10**6] * 9}, "q_radial: more radial functions and hidden units"),
+        ("q_radial", {"number": 0}, "at least one radial function is needed"),
+        ("q_radial", {"kind": "square"}, "unknown radial functions 'square'"),
+        ("q_radial", {"kind": 3}, "the argument q_radial is"),
+        ("q_radial", {"size": 3}, "the argument q_radial is"),
+        ("q_radial", "gaussian", "the argument q_radial is"),
+        ("q_radial", 3, "the argument q_radial is"),
         ("depth", 3, "LesionSegmenter has no argument 'depth'"),
     ],
 )

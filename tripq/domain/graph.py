@@ -35,6 +35,7 @@ from tripq.domain.nodes import (
     voxels_of,
 )
 from tripq.domain.qspace import QEdges, QSpace, shared_q_space
+from tripq.domain.volumes import Volumes
 from tripq.domain.voxels import PEdges, VoxelGrid, point_edges
 from tripq.infra.kept import kept_with_owner, ordinary_tensors
 from tripq.infra.tracing import constant, traced_as_one_call
@@ -105,6 +106,43 @@ class ScanGraph:
         return f"ScanGraph({', '.join(parts)}, radius {self.radius:g} mm)"
 
 
+@dataclass(frozen=True)
+class Extent:
+    """How long features on one graph are, whatever it has been merged with since.
+
+    Attributes
+    ----------
+    voxels : int
+        Rows of maps without q-space.
+    rows_in, rows_out : int
+        Rows of features: the voxels again, or the input and the output nodes.
+    directions_in, directions_out : int
+        Of a gradient table that all voxels share; of several tables, the longest.  Else 0.
+    """
+
+    voxels: int
+    rows_in: int
+    rows_out: int
+    directions_in: int = 0
+    directions_out: int = 0
+
+    @classmethod
+    def of(cls, scans: Sequence[ScanGraph]) -> Extent:
+        """Of the graph of some scans."""
+        voxels = sum(scan.n_voxels for scan in scans)
+        nodes = [scan.q for scan in scans if isinstance(scan.q, NodeSpace)]
+        if nodes:
+            return cls(voxels, sum(len(q.q) for q in nodes), sum(len(q.q_out) for q in nodes))
+        spaces = [scan.q for scan in scans if isinstance(scan.q, QSpace)]
+        return cls(
+            voxels,
+            voxels,
+            voxels,
+            max((len(q.q_in) for q in spaces), default=0),
+            max((len(q.q_out) for q in spaces), default=0),
+        )
+
+
 @constant
 class PQGraph:
     """The 6D domain of a layer: (voxel, direction) nodes of one scan or of a batch of scans.
@@ -118,6 +156,8 @@ class PQGraph:
     ----------
     scans : sequence of ScanGraph
         The scans; all with a shared q-space, or all with nodes, or all without q-space.
+    merged : sequence of Extent, optional
+        What `split` gives back.  Default: each scan.
 
     Examples
     --------
@@ -127,7 +167,7 @@ class PQGraph:
     PQGraph(64 voxels, 352 p-edges, 7 edge types, 3 directions, 9 q-edges, radius 2.5 mm)
     """
 
-    def __init__(self, scans: Sequence[ScanGraph]) -> None:
+    def __init__(self, scans: Sequence[ScanGraph], merged: Sequence[Extent] | None = None) -> None:
         if not scans:
             raise ValueError("a graph needs at least one scan")
         kinds = {type(scan.q) for scan in scans}
@@ -137,6 +177,7 @@ class PQGraph:
                 "cannot be merged with each other"
             )
         self.scans = tuple(scans)
+        self.merged = tuple(merged or (Extent.of([scan]) for scan in scans))
 
     # One graph is one constant of a compiled program.
     __hash__ = object.__hash__
@@ -348,7 +389,7 @@ class PQGraph:
                 scans.append(scan)
             else:
                 scans[-1] = joined
-        return cls(scans)
+        return cls(scans, [Extent.of(graph.scans) for graph in graphs])
 
     # -- using one -----------------------------------------------------------------------------
 
@@ -389,7 +430,7 @@ class PQGraph:
         narrowed: PQGraph = _narrowed(self, radius)
         return narrowed
 
-    def split(self, x: Tensor, counts: Sequence[int]) -> Iterator[tuple[ScanGraph, Tensor]]:
+    def by_scan(self, x: Tensor, counts: Sequence[int]) -> Iterator[tuple[ScanGraph, Tensor]]:
         """Each scan with its rows of `x`, of which it has `counts`."""
         if len(x) != sum(counts):
             raise ValueError(
@@ -411,6 +452,93 @@ class PQGraph:
             Where a scan has fewer directions, its rows end in zeros, which no layer reads.
         """
         return pad_rows(features)
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """Features on each of the graphs that `merge` joined, in that order: undoes `stack`.
+
+        Parameters
+        ----------
+        x : Tensor of shape (V, Q, ...)
+            Features at the output directions; at the input directions if there are as many of
+            those, and not of the others.  Or maps (V, ...), or features of nodes (N, ...).
+
+        Returns
+        -------
+        list of Tensors of shape (V_i, Q_i, ...)
+            Without the zeros at the end of rows.  Tensors of two dimensions are taken as maps,
+            whose rows have none: stack a signal as ``signal[..., None]`` to split it again.
+
+        Raises
+        ------
+        ValueError
+            If features and graph do not fit each other.
+
+        Examples
+        --------
+        >>> q = np.eye(3)
+        >>> graphs = [PQGraph.from_points(np.zeros((1, 3)), q[:n], 1.0) for n in (2, 3)]
+        >>> graph = PQGraph.merge(graphs)
+        >>> x = graph.stack([torch.ones(1, 2, 4), torch.ones(1, 3, 4)])
+        >>> [part.shape for part in graph.split(x)]
+        [torch.Size([1, 2, 4]), torch.Size([1, 3, 4])]
+        """
+        parts = x.split(_rows_of_merged(self, len(x)))
+        outputs = [part.directions_out for part in self.merged]
+        inputs = [part.directions_in for part in self.merged]
+        if x.ndim < 3 or len({*outputs}) == len({*inputs}) == 1:
+            return list(parts)
+        directions = _directions_of(self, x.shape[1], outputs, inputs)
+        return [part[:, :number] for part, number in zip(parts, directions, strict=True)]
+
+    def gather(self, volume: Tensor) -> Tensor:
+        """Features of the voxels from a dense tensor, channels first.
+
+        Parameters
+        ----------
+        volume : Tensor of shape (B, C, X, Y, Z) or (B, C, X, Y, Z, Q)
+            One volume for each grid that was merged, in that order; all of one shape.
+
+        Returns
+        -------
+        Tensor of shape (V, C) or (V, Q, C)
+            The voxels of the masks.
+
+        Raises
+        ------
+        ValueError
+            If the graph was not made by `from_grid`, its volumes have several shapes, or the
+            tensor has another one.
+
+        Examples
+        --------
+        >>> mask = np.zeros((2, 2, 2), bool)
+        >>> mask[0] = True
+        >>> graph = PQGraph.from_grid(mask, np.eye(4), None, radius=1.5)
+        >>> features = graph.gather(torch.ones(1, 5, 2, 2, 2))
+        >>> features.shape, graph.scatter(features).sum()
+        (torch.Size([4, 5]), tensor(20.))
+        """
+        return _gathered(self, volume)
+
+    def scatter(self, values: Tensor) -> Tensor:
+        """Features of the voxels as a dense tensor, channels first; 0 outside the masks.
+
+        Parameters
+        ----------
+        values : Tensor of shape (V, C) or (V, Q, C)
+            Such as a layer gives.
+
+        Returns
+        -------
+        Tensor of shape (B, C, X, Y, Z) or (B, C, X, Y, Z, Q)
+            See `gather`, of which it is the adjoint.
+
+        Raises
+        ------
+        ValueError
+            As `gather` does.
+        """
+        return _scattered(self, values)
 
     def filled(self, x: Tensor) -> Tensor | None:
         """Which rows of features (V, Q, ...) belong to directions, and not to padding.
@@ -438,7 +566,7 @@ class PQGraph:
         """The same graph on another device; itself, with all it has kept, if it is there."""
         scans = [_moved(scan, torch.device(device)) for scan in self.scans]
         there = all(new is old for new, old in zip(scans, self.scans, strict=True))
-        return self if there else PQGraph(scans)
+        return self if there else PQGraph(scans, self.merged)
 
     def __len__(self) -> int:
         return self.n_voxels
@@ -466,9 +594,54 @@ def _filled_rows(graph: PQGraph, longest: int) -> Tensor | None:
     return None if mask is None else mask.clone()
 
 
+@traced_as_one_call
+def _gathered(graph: PQGraph, volume: Tensor) -> Tensor:
+    return _volumes(graph).gather(volume)
+
+
+@traced_as_one_call
+def _scattered(graph: PQGraph, values: Tensor) -> Tensor:
+    return _volumes(graph).scatter(values)
+
+
 @kept_with_owner
 def _narrowed(graph: PQGraph, radius: float) -> PQGraph:
-    return PQGraph([scan.within(radius) for scan in graph.scans])
+    return PQGraph([scan.within(radius) for scan in graph.scans], graph.merged)
+
+
+@kept_with_owner
+def _volumes(graph: PQGraph) -> Volumes:
+    return Volumes.of([scan.grid for scan in graph.scans])
+
+
+def _rows_of_merged(graph: PQGraph, n_rows: int) -> list[int]:
+    """How many of the rows of features each of the merged graphs has."""
+    kinds = [[part.rows_out, part.rows_in, part.voxels] for part in graph.merged]
+    fitting = {rows for rows in zip(*kinds, strict=True) if sum(rows) == n_rows}
+    if len(fitting) == 1:
+        return list(fitting.pop())
+    if fitting:
+        raise ValueError(
+            f"features of {n_rows:,} rows can be those of nodes or of voxels of this graph, which "
+            f"it divides differently: split them by hand, {' or '.join(map(str, sorted(fitting)))}"
+        )
+    sums = sorted({sum(rows) for rows in zip(*kinds, strict=True)})
+    raise ValueError(
+        f"the features have {n_rows:,} rows, but the graph has "
+        f"{' or '.join(f'{number:,}' for number in sums)}: {graph!r}"
+    )
+
+
+def _directions_of(
+    graph: PQGraph, longest: int, outputs: Sequence[int], inputs: Sequence[int]
+) -> Sequence[int]:
+    """Which of the two numbers of directions rows have that are padded to the longest."""
+    for counts in (outputs, inputs):
+        if longest == max(counts):
+            return counts
+    raise ValueError(
+        f"the features have {longest} directions, but the graph has {max(inputs)}: {graph!r}"
+    )
 
 
 @kept_with_owner
@@ -476,13 +649,8 @@ def _filled(graph: PQGraph, longest: int) -> Tensor | None:
     spaces = [scan.q for scan in graph.scans if isinstance(scan.q, QSpace)]
     if not spaces:
         return None
-    numbers = [len(q.q_out) for q in spaces]
-    if longest != max(numbers):
-        numbers = [len(q.q_in) for q in spaces]
-    if longest != max(numbers):
-        raise ValueError(
-            f"the features have {longest} directions, but the graph has {max(numbers)}: {graph!r}"
-        )
+    outputs, inputs = [len(q.q_out) for q in spaces], [len(q.q_in) for q in spaces]
+    numbers = _directions_of(graph, longest, outputs, inputs)
     if len(set(numbers)) == 1:
         return None
     voxels = torch.tensor([scan.n_voxels for scan in graph.scans], device=graph.device)

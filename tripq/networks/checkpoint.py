@@ -10,6 +10,8 @@ import inspect
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
+from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 
 from tripq import __version__
 from tripq.filters.filter import weights_at_most
+from tripq.filters.radial import Radial
 from tripq.infra.files import check_regular, parse_json, printable, write_bytes
 from tripq.infra.memory import is_out_of_memory
 from tripq.networks.conv import ConvSegmenter
@@ -74,10 +77,14 @@ def save_network(
             "tripq.networks.register_network adds a network of your own."
         )
     arguments = {
-        argument: getattr(network, argument)
+        argument: _plain(getattr(network, argument))
         for argument in inspect.signature(type(network)).parameters
     }
-    metadata = {**(notes or {}), "network": name, "arguments": json.dumps(arguments)}
+    metadata = {
+        **(notes or {}),
+        "network": name,
+        "arguments": json.dumps(arguments, default=_plain),
+    }
     weights = {key: value.contiguous() for key, value in network.state_dict().items()}
     write_bytes(Path(path), _in_order(save(weights, metadata=metadata)))
 
@@ -155,6 +162,15 @@ def read_notes(path: str | PathLike[str]) -> dict[str, str]:
     return notes
 
 
+def _plain(value: Any) -> Any:
+    """An argument in the types of JSON."""
+    if isinstance(value, o3.Irreps):
+        return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return value
+
+
 def _in_order(content: bytes) -> bytes:
     """A safetensors file with its metadata sorted.
 
@@ -181,19 +197,26 @@ def _is_pickle(path: Path) -> bool:
 def _check_arguments(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a network, if they are of its types and of possible sizes."""
     known = inspect.signature(find_network(name)).parameters
+    checked: dict[str, Any] = {}
     for key, value in arguments.items():
         if key not in known:
             raise ValueError(f"{name} has no argument {key!r}")
         shown = repr(value)
         if len(shown) > MAX_ARGUMENT or not _is_like(value, known[key].default):
             raise ValueError(f"the argument {key} is {shown[:50]}")
+        checked[key] = _as_default(value, known[key].default)
     if not 0 <= arguments.get("n_p_layers", 0) <= MAX_LAYERS:
         raise ValueError(f"n_p_layers is {arguments['n_p_layers']}")
-    return arguments
+    return checked
 
 
 def _is_like(value: Any, default: Any) -> bool:
     """Whether a value has the type of the default; without one, that of a count."""
+    if is_dataclass(default):
+        known = {field.name: getattr(default, field.name) for field in fields(default)}
+        return isinstance(value, dict) and all(
+            name in known and _is_like(item, known[name]) for name, item in value.items()
+        )
     if isinstance(default, tuple):
         return isinstance(value, list) and all(_is_like(item, 0) for item in value)
     if isinstance(default, bool | str):
@@ -203,10 +226,20 @@ def _is_like(value: Any, default: Any) -> bool:
     return type(value) is int
 
 
+def _as_default(value: Any, default: Any) -> Any:
+    """A value that is like the default, of its type: a dataclass again, where that is one."""
+    if not is_dataclass(default) or isinstance(default, type):
+        return value
+    items = {name: tuple(item) if type(item) is list else item for name, item in value.items()}
+    return type(default)(**items)
+
+
 def _build(name: str, arguments: Mapping[str, Any], number: int) -> nn.Module:
     """A network with so many weights and no values, or a `ValueError` before it takes memory."""
     for key, value in arguments.items():
-        if key.endswith("_features"):
+        if isinstance(value, Radial) and _n_weights(value) > number:
+            raise ValueError(f"{key}: more radial functions and hidden units than weights")
+        if key.endswith("_features") or key.startswith("irreps"):
             irreps = o3.Irreps(value)
             if irreps.num_irreps > number:
                 raise ValueError(f"{key} = {value}: more features than there are weights")
@@ -218,6 +251,12 @@ def _build(name: str, arguments: Mapping[str, Any], number: int) -> nn.Module:
             return ConvSegmenter(**arguments)
     with weights_at_most(number):
         return network(**arguments)
+
+
+def _n_weights(radial: Radial) -> int:
+    """Weights of the perceptron of radial functions, and of a filter with one weight for each."""
+    widths = (radial.number, *radial.hidden, radial.number)
+    return radial.number + (sum(a * b for a, b in pairwise(widths)) if radial.hidden else 0)
 
 
 def _take(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from tripq.backends.precision import check_dtype
 from tripq.domain.graph import PQGraph
 from tripq.networks.signal import LARGEST_RATIO
+from tripq.nn.bound import Bindable
 
 
-class ConvSegmenter(nn.Module):
+class ConvSegmenter(Bindable):
     """The reference without rotation equivariance: 3D convolutions, the directions as channels.
 
     It is made for one gradient table: a fixed number of directions in a fixed order.  It takes the
-    same features and graphs as `LesionSegmenter` (made by `PQGraph.from_grid`); voxels outside the
+    same features and graphs as `Encoder` (made by `PQGraph.from_grid`); voxels outside the
     mask are zero.
 
     Parameters
@@ -56,7 +57,7 @@ class ConvSegmenter(nn.Module):
         check_dtype(signal, next(self.parameters()))
         rows = [scan.n_voxels for scan in graph.scans]
         logits = []
-        for scan, part in graph.split(signal, rows):
+        for scan, part in graph.by_scan(signal, rows):
             if scan.grid is None:
                 raise ValueError("a convolution needs a grid: make the graph with from_grid")
             shape = [max(sizes) for sizes in zip(*scan.grid.shapes, strict=True)]

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from tripq.domain.graph import PQGraph
 from tripq.networks.signal import LARGEST_RATIO
 from tripq.nn.block import Block
+from tripq.nn.bound import Bindable
 from tripq.nn.layer import PQTensorFieldLayer
 from tripq.nn.reduce import QLengthWeightedMean, QMean
 
 QReduction = Literal["length-weighted", "mean", "layer"]
 
 
-class PaperSegmenter(nn.Module):
+class PaperSegmenter(Bindable):
     """The five layers of Müller et al. (arXiv:2102.06942, section 4), as their code has them.
 
     One layer on p- and q-space to seven scalars and four vectors, a reduction of q-space, and

@@ -42,7 +42,7 @@ def register_network(network: Network) -> Network:
     ----------
     network : type
         Keeps each argument of its constructor as an attribute of that name; all have defaults of
-        JSON's types, or are counts.
+        JSON's types, or dataclasses of them, or are counts.
 
     Raises
     ------

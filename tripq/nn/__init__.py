@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tripq.nn.batch_norm import BatchNorm
 from tripq.nn.block import Block
-from tripq.nn.bound import Bound
+from tripq.nn.bound import Bindable, Bound
 from tripq.nn.gate import GatedNonlinearity
 from tripq.nn.initialise import scale_initial_weights
 from tripq.nn.invariants import NormsAsScalars
@@ -13,6 +13,7 @@ from tripq.nn.reduce import QLengthWeightedMean, QMean
 
 __all__ = [
     "BatchNorm",
+    "Bindable",
     "Block",
     "Bound",
     "GatedNonlinearity",

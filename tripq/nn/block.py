@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from e3nn import o3
-from torch import Tensor, nn
+from torch import Tensor
 
 from tripq.domain.graph import PQGraph
 from tripq.nn.batch_norm import BatchNorm
+from tripq.nn.bound import Bindable
 from tripq.nn.gate import GatedNonlinearity
 from tripq.nn.invariants import NormsAsScalars
 from tripq.nn.layer import PQTensorFieldLayer
 
 
-class Block(nn.Module):
+class Block(Bindable):
     """A layer, batch normalisation and a gate; optionally, norms as further scalars.
 
     Parameters
@@ -38,7 +39,7 @@ class Block(nn.Module):
 
     Examples
     --------
-    >>> import numpy as np
+    >>> import numpy as np, torch
     >>> q = np.concatenate([np.zeros((1, 3)), np.eye(3)])
     >>> graph = PQGraph.from_grid(np.ones((5, 5, 5)), np.diag([2.0, 2, 2, 1]), q, radius=3.6)
     >>> first = Block("1x0e", "8x0e + 4x2e", 0.0, filter="q", q_out=None, norms=True)

@@ -21,7 +21,7 @@ from tripq.filters.filter import PQFilter, positions, ungrouped
 from tripq.filters.radial import ConstantFunction, Radial, RadialFunctions
 from tripq.infra.tracing import traced_as_one_call
 from tripq.kernels.launch import DEFAULT_BUDGET
-from tripq.nn.bound import Bound
+from tripq.nn.bound import Bindable
 from tripq.so3.paths import (
     Caps,
     Channels,
@@ -38,7 +38,7 @@ OnGraph = Literal["graph"]
 QOut = Literal["input", "graph"]
 
 
-class PQTensorFieldLayer(nn.Module):
+class PQTensorFieldLayer(Bindable):
     r"""Tensor field layer on p- and q-space, equivariant under joint rotations and translations.
 
     The layer of Müller, Golkov, Tomassini and Cremers (arXiv:2102.06942, eq. 5): the output at
@@ -309,37 +309,10 @@ class PQTensorFieldLayer(nn.Module):
     def _uncompiled(self, x: Tensor, graph: PQGraph) -> Tensor:
         return _evaluate(self, x, graph)
 
-    def bind(self, graph: PQGraph) -> Bound:
-        """The layer on one graph: a module of the features alone, to compile, export or chain.
-
-        Parameters
-        ----------
-        graph : PQGraph
-            What `forward` would be given.
-
-        Returns
-        -------
-        Bound
-            Its parameters are those of this layer.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from tripq import PQGraph
-        >>> q = np.concatenate([np.zeros((1, 3)), np.eye(3)])
-        >>> graph = PQGraph.from_grid(np.ones((4, 4, 4)), np.diag([2.0, 2, 2, 1]), q, radius=3.0)
-        >>> first = PQTensorFieldLayer("1x0e", "4x0e + 2x1o", p_radius=3.0)
-        >>> second = PQTensorFieldLayer("4x0e + 2x1o", "1x0e", p_radius=3.0, q_out=None)
-        >>> chain = torch.nn.Sequential(first.bind(graph), second.bind(graph))
-        >>> chain(torch.rand(64, 4, 1)).shape
-        torch.Size([64, 1])
-        """
-        return Bound(self, graph)
-
     def _evaluate(self, x: Tensor, graph: PQGraph) -> Tensor:
         self._check(x, graph)
         graph = graph.within(self.p_radius)
-        parts = graph.split(x, [self._rows(scan) for scan in graph.scans])
+        parts = graph.by_scan(x, [self._rows(scan) for scan in graph.scans])
         return pad_rows([self._on_scan(part, scan) for scan, part in parts])
 
     def _on_scan(self, x: Tensor, scan: ScanGraph) -> Tensor:

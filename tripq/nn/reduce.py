@@ -71,7 +71,7 @@ def _reduce_q(x: Tensor, graph: PQGraph, weights: Callable[[Tensor], Tensor]) ->
     else:
         rows = [scan.n_voxels for scan in graph.scans]
     reduced = []
-    for scan, part in graph.split(x, rows):
+    for scan, part in graph.by_scan(x, rows):
         q = scan.q
         if isinstance(q, QSpace):
             quadrature = q.reduction[0].to(x.dtype)[:, None] * weights(q.q_in).to(x.dtype)

@@ -10,7 +10,7 @@ follow what is spent of the time or the steps that are given.  `train` puts them
 from __future__ import annotations
 
 from tripq.training.budget import Budget, BudgetCallback, Progress, learning_rate_factor
-from tripq.training.module import TaskModule, settle_batch_norm
+from tripq.training.module import TaskModule, score_scans, settle_batch_norm
 from tripq.training.patches import Batch, PatchDataModule, PatchDataset, cut_box
 from tripq.training.run import (
     Stopping,
@@ -36,6 +36,7 @@ __all__ = [
     "choose_precision",
     "cut_box",
     "learning_rate_factor",
+    "score_scans",
     "settle_batch_norm",
     "train",
     "training_state",

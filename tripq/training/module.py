@@ -8,6 +8,7 @@ from itertools import islice
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from tripq.domain.graph import PQGraph
 from tripq.networks.blocks import predict_blocks
@@ -83,9 +84,7 @@ class TaskModule(L.LightningModule):
     def validation_step(self, scan: Scan, batch_idx: int) -> None:
         """Lightning's hook; predicts a whole scan, if it falls to this process."""
         if batch_idx % self.trainer.world_size == self.global_rank:
-            output = predict_blocks(self.network, scan.dwi, device=self.device)
-            prediction = self.task.prediction(torch.from_numpy(output))
-            self.metric.update(prediction, torch.from_numpy(self.task.target(scan)))
+            _update(self.metric, self.network, self.task, scan, self.device)
 
     def on_validation_epoch_end(self) -> None:
         """Lightning's hook; the score over the voxels of all validation scans."""
@@ -96,6 +95,45 @@ class TaskModule(L.LightningModule):
         return torch.optim.AdamW(
             self.network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
         )
+
+
+def score_scans(
+    network: nn.Module, task: Task, scans: Iterable[Scan], *, device: str | torch.device = "cpu"
+) -> float:
+    """The score of a network in a task, over the voxels of whole scans.
+
+    Parameters
+    ----------
+    network : Module
+        In evaluation mode, and on `device`.
+    task : Task
+        Whose metric it is.
+    scans : iterable of Scan
+        Others than those that the network was trained on.
+    device : str or torch.device
+        Where to compute.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ValueError
+        If the network is in training mode.
+    """
+    metric = task.metric().to(device)
+    for scan in scans:
+        _update(metric, network, task, scan, device)
+    return float(metric.compute())
+
+
+def _update(
+    metric: Metric, network: nn.Module, task: Task, scan: Scan, device: str | torch.device
+) -> None:
+    """Count the voxels of a whole scan in."""
+    prediction = task.prediction(torch.from_numpy(predict_blocks(network, scan.dwi, device=device)))
+    metric.update(prediction, torch.from_numpy(task.target(scan)))
 
 
 @torch.no_grad()

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from e3nn import o3
-from torch import Tensor, nn
+from torch import Tensor
 
 from tripq.domain.graph import PQGraph
+from tripq.filters.radial import Radial
+from tripq.networks.encoder import VoxelNetwork
 from tripq.networks.paper import PaperSegmenter, QReduction
-from tripq.networks.signal import LARGEST_RATIO
-from tripq.nn.block import Block
-from tripq.nn.layer import Group, PQTensorFieldLayer
+from tripq.nn.layer import Group
 from tripq.so3.paths import Selection
 
 
-class LesionSegmenter(nn.Module):
+class LesionSegmenter(VoxelNetwork):
     """Rotation-equivariant network from a diffusion scan to one logit per voxel.
 
-    The logits commute with joint rotations of voxels and directions and do not depend on the
-    signs of the gradient directions; the weights serve any gradient table.  The layers sum over
-    the voxels within a radius, as the paper's equation does, so a trained network is for scans of
-    about the voxel size that it was trained on.
-
-    The first layer reduces q-space at once, to features of order 0, 2 and 4, the orders in which
-    the anisotropy of diffusion lives (its signal is even), each voxel by itself unless another
-    filter is asked for.  Their norms become scalars, and layers on p-space follow.
-    `LesionSegmenter.paper` is the authors' network instead.
+    The encoder of `tripq.networks.encoder.Encoder` and one scalar: the logits commute with joint
+    rotations of voxels and directions and do not depend on the signs of the gradient directions,
+    and the weights serve any gradient table.  `LesionSegmenter.paper` is the authors' network
+    instead.
 
     Parameters
     ----------
@@ -47,6 +42,8 @@ class LesionSegmenter(nn.Module):
     group : {"SO3", "O3"}
         Symmetries of every layer: rotations, or with ``"O3"`` reflections too, for which only
         paths exist on which the parities match.
+    p_radial, q_radial : Radial
+        Radial functions of every layer, of the distance of two voxels and of |q|.
 
     Raises
     ------
@@ -55,7 +52,7 @@ class LesionSegmenter(nn.Module):
 
     Examples
     --------
-    >>> import numpy as np
+    >>> import numpy as np, torch
     >>> q = np.concatenate([np.zeros((1, 3)), np.eye(3)])
     >>> graph = PQGraph.from_grid(np.ones((5, 5, 5)), np.diag([2.0, 2, 2, 1]), q, radius=3.6)
     >>> LesionSegmenter()(torch.rand(125, 4), graph).shape
@@ -75,50 +72,23 @@ class LesionSegmenter(nn.Module):
         selection: Selection = "all",
         group: Group = "SO3",
         antipodal: bool = True,
+        p_radial: Radial = Radial(),
+        q_radial: Radial = Radial(),
     ) -> None:
-        super().__init__()
-        self.p_radius = p_radius
-        self.q_features = str(q_features)
-        self.p_features = str(p_features)
-        self.n_p_layers = n_p_layers
-        self.batch_norm = batch_norm
-        self.q_max = q_max
-        self.filter = filter
-        self.selection = selection
-        self.group = group
-        self.antipodal = antipodal
-        first = Block(
+        super().__init__(
             "1x0e",
-            q_features,
-            0.0 if filter == "q" else p_radius,
-            norms=True,
+            p_radius=p_radius,
+            q_features=q_features,
+            p_features=p_features,
+            n_p_layers=n_p_layers,
             batch_norm=batch_norm,
             q_max=q_max,
-            q_out=None,
             filter=filter,
             selection=selection,
             group=group,
             antipodal=antipodal,
-            lmax_p=2,
-            lmax_q=4,
-        )
-        blocks = [first]
-        for _ in range(n_p_layers):
-            blocks.append(
-                Block(
-                    blocks[-1].irreps_out,
-                    p_features,
-                    p_radius,
-                    norms=True,
-                    batch_norm=batch_norm,
-                    q_in=None,
-                    group=group,
-                    lmax_p=2,
-                )
-            )
-        self.blocks = nn.ModuleList(blocks)
-        self.head = PQTensorFieldLayer(
-            blocks[-1].irreps_out, "1x0e", p_radius, q_in=None, group=group, lmax_p=2, bias=True
+            p_radial=p_radial,
+            q_radial=q_radial,
         )
 
     @classmethod
@@ -134,8 +104,4 @@ class LesionSegmenter(nn.Module):
 
     def forward(self, signal: Tensor, graph: PQGraph) -> Tensor:
         """Logits of shape (V,) from the signal (V, Q), divided by b0."""
-        x = signal.clamp(max=LARGEST_RATIO)[..., None]
-        for block in self.blocks:
-            x = block(x, graph)
-        logits: Tensor = self.head(x, graph)
-        return logits[:, 0]
+        return super().forward(signal, graph)[:, 0]

@@ -1,0 +1,229 @@
+"""Networks on diffusion scans: an encoder, and a linear layer that reads its features out.
+
+The encoder reduces q-space to features of each voxel and looks at the neighbours in layers on
+p-space.  What a task wants of a voxel (a scalar, a direction, a tensor) is one linear equivariant
+layer on top of it: `VoxelNetwork`.
+"""
+
+from __future__ import annotations
+
+from e3nn import o3
+from torch import Tensor, nn
+
+from tripq.domain.graph import PQGraph
+from tripq.filters.radial import Radial
+from tripq.networks.signal import LARGEST_RATIO
+from tripq.nn.block import Block
+from tripq.nn.bound import Bindable
+from tripq.nn.layer import Group, PQTensorFieldLayer
+from tripq.so3.paths import Selection
+
+
+class Encoder(Bindable):
+    """Rotation-equivariant network from a diffusion scan to features of every voxel.
+
+    The features transform with joint rotations of voxels and directions as `irreps_out` says, and
+    do not depend on the signs of the gradient directions; the weights serve any gradient table.
+    The layers sum over the voxels within a radius, as the paper's equation does, so a trained
+    network is for scans of about the voxel size that it was trained on.
+
+    The first layer reduces q-space at once, to features of order 0, 2 and 4, the orders in which
+    the anisotropy of diffusion lives (its signal is even), each voxel by itself unless another
+    filter is asked for.  Their norms become scalars, and layers on p-space follow.
+
+    Parameters
+    ----------
+    p_radius : float
+        Radius of a layer's neighbourhood in mm; 3.6 reaches 27 voxels of 1.8 to 2 mm.
+    q_features : Irreps or str
+        Features of the first layer.
+    p_features : Irreps or str
+        Features of each of the p-layers that follow.
+    n_p_layers : int
+        How many of those.
+    batch_norm : bool
+        Normalise the features of every layer over the voxels of a batch.
+    q_max : float
+        The largest |q| = sqrt(b / b_ref) in any scan.
+    filter, selection, antipodal : str, str, bool
+        Of the first layer; see `PQTensorFieldLayer`. With ``filter="q"`` it keeps to the voxel
+        itself; with the others it sums over the neighbours, too, and with ``"p"`` it sees no more
+        of the directions than the mean signal.
+    group : {"SO3", "O3"}
+        Symmetries of every layer: rotations, or with ``"O3"`` reflections too, for which only
+        paths exist on which the parities match.
+    p_radial, q_radial : Radial
+        Radial functions of every layer, of the distance of two voxels and of |q|.
+
+    Attributes
+    ----------
+    irreps_out : Irreps
+        The features: `p_features`, and a scalar for the norm of each one of order l > 0.
+
+    Raises
+    ------
+    ValueError
+        If no path leads to some of the features, which then would always be 0.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> q = np.concatenate([np.zeros((1, 3)), np.eye(3)])
+    >>> graph = PQGraph.from_grid(np.ones((5, 5, 5)), np.diag([2.0, 2, 2, 1]), q, radius=3.6)
+    >>> encoder = Encoder(q_features="8x0e + 4x2e", p_features="8x0e + 2x1o", n_p_layers=1)
+    >>> encoder.irreps_out
+    8x0e+2x1o+2x0e
+    >>> encoder(torch.rand(125, 4), graph).shape
+    torch.Size([125, 16])
+    """
+
+    def __init__(
+        self,
+        *,
+        p_radius: float = 3.6,
+        q_features: o3.Irreps | str = "24x0e + 8x2e + 4x4e",
+        p_features: o3.Irreps | str = "24x0e + 6x1o + 8x2e",
+        n_p_layers: int = 3,
+        batch_norm: bool = True,
+        q_max: float = 2.0,
+        filter: str = "q",
+        selection: Selection = "all",
+        group: Group = "SO3",
+        antipodal: bool = True,
+        p_radial: Radial = Radial(),
+        q_radial: Radial = Radial(),
+    ) -> None:
+        super().__init__()
+        self.p_radius = p_radius
+        self.q_features = str(q_features)
+        self.p_features = str(p_features)
+        self.n_p_layers = n_p_layers
+        self.batch_norm = batch_norm
+        self.q_max = q_max
+        self.filter = filter
+        self.selection = selection
+        self.group = group
+        self.antipodal = antipodal
+        self.p_radial = p_radial
+        self.q_radial = q_radial
+        first = Block(
+            "1x0e",
+            q_features,
+            0.0 if filter == "q" else p_radius,
+            norms=True,
+            batch_norm=batch_norm,
+            q_max=q_max,
+            q_out=None,
+            filter=filter,
+            selection=selection,
+            group=group,
+            antipodal=antipodal,
+            lmax_p=2,
+            lmax_q=4,
+            p_radial=p_radial,
+            q_radial=q_radial,
+        )
+        blocks = [first]
+        for _ in range(n_p_layers):
+            blocks.append(
+                Block(
+                    blocks[-1].irreps_out,
+                    p_features,
+                    p_radius,
+                    norms=True,
+                    batch_norm=batch_norm,
+                    q_in=None,
+                    group=group,
+                    lmax_p=2,
+                    p_radial=p_radial,
+                )
+            )
+        self.blocks = nn.ModuleList(blocks)
+        self.irreps_out = o3.Irreps(blocks[-1].irreps_out)
+
+    def forward(self, signal: Tensor, graph: PQGraph) -> Tensor:
+        """Features of shape (V, irreps_out.dim) from the signal (V, Q), divided by b0."""
+        x = signal.clamp(max=LARGEST_RATIO)[..., None]
+        for block in self.blocks:
+            x = block(x, graph)
+        return x
+
+
+class VoxelNetwork(Encoder):
+    """An encoder, and one linear layer on p-space that gives what a task wants of every voxel.
+
+    Parameters
+    ----------
+    irreps_out : Irreps or str
+        The output: ``"1x0e"`` for a map of numbers, ``"1x1o"`` for vectors in world axes,
+        ``"1x0e + 1x2e"`` for symmetric tensors, in the components of e3nn.  Its scalars have a
+        bias.
+    p_radius, q_features, p_features, n_p_layers, batch_norm, q_max, filter, selection, group, \
+antipodal, p_radial, q_radial
+        Of the encoder; see `Encoder`.  The last layer has the radius, the group and the radial
+        functions of those before it.
+
+    Raises
+    ------
+    ValueError
+        If no path leads to some of the features or of the output, which then would always be 0.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> q = np.concatenate([np.zeros((1, 3)), np.eye(3)])
+    >>> graph = PQGraph.from_grid(np.ones((5, 5, 5)), np.diag([2.0, 2, 2, 1]), q, radius=3.6)
+    >>> VoxelNetwork("1x0e + 1x2e", n_p_layers=1)(torch.rand(125, 4), graph).shape
+    torch.Size([125, 6])
+    """
+
+    def __init__(
+        self,
+        irreps_out: o3.Irreps | str = "1x0e",
+        *,
+        p_radius: float = 3.6,
+        q_features: o3.Irreps | str = "24x0e + 8x2e + 4x4e",
+        p_features: o3.Irreps | str = "24x0e + 6x1o + 8x2e",
+        n_p_layers: int = 3,
+        batch_norm: bool = True,
+        q_max: float = 2.0,
+        filter: str = "q",
+        selection: Selection = "all",
+        group: Group = "SO3",
+        antipodal: bool = True,
+        p_radial: Radial = Radial(),
+        q_radial: Radial = Radial(),
+    ) -> None:
+        super().__init__(
+            p_radius=p_radius,
+            q_features=q_features,
+            p_features=p_features,
+            n_p_layers=n_p_layers,
+            batch_norm=batch_norm,
+            q_max=q_max,
+            filter=filter,
+            selection=selection,
+            group=group,
+            antipodal=antipodal,
+            p_radial=p_radial,
+            q_radial=q_radial,
+        )
+        features, self.irreps_out = self.irreps_out, o3.Irreps(irreps_out)
+        scalar = any(ir.l == 0 and (ir.p == 1 or group == "SO3") for _, ir in self.irreps_out)
+        self.head = PQTensorFieldLayer(
+            features,
+            self.irreps_out,
+            p_radius,
+            q_in=None,
+            group=group,
+            lmax_p=2,
+            bias=scalar,
+            p_radial=p_radial,
+        )
+        if self.head.unreached:
+            raise ValueError(f"no path leads to {self.head.unreached} of {self.irreps_out}")
+
+    def forward(self, signal: Tensor, graph: PQGraph) -> Tensor:
+        """The output, shape (V, irreps_out.dim), from the signal (V, Q), divided by b0."""
+        output: Tensor = self.head(super().forward(signal, graph), graph)
+        return output
