@@ -16,11 +16,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from tripq import files, segmentation
-from tripq.commands import app, lesions, scans
+from tripq.commands import app, scans, segmenting
+from tripq.infra import files
 from tripq.networks.checkpoint import save_network
 from tripq.report.page import Picture
 from tripq.scans import DWI, Frame, read_dwi
+from tripq.tasks.lesions import segmentation
 from tripq.tasks.lesions.segmenter import LesionSegmenter
 
 SHAPE = (20, 19, 18)
@@ -98,15 +99,15 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(segmentation, "segment", guess)
     monkeypatch.setattr(scans, "read_brain", read_dwi_without_a_mask)
-    monkeypatch.setattr(lesions, "check_table", lambda dwi, frame: ())
+    monkeypatch.setattr(segmenting, "check_table", lambda dwi, frame: ())
 
     def write_page(path: Path, *_: Any, **__: Any) -> None:
         files.write_text(path, "<html></html>")
 
-    monkeypatch.setattr(lesions, "write_subject_report", write_page)
+    monkeypatch.setattr(segmenting, "write_subject_report", write_page)
     drawn = Picture("data:,", "a picture", 1, 1)
     monkeypatch.setattr("tripq.tasks.lesions.pages.group.make_picture", lambda *_: drawn)
-    monkeypatch.setattr(lesions, "load_model", cache(segmentation.load_model))
+    monkeypatch.setattr(segmenting, "load_model", cache(segmentation.load_model))
 
 
 def start(*arguments: object, cwd: Path, **environment: str) -> subprocess.Popen[str]:

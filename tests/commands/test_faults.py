@@ -26,9 +26,10 @@ import torch
 
 from tests.commands.conftest import Call, write_scan
 from tests.commands.test_segment_bids import summary
-from tripq import files, inference, segmentation
-from tripq.commands import lesions
-from tripq.scans.bids import find_maps
+from tripq.commands import segmenting
+from tripq.infra import files
+from tripq.tasks.lesions import segmentation
+from tripq.tasks.lesions.names import find_lesion_maps
 
 SCANS = tuple(f"sub-{n}/dwi/sub-{n}_dwi.nii.gz" for n in ("01", "02"))
 SIDECARS = tuple(f"sub-{n}/dwi/sub-{n}_space-orig_label-lesion_probseg.json" for n in ("01", "02"))
@@ -142,7 +143,7 @@ def test_a_full_disk_ends_a_run_at_the_first_scan(
 ) -> None:
     """The others would be computed for nothing; a scan that cannot be used stops nobody."""
     read: list[str] = []
-    read_scan = lesions.read_scan
+    read_scan = segmenting.read_scan
 
     def noted(found: Any, *others: Any) -> Any:
         read.append(found.scan.name)
@@ -151,8 +152,8 @@ def test_a_full_disk_ends_a_run_at_the_first_scan(
     def full(values: Any, dwi: Any, path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(lesions, "read_scan", noted)
-    monkeypatch.setattr(lesions, "write_map", full)
+    monkeypatch.setattr(segmenting, "read_scan", noted)
+    monkeypatch.setattr(segmenting, "write_map", full)
     done = call("segment-bids", raw, tmp_path / "out", "participant", "--weights", weights)
     assert (done.status, read) == (1, ["sub-01_dwi.nii.gz"])
     assert "No space left on device" in done.error
@@ -260,12 +261,13 @@ def test_out_of_memory_is_tried_again_with_less_and_that_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sizes: list[int] = []
+    segment = segmentation.segment
 
     def greedy(network: Any, dwi: Any, *, max_voxels: int, **options: Any) -> np.ndarray:
         sizes.append(max_voxels)
         if len(sizes) == 1:
             raise error
-        return inference.segment(network, dwi, max_voxels=max_voxels, **options)
+        return segment(network, dwi, max_voxels=max_voxels, **options)
 
     arguments = ("segment", scan, "--mask", mask, "--weights", weights, "-o")
     assert call(*arguments, tmp_path / "plenty").status == 0
@@ -299,8 +301,8 @@ def test_too_little_memory_for_good_names_the_scan_and_leaves_nothing(
     arguments = ("segment", scan, "--mask", mask, "--weights", weights, "-o", tmp_path / "out")
     for place, reason in (
         (segmentation, "segment"),
-        (lesions, "read_scan"),
-        (lesions, "write_subject_report"),
+        (segmenting, "read_scan"),
+        (segmenting, "write_subject_report"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(place, reason, greedy)
@@ -380,7 +382,7 @@ def test_a_run_that_was_stopped_is_finished_by_the_next(
     assert stopped(where, number, out) == status
     finished = {name: out / name for name in digests(out) if name.startswith("sub-01")}
     assert {SIDECARS[0]} <= {*finished}
-    assert [found.subject for found in find_maps(out)] == ["01"]
+    assert [found.subject for found in find_lesion_maps(out)] == ["01"]
     times = {name: path.stat().st_mtime_ns for name, path in finished.items()}
 
     arguments = ("--weights", weights, "--nthreads", "1")

@@ -22,6 +22,7 @@ from tripq.scans.gradients import has_only_b0
 from tripq.scans.nifti import open_nifti, read_mask
 from tripq.tasks.lesions.datasets.cohort import LabelledSubject
 from tripq.tasks.lesions.datasets.errors import DatasetError
+from tripq.tasks.lesions.names import lesion_mask
 from tripq.tasks.lesions.segmentation import VOXEL_TOLERANCE
 
 
@@ -122,7 +123,7 @@ def find_labelled(data: Path, truth: Path, frame: Frame = "fsl") -> LabelledScan
             left_out[place] = "no diffusion-weighted volume"
             continue
         try:
-            lesion, brain = scan.lesion_mask(truth), scan.brain_mask(truth)
+            lesion, brain = lesion_mask(scan, truth), scan.brain_mask(truth)
         except BIDSMissingError as error:
             left_out[place] = str(error)
             continue
