@@ -22,11 +22,11 @@ from tripq.infra.files import read_json, sha256, staged, write_json
 from tripq.infra.rank import Rank
 
 if TYPE_CHECKING:
+    from tripq.tasks.lesions.config import LesionConfig
     from tripq.tasks.lesions.datasets import LabelledFiles, LabelledSubject
     from tripq.tasks.lesions.datasets.shelf import Shelf
     from tripq.tasks.lesions.segmenter import LesionSegmenter
     from tripq.training import Progress, TrainingRecord
-    from tripq.training.config import TrainingConfig
 
 _WEIGHTS, _PAGE, _RECORD = "lesion-segmenter.safetensors", "validation.html", "training.json"
 _SETTINGS = "settings.json"
@@ -34,9 +34,10 @@ _SETTINGS = "settings.json"
 
 def _show_example(wanted: bool) -> None:
     if wanted:
+        from tripq.tasks.lesions.config import LesionConfig
         from tripq.training.config import example_config
 
-        typer.echo(example_config(), nl=False)
+        typer.echo(example_config(LesionConfig), nl=False)
         raise typer.Exit
 
 
@@ -126,10 +127,11 @@ def train(
         rank = Rank.here()
         from tripq.commands.segmenting import choose_device, use_threads
         from tripq.infra.distributed import by_leader, connected
+        from tripq.tasks.lesions.config import LesionConfig
         from tripq.tasks.lesions.datasets.shelf import Shelf
-        from tripq.training.config import ConfigError, TrainingConfig, read_config
+        from tripq.training.config import ConfigError, read_config
 
-        settings = TrainingConfig() if config is None else read_config(config)
+        settings = LesionConfig() if config is None else read_config(config, LesionConfig)
         use_threads(threads)
         chosen = choose_device(device)
         try:
@@ -244,7 +246,7 @@ def _clock(seconds: float) -> str:
 def _read_cohort(
     data: Path,
     truth: Path,
-    settings: TrainingConfig,
+    settings: LesionConfig,
     frame: Any,
     shelf: Shelf,
     screen: Session,
@@ -312,7 +314,7 @@ def _describe(data: Path) -> tuple[str, bool]:
 
 
 def _train(
-    cohort: Cohort, settings: TrainingConfig, folder: Path, device: str, screen: Session
+    cohort: Cohort, settings: LesionConfig, folder: Path, device: str, screen: Session
 ) -> tuple[LesionSegmenter, TrainingRecord]:
     """Train, or go on, and tell how it goes."""
     from tripq.tasks.lesions.training import train_segmenter
@@ -384,7 +386,7 @@ def _write(
     network: LesionSegmenter,
     record: TrainingRecord,
     cohort: Cohort,
-    settings: TrainingConfig,
+    settings: LesionConfig,
     device: str,
     screen: Session,
 ) -> list[str]:
