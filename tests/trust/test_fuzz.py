@@ -126,7 +126,14 @@ class Mean(nn.Module):
         return signal.clamp(max=2).mean(dim=1)
 
 
-MODEL = Model(Path("mean.safetensors"), "", Mean().eval(), 0.5, 2.0, (1000.0,), "")
+MODEL = Model(
+    path=Path("mean.safetensors"),
+    sha256="",
+    network=Mean().eval(),
+    voxel_size=2.0,
+    b_values=(1000.0,),
+    caution="",
+)
 
 
 def write_all(folder: Path, **files: bytes | str) -> None:

@@ -23,17 +23,12 @@ from tripq.commands.session import Session, log
 from tripq.infra.files import read_json, sha256, staged, write_json
 from tripq.infra.memory import spell_bytes
 from tripq.infra.rank import Rank
+from tripq.networks.apply import PROGRAM_BYTES
 from tripq.scans import DWI, DWIError, Frame, write_map
 from tripq.scans.read import find_table
 from tripq.tasks.lesions.listing import find_lesions
 from tripq.tasks.lesions.pages.subject import write_subject_report
-from tripq.tasks.lesions.segmentation import (
-    PROGRAM_BYTES,
-    Model,
-    Segmentation,
-    load_model,
-    segment_scan,
-)
+from tripq.tasks.lesions.segmentation import Model, Segmentation, load_model, segment_scan
 from tripq.tasks.lesions.weights import default_weights
 
 _DESCRIPTION = "Probability of a multiple sclerosis lesion, estimated from diffusion MRI"

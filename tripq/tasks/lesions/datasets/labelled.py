@@ -16,6 +16,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from tripq.networks.apply import VOXEL_TOLERANCE
 from tripq.scans import Frame, read_dwi
 from tripq.scans.bids import BIDSMissingError, BIDSScan, find_namesakes, find_scans
 from tripq.scans.gradients import has_only_b0
@@ -23,7 +24,6 @@ from tripq.scans.nifti import open_nifti, read_mask
 from tripq.tasks.lesions.datasets.cohort import LabelledSubject
 from tripq.tasks.lesions.datasets.errors import DatasetError
 from tripq.tasks.lesions.names import lesion_mask
-from tripq.tasks.lesions.segmentation import VOXEL_TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def common_voxel_size(files: Sequence[LabelledFiles]) -> float:
     """Edge of the voxels of all scans in mm; only headers are read.
 
     A network is for one voxel size: edges may differ from the common one by `VOXEL_TOLERANCE`
-    of `tripq.tasks.lesions.segmentation`.
+    of `tripq.networks.apply`.
 
     Raises
     ------
