@@ -115,6 +115,7 @@ def test_what_is_trained_tells_what_it_is_and_segments_a_scan(
     assert notes["voxel_size_mm"] == "2"
     assert notes["b_values"] == "1000"
     assert notes["fewest_directions"] == "6"
+    assert notes["task"] == "lesions"
     assert notes["caution"] == "for research only, not for diagnosis"
     assert notes["data"] == "data: 2 scans to train on, 1 to validate on"
     assert [step for step, _ in record(out)["record"]["scores"]] == [2, 4]
@@ -258,6 +259,17 @@ def test_the_example_holds_the_defaults_and_needs_nothing_else(call: Call) -> No
     assert parse_config(done.stdout, "example", LesionConfig) == LesionConfig()
     with pytest.raises(ConfigError, match="example"):
         parse_config(done.stdout + "\nunknown = 1", "example", LesionConfig)
+
+
+def test_a_task_that_there_is_not_is_told_with_those_that_there_are(call: Call) -> None:
+    for arguments in (("--example-config", "--task", "x"), ("--task", "x", "--example-config")):
+        refused = call("train", *arguments)
+        assert refused.status == 2
+        assert "'x' is no task; there are: lesions" in refused.stderr
+    for place in (0, 2):
+        words = ["--task", "lesions"]
+        words.insert(place, "--example-config")
+        assert call("train", *words).stdout == example_config(LesionConfig)
 
 
 def test_scans_of_other_voxels_are_an_error_that_names_the_scan(fit, data: Path) -> None:

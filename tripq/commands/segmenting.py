@@ -81,7 +81,7 @@ class Settings:
         processes = Rank.here().local_count
         if chosen == "cpu":
             memory /= processes  # a CUDA device is one process's own
-        _check_memory(memory, processes)
+        check_memory(memory, processes)
         model = load_model(weights or default_weights())
         if model.caution and Rank.here().leads:
             log.warning("%s: %s", model.path.name, model.caution)
@@ -147,7 +147,7 @@ def choose_device(device: Device) -> str:
     return "cuda" if there and device != "cpu" else "cpu"
 
 
-def _check_memory(memory: float, processes: int) -> None:
+def check_memory(memory: float, processes: int = 1) -> None:
     """Refuse what the program itself would fill."""
     if memory <= PROGRAM_BYTES:
         whose = "" if processes == 1 else f" for each of {processes} processes"
