@@ -183,8 +183,8 @@ def assert_equivariant(
         ``network(x, graph)``; a copy of it is evaluated, in evaluation mode.
     irreps_in, irreps_out : Irreps or str, optional
         Of the features in and out, on the last axis; an output (V,) is one number for a voxel.
-        Default: the attributes of the network (`irreps_in`, `irreps_out`); without them, the input is the signal, (V, Q), and the output
-        is invariant, such as logits (V,).
+        Default: the attributes of the network (`irreps_in`, `irreps_out`); without them, the input
+        is the signal, (V, Q), and the output is invariant, such as logits (V,).
     group : {"SO3", "O3"}, optional
         With ``"O3"`` the rotations include reflections.  Default: the attribute `group` of the
         network, else ``"SO3"``.

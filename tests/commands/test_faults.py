@@ -28,8 +28,8 @@ from tests.commands.conftest import Call, write_scan
 from tests.commands.test_segment_bids import summary
 from tripq.commands import segmenting
 from tripq.infra import files
-from tripq.scans.bids import find_maps
 from tripq.tasks.lesions import segmentation
+from tripq.tasks.lesions.names import find_lesion_maps
 
 SCANS = tuple(f"sub-{n}/dwi/sub-{n}_dwi.nii.gz" for n in ("01", "02"))
 SIDECARS = tuple(f"sub-{n}/dwi/sub-{n}_space-orig_label-lesion_probseg.json" for n in ("01", "02"))
@@ -382,7 +382,7 @@ def test_a_run_that_was_stopped_is_finished_by_the_next(
     assert stopped(where, number, out) == status
     finished = {name: out / name for name in digests(out) if name.startswith("sub-01")}
     assert {SIDECARS[0]} <= {*finished}
-    assert [found.subject for found in find_maps(out)] == ["01"]
+    assert [found.subject for found in find_lesion_maps(out)] == ["01"]
     times = {name: path.stat().st_mtime_ns for name, path in finished.items()}
 
     arguments = ("--weights", weights, "--nthreads", "1")

@@ -18,10 +18,11 @@ from tests.commands.conftest import Call, Outcome
 from tests.commands.test_run import start
 from tripq.commands.train import Watch
 from tripq.networks.checkpoint import load_network, read_notes
+from tripq.tasks.lesions.config import LesionConfig
 from tripq.tasks.lesions.datasets import draw_validation, find_labelled, read_labelled
 from tripq.tasks.lesions.scores import best_threshold, score
 from tripq.tasks.lesions.segmentation import segment
-from tripq.training.config import ConfigError, TrainingConfig, example_config, parse_config
+from tripq.training.config import ConfigError, example_config, parse_config
 
 SHAPE = (9, 8, 7)
 AFFINE = np.diag([-2.0, 2.0, 2.0, 1.0])
@@ -114,6 +115,7 @@ def test_what_is_trained_tells_what_it_is_and_segments_a_scan(
     assert notes["voxel_size_mm"] == "2"
     assert notes["b_values"] == "1000"
     assert notes["fewest_directions"] == "6"
+    assert notes["task"] == "lesions"
     assert notes["caution"] == "for research only, not for diagnosis"
     assert notes["data"] == "data: 2 scans to train on, 1 to validate on"
     assert [step for step, _ in record(out)["record"]["scores"]] == [2, 4]
@@ -253,10 +255,21 @@ def test_a_missing_file_of_settings_is_told(fit, config: Path) -> None:
 
 def test_the_example_holds_the_defaults_and_needs_nothing_else(call: Call) -> None:
     done = call("train", "--example-config")
-    assert (done.status, done.stdout) == (0, example_config())
-    assert parse_config(done.stdout, "example") == TrainingConfig()
+    assert (done.status, done.stdout) == (0, example_config(LesionConfig))
+    assert parse_config(done.stdout, "example", LesionConfig) == LesionConfig()
     with pytest.raises(ConfigError, match="example"):
-        parse_config(done.stdout + "\nunknown = 1", "example")
+        parse_config(done.stdout + "\nunknown = 1", "example", LesionConfig)
+
+
+def test_a_task_that_there_is_not_is_told_with_those_that_there_are(call: Call) -> None:
+    for arguments in (("--example-config", "--task", "x"), ("--task", "x", "--example-config")):
+        refused = call("train", *arguments)
+        assert refused.status == 2
+        assert "'x' is no task; there are: lesions" in refused.stderr
+    for place in (0, 2):
+        words = ["--task", "lesions"]
+        words.insert(place, "--example-config")
+        assert call("train", *words).stdout == example_config(LesionConfig)
 
 
 def test_scans_of_other_voxels_are_an_error_that_names_the_scan(fit, data: Path) -> None:

@@ -18,13 +18,9 @@ from tests.laws.conftest import ROUNDING, Head, Map, assert_same, make_head, seg
 from tripq import PQTensorFieldLayer
 from tripq.commands import segmenting
 from tripq.networks import blocks
+from tripq.networks.apply import PROGRAM_BYTES, bytes_per_voxel, least_voxels
 from tripq.scans import read_dwi
-from tripq.tasks.lesions.segmentation import (
-    PROGRAM_BYTES,
-    bytes_per_voxel,
-    least_voxels,
-    load_model,
-)
+from tripq.tasks.lesions.segmentation import load_model
 from tripq.tasks.lesions.weights import default_weights
 
 Written = Callable[[Head], Map]

@@ -129,7 +129,7 @@ def test_a_table_of_mrtrix_is_taken_in_world_axes_alone(tmp_path: Path) -> None:
 def test_maps_of_preprocessed_scans_are_found(tmp_path: Path) -> None:
     names = ["sub-01_label-lesion_desc-preproc_probseg.nii.gz", "sub-01_label-lesion_probseg.nii"]
     make(tmp_path, *(f"sub-01/dwi/{name}" for name in names), "sub-01/dwi/sub-01_probseg.nii.gz")
-    assert [found.path.name for found in find_maps(tmp_path)] == names
+    assert [found.path.name for found in find_maps(tmp_path, "lesion")] == names
 
 
 def test_a_brain_mask_is_the_one_of_the_scan(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_brain_mask_is_the_one_of_the_scan(tmp_path: Path) -> None:
 def test_results_are_named_by_the_rules_of_derivatives(name: str, result: str) -> None:
     scan = BIDSScan(Path("data"), Path(f"data/sub-01/dwi/{name}.nii.gz"))
     expected = Path(f"sub-01/dwi/{result}.nii.gz")
-    assert scan.result("mask", ".nii.gz") == expected
+    assert scan.result("lesion", "mask", ".nii.gz") == expected
     parsed = BIDSName.parse(expected.name)
     assert parsed.entities["label"] == "lesion"
     assert str(parsed) == expected.name
@@ -170,7 +170,9 @@ def test_hidden_folders_and_other_names_are_left_out(
 ) -> None:
     name = "sub-01_label-lesion_probseg.nii.gz"
     make(tmp_path, f"sub-01/dwi/{name}", f"sub-01/dwi/.tripq-x/{name}")
-    assert [found.relative.as_posix() for found in find_maps(tmp_path)] == [f"sub-01/dwi/{name}"]
+    assert [found.relative.as_posix() for found in find_maps(tmp_path, "lesion")] == [
+        f"sub-01/dwi/{name}"
+    ]
     make(tmp_path, "sub-01/dwi/sub-01_dwi.nii.gz", "sub-01/dwi/sub-01.old_dwi.nii.gz")
     assert only(tmp_path).path.name == "sub-01_dwi.nii.gz"
     assert "sub-01.old_dwi.nii.gz: left out: not a name of BIDS." in caplog.text
@@ -179,4 +181,4 @@ def test_hidden_folders_and_other_names_are_left_out(
 def test_folders_that_hold_themselves_are_searched_once(tmp_path: Path) -> None:
     make(tmp_path, "sub-01/dwi/sub-01_label-lesion_probseg.nii.gz")
     (tmp_path / "sub-01/dwi/again").symlink_to(tmp_path / "sub-01", target_is_directory=True)
-    assert len(find_maps(tmp_path)) == 1
+    assert len(find_maps(tmp_path, "lesion")) == 1

@@ -25,6 +25,7 @@ from tripq import PQGraph
 from tripq.filters.filter import TYPICAL_VOXEL_MM
 from tripq.networks.conv import ConvSegmenter
 from tripq.scans import DWI
+from tripq.tasks.lesions.config import LesionOptimisationConfig, SegmenterConfig
 from tripq.tasks.lesions.datasets import draw_validation
 from tripq.tasks.lesions.scores import score
 from tripq.tasks.lesions.segmentation import segment
@@ -42,7 +43,7 @@ from tripq.training import (
     learning_rate_factor,
     train,
 )
-from tripq.training.config import NetworkConfig, OptimisationConfig, SplitConfig
+from tripq.training.config import SplitConfig
 
 AFFINE = np.array([[0, -2.0, 0, 7], [2.0, 0, 0, -3], [0, 0, 2.5, 1], [0, 0, 0, 1]])
 Q = np.concatenate([np.zeros((1, 3)), np.eye(3)])
@@ -412,10 +413,10 @@ def defaults(call):
 
 def test_the_settings_of_a_network_are_the_arguments_of_its_constructor():
     """All but its radial functions, which are chosen in Python only."""
-    hints = get_type_hints(NetworkConfig)
+    hints = get_type_hints(SegmenterConfig)
     expected, types = defaults(LesionSegmenter), get_type_hints(LesionSegmenter.__init__)
     del expected["p_radial"], expected["q_radial"]
-    assert asdict(NetworkConfig()) == {**expected, "p_radius": None}
+    assert asdict(SegmenterConfig()) == {**expected, "p_radius": None}
     for name in expected.keys() - {"p_radius"}:
         text = types[name] == o3.Irreps | str
         assert hints[name] == (str if text else types[name]), name
@@ -424,7 +425,7 @@ def test_the_settings_of_a_network_are_the_arguments_of_its_constructor():
 
 def test_by_default_the_command_trains_the_network_of_the_library():
     """On voxels of 2 mm, which the default radius is for; elsewhere the radius follows them."""
-    ours, default = build_segmenter(NetworkConfig(), TYPICAL_VOXEL_MM), LesionSegmenter()
+    ours, default = build_segmenter(SegmenterConfig(), TYPICAL_VOXEL_MM), LesionSegmenter()
     assert repr(ours) == repr(default)
     assert {name: getattr(ours, name) for name in defaults(LesionSegmenter)} == defaults(
         LesionSegmenter
@@ -432,7 +433,7 @@ def test_by_default_the_command_trains_the_network_of_the_library():
     assert ours.state_dict().keys() == default.state_dict().keys()
     for size in (1.25, 2.0, 2.5):
         affine = np.diag([size, size, size, 1])
-        radius = build_segmenter(NetworkConfig(n_p_layers=0), size).p_radius
+        radius = build_segmenter(SegmenterConfig(n_p_layers=0), size).p_radius
         graph = PQGraph.from_grid(np.ones((3, 3, 3)), affine, None, radius)
         assert len(graph.scans[0].edges.offsets) == 27
 
@@ -451,13 +452,17 @@ def test_the_settings_of_a_training_are_the_arguments_of_what_is_called():
         **defaults(LesionTask),
     }
     options["lesion_share"] = options.pop("focus_share")  # the lesions are what matters
-    settings = {k: v for k, v in asdict(OptimisationConfig()).items() if k not in NOT_DEFAULTS}
+    settings = {
+        k: v for k, v in asdict(LesionOptimisationConfig()).items() if k not in NOT_DEFAULTS
+    }
     assert settings == options
     assert elsewhere == given - {"network", "patches", "budget"}
     same = ("learning_rate", "weight_decay")
     module = defaults(TaskModule)
     assert {name: module[name] for name in same} == {name: options[name] for name in same}
-    assert get_type_hints(OptimisationConfig)["precision"] == get_type_hints(train)["precision"]
+    assert (
+        get_type_hints(LesionOptimisationConfig)["precision"] == get_type_hints(train)["precision"]
+    )
 
 
 def test_the_settings_of_a_split_are_those_of_its_draw():

@@ -12,6 +12,7 @@ import re
 import struct
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import TypeVar
@@ -29,11 +30,13 @@ from tests.trust.bounds import bounded
 from tripq import PQGraph
 from tripq.commands.files import ResultFiles
 from tripq.infra.files import printable
-from tripq.networks.checkpoint import NETWORKS, CheckpointError, save_network
+from tripq.networks.checkpoint import CheckpointError, save_network
 from tripq.networks.conv import ConvSegmenter
+from tripq.networks.registry import network_names
 from tripq.scans import DWI, DWIError, read_dwi, write_map
 from tripq.scans.bids import BIDSError, find_scans
 from tripq.tasks.lesions.maps import MapFiles, read_map, read_threshold, scan_name
+from tripq.tasks.lesions.names import lesion_result
 from tripq.tasks.lesions.segmentation import Model, load_model, segment_scan
 from tripq.tasks.lesions.segmenter import LesionSegmenter
 
@@ -123,7 +126,14 @@ class Mean(nn.Module):
         return signal.clamp(max=2).mean(dim=1)
 
 
-MODEL = Model(Path("mean.safetensors"), "", Mean().eval(), 0.5, 2.0, (1000.0,), "")
+MODEL = Model(
+    path=Path("mean.safetensors"),
+    sha256="",
+    network=Mean().eval(),
+    voxel_size=2.0,
+    b_values=(1000.0,),
+    caution="",
+)
 
 
 def write_all(folder: Path, **files: bytes | str) -> None:
@@ -325,7 +335,9 @@ def damaged_checkpoints(draw: st.DrawFn) -> bytes:
         metadata["arguments"] = json.dumps(arguments)
     elif what == "metadata":
         name = draw(st.sampled_from([*metadata, "voxel_size_mm", "b_values", "tripq"]))
-        words = st.sampled_from([*NETWORKS, "nan", "1e400", "0", "-1", "1 2", "[" * 5000, "{}"])
+        words = st.sampled_from(
+            [*network_names(), "nan", "1e400", "0", "-1", "1 2", "[" * 5000, "{}"]
+        )
         metadata[name] = draw(words | st.text(max_size=20) | FLOATS.map(str))
     elif what == "header":
         key = draw(st.sampled_from([key for key in header if key != "__metadata__"]))
@@ -365,7 +377,7 @@ def test_checkpoints(content: bytes) -> None:
             model = tried(lambda: load_model(path), CheckpointError, f"{path}: ")
         if model is None:
             return
-        assert type(model.network).__name__ in NETWORKS
+        assert type(model.network).__name__ in network_names()
         assert all(torch.isfinite(value).all() for value in model.network.state_dict().values())
         assert 0 <= model.threshold <= 1
 
@@ -411,7 +423,7 @@ def test_names_of_files(names: list[str]) -> None:
             except (OSError, ValueError):  # not a name that this system can have
                 continue
         for scan in tried(lambda: find_scans(Path(temporary)), BIDSError, temporary) or ():
-            for path in ResultFiles.named(scan.result).expected:
+            for path in ResultFiles.named(partial(lesion_result, scan)).expected:
                 assert path.parent == Path("sub-01/dwi")
                 assert ".." not in PurePosixPath(path).parts
             assert printable(str(scan.path)).isprintable()

@@ -8,13 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.trust.bounds import bounded
-from tripq.training.config import (
-    MAX_CONFIG_BYTES,
-    ConfigError,
-    TrainingConfig,
-    example_config,
-    read_config,
-)
+from tripq.tasks.lesions.config import LesionConfig
+from tripq.training.config import MAX_CONFIG_BYTES, ConfigError, example_config, read_config
 
 LONG_KEY = "a." * (MAX_CONFIG_BYTES // 2 - 4) + "b = 1\n"
 
@@ -41,7 +36,7 @@ def test_refused_with_the_name_of_the_file(text: str, reason: str, tmp_path: Pat
     path = tmp_path / "train.toml"
     path.write_text(text)
     with bounded(10, 100), pytest.raises(ConfigError, match=rf"train\.toml: .*{reason}") as refused:
-        read_config(path)
+        read_config(path, LesionConfig)
     assert len(str(refused.value)) < 500
     assert "\n" not in str(refused.value)
 
@@ -51,7 +46,7 @@ def test_the_longest_key_takes_little(tmp_path: Path) -> None:
     path = tmp_path / "train.toml"
     path.write_text(LONG_KEY)
     with bounded(30, 400), pytest.raises(ConfigError, match=r"train\.toml: .*nested too deeply"):
-        read_config(path)
+        read_config(path, LesionConfig)
 
 
 def test_only_files_are_read(tmp_path: Path) -> None:
@@ -61,11 +56,11 @@ def test_only_files_are_read(tmp_path: Path) -> None:
     for name in ("pipe", "zero", "folder"):
         path = tmp_path / f"{name}.toml"
         with bounded(5, 10), pytest.raises(ConfigError, match=rf"{name}\.toml: a .*, not a file"):
-            read_config(path)
+            read_config(path, LesionConfig)
 
 
 def test_settings_of_usual_size_are_far_from_the_bound(tmp_path: Path) -> None:
     path = tmp_path / "train.toml"
-    path.write_text(example_config())
+    path.write_text(example_config(LesionConfig))
     assert path.stat().st_size < MAX_CONFIG_BYTES / 3
-    assert read_config(path) == TrainingConfig()
+    assert read_config(path, LesionConfig) == LesionConfig()

@@ -15,6 +15,7 @@ from tripq.commands.check import check
 from tripq.commands.evaluate import evaluate
 from tripq.commands.info import info
 from tripq.commands.options import BIDSCommand, Command
+from tripq.commands.predict import predict
 from tripq.commands.segment import segment
 from tripq.commands.segment_bids import segment_bids
 from tripq.commands.train import train
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.command(cls=Command)(segment)
 app.command(cls=BIDSCommand)(segment_bids)
 app.command(cls=Command)(train)
+app.command(cls=Command)(predict)
 app.command(cls=BIDSCommand)(evaluate)
 app.command(cls=Command)(info)
 app.command(cls=Command)(check)

@@ -16,6 +16,7 @@ from tripq.commands.files import ResultFiles
 from tripq.commands.session import log
 from tripq.infra.files import printable, read_json, write_json, write_text
 from tripq.scans.bids import BIDS_VERSION, BIDSError, BIDSName, BIDSScan, dataset_name
+from tripq.tasks.lesions.names import LABEL, lesion_result
 
 Status = Literal["done", "done again", "there already", "left out", "failed"]
 
@@ -126,7 +127,7 @@ def _numbered(name: str) -> Iterator[str]:
 
 def results_of(scan: BIDSScan, out_dir: Path) -> ResultFiles:
     """Files about a scan."""
-    return ResultFiles.named(lambda *name: out_dir / scan.result(*name))
+    return ResultFiles.named(lambda *name: out_dir / lesion_result(scan, *name))
 
 
 def lesion_columns(about: Mapping[str, Any], sidecar: Path) -> dict[str, str]:
@@ -198,18 +199,18 @@ def find_others(out_dir: Path, bids_dir: Path, scans: Sequence[BIDSScan]) -> lis
     scans : sequence of BIDSScan
         Those that are in it.
     """
-    known = {scan.result("probseg", ".json") for scan in scans}
+    known = {lesion_result(scan, "probseg", ".json") for scan in scans}
     others = []
     for sidecar in sorted(out_dir.glob("sub-*/**/sub-*_probseg.json")):
         place = sidecar.relative_to(out_dir)
         is_hidden = any(part.startswith(".") for part in place.parts)
-        is_of_lesions = BIDSName.parse(place.name).entities.get("label") == "lesion"
+        is_of_lesions = BIDSName.parse(place.name).entities.get("label") == LABEL
         if place in known or is_hidden or not is_of_lesions:
             continue
         try:
             name = read_json(sidecar)["Inputs"]["Scan"]["Name"]
             scan = BIDSScan(bids_dir, bids_dir / place.parent / Path(name).name)
-            is_its_own = scan.result("probseg", ".json") == place
+            is_its_own = lesion_result(scan, "probseg", ".json") == place
         except (OSError, ValueError, LookupError, TypeError):
             is_its_own = False
         if not is_its_own:
@@ -257,7 +258,7 @@ def write_page(
             row.scan,
             lesions=int(row.lesions),
             total_ml=float(row.volume_ml),
-            page=scan.result("report", ".html"),
+            page=lesion_result(scan, "report", ".html"),
         )
         for scan, row in results
         if row.status != "left out"

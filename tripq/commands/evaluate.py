@@ -16,7 +16,8 @@ from tripq.commands import options
 from tripq.commands.session import FAILED, Session, explain, need, session
 from tripq.commands.session import log as messages
 from tripq.infra.files import staged, write_json, write_text
-from tripq.scans.bids import BIDSError, BIDSScan, find_lesion_masks, find_maps, find_namesakes
+from tripq.scans.bids import BIDSError, BIDSScan, find_namesakes
+from tripq.tasks.lesions.names import find_lesion_maps, find_lesion_masks
 
 if TYPE_CHECKING:
     from tripq.tasks.lesions.maps import LesionMap, MapFiles, MapScores
@@ -93,7 +94,7 @@ def evaluate(
             raise BIDSError(f"{masks}: no such folder; --masks names a dataset of derivatives.")
         from tripq.tasks.lesions.maps import score_maps
 
-        found = find_maps(maps, participant_label or ())
+        found = find_lesion_maps(maps, participant_label or ())
         known = find_lesion_masks(truth, participant_label or ())
         read, chosen, failed = _read_all(found, known, maps, truth, masks, threshold, screen)
         with screen.bar("scoring"):

@@ -16,6 +16,7 @@ from typer.core import TyperCommand
 
 from tripq import __version__
 from tripq.scans import Frame
+from tripq.tasks import task_names
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -71,6 +72,13 @@ def show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"tripq {__version__}")
         raise typer.Exit
+
+
+def check_task(name: str) -> str:
+    """Refuse the name of no task, with those that there are."""
+    if name not in task_names():
+        raise typer.BadParameter(f"{name[:30]!r} is no task; there are: {', '.join(task_names())}.")
+    return name
 
 
 class Command(TyperCommand):

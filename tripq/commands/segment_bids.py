@@ -41,6 +41,7 @@ from tripq.scans.bids import (
     find_scans,
 )
 from tripq.scans.gradients import has_only_b0
+from tripq.tasks.lesions.names import lesion_result
 
 if TYPE_CHECKING:
     from tripq.commands.segmenting import Settings
@@ -190,7 +191,7 @@ def _find_masks(masks: Path, bids_dir: Path) -> Path:
 
 def _refuse_namesakes(scans: Sequence[BIDSScan]) -> dict[Path, Row]:
     """Rows of scans whose results would have the names of another scan's; each is an error."""
-    shared = find_namesakes(scans, lambda scan: scan.result("probseg", ".nii.gz"))
+    shared = find_namesakes(scans, lambda scan: lesion_result(scan, "probseg", ".nii.gz"))
     rows = {}
     for scan in scans:
         if scan.relative in shared:

@@ -23,17 +23,12 @@ from tripq.commands.session import Session, log
 from tripq.infra.files import read_json, sha256, staged, write_json
 from tripq.infra.memory import spell_bytes
 from tripq.infra.rank import Rank
+from tripq.networks.apply import PROGRAM_BYTES
 from tripq.scans import DWI, DWIError, Frame, write_map
 from tripq.scans.read import find_table
 from tripq.tasks.lesions.listing import find_lesions
 from tripq.tasks.lesions.pages.subject import write_subject_report
-from tripq.tasks.lesions.segmentation import (
-    PROGRAM_BYTES,
-    Model,
-    Segmentation,
-    load_model,
-    segment_scan,
-)
+from tripq.tasks.lesions.segmentation import Model, Segmentation, load_model, segment_scan
 from tripq.tasks.lesions.weights import default_weights
 
 _DESCRIPTION = "Probability of a multiple sclerosis lesion, estimated from diffusion MRI"
@@ -86,7 +81,7 @@ class Settings:
         processes = Rank.here().local_count
         if chosen == "cpu":
             memory /= processes  # a CUDA device is one process's own
-        _check_memory(memory, processes)
+        check_memory(memory, processes)
         model = load_model(weights or default_weights())
         if model.caution and Rank.here().leads:
             log.warning("%s: %s", model.path.name, model.caution)
@@ -152,7 +147,7 @@ def choose_device(device: Device) -> str:
     return "cuda" if there and device != "cpu" else "cpu"
 
 
-def _check_memory(memory: float, processes: int) -> None:
+def check_memory(memory: float, processes: int = 1) -> None:
     """Refuse what the program itself would fill."""
     if memory <= PROGRAM_BYTES:
         whose = "" if processes == 1 else f" for each of {processes} processes"

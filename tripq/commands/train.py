@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,31 +16,44 @@ from tripq import __version__
 from tripq.commands import options, ranks
 from tripq.commands.session import Session, need, session
 from tripq.commands.session import log as messages
-from tripq.infra.files import read_json, sha256, staged, write_json
+from tripq.infra.files import read_json, staged, write_json
 from tripq.infra.rank import Rank
+from tripq.tasks import DEFAULT_TASK, find_task
 
 if TYPE_CHECKING:
-    from tripq.tasks.lesions.datasets import LabelledFiles, LabelledSubject
-    from tripq.tasks.lesions.datasets.shelf import Shelf
-    from tripq.tasks.lesions.segmenter import LesionSegmenter
+    from torch import nn
+
+    from tripq.tasks import Cohort, TaskCommands
     from tripq.training import Progress, TrainingRecord
     from tripq.training.config import TrainingConfig
 
-_WEIGHTS, _PAGE, _RECORD = "lesion-segmenter.safetensors", "validation.html", "training.json"
+_PAGE, _RECORD = "validation.html", "training.json"
 _SETTINGS = "settings.json"
 
 
-def _show_example(wanted: bool) -> None:
-    if wanted:
-        from tripq.training.config import example_config
+def _show_example(context: typer.Context, wanted: bool) -> bool:
+    if wanted and "task" in context.params:
+        _print_example(context.params["task"])
+    return wanted
 
-        typer.echo(example_config(), nl=False)
-        raise typer.Exit
+
+def _choose_task(context: typer.Context, name: str) -> str:
+    name = options.check_task(name)
+    if context.params.get("example_config"):  # it came first
+        _print_example(name)
+    return name
+
+
+def _print_example(task: str) -> None:
+    from tripq.training.config import example_config
+
+    typer.echo(example_config(find_task(task).config), nl=False)
+    raise typer.Exit
 
 
 def train(
     data: Annotated[
-        Path, typer.Argument(help="BIDS dataset with diffusion scans, and masks in --truth.")
+        Path, typer.Argument(help="BIDS dataset with diffusion scans; what is known is in --truth.")
     ],
     out: Annotated[
         Path,
@@ -60,11 +71,20 @@ def train(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Derivatives with a *_label-lesion_mask.nii.gz and a *_desc-brain_mask.nii.gz for "
-            "every scan, on its grid.",
+            help="Derivatives with what the task has to know of every scan, and a "
+            "*_desc-brain_mask.nii.gz, on its grid.",
             show_default="DATA/derivatives/truth",
         ),
     ] = None,
+    task: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            is_eager=True,
+            callback=_choose_task,
+            help="What the network is trained for.",
+        ),
+    ] = DEFAULT_TASK,
     frame: options.FrameOption = "fsl",
     device: options.DeviceOption = "auto",
     memory: Annotated[
@@ -103,16 +123,15 @@ def train(
         ),
     ] = None,
 ) -> None:
-    """Train a network on scans with known lesions, for `tripq segment`.
+    """Train a network for a task, on scans of which is known what it should give.
 
-    Some participants are left out to validate on: training stops when they are segmented no better,
-    the best network is kept, and its threshold is where their Dice is highest.  Call it again to go
-    on where it was interrupted.
+    Some participants are left out to validate on: training stops when the score on them gets no
+    better, and the best network is kept.  Call it again to go on where it was interrupted.
 
     Several processes divide the boxes of each step (n_boxes), and learn what one would.
 
-    Writes the network (lesion-segmenter.safetensors), its scores on the participants that it is
-    validated on (validation.html), and how it was trained (training.json).
+    Writes the network (.safetensors) for `tripq predict`, its scores on the participants that it
+    is validated on (validation.html), and how it was trained (training.json).
 
     For example:
 
@@ -121,76 +140,36 @@ def train(
         tripq train cohort --config train.toml -o trained
     """
     with session(quiet=quiet, verbose=verbose, log_file=log or out / "training.log") as screen:
-        need("lightning", "panoptica", "torchmetrics")
+        chosen_task = find_task(task)
+        need(*chosen_task.needed)
         ranks.divide(devices, nodes, threads)
         rank = Rank.here()
         from tripq.commands.segmenting import choose_device, use_threads
         from tripq.infra.distributed import by_leader, connected
-        from tripq.tasks.lesions.datasets.shelf import Shelf
-        from tripq.training.config import ConfigError, TrainingConfig, read_config
+        from tripq.training.config import ConfigError, read_config
 
-        settings = TrainingConfig() if config is None else read_config(config)
+        kind = chosen_task.config
+        settings = kind() if config is None else read_config(config, kind)
         use_threads(threads)
         chosen = choose_device(device)
         try:
             known = truth or data / "derivatives" / "truth"
             folder = out / "checkpoints"
-            shelf = Shelf(out / "scans", memory / rank.local_count)
-            cohort = _read_cohort(data, known, settings, frame, shelf, screen)
-            wanted = {"frame": frame, **cohort.fingerprints, **asdict(settings)}
+            share = memory / rank.local_count
+            kept = out / "scans"
+            cohort = chosen_task.read_cohort(data, known, settings, frame, kept, share, screen.bar)
+            wanted = {"task": task, "frame": frame, **cohort.fingerprints, **asdict(settings)}
             with connected(rank):
                 by_leader(rank, lambda: _claim(folder, wanted, overwrite))
-                network, record = _train(cohort, settings, folder, chosen, screen)
+                network, record = _train(chosen_task, cohort, settings, folder, chosen, screen)
         except ConfigError as error:
             raise ConfigError(f"{config or 'default settings'}: {error}") from error
         if not rank.leads:
             return
-        lines = _write(out, network, record, cohort, settings, chosen, screen)
+        lines = _write(out, chosen_task, network, record, cohort, settings, chosen, screen)
         if not quiet:
-            screen.show(*lines, *(f"  {out / name}" for name in (_WEIGHTS, _PAGE, _RECORD)))
-
-
-@dataclass(frozen=True, eq=False)
-class Cohort:
-    """The scans of a training.
-
-    Parameters
-    ----------
-    name : str
-        Of the dataset.
-    simulated : bool
-        Whether the dataset says that its signal is.
-    training, validation : sequences of LabelledSubject
-        Of different participants.
-    voxel_size : float
-        In mm.
-    fingerprints : mapping
-        SHA-256 of the scans and lesion masks of both.
-    """
-
-    name: str
-    simulated: bool
-    training: Sequence[LabelledSubject]
-    validation: Sequence[LabelledSubject]
-    voxel_size: float
-    fingerprints: Mapping[str, Any]
-
-    @property
-    def b_values(self) -> list[int]:
-        """Of all shells, in s/mm2, to the nearest 10."""
-        scans = (*self.training, *self.validation)
-        return sorted({round(s.b_value / 10) * 10 for scan in scans for s in scan.dwi.shells})
-
-    @property
-    def fewest_directions(self) -> int:
-        """Different ones of any shell that is trained on."""
-        from tripq.scans.shells import count_directions
-
-        return min(
-            count_directions(scan.dwi.q[shell.indices])
-            for scan in self.training
-            for shell in scan.dwi.shells
-        )
+            written = (chosen_task.weights, _PAGE, _RECORD)
+            screen.show(*lines, *(f"  {out / name}" for name in written))
 
 
 class Watch:
@@ -200,10 +179,13 @@ class Watch:
     ----------
     update : callable
         Of `Session.meter`.
+    score : str
+        What a validation gives.
     """
 
-    def __init__(self, update: Callable[[float, str], None]) -> None:
+    def __init__(self, update: Callable[[float, str], None], score: str) -> None:
         self._update = update
+        self._score = score
         self._start: tuple[float, float] | None = None
         self._told = 0
 
@@ -216,7 +198,7 @@ class Watch:
         self.tell(progress.scores)
         detail = f"step {progress.steps:,}, loss {progress.loss:.3f}"
         if progress.scores:
-            detail += f", average precision {progress.scores[-1][1]:.3f}"
+            detail += f", {self._score} {progress.scores[-1][1]:.3f}"
         start, spent = self._start
         if progress.spent > spent:
             left = (now - start) * (1 - progress.spent) / (progress.spent - spent)
@@ -227,7 +209,7 @@ class Watch:
         """Say what validations gave that were not told."""
         if self._start is not None:
             for step, score in scores[self._told :]:
-                messages.info("step %d: average precision %.4f in the validation.", step, score)
+                messages.info("step %d: %s %.4f in the validation.", step, self._score, score)
             self._told = len(scores)
 
 
@@ -241,81 +223,15 @@ def _clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
-def _read_cohort(
-    data: Path,
-    truth: Path,
-    settings: TrainingConfig,
-    frame: Any,
-    shelf: Shelf,
-    screen: Session,
-) -> Cohort:
-    """Find, split and read the scans; headers first, as reading takes long."""
-    from tripq.tasks.lesions.datasets import (
-        common_voxel_size,
-        draw_validation,
-        find_labelled,
-        read_labelled,
-    )
-    from tripq.training.config import ConfigError
-
-    found = find_labelled(data, truth, frame)
-    for path, reason in found.left_out.items():
-        messages.warning("%s: left out: %s", path, reason)
-    voxel_size = common_voxel_size(found.files)
-    split = settings.split
-    if split.validation is None:
-        held_out = draw_validation(found.participants, split.share, split.seed)
-    else:
-        held_out = tuple(label.removeprefix("sub-") for label in split.validation)
-        if missing := sorted(set(held_out) - set(found.participants)):
-            raise ConfigError(f"[split] validation: {data} has no labelled {', '.join(missing)}.")
-        if not set(found.participants) - set(held_out):
-            raise ConfigError("[split] validation: no participant is left to train on.")
-    messages.info("validated on participants %s.", ", ".join(held_out))
-    training: list[LabelledSubject] = []
-    validation: list[LabelledSubject] = []
-    fingerprints: dict[str, dict[str, list[str]]] = {"scans": {}, "validation_scans": {}}
-    with screen.bar("reading", "scans") as update:
-        for number, files in enumerate(found.files):
-            update(number, len(found.files))
-            digests = _digests(files)
-            key = hashlib.sha256(" ".join((files.name, frame, *digests)).encode()).hexdigest()
-            scan = shelf.keep(key, partial(read_labelled, files, frame))
-            is_held_out = files.participant in held_out
-            (validation if is_held_out else training).append(scan)
-            kind = "validation_scans" if is_held_out else "scans"
-            fingerprints[kind][files.name] = digests
-    if not any(scan.lesion.any() for scan in validation):
-        raise ConfigError(
-            f"[split]: the participants to validate on ({', '.join(held_out)}) have no lesion "
-            "voxel: choose others (validation), or another seed."
-        )
-    name, simulated = _describe(data)
-    return Cohort(name, simulated, training, validation, voxel_size, fingerprints)
-
-
-def _digests(files: LabelledFiles) -> list[str]:
-    return [sha256(path) for path in files.all]
-
-
-def _describe(data: Path) -> tuple[str, bool]:
-    """Name of a dataset, and whether its signal is simulated."""
-    path = data / "dataset_description.json"
-    if not path.is_file():
-        return data.resolve().name, False
-    try:
-        about = read_json(path)
-        return str(about.get("Name", data.resolve().name)), "Simulation" in about
-    except ValueError:
-        messages.warning("%s: cannot be read.", path)
-        return data.resolve().name, False
-
-
 def _train(
-    cohort: Cohort, settings: TrainingConfig, folder: Path, device: str, screen: Session
-) -> tuple[LesionSegmenter, TrainingRecord]:
+    task: TaskCommands[Any],
+    cohort: Cohort,
+    settings: TrainingConfig,
+    folder: Path,
+    device: str,
+    screen: Session,
+) -> tuple[nn.Module, TrainingRecord]:
     """Train, or go on, and tell how it goes."""
-    from tripq.tasks.lesions.training import train_segmenter
     from tripq.training import choose_precision, training_state
 
     state = training_state(folder)
@@ -326,16 +242,8 @@ def _train(
     messages.info("trained on the %s in %s.", device, precision)
     try:
         with screen.meter("training") as update:
-            watch = Watch(update)
-            network, record = train_segmenter(
-                settings,
-                cohort.training,
-                cohort.validation,
-                cohort.voxel_size,
-                folder,
-                device=device,
-                report=watch,
-            )
+            watch = Watch(update, task.score)
+            network, record = task.train(settings, cohort, folder, device, watch)
             watch.tell(record.scores)
     except KeyboardInterrupt:
         messages.warning("call it again to go on from the last validation in %s.", folder)
@@ -353,7 +261,7 @@ def _claim(folder: Path, wanted: Mapping[str, Any], overwrite: bool) -> None:
         write_json(path, wanted)
         return
     try:
-        found = read_json(path)
+        found = {"task": DEFAULT_TASK, **read_json(path)}
     except (OSError, ValueError):
         raise FileExistsError(
             0, "holds something else; take another folder, or --overwrite.", str(folder)
@@ -381,7 +289,8 @@ def _differences(found: Any, wanted: Any, place: str = "") -> Iterator[str]:
 
 def _write(
     out: Path,
-    network: LesionSegmenter,
+    task: TaskCommands[Any],
+    network: nn.Module,
     record: TrainingRecord,
     cohort: Cohort,
     settings: TrainingConfig,
@@ -389,45 +298,27 @@ def _write(
     screen: Session,
 ) -> list[str]:
     """Write the network and all about it, or nothing; what to show."""
-    import numpy as np
-
     from tripq.networks.checkpoint import save_network
-    from tripq.tasks.lesions.pages.evaluation import EvaluatedSubject, write_evaluation_report
-    from tripq.tasks.lesions.scores import best_threshold, score
-    from tripq.tasks.lesions.segmentation import segment
 
     network.to(device)
-    subjects = []
     with screen.bar("validating", "scans") as update:
-        for number, scan in enumerate(cohort.validation):
-            update(number, len(cohort.validation))
-            probability = segment(network, scan.dwi, device=device)
-            subjects.append(EvaluatedSubject(scan.name, scan.dwi.mask, probability, scan.lesion))
+        validation = task.validate(network, cohort.validation, device, update)
     network.cpu()
-    probabilities = np.concatenate([subject.probability for subject in subjects])
-    lesions = np.concatenate([subject.lesion for subject in subjects])
-    threshold = best_threshold(probabilities, lesions)
-    scores = score(probabilities, lesions, threshold)
     simulated = "trained on simulated diffusion signal; " if cohort.simulated else ""
     notes = {
-        "threshold": repr(threshold),
+        **validation.notes,
         "voxel_size_mm": f"{cohort.voxel_size:g}",
         "b_values": " ".join(map(str, cohort.b_values)),
         "fewest_directions": str(cohort.fewest_directions),
         "caution": simulated + settings.notes.caution,
         "tripq": __version__,
+        "task": task.name,
         "data": f"{settings.notes.data or cohort.name}: {len(cohort.training)} scans to train on, "
         f"{len(cohort.validation)} to validate on",
     }
-    shown = {
-        **notes,
-        "Scores": "of the subjects that the network and its threshold were chosen on: too good for "
-        "others",
-    }
     with staged(out, last=_RECORD) as part:
-        save_network(network, part / _WEIGHTS, notes)
-        title = "Validation of the trained network"
-        write_evaluation_report(part / _PAGE, subjects, threshold, shown, title=title)
+        save_network(network, part / task.weights, notes)
+        validation.write_page(part / _PAGE, notes)
         write_json(
             part / _RECORD,
             {
@@ -436,13 +327,12 @@ def _write(
                 **cohort.fingerprints,
                 "notes": notes,
                 "device": device,
-                "validation_scores": asdict(scores),
+                "validation_scores": validation.scores,
                 "record": asdict(record),
             },
         )
     step, _ = record.best or (record.steps, 0.0)
     return [
         f"{record.steps:,} steps in {_clock(record.seconds)}; the best was the {step:,}th.",
-        f"On {len(subjects)} validation scans: average precision {scores.average_precision:.3f}, "
-        f"Dice {scores.dice:.3f} from a probability of {threshold:.3g} on.",
+        validation.summary,
     ]

@@ -15,8 +15,8 @@ class ConvSegmenter(Bindable):
     """The reference without rotation equivariance: 3D convolutions, the directions as channels.
 
     It is made for one gradient table: a fixed number of directions in a fixed order.  It takes the
-    same features and graphs as `Encoder` (made by `PQGraph.from_grid`); voxels outside the
-    mask are zero.
+    same features and graphs as the equivariant networks (made by `PQGraph.from_grid`); voxels
+    outside the mask are zero.
 
     Parameters
     ----------

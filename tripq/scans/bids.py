@@ -91,8 +91,8 @@ class BIDSScan:
     >>> scan = BIDSScan(Path("data"), Path("data/sub-01/ses-1/dwi/sub-01_ses-1_acq-b2_dwi.nii.gz"))
     >>> scan.subject, scan.session
     ('01', '1')
-    >>> print(scan.result("probseg", ".nii.gz").as_posix())
-    sub-01/ses-1/dwi/sub-01_ses-1_acq-b2_space-orig_label-lesion_probseg.nii.gz
+    >>> print(scan.result("WM", "probseg", ".nii.gz").as_posix())
+    sub-01/ses-1/dwi/sub-01_ses-1_acq-b2_space-orig_label-WM_probseg.nii.gz
     """
 
     root: Path
@@ -209,20 +209,22 @@ class BIDSScan:
         BIDSError
             If two hold equally.
         """
-        return self._own(derivatives, "desc-brain_mask")
+        return self.mask(derivatives, "desc-brain")
 
-    def lesion_mask(self, derivatives: Path) -> Path:
-        """Its known lesions in a dataset of derivatives: a ``label-lesion_mask``.
+    def mask(self, derivatives: Path, entity: str) -> Path:
+        """Its mask of a kind in a dataset of derivatives, on its own grid.
 
         Parameters
         ----------
         derivatives : Path
             Root of the dataset, such as ``derivatives/truth``.
+        entity : str
+            With which the name of the mask ends, such as ``"desc-brain"`` or ``"label-WM"``.
 
         Returns
         -------
         Path
-            As for `brain_mask`.
+            In the folder of the scan, with no entity that the scan has not itself.
 
         Raises
         ------
@@ -231,10 +233,7 @@ class BIDSScan:
         BIDSError
             If two hold equally.
         """
-        return self._own(derivatives, "label-lesion_mask")
-
-    def _own(self, derivatives: Path, ending: str) -> Path:
-        """A mask in its folder of the derivatives, with no entity that it has not itself."""
+        ending = f"{entity}_mask"
         folder = derivatives / self.relative.parent
         spaces = {None, "orig", self.name.entities.get("space")}
         found = []
@@ -248,18 +247,20 @@ class BIDSScan:
             raise BIDSMissingError(f"{self.path}: no *_{ending}.nii.gz in {folder} is its own.")
         return _most_specific(found, self)
 
-    def result(self, suffix: str, extension: str) -> Path:
-        """Where a result about its lesions goes, relative to the root of the results.
+    def result(self, label: str, suffix: str, extension: str) -> Path:
+        """Where a result about it goes, relative to the root of the results.
 
         Parameters
         ----------
+        label : str
+            Of what the result is about, such as ``WM`` for white matter.
         suffix, extension : str
             Such as ``mask`` and ``.nii.gz``.
         """
         own = {"space": "orig", **self.name.entities}
         entities = {key: own[key] for key in _ORDER if key in own}
         entities |= {key: label for key, label in own.items() if key not in {*_ORDER, "desc"}}
-        entities["label"] = "lesion"
+        entities["label"] = label
         if "desc" in own:
             entities["desc"] = own["desc"]
         return self.relative.parent / str(BIDSName(entities, suffix, extension))
@@ -308,13 +309,15 @@ def find_scans(
     return chosen
 
 
-def find_maps(root: Path, participants: Sequence[str] = ()) -> list[BIDSScan]:
-    """Lesion maps of a dataset of derivatives: ``sub-*/**/*_label-lesion[_*]_probseg.nii[.gz]``.
+def find_maps(root: Path, label: str, participants: Sequence[str] = ()) -> list[BIDSScan]:
+    """Maps of a dataset of derivatives: ``sub-*/**/*_label-<label>[_*]_probseg.nii[.gz]``.
 
     Parameters
     ----------
     root : Path
-        Of the dataset, as ``tripq segment-bids`` writes it.
+        Of the dataset.
+    label : str
+        Of what the maps show.
     participants : sequence of str, optional
         Labels, with or without ``sub-``; by default all.
 
@@ -330,19 +333,21 @@ def find_maps(root: Path, participants: Sequence[str] = ()) -> list[BIDSScan]:
         are.
     """
     found = _list(root, "sub-*/**/sub-*_probseg")
-    maps = [scan for scan in found if scan.name.entities.get("label") == "lesion"]
+    maps = [scan for scan in found if scan.name.entities.get("label") == label]
     if not maps:
-        raise BIDSError(f"{root}: no sub-*/**/*_label-lesion_probseg.nii.gz in this folder.")
-    return _of_participants(maps, participants, f"{root}: no lesion map")
+        raise BIDSError(f"{root}: no sub-*/**/*_label-{label}_probseg.nii.gz in this folder.")
+    return _of_participants(maps, participants, f"{root}: no {label} map")
 
 
-def find_lesion_masks(root: Path, participants: Sequence[str] = ()) -> list[Path]:
-    """Lesion masks of a dataset of derivatives: ``sub-*/**/*_label-lesion_mask.nii[.gz]``.
+def find_masks(root: Path, label: str, participants: Sequence[str] = ()) -> list[Path]:
+    """Masks of a dataset of derivatives: ``sub-*/**/*_label-<label>_mask.nii[.gz]``.
 
     Parameters
     ----------
     root : Path
         Of the dataset.
+    label : str
+        Of what the masks show.
     participants : sequence of str, optional
         Labels, with or without ``sub-``; by default all.
 
@@ -352,9 +357,9 @@ def find_lesion_masks(root: Path, participants: Sequence[str] = ()) -> list[Path
         If there is none of anybody.
     """
     wanted = _labels(participants, "sub-")
-    masks = _list(root, "sub-*/**/sub-*_label-lesion_mask")
+    masks = _list(root, f"sub-*/**/sub-*_label-{label}_mask")
     if not masks:
-        raise BIDSError(f"{root}: no sub-*/**/*_label-lesion_mask.nii.gz in this folder.")
+        raise BIDSError(f"{root}: no sub-*/**/*_label-{label}_mask.nii.gz in this folder.")
     return [found.path for found in masks if not wanted or found.subject in wanted]
 
 
@@ -380,7 +385,7 @@ def find_namesakes(
     >>> root = Path("data")
     >>> paths = [root / f"sub-01_{end}" for end in ("dwi.nii", "dwi.nii.gz", "acq-x_dwi.nii")]
     >>> scans = [BIDSScan(root, path) for path in paths]
-    >>> shared = find_namesakes(scans, lambda scan: scan.result("mask", ".nii.gz"))
+    >>> shared = find_namesakes(scans, lambda scan: scan.result("WM", "mask", ".nii.gz"))
     >>> {path.name: others for path, others in shared.items()}
     {'sub-01_dwi.nii': 'sub-01_dwi.nii.gz', 'sub-01_dwi.nii.gz': 'sub-01_dwi.nii'}
     """

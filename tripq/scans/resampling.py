@@ -134,13 +134,13 @@ def bytes_to_resample(dwi: DWI, voxel_size: float) -> float:
     return 4 * (voxels * dwi.signal.shape[1] + grid) + 8 * weights
 
 
-def map_back(probability: ArrayLike, from_dwi: DWI, to_dwi: DWI) -> NDArray[np.float32]:
+def map_back(values: ArrayLike, from_dwi: DWI, to_dwi: DWI) -> NDArray[np.float32]:
     """Resample a map of a resampled scan to the original scan.
 
     Parameters
     ----------
-    probability : (V,) array-like
-        One value for each voxel of `from_dwi`.
+    values : (V, ...) array-like
+        One value, or a row of values, for each voxel of `from_dwi`.
     from_dwi : DWI
         Made by `resample` of `to_dwi`.
     to_dwi : DWI
@@ -148,26 +148,29 @@ def map_back(probability: ArrayLike, from_dwi: DWI, to_dwi: DWI) -> NDArray[np.f
 
     Returns
     -------
-    (W,) float32 array
-        One value for each voxel of `to_dwi`, within the range of the map.  A voxel without a
-        neighbour in the mask of `from_dwi` has the mean of the voxels there that are nearest.
+    (W, ...) float32 array
+        The same for each voxel of `to_dwi`, each value within the range of its map.  A voxel
+        without a neighbour in the mask of `from_dwi` has the mean of the voxels there that are
+        nearest.
 
     Raises
     ------
     DWIError
         If the axes of the grids are not parallel, or there is not one value for each voxel.
     """
-    values = np.asarray(probability, dtype=np.float32)
-    volume = from_dwi.volume(values)
+    volume = from_dwi.volume(np.asarray(values, dtype=np.float32))
+    maps = volume[from_dwi.mask].reshape(len(from_dwi.b0), -1)
     grid = (from_dwi.mask.shape, from_dwi.affine, to_dwi.mask.shape, to_dwi.affine)
     weights = _axis_weights(*grid)
     coverage = _apply(weights, from_dwi.mask)[to_dwi.mask]
     covered = coverage > _SAME_SHARE
-    mapped = np.empty(len(coverage), dtype=np.float32)
-    mapped[covered] = _apply(weights, volume)[to_dwi.mask][covered] / coverage[covered]
+    mapped = np.empty((len(coverage), maps.shape[1]), dtype=np.float32)
+    for number, each in enumerate(maps.T):
+        interpolated = _apply(weights, from_dwi.volume(each))[to_dwi.mask]
+        mapped[covered, number] = interpolated[covered] / coverage[covered]
     if not covered.all():
-        mapped[~covered] = _mean_of_nearest(to_dwi.voxel_centres()[~covered], values, from_dwi)
-    return np.clip(mapped, values.min(), values.max())
+        mapped[~covered] = _mean_of_nearest(to_dwi.voxel_centres()[~covered], maps, from_dwi)
+    return np.clip(mapped, maps.min(axis=0), maps.max(axis=0)).reshape(-1, *volume.shape[3:])
 
 
 def _cubic_grid(dwi: DWI, voxel_size: float) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
@@ -227,7 +230,7 @@ def _apply(weights: list[csr_array], volume: NDArray[np.generic]) -> NDArray[np.
 def _mean_of_nearest(
     points: NDArray[np.float64], values: NDArray[np.float32], dwi: DWI
 ) -> NDArray[np.float64]:
-    """Mean of the values of the voxels of a mask that are nearest to each point (P, 3), in mm.
+    """Mean of the values (V, C) of the voxels of a mask nearest to each point (P, 3), in mm.
 
     Often several are equally near, and choosing one would depend on the order of the axes.
     """
@@ -236,4 +239,5 @@ def _mean_of_nearest(
     nearest = list(tree.query_ball_point(points, distance * (1 + _ROUNDING)))
     number = np.array([len(voxels) for voxels in nearest])
     listed = values[np.concatenate(nearest)].astype(np.float64)
-    return np.asarray(np.add.reduceat(listed, np.cumsum(number) - number) / number)
+    sums = np.add.reduceat(listed, np.cumsum(number) - number, axis=0)
+    return np.asarray(sums / number[:, None])

@@ -1,1 +1,220 @@
-"""Tasks: what networks are trained for. Each is one folder, and none imports another."""
+"""Tasks: what networks are trained for. Each is one folder, and none imports another.
+
+The commands find a task by its name, among those that installed packages declare as entry points
+of the group `GROUP`, as they find networks (see `tripq.networks.registry`):
+
+.. code-block:: toml
+
+    [project.entry-points."tripq.tasks"]
+    my-task = "my_package.commands:MyTaskCommands"
+
+A file of weights may say for which task it is (the note ``task``); nothing else of it is used to
+find the task, and nothing is executed from it.
+
+>>> task_names()
+('lesions',)
+>>> find_task("lesions").name
+'lesions'
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tripq.networks.apply import Model, Prediction
+    from tripq.scans import DWI, Frame
+    from tripq.training import Progress, Scan, TrainingRecord
+    from tripq.training.config import TrainingConfig
+
+#: Of the entry points.
+GROUP = "tripq.tasks"
+
+DEFAULT_TASK = "lesions"
+"""The task of the command where none is named, and of a file of weights that names none."""
+
+Config = TypeVar("Config", bound="TrainingConfig")
+Bar = Callable[[str, str], AbstractContextManager[Callable[[int, int], None]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """The scans of a training.
+
+    Parameters
+    ----------
+    name : str
+        Of the dataset.
+    simulated : bool
+        Whether the dataset says that its signal is.
+    training, validation : sequences of Scan
+        Of different participants; a task's own kind of scan.
+    voxel_size : float
+        In mm.
+    fingerprints : mapping
+        SHA-256 of the files of both.
+    """
+
+    name: str
+    simulated: bool
+    training: Sequence[Any]
+    validation: Sequence[Any]
+    voxel_size: float
+    fingerprints: Mapping[str, Any]
+
+    @property
+    def b_values(self) -> list[int]:
+        """Of all shells, in s/mm2, to the nearest 10."""
+        scans: tuple[Scan, ...] = (*self.training, *self.validation)
+        return sorted({round(s.b_value / 10) * 10 for scan in scans for s in scan.dwi.shells})
+
+    @property
+    def fewest_directions(self) -> int:
+        """Different ones of any shell that is trained on."""
+        from tripq.scans.shells import count_directions
+
+        return min(
+            count_directions(scan.dwi.q[shell.indices])
+            for scan in self.training
+            for shell in scan.dwi.shells
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """How good a trained network is on the scans that were left out.
+
+    Parameters
+    ----------
+    notes : mapping of str to str
+        What the file of weights needs besides, such as a threshold.
+    scores : mapping
+        For the record of the training, of JSON's types.
+    summary : str
+        The same in a line.
+    write_page : callable
+        Writes a page at a path, with settings to show.
+    """
+
+    notes: Mapping[str, str]
+    scores: Mapping[str, Any]
+    summary: str
+    write_page: Callable[[Path, Mapping[str, str]], None]
+
+
+class TaskCommands(ABC, Generic[Config]):
+    """What the commands ask of a task.
+
+    Attributes
+    ----------
+    name : str
+        Of the task.
+    needed : tuple of str
+        Packages of the extra ``ms`` that training needs.
+    weights : str
+        Name of the file of a trained network.
+    """
+
+    name: ClassVar[str]
+    needed: ClassVar[tuple[str, ...]]
+    weights: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def config(self) -> type[Config]:
+        """Settings of its training."""
+
+    @property
+    @abstractmethod
+    def score(self) -> str:
+        """What decides which weights are the best, in messages."""
+
+    @abstractmethod
+    def read_cohort(
+        self,
+        data: Path,
+        truth: Path,
+        settings: Config,
+        frame: Frame,
+        kept: Path,
+        memory: float,
+        bar: Bar,
+    ) -> Cohort:
+        """Find, split and read the scans of a training.
+
+        Parameters
+        ----------
+        data, truth : Path
+            A BIDS dataset, and derivatives with what is known of its scans.
+        settings : Config
+            Of the training.
+        frame : {"fsl", "voxel", "world"}
+            Of the gradient tables.
+        kept : Path
+            Folder for scans that do not fit into `memory`, in bytes.
+        memory : float
+            Bytes that the scans may take.
+        bar : callable
+            Shows a bar, given a title and a unit; its context is called with what is done and all.
+        """
+
+    @abstractmethod
+    def train(
+        self,
+        settings: Config,
+        cohort: Cohort,
+        folder: Path,
+        device: str,
+        report: Callable[[Progress], None],
+    ) -> tuple[nn.Module, TrainingRecord]:
+        """Train a network, or go on from the checkpoints in a folder; it ends on the CPU."""
+
+    @abstractmethod
+    def validate(
+        self,
+        network: nn.Module,
+        scans: Sequence[Any],
+        device: str,
+        report: Callable[[int, int], None],
+    ) -> Validation:
+        """Apply a network, on a device, to the scans that were left out."""
+
+    def predict(self, network: nn.Module, dwi: DWI, /, **how: Any) -> NDArray[np.float32]:
+        """The output as it is used, for a scan that suits the network; see `predict_blocks`."""
+        from tripq.networks.blocks import predict_blocks
+
+        return predict_blocks(network, dwi, **how)
+
+    @abstractmethod
+    def maps(self, model: Model, prediction: Prediction) -> Mapping[str, NDArray[Any]]:
+        """Maps of a scan, (V,) or (V, C), by the endings of their files."""
+
+
+def task_names() -> tuple[str, ...]:
+    """The names of all tasks, sorted."""
+    return tuple(sorted({entry.name for entry in entry_points(group=GROUP)}))
+
+
+def find_task(name: str) -> TaskCommands[Any]:
+    """The task of a name.
+
+    Raises
+    ------
+    LookupError
+        If there is none.
+    """
+    for entry in entry_points(group=GROUP, name=name):
+        kind: type[TaskCommands[Any]] = entry.load()
+        return kind()
+    raise LookupError(f"the task {name!r} is unknown; there are: {', '.join(task_names())}")

@@ -1,11 +1,11 @@
 r"""Settings of a training, read from a TOML file and checked.
 
-Each section of the file is a dataclass here, and each key a field of it: `example_config` writes
-them all with what they mean.
+Each section of the file is a dataclass, and each key a field of it: `example_config` writes them
+all with what they mean.  Here are the sections of every training; a task extends them.
 
 >>> TrainingConfig().training.learning_rate
 0.01
->>> parse_config("[training]\nlearning_rat = 0.1", "train.toml")
+>>> parse_config("[training]\nlearning_rat = 0.1", "train.toml", TrainingConfig)
 Traceback (most recent call last):
 ...
 tripq.training.config.ConfigError: train.toml: [training] learning_rat: no such key; ...
@@ -16,17 +16,16 @@ from __future__ import annotations
 import json
 import reprlib
 import sys
+from collections.abc import Callable
 from dataclasses import field, fields
 from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from tripq.infra.files import read_text, shortened, whole_number
-from tripq.so3.paths import Group, Selection
-from tripq.tasks.lesions.segmenter import LesionSegmenter
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -38,69 +37,29 @@ MAX_CONFIG_BYTES = 2**14
 
 The memory that a dotted key takes to parse grows with the square of its length: 4 GB at 64 kB."""
 
-_CHECKED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+CHECKED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+"""How fields are checked: no other keys, no conversion of types."""
 
 
 class ConfigError(ValueError):
     """A file of settings cannot be used; the message names the file and the key."""
 
 
-def _default(name: str) -> Any:
-    """Of an argument of `LesionSegmenter`."""
-    return signature(LesionSegmenter).parameters[name].default
+def default_of(constructor: Callable[..., object], name: str) -> Any:
+    """Default of an argument, so that a field of settings has the default of what it configures.
 
-
-@dataclass(frozen=True, config=_CHECKED)
-class NetworkConfig:
-    """Arguments of `tripq.tasks.lesions.segmenter.LesionSegmenter`, with its defaults.
-
-    Only the radius follows the voxels of the scans: a fixed one in mm would reach other neighbours
-    on other grids.  On voxels of 2 mm it is the default of the network, too.
+    >>> default_of(json.dumps, "allow_nan")
+    True
     """
-
-    p_radius: Annotated[
-        float | None,
-        Field(
-            gt=0,
-            description="radius of the neighbourhood of a voxel in mm; by default 1.8 voxels, "
-            "which reach the 26 around it",
-        ),
-    ] = None
-    q_features: Annotated[
-        str, Field(min_length=1, description="features of the first layer, as e3nn writes them")
-    ] = _default("q_features")
-    p_features: Annotated[
-        str, Field(min_length=1, description="features of the layers that follow")
-    ] = _default("p_features")
-    n_p_layers: Annotated[
-        int, Field(ge=0, description="how many layers follow, without the last")
-    ] = _default("n_p_layers")
-    batch_norm: Annotated[bool, Field(description="normalise the features of every layer")] = (
-        _default("batch_norm")
-    )
-    q_max: Annotated[
-        float,
-        Field(
-            gt=0,
-            description="sqrt(b / 1000) of the highest b-value in s/mm2 that any scan has, now or "
-            "later",
-        ),
-    ] = _default("q_max")
-    filter: Annotated[
-        str, Field(min_length=1, description="of the first layer; see PQTensorFieldLayer")
-    ] = _default("filter")
-    selection: Annotated[
-        Selection, Field(description="which orders the first layer joins; see PQTensorFieldLayer")
-    ] = _default("selection")
-    group: Annotated[
-        Group, Field(description="symmetries of the network: rotations, or reflections too")
-    ] = _default("group")
-    antipodal: Annotated[
-        bool, Field(description="whether the sign of a gradient direction means nothing")
-    ] = _default("antipodal")
+    return signature(constructor).parameters[name].default
 
 
-@dataclass(frozen=True, config=_CHECKED)
+@dataclass(frozen=True, config=CHECKED)
+class NetworkConfig:
+    """Arguments of the constructor of a network.  A task adds those of its own."""
+
+
+@dataclass(frozen=True, config=CHECKED)
 class OptimisationConfig:
     """Arguments of `tripq.training.train` and of what it is given, with their defaults.
 
@@ -129,14 +88,8 @@ class OptimisationConfig:
     ] = False
     learning_rate: Annotated[float, Field(gt=0, description="the highest; of AdamW")] = 1e-2
     weight_decay: Annotated[float, Field(ge=0, description="of AdamW")] = 1e-2
-    positive_weight: Annotated[
-        float, Field(gt=0, description="how many healthy voxels a lesion voxel counts for")
-    ] = 1.0
     box_size: Annotated[int, Field(ge=1, description="edge of the boxes in voxels")] = 24
     n_boxes: Annotated[int, Field(ge=1, description="boxes in a step")] = 1
-    lesion_share: Annotated[
-        float, Field(ge=0, le=1, description="share of the boxes that lie on a lesion")
-    ] = 0.5
     precision: Annotated[
         Literal["auto", "32-true", "bf16-mixed"],
         Field(
@@ -151,7 +104,7 @@ class OptimisationConfig:
             raise ValueError(f"every = {self.every} is more than steps = {self.steps}")
 
 
-@dataclass(frozen=True, config=_CHECKED)
+@dataclass(frozen=True, config=CHECKED)
 class SplitConfig:
     """Which participants are left out of training, to validate on."""
 
@@ -168,7 +121,7 @@ class SplitConfig:
     seed: Annotated[int, Field(ge=0, description="of the draw")] = 0
 
 
-@dataclass(frozen=True, config=_CHECKED)
+@dataclass(frozen=True, config=CHECKED)
 class NotesConfig:
     """What the file of weights says about itself."""
 
@@ -180,9 +133,12 @@ class NotesConfig:
     )
 
 
-@dataclass(frozen=True, config=_CHECKED)
+@dataclass(frozen=True, config=CHECKED)
 class TrainingConfig:
-    """All settings of a training; each section of the file is an attribute."""
+    """All settings of a training; each section of the file is an attribute.
+
+    A task replaces a section by a dataclass with more fields.
+    """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
     training: OptimisationConfig = field(default_factory=OptimisationConfig)
@@ -190,13 +146,18 @@ class TrainingConfig:
     notes: NotesConfig = field(default_factory=NotesConfig)
 
 
-def read_config(path: Path) -> TrainingConfig:
+Config = TypeVar("Config", bound=TrainingConfig)
+
+
+def read_config(path: Path, kind: type[Config]) -> Config:
     """Read the settings of a training.
 
     Parameters
     ----------
     path : Path
         A TOML file such as `example_config` gives.
+    kind : type
+        `TrainingConfig`, or that of a task.
 
     Raises
     ------
@@ -209,11 +170,11 @@ def read_config(path: Path) -> TrainingConfig:
         raise ConfigError(f"{path}: {error.strerror}.") from error
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return parse_config(text, str(path))
+    return parse_config(text, str(path), kind)
 
 
-def parse_config(text: str, name: str) -> TrainingConfig:
-    """Settings from the text of a TOML file; `name` is what errors call it.
+def parse_config(text: str, name: str, kind: type[Config]) -> Config:
+    """Settings of a kind from the text of a TOML file; `name` is what errors call it.
 
     Raises
     ------
@@ -231,28 +192,34 @@ def parse_config(text: str, name: str) -> TrainingConfig:
     except ValueError as error:
         raise ConfigError(f"{name}: a whole number has more than 64 bits.") from error
     try:
-        return TypeAdapter(TrainingConfig).validate_json(content)
+        return TypeAdapter(kind).validate_json(content)
     except ValidationError as error:
-        raise ConfigError(f"{name}: {_explain(error)}") from error
+        raise ConfigError(f"{name}: {_explain(error, kind)}") from error
 
 
-def example_config() -> str:
-    """A TOML file with every setting, its default and what it means.
+def example_config(kind: type[TrainingConfig]) -> str:
+    """A TOML file with every setting of a kind, its default and what it means.
 
     Examples
     --------
-    >>> print(example_config())
+    >>> print(example_config(TrainingConfig))
     # Settings of tripq train. ...
-    [network]
-    # radius of the neighbourhood of a voxel in mm; ...
-    # p_radius =
+    [training]
+    # of the optimiser, at most
+    steps = 5000
+    # of training, at most; by default any number
+    # hours =
     ...
-    >>> parse_config(example_config(), "example") == TrainingConfig()
+    >>> text = example_config(TrainingConfig)
+    >>> parse_config(text, "example", TrainingConfig) == TrainingConfig()
     True
     """
     lines = ["# Settings of tripq train.  What is left out has the value that stands here."]
-    for section in fields(TrainingConfig):
-        values = getattr(TrainingConfig(), section.name)
+    defaults = kind()
+    for section in fields(kind):
+        values = getattr(defaults, section.name)
+        if not fields(values):
+            continue
         lines += ["", f"[{section.name}]"]
         for name, about in type(values).__pydantic_fields__.items():
             value = getattr(values, name)
@@ -262,15 +229,15 @@ def example_config() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, kind: type[TrainingConfig]) -> str:
     """What is wrong first of all, in one line."""
     found = error.errors()[0]
     section, *key = (shortened(str(word)) for word in found["loc"][:2])
     place = f"[{section}] {key[0]}" if key else f"[{section}]"
     if found["type"] == "unexpected_keyword_argument":
-        known = fields(TrainingConfig)
+        known = fields(kind)
         if key:
-            known = fields(getattr(TrainingConfig(), section))
+            known = fields(getattr(kind(), section))
         return f"{place}: no such key; there are {', '.join(name.name for name in known)}."
     if found["type"] == "value_error":
         return f"{place}: {found['ctx']['error']}."

@@ -13,21 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from tripq import PQGraph
+from tripq.networks.apply import bytes_per_voxel, fits, least_voxels, voxels_within
 from tripq.networks.checkpoint import CheckpointError, save_network
 from tripq.networks.conv import ConvSegmenter
 from tripq.networks.paper import PaperSegmenter
 from tripq.scans import DWI, DWIError
 from tripq.scans.resampling import map_back, resample
-from tripq.tasks.lesions.segmentation import (
-    Model,
-    bytes_per_voxel,
-    fits,
-    least_voxels,
-    load_model,
-    segment,
-    segment_scan,
-    voxels_within,
-)
+from tripq.tasks.lesions.segmentation import Model, load_model, segment, segment_scan
 from tripq.tasks.lesions.segmenter import LesionSegmenter
 
 
@@ -55,7 +47,14 @@ def make_model(network: nn.Module | None = None, **changes: object) -> Model:
     network = network or LesionSegmenter(
         p_radius=2.9, q_features="4x0e+2x2e", p_features="3x0e+2x1o", n_p_layers=1
     )
-    model = Model(Path("net.safetensors"), "", network.eval(), 0.5, 2.0, (1000.0,), "")
+    model = Model(
+        path=Path("net.safetensors"),
+        sha256="",
+        network=network.eval(),
+        voxel_size=2.0,
+        b_values=(1000.0,),
+        caution="",
+    )
     return replace(model, **changes)
 
 
@@ -190,7 +189,8 @@ dwi = DWI(
     q=directions, mask=np.ones((n, n, n), bool), affine=np.diag([2.0, 2, 2, 1]),
     b0=np.ones(n**3, np.float32),
 )
-segment_scan(Model(None, "", network, 0.5, 2.0, (), ""), dwi, memory=float(sys.argv[2]))
+model = Model(path=None, sha256="", network=network, voxel_size=2.0, b_values=(), caution="")
+segment_scan(model, dwi, memory=float(sys.argv[2]))
 # not ru_maxrss, which begins with the memory of the process that started this one
 print(1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]))
 """

@@ -1,9 +1,9 @@
 """Lesion maps of derivatives beside the known lesions of the same scans, and their scores.
 
 >>> from pathlib import Path
->>> from tripq.scans.bids import find_maps
+>>> from tripq.tasks.lesions.names import find_lesion_maps
 >>> def scores(maps: Path, truth: Path) -> str:
-...     read = [read_map(find_truth(found, truth)) for found in find_maps(maps)]
+...     read = [read_map(find_truth(found, truth)) for found in find_lesion_maps(maps)]
 ...     return scores_tsv(score_maps(read, threshold=0.5))
 """
 
@@ -25,6 +25,7 @@ from tripq.infra.files import printable, read_json
 from tripq.scans import DWIError
 from tripq.scans.bids import BIDSError, BIDSMissingError, BIDSScan
 from tripq.scans.nifti import open_nifti, read_mask, read_volumes
+from tripq.tasks.lesions.names import LABEL, lesion_mask
 from tripq.tasks.lesions.pages.evaluation import EvaluatedSubject
 from tripq.tasks.lesions.scores import LesionCounts, Scores, score
 
@@ -121,7 +122,7 @@ def find_truth(found: BIDSScan, truth: Path, masks: Path | None = None) -> MapFi
     Parameters
     ----------
     found : BIDSScan
-        The map, of `tripq.scans.bids.find_maps`.
+        The map, of `tripq.tasks.lesions.names.find_lesion_maps`.
     truth : Path
         Derivatives with ``*_label-lesion_mask.nii.gz`` in the folders of the same names.
     masks : Path, optional
@@ -147,7 +148,7 @@ def find_truth(found: BIDSScan, truth: Path, masks: Path | None = None) -> MapFi
             brain = found.brain_mask(truth)
         except BIDSMissingError:
             brain = None
-    return MapFiles(scan_name(found), found.path, found.lesion_mask(truth), brain)
+    return MapFiles(scan_name(found), found.path, lesion_mask(found, truth), brain)
 
 
 def scan_name(found: BIDSScan) -> str:
@@ -157,7 +158,7 @@ def scan_name(found: BIDSScan) -> str:
     >>> scan_name(BIDSScan(Path("out"), Path("out") / name))
     'sub-01_ses-a'
     """
-    of_the_map = (("space", "orig"), ("label", "lesion"))
+    of_the_map = (("space", "orig"), ("label", LABEL))
     entities = (pair for pair in found.name.entities.items() if pair not in of_the_map)
     return printable("_".join(f"{key}-{label}" for key, label in entities))
 

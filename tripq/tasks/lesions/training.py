@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 
 from tripq.networks.blocks import check_b_values, graph_radius
+from tripq.tasks.lesions.config import LesionConfig, SegmenterConfig
 from tripq.tasks.lesions.segmenter import LesionSegmenter
 from tripq.tasks.lesions.task import LabelledScan, LesionTask
 from tripq.training.budget import Budget, Progress
-from tripq.training.config import ConfigError, NetworkConfig, TrainingConfig
+from tripq.training.config import ConfigError
 from tripq.training.patches import PatchDataModule
 from tripq.training.run import Stopping, TrainingRecord, train
 
@@ -22,12 +23,12 @@ from tripq.training.run import Stopping, TrainingRecord, train
 RADIUS = 1.8
 
 
-def build_segmenter(config: NetworkConfig, voxel_size: float) -> LesionSegmenter:
+def build_segmenter(config: SegmenterConfig, voxel_size: float) -> LesionSegmenter:
     """Build a network with random weights.
 
     Parameters
     ----------
-    config : NetworkConfig
+    config : SegmenterConfig
         Its arguments.
     voxel_size : float
         Edge of the voxels in mm; the radius is `RADIUS` times this where none is given.
@@ -39,7 +40,7 @@ def build_segmenter(config: NetworkConfig, voxel_size: float) -> LesionSegmenter
 
     Examples
     --------
-    >>> build_segmenter(NetworkConfig(n_p_layers=1), voxel_size=2.0).p_radius
+    >>> build_segmenter(SegmenterConfig(n_p_layers=1), voxel_size=2.0).p_radius
     3.6
     """
     arguments = asdict(config)
@@ -52,7 +53,7 @@ def build_segmenter(config: NetworkConfig, voxel_size: float) -> LesionSegmenter
 
 
 def train_segmenter(
-    config: TrainingConfig,
+    config: LesionConfig,
     training: Sequence[LabelledScan],
     validation: Sequence[LabelledScan],
     voxel_size: float,
@@ -65,7 +66,7 @@ def train_segmenter(
 
     Parameters
     ----------
-    config : TrainingConfig
+    config : LesionConfig
         How.
     training, validation : sequences of LabelledScan
         Of different participants.

@@ -16,13 +16,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from tripq.networks.apply import VOXEL_TOLERANCE
 from tripq.scans import Frame, read_dwi
 from tripq.scans.bids import BIDSMissingError, BIDSScan, find_namesakes, find_scans
 from tripq.scans.gradients import has_only_b0
 from tripq.scans.nifti import open_nifti, read_mask
 from tripq.tasks.lesions.datasets.cohort import LabelledSubject
 from tripq.tasks.lesions.datasets.errors import DatasetError
-from tripq.tasks.lesions.segmentation import VOXEL_TOLERANCE
+from tripq.tasks.lesions.names import lesion_mask
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def find_labelled(data: Path, truth: Path, frame: Frame = "fsl") -> LabelledScan
             left_out[place] = "no diffusion-weighted volume"
             continue
         try:
-            lesion, brain = scan.lesion_mask(truth), scan.brain_mask(truth)
+            lesion, brain = lesion_mask(scan, truth), scan.brain_mask(truth)
         except BIDSMissingError as error:
             left_out[place] = str(error)
             continue
@@ -143,7 +144,7 @@ def common_voxel_size(files: Sequence[LabelledFiles]) -> float:
     """Edge of the voxels of all scans in mm; only headers are read.
 
     A network is for one voxel size: edges may differ from the common one by `VOXEL_TOLERANCE`
-    of `tripq.tasks.lesions.segmentation`.
+    of `tripq.networks.apply`.
 
     Raises
     ------

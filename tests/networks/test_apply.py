@@ -1,0 +1,83 @@
+"""Any output of a network, brought back to the grid of any scan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tripq import PQGraph
+from tripq.networks.apply import Model, apply_model, load_model
+from tripq.networks.blocks import predict_blocks
+from tripq.networks.checkpoint import save_network
+from tripq.networks.paper import PaperSegmenter
+from tripq.scans import DWI, DWIError
+from tripq.scans.resampling import map_back, resample
+
+
+class Pairs(nn.Module):
+    """Two rows of two values in every voxel: means and others of the signal."""
+
+    def forward(self, signal: Tensor, graph: PQGraph) -> Tensor:
+        mean = signal.mean(dim=1)
+        return torch.stack([mean, 1 - mean, signal[:, 1], 2 * mean], dim=1).reshape(-1, 2, 2)
+
+
+def make_scan(edge: float) -> DWI:
+    rng = np.random.default_rng(0)
+    mask = rng.random((9, 8, 7)) < 0.8
+    n = np.count_nonzero(mask)
+    return DWI(
+        signal=np.c_[np.ones(n), rng.random((n, 3))].astype(np.float32),
+        b_values=np.array([0.0, 1000.0, 1000.0, 1000.0]),
+        q=np.concatenate([np.zeros((1, 3)), np.eye(3)]),
+        mask=mask,
+        affine=np.diag([edge, edge, edge, 1.0]),
+        b0=np.full(n, 300, dtype=np.float32),
+    )
+
+
+def make_model(network: nn.Module) -> Model:
+    return Model(
+        path=Path("net.safetensors"),
+        sha256="",
+        network=network.eval(),
+        voxel_size=2.0,
+        b_values=(1000.0,),
+        caution="",
+    )
+
+
+@pytest.mark.parametrize("edge", [2.0, 2.5])
+def test_each_value_of_an_output_is_brought_back_as_a_map_is(edge: float) -> None:
+    network, dwi = Pairs(), make_scan(edge)
+    found = apply_model(make_model(network), dwi)
+    suited = dwi if edge == 2.0 else resample(dwi, 2.0)
+    expected = predict_blocks(network, suited)
+    assert found.dwi is dwi
+    assert found.output.shape == (len(dwi.b0), 2, 2)
+    for i, j in np.ndindex(2, 2):
+        values = expected[:, i, j]
+        wanted = values if suited is dwi else map_back(values, suited, dwi)
+        np.testing.assert_array_equal(found.output[:, i, j], wanted)
+
+
+def test_an_output_that_is_no_number_is_refused() -> None:
+    class Nothing(Pairs):
+        def forward(self, signal: Tensor, graph: PQGraph) -> Tensor:
+            return super().forward(signal, graph) / 0
+
+    with pytest.raises(DWIError, match=r"of the values that net\.safetensors gives are no numbers"):
+        apply_model(make_model(Nothing()), make_scan(2.0))
+
+
+def test_a_file_says_for_which_task_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    save_network(PaperSegmenter(), path, {"task": "tissue", "unit": "mm"})
+    model = load_model(path)
+    assert (model.task, model.notes["unit"]) == ("tissue", "mm")
+    save_network(PaperSegmenter(), path)
+    assert load_model(path).task == ""

@@ -1,0 +1,407 @@
+"""A trained network and a scan as it comes: the right voxels, in bounded memory.
+
+`predict_blocks` applies a network to a scan that suits it.  Here are the steps before and after it
+for a scan that may not: other voxel sizes, strange b-values, little memory.
+
+>>> from tripq.scans import read_dwi, write_map
+>>> def apply(checkpoint: str, scan: str, out: str) -> None:
+...     result = apply_model(load_model(checkpoint), read_dwi(scan))
+...     write_map(result.output, result.dwi, out)
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from tripq.infra.files import sha256, shortened
+from tripq.infra.memory import is_out_of_memory
+from tripq.networks.blocks import predict_blocks, receptive_field
+from tripq.networks.checkpoint import CheckpointError, load_network, read_notes
+from tripq.nn.layer import PQTensorFieldLayer
+from tripq.scans import DWI, DWIError
+from tripq.scans.cautions import find_cautions
+from tripq.scans.nifti import VOXEL_EDGES
+from tripq.scans.resampling import bytes_to_resample, map_back, resample
+from tripq.scans.shells import count_directions
+
+VOXEL_TOLERANCE = 0.05
+"""Voxels may differ from those of the training by this share: the sum over neighbours grows with
+their number, so that other voxels give other features."""
+
+COARSE = 1.5
+"""Voxels longer than those of the training by this factor are told: what is mixed in a voxel stays
+so."""
+
+B_TOLERANCE = 200.0
+"""A shell further than this, in s/mm2, from all those of the training is told."""
+
+PROGRAM_BYTES = 0.6e9
+"""Interpreter, libraries and small tables: 0.46 GB measured on the CPU, and some room."""
+
+_LIVE_TENSORS = 8
+"""How many tensors as large as the input and the output of the widest layer are held at a time.
+
+Measured on the CPU with blocks of 14,000 to 110,000 voxels of 33 to 97 samples: 3 to 4 for
+a network whose first layer reduces q-space, 4 to 7 for `PaperSegmenter`."""
+
+_LEAST_WIDTH = 4
+"""Voxels along an axis that a block has at least, without its halo."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Model:
+    """A trained network, and what its checkpoint says about it.
+
+    Parameters
+    ----------
+    path : Path
+        The checkpoint.
+    sha256 : str
+        Of the file.
+    network : Module
+        In evaluation mode, on the CPU.
+    voxel_size : float or None
+        Edge in mm of the voxels that it was trained on; None if the checkpoint does not say.
+    b_values : tuple of float
+        In s/mm2, of the training; empty if the checkpoint does not say.
+    caution : str
+        What whoever trained it wants to be known; may be empty.
+    fewest_directions : int
+        Of any shell of the training; 0 if the checkpoint does not say.
+    task : str
+        Name of what it was trained for; empty if the checkpoint does not say.
+    notes : mapping of str to str
+        All notes of the checkpoint, for what a task needs besides.
+    """
+
+    path: Path
+    sha256: str
+    network: nn.Module
+    voxel_size: float | None
+    b_values: tuple[float, ...]
+    caution: str
+    fewest_directions: int = 0
+    task: str = ""
+    notes: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The output of a network for a scan, and how it came about.
+
+    Parameters
+    ----------
+    dwi : DWI
+        The scan.
+    output : (V, ...) float32 array
+        In every voxel of its mask.
+    notes : tuple of str
+        What a reader of the maps must know: notes of the scan, resampling, b-values, memory.
+    cautions : tuple of str
+        Those of the notes that let one doubt the maps.
+    """
+
+    dwi: DWI
+    output: NDArray[np.float32]
+    notes: tuple[str, ...]
+    cautions: tuple[str, ...] = ()
+
+
+class Predict(Protocol):
+    """The output of a network for a scan that suits it, such as `predict_blocks` gives it."""
+
+    def __call__(
+        self,
+        network: nn.Module,
+        dwi: DWI,
+        /,
+        *,
+        max_voxels: int,
+        device: str | torch.device,
+        report: Callable[[int, int], None] | None,
+    ) -> NDArray[np.float32]:
+        """Output (V, ...); for the arguments see `predict_blocks`."""
+
+
+def load_model(path: str | PathLike[str]) -> Model:
+    """Read a checkpoint with its notes.
+
+    Parameters
+    ----------
+    path : path
+        Written by `tripq.networks.save_network`.  The notes ``voxel_size_mm``, ``b_values``,
+        ``fewest_directions`` (numbers), ``caution`` and ``task`` are used; each may be missing.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing or damaged, or a note makes no sense.
+    """
+    file = Path(path)
+    notes = read_notes(file)
+    network = load_network(file)
+    voxel_size = note_number(notes, "voxel_size_mm", file)
+    fewest_directions = note_number(notes, "fewest_directions", file) or 0
+    if not 0 <= fewest_directions < np.inf:
+        raise CheckpointError(
+            f"{file}: its fewest_directions is {fewest_directions}, no number of directions."
+        )
+    shortest, longest = VOXEL_EDGES
+    if voxel_size is not None and not shortest <= voxel_size <= longest:
+        raise CheckpointError(
+            f"{file}: its voxel size is {voxel_size} mm, not from {shortest:g} to {longest:g}."
+        )
+    return Model(
+        path=file,
+        sha256=sha256(file),
+        network=network,
+        voxel_size=voxel_size,
+        b_values=_numbers(notes, "b_values", file),
+        caution=notes.get("caution", ""),
+        fewest_directions=int(fewest_directions),
+        task=notes.get("task", ""),
+        notes=notes,
+    )
+
+
+def note_number(notes: Mapping[str, str], name: str, path: Path) -> float | None:
+    """The number of a note; None where it is missing.
+
+    Raises
+    ------
+    CheckpointError
+        If it is no finite number, or several.
+    """
+    numbers = _numbers(notes, name, path)
+    if len(numbers) > 1:
+        raise CheckpointError(f"{path}: its {name} is {shortened(notes[name])!r}, not one number.")
+    return numbers[0] if numbers else None
+
+
+def fits(dwi: DWI, voxel_size: float) -> bool:
+    """Whether the edges of a scan's voxels are within 5 % of a size in mm."""
+    return bool(np.all(np.abs(dwi.voxel_size - voxel_size) <= VOXEL_TOLERANCE * voxel_size))
+
+
+def bytes_per_voxel(network: nn.Module, n_samples: int) -> int:
+    """Estimate of the memory that each voxel of a block takes while a network is evaluated.
+
+    Parameters
+    ----------
+    network : Module
+        As for `predict_blocks`.
+    n_samples : int
+        Of q-space, in each voxel.
+    """
+    widths = [n_samples]
+    for module in network.modules():
+        if isinstance(module, PQTensorFieldLayer):
+            q_in = 1 if module.q_in is None else n_samples
+            q_out = 1 if module.q_out is None else n_samples
+            widths.append(module.irreps_in.dim * q_in + module.irreps_out.dim * q_out)
+        elif isinstance(module, nn.Conv3d):
+            widths.append(module.in_channels + module.out_channels)
+    return _LIVE_TENSORS * max(widths) * torch.finfo(torch.float32).bits // 8
+
+
+def least_voxels(network: nn.Module, dwi: DWI) -> int:
+    """Voxels in a block that is as wide as its halo; smaller ones would take ages.
+
+    Parameters
+    ----------
+    network : Module
+        As for `predict_blocks`.
+    dwi : DWI
+        The scan that it is applied to.
+    """
+    halo = receptive_field(network, dwi.affine)
+    return int(np.prod(2 * halo + np.maximum(halo, _LEAST_WIDTH)))
+
+
+def voxels_within(memory: float, network: nn.Module, dwi: DWI, held: int = 0) -> int:
+    """How many voxels a block may have, so that all of the program stays within a memory.
+
+    Parameters
+    ----------
+    memory : float
+        Bytes, of the whole program.
+    network : Module
+        As for `predict_blocks`.
+    dwi : DWI
+        The scan that it is applied to.
+    held : int, optional
+        Bytes of whatever else is held.
+
+    Raises
+    ------
+    DWIError
+        If that is not enough for the scan and a block of `least_voxels`.
+    """
+    each = bytes_per_voxel(network, len(dwi.b_values))
+    fixed = PROGRAM_BYTES + dwi.signal.nbytes + held
+    least = least_voxels(network, dwi)
+    if (voxels := int((memory - fixed) / each)) >= least:
+        return voxels
+    need = np.ceil((fixed + least * each) / 1e7) / 100
+    raise DWIError(
+        f"{dwi.path or 'scan'}: {memory / 1e9:.2f} GB of memory are not enough; it takes at least "
+        f"{need:.2f} GB."
+    )
+
+
+def apply_model(
+    model: Model,
+    dwi: DWI,
+    *,
+    predict: Predict = predict_blocks,
+    quantity: str = "values",
+    memory: float = 4e9,
+    device: str | torch.device = "cpu",
+    report: Callable[[int, int], None] | None = None,
+) -> Prediction:
+    """The output of a network in every voxel of a scan, whatever its voxel size.
+
+    A scan whose voxels are not those of the training is resampled, and the output brought back (see
+    `tripq.scans.resampling`).  Where memory runs out, it is tried again with half as many voxels in
+    a block.
+
+    Parameters
+    ----------
+    model : Model
+        Of `load_model`.
+    dwi : DWI
+        The scan, within the brain.
+    predict : callable
+        Gives the output on the grid of the training; what it gives is interpolated.
+    quantity : str
+        What the output is called in messages, in the plural.
+    memory : float
+        Bytes that the program may take, about.  On a CUDA device: of its memory.
+    device : str or torch.device
+        Where to compute.
+    report : callable, optional
+        Called with the voxels that are done and the number of all.
+
+    Raises
+    ------
+    DWIError
+        If b-values are higher than the network takes, or the memory cannot be enough.
+    CheckpointError
+        If the network was made for another gradient table.
+    MemoryError
+        If memory runs out even with small blocks.
+    """
+    cautions = [*find_cautions(dwi), *_cautions(model, dwi)]
+    notes = [*dwi.notes, *cautions]
+    suited = dwi
+    if model.voxel_size is not None and not fits(dwi, model.voxel_size):
+        _check_resampling(dwi, model.voxel_size, memory)
+        suited = resample(dwi, model.voxel_size)
+        notes.append(
+            suited.notes[-1].rstrip(".")
+            + ", the size that the network was trained on; the map was brought back."
+        )
+        if dwi.voxel_size.max() > COARSE * model.voxel_size:
+            cautions.append(
+                f"The network was trained on much finer voxels: {dwi.voxel_size.max():.3g} mm hold "
+                "what it never saw in one, and resampling does not part it. Look at the map."
+            )
+            notes.append(cautions[-1])
+    held = 0 if suited is dwi else dwi.signal.nbytes
+    try:
+        least = least_voxels(model.network, suited)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{model.path}: not for {dwi.path or 'this scan'}: {error}."
+        ) from error
+    max_voxels = min(voxels_within(memory, model.network, suited, held), len(suited.b0))
+    network = model.network.to(device)
+    while True:
+        try:
+            values = predict(network, suited, max_voxels=max_voxels, device=device, report=report)
+            break
+        except DWIError:
+            raise
+        except ValueError as error:
+            raise CheckpointError(f"{model.path}: {error}.") from error
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        if max_voxels <= least:
+            raise MemoryError(
+                f"{dwi.path or 'scan'}: out of memory even with blocks of {max_voxels} voxels, the "
+                "smallest that make sense."
+            )
+        max_voxels = max(max_voxels // 2, least)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        notes.append(f"Out of memory: tried again with blocks of {max_voxels} voxels.")
+    if suited is not dwi:
+        values = map_back(values, suited, dwi)
+    if not np.isfinite(values).all():
+        raise DWIError(
+            f"{dwi.path or 'scan'}: {np.count_nonzero(~np.isfinite(values))} of the {quantity} "
+            f"that {model.path} gives are no numbers. Are the intensities extreme?"
+        )
+    return Prediction(dwi, values, tuple(notes), tuple(cautions))
+
+
+def _check_resampling(dwi: DWI, voxel_size: float, memory: float) -> None:
+    """Refuse to resample a scan to a size that cannot fit, before it takes all memory."""
+    need = PROGRAM_BYTES + dwi.signal.nbytes + bytes_to_resample(dwi, voxel_size)
+    if need > memory:
+        old = " x ".join(f"{edge:.3g}" for edge in dwi.voxel_size)
+        raise DWIError(
+            f"{dwi.path or 'scan'}: {memory / 1e9:.2f} GB of memory are not enough to resample "
+            f"voxels of {old} mm to {voxel_size:g} mm; it takes more than {need / 1e9:,.2f} GB."
+        )
+
+
+def _cautions(model: Model, dwi: DWI) -> list[str]:
+    """What about a scan a network has not seen in its training."""
+    cautions = []
+    if model.voxel_size is None:
+        cautions.append(
+            "The checkpoint does not say for which voxel size it is; the scan was taken as it is."
+        )
+    strange = [
+        f"{shell.b_value:.0f}"
+        for shell in dwi.shells
+        if model.b_values
+        and min(abs(shell.b_value - known) for known in model.b_values) > B_TOLERANCE
+    ]
+    if strange:
+        known = ", ".join(f"{b_value:.0f}" for b_value in model.b_values)
+        cautions.append(
+            f"b = {', '.join(strange)} s/mm2 was never seen in training, which had {known}."
+        )
+    cautions += [
+        f"{count} directions of b = {shell.b_value:.0f} s/mm2 are fewer than on any shell in "
+        f"training ({model.fewest_directions}): much may be missed."
+        for shell in dwi.shells
+        if (count := count_directions(dwi.q[shell.indices])) < model.fewest_directions
+    ]
+    return cautions
+
+
+def _numbers(notes: Mapping[str, str], name: str, path: Path) -> tuple[float, ...]:
+    """Finite numbers of a note, apart by spaces or commas; brackets do not matter."""
+    text = notes.get(name, "")
+    try:
+        numbers = tuple(float(word) for word in re.split(r"[\s,;\[\]()]+", text) if word)
+    except ValueError:
+        numbers = (math.nan,)
+    if not all(map(math.isfinite, numbers)):
+        raise CheckpointError(f"{path}: its {name} is {shortened(text)!r}, no number.")
+    return numbers

@@ -1,0 +1,198 @@
+"""What the commands ask of the task: `tripq train`, and `tripq predict` for its networks."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from tripq.infra.files import read_json, sha256
+from tripq.networks.apply import Model, Prediction
+from tripq.scans import DWI, Frame
+from tripq.tasks import Bar, Cohort, TaskCommands, Validation
+from tripq.tasks.lesions import segmentation
+from tripq.tasks.lesions.names import LABEL
+
+if TYPE_CHECKING:
+    from tripq.tasks.lesions.config import LesionConfig
+    from tripq.tasks.lesions.datasets import LabelledFiles, LabelledSubject
+    from tripq.training import Progress, TrainingRecord
+
+_log = logging.getLogger("tripq")
+
+
+class LesionCommands(TaskCommands["LesionConfig"]):
+    """Lesions for the commands.  What training needs is imported where it is used."""
+
+    name = "lesions"
+    needed = ("lightning", "panoptica", "torchmetrics")
+    weights = "lesion-segmenter.safetensors"
+
+    @property
+    def config(self) -> type[LesionConfig]:
+        """Settings of its training."""
+        from tripq.tasks.lesions.config import LesionConfig
+
+        return LesionConfig
+
+    @property
+    def score(self) -> str:
+        """That of the task."""
+        from tripq.tasks.lesions.task import LesionTask
+
+        return LesionTask.score
+
+    def read_cohort(
+        self,
+        data: Path,
+        truth: Path,
+        settings: LesionConfig,
+        frame: Frame,
+        kept: Path,
+        memory: float,
+        bar: Bar,
+    ) -> Cohort:
+        """Find, split and read the scans; headers first, as reading takes long."""
+        from tripq.tasks.lesions.datasets import (
+            common_voxel_size,
+            draw_validation,
+            find_labelled,
+            read_labelled,
+        )
+        from tripq.tasks.lesions.datasets.shelf import Shelf
+        from tripq.training.config import ConfigError
+
+        shelf = Shelf(kept, memory)
+        found = find_labelled(data, truth, frame)
+        for path, reason in found.left_out.items():
+            _log.warning("%s: left out: %s", path, reason)
+        voxel_size = common_voxel_size(found.files)
+        split = settings.split
+        if split.validation is None:
+            held_out = draw_validation(found.participants, split.share, split.seed)
+        else:
+            held_out = tuple(label.removeprefix("sub-") for label in split.validation)
+            if missing := sorted(set(held_out) - set(found.participants)):
+                raise ConfigError(
+                    f"[split] validation: {data} has no labelled {', '.join(missing)}."
+                )
+            if not set(found.participants) - set(held_out):
+                raise ConfigError("[split] validation: no participant is left to train on.")
+        _log.info("validated on participants %s.", ", ".join(held_out))
+        training: list[LabelledSubject] = []
+        validation: list[LabelledSubject] = []
+        fingerprints: dict[str, dict[str, list[str]]] = {"scans": {}, "validation_scans": {}}
+        with bar("reading", "scans") as update:
+            for number, files in enumerate(found.files):
+                update(number, len(found.files))
+                digests = _digests(files)
+                key = hashlib.sha256(" ".join((files.name, frame, *digests)).encode()).hexdigest()
+                scan = shelf.keep(key, partial(read_labelled, files, frame))
+                is_held_out = files.participant in held_out
+                (validation if is_held_out else training).append(scan)
+                kind = "validation_scans" if is_held_out else "scans"
+                fingerprints[kind][files.name] = digests
+        if not any(scan.lesion.any() for scan in validation):
+            raise ConfigError(
+                f"[split]: the participants to validate on ({', '.join(held_out)}) have no lesion "
+                "voxel: choose others (validation), or another seed."
+            )
+        name, simulated = _describe(data)
+        return Cohort(name, simulated, training, validation, voxel_size, fingerprints)
+
+    def train(
+        self,
+        settings: LesionConfig,
+        cohort: Cohort,
+        folder: Path,
+        device: str,
+        report: Callable[[Progress], None],
+    ) -> tuple[nn.Module, TrainingRecord]:
+        """Train a segmenter, or go on."""
+        from tripq.tasks.lesions.training import train_segmenter
+
+        return train_segmenter(
+            settings,
+            cohort.training,
+            cohort.validation,
+            cohort.voxel_size,
+            folder,
+            device=device,
+            report=report,
+        )
+
+    def validate(
+        self,
+        network: nn.Module,
+        scans: Sequence[LabelledSubject],
+        device: str,
+        report: Callable[[int, int], None],
+    ) -> Validation:
+        """Scores, and the threshold at which Dice is highest."""
+        from tripq.tasks.lesions.pages.evaluation import EvaluatedSubject, write_evaluation_report
+        from tripq.tasks.lesions.scores import best_threshold, score
+
+        subjects = []
+        for number, scan in enumerate(scans):
+            report(number, len(scans))
+            probability = segmentation.segment(network, scan.dwi, device=device)
+            subjects.append(EvaluatedSubject(scan.name, scan.dwi.mask, probability, scan.lesion))
+        probabilities = np.concatenate([subject.probability for subject in subjects])
+        lesions = np.concatenate([subject.lesion for subject in subjects])
+        threshold = best_threshold(probabilities, lesions)
+        scores = score(probabilities, lesions, threshold)
+
+        def write_page(path: Path, shown: Mapping[str, str]) -> None:
+            about = {
+                **shown,
+                "Scores": "of the subjects that the network and its threshold were chosen on: too "
+                "good for others",
+            }
+            title = "Validation of the trained network"
+            write_evaluation_report(path, subjects, threshold, about, title=title)
+
+        return Validation(
+            {"threshold": repr(threshold)},
+            asdict(scores),
+            f"On {len(subjects)} validation scans: average precision "
+            f"{scores.average_precision:.3f}, Dice {scores.dice:.3f} from a probability of "
+            f"{threshold:.3g} on.",
+            write_page,
+        )
+
+    def predict(self, network: nn.Module, dwi: DWI, /, **how: Any) -> NDArray[np.float32]:
+        """Probability of a lesion."""
+        return segmentation.segment(network, dwi, **how)
+
+    def maps(self, model: Model, prediction: Prediction) -> Mapping[str, NDArray[Any]]:
+        """The probability, and the voxels at or above the threshold of the network."""
+        lesion = prediction.output >= segmentation.Model.of(model).threshold
+        return {
+            f"label-{LABEL}_probseg": prediction.output,
+            f"label-{LABEL}_mask": lesion,
+        }
+
+
+def _digests(files: LabelledFiles) -> list[str]:
+    return [sha256(path) for path in files.all]
+
+
+def _describe(data: Path) -> tuple[str, bool]:
+    """Name of a dataset, and whether its signal is simulated."""
+    path = data / "dataset_description.json"
+    if not path.is_file():
+        return data.resolve().name, False
+    try:
+        about = read_json(path)
+        return str(about.get("Name", data.resolve().name)), "Simulation" in about
+    except ValueError:
+        _log.warning("%s: cannot be read.", path)
+        return data.resolve().name, False
