@@ -88,7 +88,7 @@ def test_wheel_holds_every_module_of_the_tree(sources: Path, tmp_path: Path) -> 
     data = {
         path.relative_to(sources).as_posix()
         for folder in ("assets", "niivue", "templates")
-        for path in sources.glob(f"tripq/report/{folder}/*")
+        for path in sources.glob(f"tripq/**/{folder}/*")
     }
     assert names == modules | kernels | data | weights | {"tripq/py.typed"}, (
         "see `packages` and `package-data` in pyproject.toml"

@@ -14,9 +14,9 @@ from tests.laws.conftest import assert_same, make_head, segment, tripq
 from tests.training.test_training import boxes, equivariant
 from tripq import PQTensorFieldLayer
 from tripq.commands import segmenting
-from tripq.networks.blocks import segment as segment_scan
 from tripq.networks.checkpoint import load_network
 from tripq.tasks.lesions.segmentation import load_model
+from tripq.tasks.lesions.segmentation import segment as segment_scan
 from tripq.tasks.lesions.weights import default_weights
 from tripq.training import Budget, train
 
