@@ -1,4 +1,4 @@
-# make demo | test | fuzz | lint | docs: each makes the environment .venv where it is missing, and can be
+# make demo | test | test-all | fuzz | lint | docs: each makes the environment .venv where it is missing, and can be
 # run again. PYTHON=python3.12 chooses the interpreter of a new environment; ARGS=... goes to the demo
 # or to pytest.
 
@@ -6,7 +6,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo test fuzz lint docs clean
+.PHONY: demo test test-all fuzz lint types docs clean
 .NOTPARALLEL:
 
 demo: .venv/.installed-ms
@@ -17,14 +17,21 @@ test: .venv/.installed-dev
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
 	TRITON_INTERPRET=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal -m interpreter tests/kernels
 
+# Everything: all 48 storages and 24 rotations through files, too, of which `test` takes a handful.
+test-all: .venv/.installed-dev
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not interpreter" $(ARGS)
+	TRITON_INTERPRET=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal -m interpreter tests/kernels
+
 # Thousands of damaged files, other ones each time; a few run with the tests.
 fuzz: .venv/.installed-dev
 	$(BIN)/pytest --hypothesis-profile fuzz --hypothesis-show-statistics $(ARGS) tests/trust/test_fuzz.py
 
-# kernels/ is checked as tripq.kernels, the name under which it is installed.
-lint: .venv/.installed-dev
+lint: types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# kernels/ is checked as tripq.kernels, the name under which it is installed.
+types: .venv/.installed-dev
 	mkdir -p build/typed/tripq
 	ln -sfn $(CURDIR)/tripq/* $(CURDIR)/kernels build/typed/tripq/
 	cd build/typed && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p tripq

@@ -7,7 +7,7 @@ and the map that `tripq segment` writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from _pytest.mark import ParameterSet
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
@@ -24,6 +25,12 @@ from tests.scans.conftest import Scan
 from tripq.commands import app, segmenting
 from tripq.simulate import Anatomy, GradientTable
 from tripq.tasks.lesions.simulate import LesionStatistics, simulate_subject
+
+
+def sampled(numbers: Iterable[int], handful: Collection[int]) -> list[ParameterSet]:
+    """Numbers for a test; those that are not in the handful are left to `make test-all`."""
+    return [pytest.param(n, marks=() if n in handful else pytest.mark.exhaustive) for n in numbers]
+
 
 ROUNDING = 5e-6
 """How far a probability may be off where sums are taken in another order.

@@ -5,7 +5,7 @@ Everything goes through files and the whole program, and is compared voxel by vo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.laws.conftest import ROUNDING, Head, Map, assert_same, make_head, segment, tripq
+from tests.laws.conftest import ROUNDING, Head, Map, assert_same, make_head, sampled, segment, tripq
 from tripq import PQTensorFieldLayer
 from tripq.commands import segmenting
 from tripq.networks import blocks
@@ -29,12 +29,15 @@ FRAMES = ("fsl", "voxel", "world")
 STORAGES = list(product(permutations(range(3)), product((1, -1), repeat=3)))
 """All 48: the order of the axes of the file, and which of them run the other way."""
 
+HANDFUL = (0, 8, 16, 29, 33, 37, 43)
+"""All orders of the axes, and every frame with both determinants."""
+
 
 # -- how a scan is stored ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("linear", ["plain", "oblique"])
-@pytest.mark.parametrize("number", range(48))
+@pytest.mark.parametrize("number", sampled(range(48), HANDFUL))
 def test_the_storage_of_a_scan_changes_no_map(
     number: int, linear: str, written: Written, tmp_path: Path
 ) -> None:
@@ -44,17 +47,19 @@ def test_the_storage_of_a_scan_changes_no_map(
     assert_same(found.at(head.scan.affine), written(head).volume)
 
 
-def test_every_frame_meets_both_determinants() -> None:
+@pytest.mark.parametrize("numbers", [range(48), HANDFUL])
+def test_every_frame_meets_both_determinants(numbers: Iterable[int]) -> None:
     """Of the plain head alone: half of the storages are mirrors of the others."""
     affine = make_head().scan
     met = {
         (FRAMES[number % 3], np.linalg.det(affine.reoriented(*storage).affine) > 0)
         for number, storage in enumerate(STORAGES)
+        if number in numbers
     }
     assert len(met) == 6
 
 
-@pytest.mark.parametrize("number", range(48))
+@pytest.mark.parametrize("number", sampled(range(48), HANDFUL))
 def test_the_storage_of_a_scan_changes_no_map_of_other_voxels(
     number: int, written: Written, tmp_path: Path
 ) -> None:
@@ -74,7 +79,7 @@ def found_brain(tmp_path_factory: pytest.TempPathFactory) -> Map:
     return segment_without_mask(make_head("oblique"), tmp_path_factory.mktemp("brain"))
 
 
-@pytest.mark.parametrize("number", range(48))
+@pytest.mark.parametrize("number", sampled(range(48), HANDFUL))
 def test_the_storage_of_a_scan_changes_no_brain_that_is_found(
     number: int, found_brain: Map, tmp_path: Path
 ) -> None:
