@@ -80,6 +80,12 @@ def predict(
         for caution in found.cautions:
             messages.warning("%s: %s", scan, caution)
         maps = {f"{stem}_{name}.nii.gz": v for name, v in task.maps(model, found).items()}
+        # Another command may have written maps of these names, with a sidecar of its own.
+        for name in maps:
+            if not overwrite and (out / name).exists():
+                raise FileExistsError(
+                    0, "is there already; --overwrite replaces it.", str(out / name)
+                )
         with staged(out, last=about.name) as part:
             for name, values in maps.items():
                 write_map(values, dwi, part / name)
