@@ -9,9 +9,10 @@ follow what is spent of the time or the steps that are given.  `train` puts them
 
 from __future__ import annotations
 
+from tripq.training.batch import Batch
 from tripq.training.budget import Budget, BudgetCallback, Progress, learning_rate_factor
 from tripq.training.module import TaskModule, score_scans, settle_batch_norm
-from tripq.training.patches import Batch, PatchDataModule, PatchDataset, cut_box
+from tripq.training.patches import PatchDataModule, PatchDataset, cut_box
 from tripq.training.run import (
     Stopping,
     TrainingRecord,

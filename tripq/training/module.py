@@ -13,7 +13,8 @@ from torchmetrics import Metric
 from tripq.domain.graph import PQGraph
 from tripq.networks.blocks import predict_blocks
 from tripq.nn import BatchNorm
-from tripq.training.patches import Batch, PatchDataModule
+from tripq.training.batch import Batch
+from tripq.training.patches import PatchDataModule
 from tripq.training.task import Scan, Task
 
 #: Batches over which the statistics of batch norms are taken.

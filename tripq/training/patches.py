@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
 from itertools import count
 
 import lightning as L
@@ -16,30 +15,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from tripq.domain.graph import PQGraph
 from tripq.infra.rank import ALONE, Rank
+from tripq.training.batch import Batch
 from tripq.training.task import Scan, Task
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Boxes of one or several scans, and what is known of their voxels.
-
-    Attributes
-    ----------
-    signal : Tensor of shape (V, Q)
-        Signal divided by b0.
-    graph : PQGraph
-        The voxels of all boxes.
-    target : Tensor of shape (V, ...)
-        What the network should give.
-    """
-
-    signal: Tensor
-    graph: PQGraph
-    target: Tensor
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
-        return Batch(self.signal.to(device), self.graph.to(device), self.target.to(device))
 
 
 def cut_box(

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,9 +38,7 @@ from torchmetrics import Metric
 
 from tripq.nn import scale_initial_weights
 from tripq.scans import DWI
-
-if TYPE_CHECKING:
-    from tripq.training.patches import Batch
+from tripq.training.batch import Batch
 
 Mode = Literal["max", "min"]
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.classification import BinaryAveragePrecision
 
-from tripq.training.patches import Batch
+from tripq.training.batch import Batch
 from tripq.training.task import Scan, Task
 
 
