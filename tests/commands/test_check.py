@@ -100,7 +100,7 @@ def test_a_scan_that_cannot_be_judged_is_an_error(call: Call, scan: Path, tmp_pa
     (tmp_path / "dwi.bvec").write_text("0 1 1 0 0 1 1 0\n0 0 0 1 1 0 0 1\n" + 8 * "0 ")
     done = call("check", scan)
     assert done.status == 1
-    assert "dwi.nii.gz: 2 different directions; a tensor, by which" in done.error
+    assert "dwi.nii.gz: 2 different directions; the tensor fit needs 6" in done.error
 
 
 @pytest.mark.parametrize(

@@ -321,14 +321,14 @@ import tripq.commands.segmenting as segmenting
 app = import_module("tripq.commands.segment_bids")  # the package has a function of this name
 marker, where = Path(sys.argv.pop(1)), sys.argv.pop(1)
 def stop(): marker.touch(); time.sleep(600)
-report, summary = segmenting._write_report, app._write_summary
+report, summary = segmenting._write_report, app.write_summary
 def write_report(path, *others):
     report(path, *others)
     if where == "inside" and "sub-02" in path.name: stop()
 def write_summary(*others):
     summary(*others)
     if where == "between": stop()
-segmenting._write_report, app._write_summary = write_report, write_summary
+segmenting._write_report, app.write_summary = write_report, write_summary
 from tripq.commands import run
 run()
 """

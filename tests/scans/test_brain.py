@@ -83,7 +83,7 @@ def test_too_large_a_brain_is_refused(tmp_path: Path) -> None:
     path = write_scan(tmp_path / "dwi.nii.gz")
     takes = read_brain(path).signal.nbytes
     assert read_brain(path, max_bytes=takes).signal.nbytes == takes
-    with pytest.raises(DWIError, match="than is left for it"):
+    with pytest.raises(DWIError, match="are left for it: allow at least 1 bytes more"):
         read_brain(path, max_bytes=takes - 1)
 
 

@@ -196,7 +196,7 @@ def test_scans_on_oblique_grids(block: Anatomy, sizes: tuple[float, float, float
 def test_a_grid_elsewhere_is_refused(block: Anatomy, table: GradientTable) -> None:
     away = block.affine.copy()
     away[:3, 3] = 1000.0
-    with pytest.raises(SimulationError, match="the head is elsewhere"):
+    with pytest.raises(SimulationError, match="the head is outside"):
         simulate_scan(block, table, 0, grid=Grid((4, 4, 4), away))
     with pytest.raises(SimulationError, match=r"snr=0\.0"):
         simulate_scan(block, table, 0, snr=0.0)

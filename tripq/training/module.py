@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from itertools import islice
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -134,7 +135,8 @@ def _update(
 ) -> None:
     """Count the voxels of a whole scan in."""
     prediction = task.prediction(torch.from_numpy(predict_blocks(network, scan.dwi, device=device)))
-    metric.update(prediction, torch.from_numpy(task.target(scan)))
+    # A copy, as scans that do not fit in memory are mapped from files that cannot be written to.
+    metric.update(prediction, torch.from_numpy(np.array(task.target(scan))))
 
 
 @torch.no_grad()
