@@ -12,8 +12,9 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 from torch import Tensor
 
+from tripq.domain.checks import coordinates, vectors_of, weights_of
 from tripq.domain.qspace import QEdges, index_pairs, longest, same_shell
-from tripq.domain.voxels import PEdges
+from tripq.domain.voxels import PEdges, point_edges
 from tripq.infra.kept import kept_property
 
 #: Without given voxels, nodes closer than this (mm) are of one voxel.  Coordinates that went
@@ -84,6 +85,64 @@ class NodeSpace:
     def q_max(self) -> float:
         """The largest |q|."""
         return longest(torch.cat([self.q, self.q_out]))
+
+
+def node_space(
+    p: ArrayLike | Tensor,
+    q: ArrayLike | Tensor,
+    radius: float,
+    voxel: ArrayLike | Tensor | None,
+    q_edges: QEdges | ArrayLike | Tensor,
+    p_out: ArrayLike | Tensor | None,
+    q_out: ArrayLike | Tensor | None,
+    voxel_out: ArrayLike | Tensor | None,
+    q_weights: ArrayLike | Tensor | None,
+) -> tuple[Tensor, PEdges, NodeSpace]:
+    """Centres (V, 3) of the voxels of nodes, their p-edges, and the nodes.
+
+    Arguments and errors are those of ``PQGraph.from_nodes``.
+    """
+    p_in, q_in = vectors_of(p, "p"), vectors_of(q, "q")
+    if len(p_in) != len(q_in):
+        raise ValueError(f"{len(p_in)} voxel centres but {len(q_in)} q-vectors")
+    if (p_out is None) != (q_out is None):
+        raise ValueError("give both p_out and q_out, or neither")
+    resampled = p_out is not None and q_out is not None
+    p_to = vectors_of(p_out, "p_out") if p_out is not None else p_in
+    q_to = vectors_of(q_out, "q_out") if q_out is not None else q_in
+    if len(p_to) != len(q_to):
+        raise ValueError(f"{len(p_to)} output centres but {len(q_to)} output q-vectors")
+
+    if (voxel_out is None) != (voxel is None or not resampled):
+        raise ValueError("voxel_out says of which voxels p_out are: give it if voxel is given")
+    everywhere = torch.cat([p_in, p_to]) if resampled else p_in
+    if voxel is None:
+        numbers = voxels_of(coordinates(everywhere))
+    else:
+        numbers = voxel_numbers(voxel, "voxel", len(p_in))
+        if voxel_out is not None:
+            to = voxel_numbers(voxel_out, "voxel_out", len(p_to))
+            numbers = torch.cat([numbers, to])
+        check_voxel_numbers(numbers)
+    points = centres(everywhere, numbers)
+    voxel_in = numbers[: len(p_in)]
+    voxel_to = numbers[len(p_in) :] if resampled else voxel_in
+    edges = point_edges(points, radius)
+    weights = None if q_weights is None else weights_of(q_weights, len(q_in))
+    every_voxel = torch.arange(len(points))
+    origins = torch.zeros(len(points), 3, dtype=torch.float64)
+    nodes = NodeSpace(
+        voxel_in,
+        q_in,
+        voxel_to,
+        q_to,
+        resampled,
+        node_edges(edges, voxel_to, q_to, voxel_in, q_in, q_edges, weights),
+        node_edges(edges, every_voxel, origins, voxel_in, q_in, "full", weights),
+        node_edges(edges, voxel_to, q_to, every_voxel, origins, "full", None),
+        len(points),
+    )
+    return points, edges, nodes
 
 
 def voxels_of(p: NDArray[np.float64]) -> Tensor:

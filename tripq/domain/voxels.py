@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from tripq.domain.adjacency import Adjacency
 from tripq.domain.checks import checked_radius, coordinates
-from tripq.domain.neighbours import closer_than, point_neighbours
+from tripq.domain.neighbours import closer_than, grid_neighbours, grid_offsets, point_neighbours
 from tripq.infra.kept import kept_property
 
 
@@ -165,3 +167,35 @@ def point_edges(points: Tensor, radius: float) -> PEdges:
     )
     offsets = points[dst] - points[src]
     return PEdges.listed(len(points), offsets, dst, src, torch.arange(len(dst)))
+
+
+def grid_edges(mask: ArrayLike, affine: ArrayLike, radius: float) -> tuple[Tensor, PEdges]:
+    """Centres (V, 3) in mm of the voxels of a mask, and the edges between them.
+
+    Raises
+    ------
+    ValueError
+        As ``PQGraph.from_grid`` says.
+    """
+    values = np.asarray(mask)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ValueError("the mask holds values that are not finite")
+    selected = values != 0
+    if selected.ndim != 3:
+        raise ValueError(f"the mask must be 3D, not of shape {selected.shape}")
+    matrix = np.asarray(affine, dtype=np.float64)
+    if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
+        raise ValueError("the affine must be a finite matrix of shape (4, 4)")
+    linear = matrix[:3, :3]
+    if abs(np.linalg.det(linear)) < 1e-12:
+        raise ValueError("the affine is singular: it has a voxel axis of no length")
+    offsets = grid_offsets(linear, checked_radius(radius))
+    voxels = np.argwhere(selected)
+    x, y, z = selected.shape
+    edges = PEdges.on_grid(
+        torch.from_numpy(offsets @ linear.T),
+        torch.from_numpy(offsets),
+        torch.from_numpy(grid_neighbours(selected, offsets)),
+        VoxelGrid(((x, y, z),), torch.from_numpy(np.pad(voxels, ((0, 0), (1, 0))))),
+    )
+    return torch.from_numpy(voxels @ linear.T + matrix[:3, 3]), edges

@@ -14,9 +14,11 @@ from tripq.backends import BACKENDS
 from tripq.backends.base import Request
 from tripq.backends.plan import Backend, Explanation, explain, make_plan
 from tripq.backends.precision import check_dtype
-from tripq.domain.graph import PQGraph, ScanGraph, pad_rows
+from tripq.domain.batch import pad_rows
+from tripq.domain.graph import PQGraph
 from tripq.domain.nodes import NodeSpace
 from tripq.domain.qspace import QSpace
+from tripq.domain.scan_graph import ScanGraph
 from tripq.filters.filter import PQFilter, positions, ungrouped
 from tripq.filters.radial import ConstantFunction, Radial, RadialFunctions
 from tripq.infra.tracing import traced_as_one_call
