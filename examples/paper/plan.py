@@ -79,6 +79,9 @@ def split_patients(
 # -- scans ---------------------------------------------------------------------------------------
 
 
+VoxelSize = float | tuple[float, float, float]
+
+
 @dataclass(frozen=True, eq=False)
 class Condition:
     """How the heads are scanned.
@@ -99,6 +102,8 @@ class Condition:
         Whether each subject has its table turned in a way of its own.
     seed : int
         Of the heads, the severity of their lesions and the noise.
+    voxel_size : float or (float, float, float), optional
+        In mm; that of the plan if not given.
     """
 
     name: str
@@ -108,6 +113,7 @@ class Condition:
     pose: int = 0
     turn_tables: bool = False
     seed: int = 0
+    voxel_size: VoxelSize | None = None
 
     @property
     def q(self) -> NDArray[np.float64]:

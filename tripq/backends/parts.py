@@ -22,7 +22,7 @@ def parts_of(number: int, size: int, x: Tensor, budget: int) -> tuple[Tensor, ..
     return torch.arange(number, device=x.device).split(_step(size, x, budget))
 
 
-def recomputed(function: Callable[..., Result], *args: Tensor) -> Result:
+def recomputed(function: Callable[..., Result], *args: Tensor | None) -> Result:
     """Evaluate a part so that the backward pass recomputes it instead of keeping it.
 
     In forward mode and in `torch.func` it is kept: they know of no second evaluation.
@@ -35,7 +35,7 @@ def recomputed(function: Callable[..., Result], *args: Tensor) -> Result:
     if needs_twin():
         return function(*args)
 
-    def as_before(*args: Tensor) -> Result:
+    def as_before(*args: Tensor | None) -> Result:
         if needs_twin():
             raise RuntimeError(
                 "this backward pass computes parts of a layer again, in forward-mode AD, which had "

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from tripq.domain.batch import Extent, directions_of, pad_rows, rows_of
-from tripq.domain.checks import vectors_of
+from tripq.domain.checks import vectors_of, volumes_of
 from tripq.domain.nodes import node_space
 from tripq.domain.qspace import QEdges, QSpace, shared_q_space
 from tripq.domain.scan_graph import ScanGraph
@@ -106,8 +106,8 @@ class PQGraph:
         q_out : array of shape (Q_out, 3), optional
             Directions of the output, where they are others than those of the input.
         q_weights : array of shape (Q,), optional
-            Quadrature weights of the input directions, used as they are.  Default: the mean over
-            the directions that an output is joined with.
+            Quadrature weights of the input directions, used as they are.  Default: the layer's
+            quadrature, see `PQTensorFieldLayer`.
 
         Raises
         ------
@@ -130,10 +130,22 @@ class PQGraph:
         q_edges: QEdges | ArrayLike | Tensor = "full",
         q_out: ArrayLike | Tensor | None = None,
         q_weights: ArrayLike | Tensor | None = None,
+        volumes: ArrayLike | Tensor | None = None,
     ) -> PQGraph:
-        """Any voxel centres `p` (V, 3) in mm, all with the same directions; else as `from_grid`."""
+        """Any voxel centres in mm, all with the same directions; else as `from_grid`.
+
+        Parameters
+        ----------
+        p : array of shape (V, 3)
+            Voxel centres in mm, world axes.
+        q, radius, q_edges, q_out, q_weights
+            As in `from_grid`.
+        volumes : array of shape (V,), optional
+            The volume in mm3 that each point stands for, where a layer integrates over p-space.
+            Default: 8 mm3 each.
+        """
         points = vectors_of(p, "p")
-        edges = point_edges(points, radius)
+        edges = point_edges(points, radius, volumes_of(volumes, len(points)))
         q_space = shared_q_space(q, q_edges, q_out, q_weights)
         return cls((ScanGraph(points, float(radius), edges, q_space),))
 
@@ -151,6 +163,7 @@ class PQGraph:
         q_out: ArrayLike | Tensor | None = None,
         voxel_out: ArrayLike | Tensor | None = None,
         q_weights: ArrayLike | Tensor | None = None,
+        volumes: ArrayLike | Tensor | None = None,
     ) -> PQGraph:
         """An arbitrary list of nodes, each with a q-vector of its own.
 
@@ -175,8 +188,10 @@ class PQGraph:
         voxel_out : integer array of shape (N_out,), optional
             Voxel of each output node; given if and only if both `voxel` and `p_out` are.
         q_weights : array of shape (N,), optional
-            Quadrature weights of the input nodes, used as they are.  Default: for each output node
-            the mean over the nodes of every voxel that it is joined with.
+            Quadrature weights of the input nodes, used as they are.  Default: the layer's
+            quadrature in every voxel, see `PQTensorFieldLayer`.
+        volumes : array of shape (V,), optional
+            As in `from_points`, for each voxel.
 
         Raises
         ------
@@ -186,7 +201,7 @@ class PQGraph:
             are of one voxel: a chain of them, each closer than `SAME_VOXEL_MM` to the next.
         """
         points, edges, nodes = node_space(
-            p, q, radius, voxel, q_edges, p_out, q_out, voxel_out, q_weights
+            p, q, radius, voxel, q_edges, p_out, q_out, voxel_out, q_weights, volumes
         )
         return cls((ScanGraph(points, float(radius), edges, nodes),))
 
@@ -245,13 +260,25 @@ class PQGraph:
         """The same graph, joined only up to `radius` mm; kept for the next call."""
         if all(scan.radius == radius for scan in self.scans):
             return self
+        self._check_reach(radius)
+        narrowed: PQGraph = _narrowed(self, radius)
+        return narrowed
+
+    def _check_reach(self, radius: float) -> None:
         if radius > self.radius * (1 + 1e-6):
             raise ValueError(
                 f"this graph joins voxels closer than {self.radius:g} mm, and a neighbourhood of "
                 f"{radius:g} mm is asked of it: build the graph with radius={radius:g} or more"
             )
-        narrowed: PQGraph = _narrowed(self, radius)
-        return narrowed
+
+    def integrated(self, radius: float) -> PQGraph:
+        """The same graph with the p-edges of an integral over a ball of `radius` mm; kept.
+
+        A layer with ``quadrature="integral"`` sums over these, see `tripq.domain.quadrature`.
+        """
+        self._check_reach(radius)
+        integrated: PQGraph = _integrated(self, radius)
+        return integrated
 
     def by_scan(self, x: Tensor, counts: Sequence[int]) -> Iterator[tuple[ScanGraph, Tensor]]:
         """Each scan with its rows of `x`, of which it has `counts`."""
@@ -422,6 +449,11 @@ def _scattered(graph: PQGraph, values: Tensor) -> Tensor:
 @kept_with_owner
 def _narrowed(graph: PQGraph, radius: float) -> PQGraph:
     return PQGraph([scan.within(radius) for scan in graph.scans], graph.merged)
+
+
+@kept_with_owner
+def _integrated(graph: PQGraph, radius: float) -> PQGraph:
+    return PQGraph([scan.integrated(radius) for scan in graph.scans], graph.merged)
 
 
 @kept_with_owner

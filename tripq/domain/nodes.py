@@ -12,8 +12,8 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from tripq.domain.checks import coordinates, vectors_of, weights_of
-from tripq.domain.qspace import QEdges, index_pairs, longest, same_shell
+from tripq.domain.checks import coordinates, vectors_of, volumes_of, weights_of
+from tripq.domain.qspace import QEdges, QShells, index_pairs, longest, same_shell
 from tripq.domain.voxels import PEdges, point_edges
 from tripq.infra.kept import kept_property
 
@@ -52,6 +52,11 @@ class NodeSpace:
         From one input at q = 0 for each voxel to output nodes.
     n_voxels : int
         Number of voxels.
+    given : bool
+        Whether the user gave the weights, which are then used as they are.
+    shares : Tensor of shape (N,), float64, or None
+        Of an integral, as in `QSpace`: the share of its shell in its voxel that each input node
+        stands for.
     """
 
     voxel: Tensor
@@ -63,6 +68,21 @@ class NodeSpace:
     reduction: NodeEdges
     expansion: NodeEdges
     n_voxels: int
+    given: bool = False
+    shares: Tensor | None = None
+
+    @kept_property
+    def integral(self) -> NodeSpace:
+        """The same nodes with weights of an integral over q in every voxel; see `QSpace`."""
+        if self.given:
+            return self
+        shell, shares = _shells_of_voxels(self.q, self.voxel, self.n_voxels)
+        return replace(
+            self,
+            edges=_shared(self.edges, shell, shares),
+            reduction=_shared(self.reduction, shell, shares),
+            shares=shares,
+        )
 
     @kept_property
     def reduced(self) -> NodeSpace:
@@ -97,6 +117,7 @@ def node_space(
     q_out: ArrayLike | Tensor | None,
     voxel_out: ArrayLike | Tensor | None,
     q_weights: ArrayLike | Tensor | None,
+    volumes: ArrayLike | Tensor | None,
 ) -> tuple[Tensor, PEdges, NodeSpace]:
     """Centres (V, 3) of the voxels of nodes, their p-edges, and the nodes.
 
@@ -127,7 +148,7 @@ def node_space(
     points = centres(everywhere, numbers)
     voxel_in = numbers[: len(p_in)]
     voxel_to = numbers[len(p_in) :] if resampled else voxel_in
-    edges = point_edges(points, radius)
+    edges = point_edges(points, radius, volumes_of(volumes, len(points)))
     weights = None if q_weights is None else weights_of(q_weights, len(q_in))
     every_voxel = torch.arange(len(points))
     origins = torch.zeros(len(points), 3, dtype=torch.float64)
@@ -141,8 +162,38 @@ def node_space(
         node_edges(edges, every_voxel, origins, voxel_in, q_in, "full", weights),
         node_edges(edges, voxel_to, q_to, every_voxel, origins, "full", None),
         len(points),
+        weights is not None,
     )
     return points, edges, nodes
+
+
+def _shells_of_voxels(q: Tensor, voxel: Tensor, n_voxels: int) -> tuple[Tensor, Tensor]:
+    """Shell of each node, numbered through all voxels, and the share of it that it stands for."""
+    shell = torch.zeros_like(voxel)
+    shares = torch.ones_like(q[:, 0]).detach()
+    order = torch.argsort(voxel, stable=True)
+    known: dict[bytes, QShells] = {}
+    first = 0
+    for some in order.split(torch.bincount(voxel, minlength=n_voxels).tolist()):
+        if not len(some):
+            continue
+        table = q[some].detach()
+        key = table.cpu().numpy().tobytes()
+        shells = known[key] = known.get(key) or QShells.of(table)
+        shell[some] = first + shells.member.to(torch.int64).argmax(dim=0)
+        shares[some] = shells.shares
+        first += len(shells.orders)
+    return shell, shares
+
+
+def _shared(edges: NodeEdges, shell: Tensor, shares: Tensor) -> NodeEdges:
+    """The edges with weights that have the sum 1 for each output node, p-edge and shell."""
+    ends = torch.stack([edges.dst, edges.p_edge, shell[edges.src]])
+    _, group = torch.unique(ends, dim=1, return_inverse=True)
+    weights = shares[edges.src]
+    sums = weights.new_zeros(len(group)).index_add(0, group, weights)
+    sums = sums.clamp(min=torch.finfo(sums.dtype).tiny)
+    return replace(edges, weights=weights / sums[group])
 
 
 def voxels_of(p: NDArray[np.float64]) -> Tensor:

@@ -58,6 +58,8 @@ class ScanGraph:
         """All that a gradient can reach: positions, offsets, q-vectors and quadrature weights."""
         q = self.q
         coordinates = [self.p, self.edges.offsets]
+        if self.edges.volumes is not None:
+            coordinates.append(self.edges.volumes)
         if isinstance(q, QSpace):
             coordinates += [q.q_in, q.q_out, q.weights, q.reduction]
         elif isinstance(q, NodeSpace):
@@ -82,6 +84,11 @@ class ScanGraph:
             )
         return replace(self, radius=radius, edges=edges, q=q)
 
+    def integrated(self, radius: float) -> ScanGraph:
+        """The same scan with the p-edges of an integral over a ball; see `PEdges.integrated`."""
+        scan = self if self.grid is not None else self.within(radius)
+        return replace(scan, radius=radius, edges=scan.edges.integrated(radius))
+
     def to(self, device: torch.device) -> ScanGraph:
         """The same scan on another device; itself, with all it has kept, if it is there."""
         return _moved(self, device)
@@ -92,10 +99,12 @@ class ScanGraph:
         if (
             a.edges.table is None
             or b.edges.table is None
-            or a.edges.steps is None
             or a.grid is None
             or b.grid is None
             or a.radius != b.radius
+            or a.edges.axes is None
+            or b.edges.axes is None
+            or not torch.equal(a.edges.axes, b.edges.axes)
             or not torch.equal(a.edges.offsets, b.edges.offsets)
             or not _same_q_space(a.q, b.q)
         ):
@@ -107,7 +116,7 @@ class ScanGraph:
                 torch.where(b.edges.table == b.n_voxels, number, b.edges.table + a.n_voxels),
             ]
         )
-        edges = PEdges.on_grid(a.edges.offsets, a.edges.steps, table, a.grid.join(b.grid))
+        edges = replace(a.edges, n_voxels=number, table=table, grid=a.grid.join(b.grid))
         return ScanGraph(torch.cat([a.p, b.p]), a.radius, edges, a.q)
 
     def __repr__(self) -> str:
@@ -131,6 +140,7 @@ def _same_q_space(a: QSpace | NodeSpace | None, b: QSpace | NodeSpace | None) ->
             and torch.equal(a.q_out, b.q_out)
             and torch.equal(a.weights, b.weights)
             and torch.equal(a.reduction, b.reduction)
+            and a.given == b.given
         )
     return a is None and b is None
 

@@ -42,6 +42,14 @@ MAX_ORDER = 11
 MAX_LAYERS = 100
 """Largest number of layers that a file may ask for."""
 
+#: Arguments of networks in files that were written before these arguments existed.
+BEFORE: Mapping[str, Any] = {
+    "p_radial": Radial("gaussian", 3),
+    "q_radial": Radial("gaussian", 3),
+    "group": "SO3",
+    "quadrature": "sum",
+}
+
 _VERSION = "tripq"  # the note that says which version wrote a file
 
 
@@ -197,7 +205,7 @@ def _is_pickle(path: Path) -> bool:
 def _check_arguments(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a network, if they are of its types and of possible sizes."""
     known = inspect.signature(find_network(name)).parameters
-    checked: dict[str, Any] = {}
+    checked: dict[str, Any] = {key: value for key, value in BEFORE.items() if key in known}
     for key, value in arguments.items():
         if key not in known:
             raise ValueError(f"{name} has no argument {key!r}")

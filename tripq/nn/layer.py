@@ -18,6 +18,7 @@ from tripq.domain.batch import pad_rows
 from tripq.domain.graph import PQGraph
 from tripq.domain.nodes import NodeSpace
 from tripq.domain.qspace import QSpace
+from tripq.domain.quadrature import Quadrature
 from tripq.domain.scan_graph import ScanGraph
 from tripq.filters.filter import PQFilter, positions, ungrouped
 from tripq.filters.radial import ConstantFunction, Radial, RadialFunctions
@@ -51,7 +52,7 @@ class PQTensorFieldLayer(Bindable):
         \varphi_1(|p_{out} - p_{in}|)\, \varphi_2(|q_{out}|)\, \varphi_3(|q_{in}|)\;
         Y_{l_p}(p_{out} - p_{in})\, Y_{l_q}(q_{out} - q_{in})\, I(p_{in}, q_{in}),
 
-    where the sum over q_in is a quadrature (a mean, unless the graph is given other weights).
+    where the sum over the nodes is a quadrature, see `quadrature`.
     Gradient tables come with the graph: the weights know no geometry, and one layer serves scans
     with any number of directions, shells and voxel sizes.
 
@@ -100,6 +101,13 @@ class PQTensorFieldLayer(Bindable):
         ``"p"``; and ``q_in=None`` to ``"graph"``, which expands a map to directions, as the last
         layer of a network that predicts a signal: the same sum with the one point q_in = 0, of
         weight 1, joined to every output direction, (V, dim_in) -> (V, Q_out, dim_out).
+    quadrature : {"integral", "sum"}
+        ``"integral"``: the sum over samples as an integral over p and q, so that one set of weights
+        serves every sampling.  Each voxel counts with its volume, filters are averaged over it and
+        vanish beyond `p_radius`; each direction counts with the share of its shell that it stands
+        for, each shell with its share of a radial function.  ``"sum"``: the paper's, over the
+        voxels with their centre closer than `p_radius`, and the mean over the directions.  Weights
+        given to the graph are used as they are by both.
     backend : {"auto", "recoupled", "fourier", "dense", "triton", "edges"}
         How to evaluate; all agree to rounding.  ``"auto"`` takes the fastest by a cost model for
         each scan; `explain` says which, and why.  ``"recoupled"``: matrix products in an order that
@@ -153,6 +161,7 @@ class PQTensorFieldLayer(Bindable):
         self_interaction: bool = False,
         q_in: OnGraph | None = "graph",
         q_out: QOut | None = "input",
+        quadrature: Quadrature = "integral",
         backend: Backend = "auto",
         memory_budget: int | None = None,
     ) -> None:
@@ -160,6 +169,7 @@ class PQTensorFieldLayer(Bindable):
         _check_choice("selection", selection, Selection)
         _check_choice("group", group, Group)
         _check_choice("q_directions", q_directions, QDirections)
+        _check_choice("quadrature", quadrature, Quadrature)
         _check_choice("backend", backend, Backend)
         if not 0 <= p_radius < float("inf"):
             raise ValueError(f"p_radius must be a length in mm, not {p_radius}")
@@ -184,6 +194,7 @@ class PQTensorFieldLayer(Bindable):
         self.group = group
         self.q_in = q_in
         self.q_out = to
+        self.quadrature: Quadrature = quadrature
         self.backend: Backend = backend
         self.memory_budget = memory_budget
         self.channels_in = _channels(self.irreps_in, group)
@@ -278,6 +289,7 @@ class PQTensorFieldLayer(Bindable):
             else ConstantFunction(),
             unit_directions=unit_directions,
             antipodal=antipodal,
+            quadrature=self.quadrature,
         )
 
     def forward(self, x: Tensor, graph: PQGraph) -> Tensor:
@@ -313,7 +325,7 @@ class PQTensorFieldLayer(Bindable):
 
     def _evaluate(self, x: Tensor, graph: PQGraph) -> Tensor:
         self._check(x, graph)
-        graph = graph.within(self.p_radius)
+        graph = self._neighbourhoods(graph)
         parts = graph.by_scan(x, [self._rows(scan) for scan in graph.scans])
         return pad_rows([self._on_scan(part, scan) for scan, part in parts])
 
@@ -363,7 +375,7 @@ class PQTensorFieldLayer(Bindable):
         """
         plans = [
             explain(self.backend, self._request(scan, self._q_space(scan), f))
-            for scan in graph.within(self.p_radius).scans
+            for scan in self._neighbourhoods(graph).scans
             for f in self._filters()
         ]
         return Explanation(tuple(plans))
@@ -387,12 +399,18 @@ class PQTensorFieldLayer(Bindable):
     def _index(self, index: tuple[int, ...]) -> Tensor:
         return positions(index, next(self._filters()).weight.device)
 
+    def _neighbourhoods(self, graph: PQGraph) -> PQGraph:
+        """The graph with the p-edges that the layer sums over."""
+        integral = self.quadrature == "integral"
+        return graph.integrated(self.p_radius) if integral else graph.within(self.p_radius)
+
     def _q_space(self, scan: ScanGraph) -> QSpace | NodeSpace:
         if self._without_q or scan.q is None:
             return QSpace.none(scan.p.device)
         if self.q_in is None:
             return scan.q.expanded
-        return scan.q.reduced if self.q_out is None else scan.q
+        q = scan.q.reduced if self.q_out is None else scan.q
+        return q.integral if self.quadrature == "integral" else q
 
     @property
     def _without_q(self) -> bool:

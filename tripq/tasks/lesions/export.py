@@ -133,7 +133,7 @@ class _FixedLayer(nn.Module):
         self.kernel: Tensor
         with torch.no_grad():
             kernels = [
-                _kernel(DenseFilter(f, edges.offsets.float(), edges.steps, edges.margin, q))
+                _kernel(DenseFilter(f, edges, q, torch.float32))
                 for f in layer.filters
                 if isinstance(f, PQFilter)
             ]
@@ -157,7 +157,8 @@ def _kernel(filter: DenseFilter) -> Tensor:
     """(T, Q_in dim_in, dim_out)."""
     weight = filter.weight(filter.coefficients(), slice(0, 1))
     middle = torch.tensor(filter.cells) // 2
-    x, y, z = (middle - filter.steps).unbind(1)  # a convolution looks at p_in - p_out
+    assert filter.edges.steps is not None
+    x, y, z = (middle - filter.edges.steps).unbind(1)  # a convolution looks at p_in - p_out
     return weight[..., x, y, z].permute(2, 1, 0).contiguous()
 
 

@@ -6,6 +6,7 @@ from e3nn import o3
 from torch import Tensor
 
 from tripq.domain.graph import PQGraph
+from tripq.domain.quadrature import Quadrature
 from tripq.filters.radial import Radial
 from tripq.networks.encoder import VoxelNetwork
 from tripq.networks.paper import PaperSegmenter, QReduction
@@ -24,7 +25,7 @@ class LesionSegmenter(VoxelNetwork):
     Parameters
     ----------
     p_radius : float
-        Radius of a layer's neighbourhood in mm; 3.6 reaches 27 voxels of 1.8 to 2 mm.
+        Radius of a layer's neighbourhood in mm; 3 mm reaches 27 voxels of 2 to 5 mm.
     q_features : Irreps or str
         Features of the first layer.
     p_features : Irreps or str
@@ -44,6 +45,9 @@ class LesionSegmenter(VoxelNetwork):
         paths exist on which the parities match.
     p_radial, q_radial : Radial
         Radial functions of every layer, of the distance of two voxels and of |q|.
+    quadrature : {"integral", "sum"}
+        Of every layer; see `PQTensorFieldLayer`.  Weights of an integral serve scans of any voxel
+        size and table near those of the training; weights of a sum serve those of the training.
 
     Raises
     ------
@@ -62,7 +66,7 @@ class LesionSegmenter(VoxelNetwork):
     def __init__(
         self,
         *,
-        p_radius: float = 3.6,
+        p_radius: float = 3.0,
         q_features: o3.Irreps | str = "24x0e + 8x2e + 4x4e",
         p_features: o3.Irreps | str = "24x0e + 6x1o + 8x2e",
         n_p_layers: int = 3,
@@ -72,8 +76,9 @@ class LesionSegmenter(VoxelNetwork):
         selection: Selection = "all",
         group: Group = "SO3",
         antipodal: bool = True,
-        p_radial: Radial = Radial(),
+        p_radial: Radial = Radial("cosine", 2),
         q_radial: Radial = Radial(),
+        quadrature: Quadrature = "integral",
     ) -> None:
         super().__init__(
             "1x0e",
@@ -89,6 +94,7 @@ class LesionSegmenter(VoxelNetwork):
             antipodal=antipodal,
             p_radial=p_radial,
             q_radial=q_radial,
+            quadrature=quadrature,
         )
 
     @classmethod

@@ -69,15 +69,17 @@ def read_fibres(path: str | PathLike[str]) -> tuple[NDArray[np.float32], Grid]:
         raise DatasetError(f"{path}: not a template of fibres: {error}") from error
 
 
-def cohort_anatomy(fibres: str | PathLike[str], voxel_size: float = 2.0) -> Anatomy:
+def cohort_anatomy(
+    fibres: str | PathLike[str], voxel_size: float | tuple[float, float, float] = 2.0
+) -> Anatomy:
     """Anatomy of the ICBM152 template with the fibres of a file instead of estimated ones.
 
     Parameters
     ----------
     fibres : path
         A ``.fib.gz``, see `read_fibres`.
-    voxel_size : float, optional
-        Edge of the voxels in mm, from 1 to 5.
+    voxel_size : float or (float, float, float), optional
+        Edge of the voxels in mm, along x, y and z where they differ; from 1 to 5.
 
     Returns
     -------
