@@ -45,9 +45,9 @@ EXACT = 0.02
 #: Directions closer than this angle (rad, 0.06 degrees) are one, listed several times.
 SAME_DIRECTION = 1e-3
 
-#: How much even shares count against exact ones: uneven ones amplify noise.  Of 64 random directions
-#: the means of order 2 and 4 fall from 0.13 and 0.06 to 0.003 and 0.015, and noise rises by 27 %;
-#: with a tenth of it by 48 %.
+#: How much even shares count against exact ones: uneven ones amplify noise.  Of 64 random
+#: directions the means of order 2 and 4 fall from 0.13 and 0.06 to 0.003 and 0.015, and noise rises
+#: by 27 %; with a tenth of it by 48 %.
 EVENNESS = 0.1
 
 
