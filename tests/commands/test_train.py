@@ -117,7 +117,7 @@ def test_what_is_trained_tells_what_it_is_and_segments_a_scan(
     assert notes["fewest_directions"] == "6"
     assert notes["task"] == "lesions"
     assert notes["caution"] == "for research only, not for diagnosis"
-    assert notes["data"] == "data: 2 scans to train on, 1 to validate on"
+    assert notes["data"] == "data: 2 scans for training, 1 for validation"
     assert [step for step, _ in record(out)["record"]["scores"]] == [2, 4]
     assert "sub-03" in (out / "validation.html").read_text()
     assert "step 4: average precision" in (out / "training.log").read_text()
@@ -154,12 +154,12 @@ def test_an_interrupted_training_goes_on_and_ends_the_same(
     monkeypatch.setattr(Watch, "__call__", interrupted)
     stopped = fit("--overwrite", "-o", tmp_path / "again")
     assert stopped.status == 130
-    assert "call it again to go on" in stopped.stderr
+    assert "run it again to resume" in stopped.stderr
     assert not weights(tmp_path / "again").exists()
     monkeypatch.setattr(Watch, "__call__", fit_report)
     done = fit("-o", tmp_path / "again")
     assert done.status == 0, done.stderr
-    assert "training goes on" in done.stderr
+    assert "training resumes" in done.stderr
     assert "step 2: " not in done.stderr
     for name, values in load_network(weights(tmp_path / "again")).state_dict().items():
         np.testing.assert_array_equal(values, undisturbed[name])
@@ -183,7 +183,7 @@ def test_a_finished_training_is_not_repeated(fit, out: Path) -> None:
     weights(out).unlink()
     done = fit()
     assert done.status == 0
-    assert "training was finished" in done.stderr
+    assert "training is finished" in done.stderr
     assert "step 2: " not in done.stderr
     assert read_notes(weights(out)) == notes
     for name, values in load_file(weights(out)).items():
@@ -215,7 +215,7 @@ def test_the_process_ends_with_130_at_ctrl_c(
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
-    assert "call it again to go on" in stderr
+    assert "run it again to resume" in stderr
     assert last.exists()
 
 
@@ -265,7 +265,7 @@ def test_a_task_that_there_is_not_is_told_with_those_that_there_are(call: Call) 
     for arguments in (("--example-config", "--task", "x"), ("--task", "x", "--example-config")):
         refused = call("train", *arguments)
         assert refused.status == 2
-        assert "'x' is no task; there are: lesions" in refused.stderr
+        assert "unknown task 'x'; known: lesions" in refused.stderr
     for place in (0, 2):
         words = ["--task", "lesions"]
         words.insert(place, "--example-config")
