@@ -222,8 +222,8 @@ def test_the_process_ends_with_130_at_ctrl_c(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[training]\nlearning_rat = 1", "[training] learning_rat: no such key; there are steps"),
-        ("[trainign]", "[trainign]: no such key; there are network, training, split, notes"),
+        ("[training]\nlearning_rat = 1", "[training] learning_rat: no such key; known keys: steps"),
+        ("[trainign]", "[trainign]: no such key; known keys: network, training, split, notes"),
         ("[training]\nlearning_rate = -1", "[training] learning_rate: "),
         ("[training]\nsteps = 1.5", "[training] steps: "),
         ("[training]\nsteps = true", "[training] steps: "),
@@ -235,7 +235,7 @@ def test_the_process_ends_with_130_at_ctrl_c(
         ("[split]\nvalidation = ['09']", "[split] validation: "),
         ("[split]\nvalidation = []", "[split] validation: "),
         ("[split]\nvalidation = ['01', '02', '03']", "no participant is left to train on"),
-        ("[training", "no TOML"),
+        ("[training", "not valid TOML"),
     ],
 )
 def test_a_bad_setting_is_one_line_with_file_and_key(
