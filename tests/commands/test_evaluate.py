@@ -171,7 +171,7 @@ def test_a_map_without_truth_and_values_that_are_no_probabilities_are_reported(
     save(cohort.map("sub-02"), cohort.probability["sub-02"] - 2)
     done = score("--overwrite")
     assert done.status == 1
-    assert "no probabilities from 0 to 1" in done.stderr
+    assert "not probabilities from 0 to 1" in done.stderr
     assert "none of 2 maps can be scored" in done.stderr
     assert list(cohort.rows()) == ["sub-02", "all"]  # of the first call
 
@@ -222,7 +222,7 @@ def test_thresholds_must_be_known_and_agree(score, cohort: Cohort) -> None:
     done = score()
     assert done.status == 1
     assert "with its threshold: give --threshold" in done.stderr
-    assert "'high', no number from 0 to 1" in done.stderr
+    assert "'high', not a number from 0 to 1" in done.stderr
     assert not cohort.out.exists()
 
 

@@ -234,7 +234,7 @@ def test_the_process_ends_with_130_at_ctrl_c(
         ("[network]\nfilter = 'x'", "[network]: "),
         ("[split]\nvalidation = ['09']", "[split] validation: "),
         ("[split]\nvalidation = []", "[split] validation: "),
-        ("[split]\nvalidation = ['01', '02', '03']", "no participant is left to train on"),
+        ("[split]\nvalidation = ['01', '02', '03']", "no participant is left for training"),
         ("[training", "not valid TOML"),
     ],
 )
@@ -293,7 +293,7 @@ def test_nobody_can_be_validated_on_without_a_lesion(fit, data: Path, config: Pa
     nib.Nifti1Image(np.zeros(SHAPE, np.uint8), AFFINE).to_filename(path)
     done = fit()
     assert done.status == 1
-    assert f"{config}: [split]: the participants to validate on (03) have no lesion" in done.error
+    assert f"{config}: [split]: the validation participants (03) have no lesion" in done.error
 
 
 def test_scans_without_known_lesions_are_left_out_aloud(fit, data: Path) -> None:
@@ -312,7 +312,7 @@ def test_participants_are_drawn_once_and_for_all() -> None:
     assert drawn == draw_validation(labels[::-1], share=0.3, seed=1)
     assert {draw_validation(labels, seed=seed) for seed in range(5)} != {drawn}
     assert len(draw_validation(labels[:2], share=0.9)) == 1
-    with pytest.raises(ValueError, match="another to validate on"):
+    with pytest.raises(ValueError, match="another for validation"):
         draw_validation(labels[:1])
 
 
