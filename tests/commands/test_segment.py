@@ -187,7 +187,7 @@ def test_the_shipped_weights_are_the_default(
     monkeypatch.setattr("tripq.tasks.lesions.weights._FILE", tmp_path / "none.safetensors")
     refused = call("segment", scan, "-o", tmp_path)
     assert refused.status == 1
-    assert "none.safetensors: this installation of tripq comes without" in refused.error
+    assert "none.safetensors: this installation of tripq has no" in refused.error
     assert "--weights FILE" in refused.error
     monkeypatch.setattr("tripq.tasks.lesions.weights._FILE", weights)
     assert call("segment", scan, "-o", tmp_path).status == 0
