@@ -144,7 +144,7 @@ def test_brain_masks_of_another_folder_are_taken_and_what_they_cut_off_is_told(
     done = score("--masks", tmp_path / "masks")
     assert done.status == 0
     assert cohort.scores()["scans"][0]["voxels"] == brain.sum()
-    assert "8 lesion voxels lie outside the brain mask" in done.stderr
+    assert "8 lesion voxels are outside the brain mask" in done.stderr
     missing = score("--masks", tmp_path / "nowhere", "--overwrite")
     assert (missing.status, "no such folder" in missing.error) == (1, True)
 
@@ -171,7 +171,7 @@ def test_a_map_without_truth_and_values_that_are_no_probabilities_are_reported(
     save(cohort.map("sub-02"), cohort.probability["sub-02"] - 2)
     done = score("--overwrite")
     assert done.status == 1
-    assert "no probabilities from 0 to 1" in done.stderr
+    assert "not probabilities from 0 to 1" in done.stderr
     assert "none of 2 maps can be scored" in done.stderr
     assert list(cohort.rows()) == ["sub-02", "all"]  # of the first call
 
@@ -180,7 +180,7 @@ def test_truth_without_a_map_is_told(score, cohort: Cohort) -> None:
     cohort.map("sub-01").unlink()
     done = score()
     assert done.status == 0
-    assert "1 of 2 lesion masks belong to no map" in done.stderr
+    assert "1 of 2 lesion masks have no scored map" in done.stderr
 
 
 @pytest.mark.parametrize("label", ["02", "sub-02"])
@@ -193,7 +193,7 @@ def test_participants_are_chosen(score, cohort: Cohort, label: str) -> None:
     assert tuple(cohort.rows()) == ("sub-02", "all")
     assert cohort.rows()["sub-02"] == among_others
     assert "sub-01" not in done.stdout + done.stderr
-    assert "belong to no map" not in done.stderr
+    assert "have no scored map" not in done.stderr
 
 
 def test_several_participants_stand_in_a_row(score, cohort: Cohort) -> None:
@@ -222,7 +222,7 @@ def test_thresholds_must_be_known_and_agree(score, cohort: Cohort) -> None:
     done = score()
     assert done.status == 1
     assert "with its threshold: give --threshold" in done.stderr
-    assert "'high', no number from 0 to 1" in done.stderr
+    assert "'high', not a number from 0 to 1" in done.stderr
     assert not cohort.out.exists()
 
 

@@ -309,7 +309,7 @@ def test_too_little_memory_for_good_names_the_scan_and_leaves_nothing(
             done = call(*arguments)
         assert done.status == 1
         assert done.error.startswith(f"error: {scan}: out of memory")
-        assert done.error.endswith("Close other programs or take a larger machine.")
+        assert done.error.endswith("Close other programs or use a larger machine.")
         assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 

@@ -26,10 +26,10 @@ def test_maps_of_lesions_are_those_of_segment(
         np.testing.assert_array_equal(mine.get_fdata(), theirs.get_fdata())
         np.testing.assert_array_equal(mine.affine, theirs.affine)
     again = call("predict", *given, "-o", tmp_path / "maps")
-    assert "is there already" in again.error
+    assert "exists already" in again.error
     before = (tmp_path / "results/dwi_label-lesion_probseg.nii.gz").read_bytes()
     over = call("predict", *given, "-o", tmp_path / "results")
-    assert "dwi_label-lesion_probseg.nii.gz: is there already" in over.error
+    assert "dwi_label-lesion_probseg.nii.gz: exists already" in over.error
     assert (tmp_path / "results/dwi_label-lesion_probseg.nii.gz").read_bytes() == before
     assert not (tmp_path / "results/dwi_maps.json").exists()
 

@@ -245,9 +245,9 @@ def test_a_small_gain_is_no_rise() -> None:
 
 
 def test_stopping_needs_scans_to_validate_on(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="needs scans to validate on"):
+    with pytest.raises(ValueError, match="needs validation scans"):
         train(convolutional(), boxes(), Budget(steps=1), stopping=Stopping())
-    with pytest.raises(ValueError, match="give stopping as well"):
+    with pytest.raises(ValueError, match="folder needs stopping"):
         train(convolutional(), boxes(), Budget(steps=1), folder=tmp_path)
     for numbers in ({"every": 0}, {"patience": 0}, {"warm_up": 0}, {"decay": 1.0}, {"rise": -1.0}):
         with pytest.raises(ValueError, match="stopping needs"):
@@ -350,7 +350,7 @@ def test_no_checkpoint_can_run_a_program(tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "more": Payload(traces)}, folder / "last.ckpt")
     patches = boxes(validation=[labelled_scan(2)])
     how = {"stopping": Stopping(every=1), "folder": folder}
-    with pytest.raises(ValueError, match=r"checkpoints/last\.ckpt: damaged, or made by something"):
+    with pytest.raises(ValueError, match=r"checkpoints/last\.ckpt: damaged, or written by another"):
         train(convolutional(), patches, Budget(steps=2), **how)  # type: ignore[arg-type]
     assert not traces.exists()
     torch.load(folder / "last.ckpt", weights_only=False)
@@ -377,7 +377,7 @@ def test_a_damaged_folder_of_checkpoints_says_so(
     if content is not None:
         (tmp_path / name).write_bytes(content)
     patches = boxes(validation=[labelled_scan(2)])
-    with pytest.raises(ValueError, match=rf"{name}: .* Begin anew: remove .*--overwrite"):
+    with pytest.raises(ValueError, match=rf"{name}: .* To start again, remove .*--overwrite"):
         train(
             convolutional(), patches, Budget(steps=2), stopping=Stopping(every=1), folder=tmp_path
         )

@@ -44,16 +44,16 @@ def evaluate(
         Path, typer.Argument(help="Derivatives with the known *_label-lesion_mask.nii.gz.")
     ],
     out: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the scores go.")
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the scores.")
     ],
     participant_label: options.ParticipantLabel = None,
     masks: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Derivatives with a *_desc-brain_mask.nii.gz for every map; what is outside is "
-            "not scored.",
-            show_default="those beside the truth, else all voxels",
+            help="Derivatives with a *_desc-brain_mask.nii.gz for every map; voxels outside the "
+            "mask are not scored.",
+            show_default="those beside the truth, otherwise all voxels",
         ),
     ] = None,
     threshold: Annotated[
@@ -61,8 +61,8 @@ def evaluate(
         typer.Option(
             min=0,
             max=1,
-            help="Probability from which on a voxel is lesion; choose it on other subjects.",
-            show_default="that beside the maps",
+            help="Minimum probability of a lesion voxel; choose it on other subjects.",
+            show_default="that of the JSON files beside the maps",
         ),
     ] = None,
     overwrite: options.Overwrite = False,
@@ -70,12 +70,12 @@ def evaluate(
     verbose: options.Verbose = False,
     log: options.LogFile = None,
 ) -> None:
-    """Scores of lesion maps against known lesions, voxel by voxel and lesion by lesion.
+    """Scores of lesion maps against known lesions, by voxel and by lesion.
 
-    A map and the truth about it lie in folders of the same name and have the same BIDS entities;
-    the grids must agree.  Writes a page (report.html), a table with a line for each scan and one
-    for all (scores.tsv), and the same for programs (scores.json).  A map that cannot be used is
-    reported and the others are not held up.  The exit status is 1 if there was any.
+    A map and its truth must have the same subfolder, BIDS entities and grid.  The command writes a
+    report page (report.html), a table with one line per scan and one for all (scores.tsv), and the
+    same for programs (scores.json).  A map that cannot be used is reported, the others are scored,
+    and the exit status is 1.
 
     For example:
 
@@ -87,11 +87,11 @@ def evaluate(
         need("panoptica")
         names = (_PAGE, _TABLE, _SCORES)
         if not overwrite and (there := [out / name for name in names if (out / name).exists()]):
-            raise FileExistsError(0, "is there already; --overwrite replaces it.", str(there[0]))
+            raise FileExistsError(0, "exists already; --overwrite replaces it.", str(there[0]))
         if maps.resolve() == truth.resolve():
             raise BIDSError(f"{maps}: the maps and the truth must not be the same folder.")
         if masks is not None and not masks.is_dir():
-            raise BIDSError(f"{masks}: no such folder; --masks names a dataset of derivatives.")
+            raise BIDSError(f"{masks}: no such folder; --masks names a derivatives dataset.")
         from tripq.tasks.lesions.maps import score_maps
 
         found = find_lesion_maps(maps, participant_label or ())
@@ -114,7 +114,7 @@ def show_scores(rows: Sequence[MapScores], threshold: float) -> Table:
     """Table of scores for the screen."""
     table = Table(
         caption=f"lesion: a probability of {threshold:.3g} or more; AP: average precision; "
-        "sensitivity, precision and F1: of whole lesions"
+        "sensitivity, precision and F1 refer to whole lesions"
     )
     table.add_column("scan")
     for _, title in _SHOWN:
@@ -134,7 +134,7 @@ def _read_all(
     threshold: float | None,
     screen: Session,
 ) -> tuple[list[LesionMap], float, dict[str, str]]:
-    """Maps that can be used, their threshold, and what is wrong with the others."""
+    """Maps that can be used, their threshold, and the errors of the others."""
     from tripq.tasks.lesions.maps import find_truth, read_map, read_threshold, scan_name
 
     shared = find_namesakes(found, lambda scan: frozenset(scan_name(scan).split("_")))
@@ -156,17 +156,17 @@ def _read_all(
                 if threshold is None:
                     thresholds.setdefault(read_threshold(scan.path), scan.path)
             except Exception as error:
-                # one map must not stop the others, whatever is the matter with it
+                # no error in one map may stop the others
                 reason = explain(error)
                 messages.error(reason)
-                messages.debug("where it happened:", exc_info=True)
+                messages.debug("traceback:", exc_info=True)
                 failed[scan.relative.as_posix()] = reason
                 continue
             if files.brain is None:
                 messages.info("%s: no brain mask: all voxels are scored.", files.name)
             if lesion_map.outside:
                 messages.warning(
-                    "%s: %d lesion voxels lie outside the brain mask and are not scored.",
+                    "%s: %d lesion voxels are outside the brain mask and are not scored.",
                     *(files.lesion, lesion_map.outside),
                 )
             read.append(lesion_map)
@@ -181,7 +181,7 @@ def _read_all(
     )
     if without:
         messages.warning(
-            "%s: %d of %d lesion masks belong to no map that was scored, such as %s.",
+            "%s: %d of %d lesion masks have no scored map, such as %s.",
             *(truth, len(without), len(known), without[0]),
         )
     return read, next(iter(thresholds)) if threshold is None else threshold, failed
@@ -231,5 +231,5 @@ def _write(
 
 
 def _number(value: float) -> float | None:
-    """JSON has no NaN."""
+    """Replace NaN, which JSON does not have, by None."""
     return None if math.isnan(value) else value

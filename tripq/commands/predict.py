@@ -1,4 +1,4 @@
-"""``tripq predict``: the maps of a network of any task."""
+"""``tripq predict``: maps from a network of any task."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def predict(
         Path, typer.Option(metavar="FILE", help="Checkpoint, .safetensors, of any task.")
     ],
     out: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the maps go.")
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the maps.")
     ],
     bval: options.BVal = None,
     bvec: options.BVec = None,
@@ -39,10 +39,10 @@ def predict(
     verbose: options.Verbose = False,
     log: options.LogFile = None,
 ) -> None:
-    """Maps of one diffusion scan, on its own grid, by a trained network.
+    """Maps of one diffusion scan, on its own grid, from a trained network.
 
-    The checkpoint says which task the network is for, and the task which maps there are.  Writes
-    each as an image, and how they came about (..._maps.json).
+    The checkpoint records the task of the network, and the task defines the maps.  The command
+    writes each map as an image, and their provenance (..._maps.json).
 
     For example:
 
@@ -58,7 +58,7 @@ def predict(
         stem = split_name(scan)[0].removesuffix("_dwi")
         about = out / f"{stem}_maps.json"
         if not overwrite and about.exists():
-            raise FileExistsError(0, "is there already; --overwrite replaces it.", str(about))
+            raise FileExistsError(0, "exists already; --overwrite replaces it.", str(about))
         use_threads(threads)
         chosen = choose_device(device)
         check_memory(memory)
@@ -80,11 +80,11 @@ def predict(
         for caution in found.cautions:
             messages.warning("%s: %s", scan, caution)
         maps = {f"{stem}_{name}.nii.gz": v for name, v in task.maps(model, found).items()}
-        # Another command may have written maps of these names, with a sidecar of its own.
+        # Another command may have written maps of these names, with a different sidecar.
         for name in maps:
             if not overwrite and (out / name).exists():
                 raise FileExistsError(
-                    0, "is there already; --overwrite replaces it.", str(out / name)
+                    0, "exists already; --overwrite replaces it.", str(out / name)
                 )
         with staged(out, last=about.name) as part:
             for name, values in maps.items():

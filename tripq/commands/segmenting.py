@@ -1,4 +1,4 @@
-"""The lesions of one scan, and the files about them: what both commands that segment do."""
+"""Segmentation of one scan and its result files, shared by both segmenting commands."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ class Settings:
     model : Model
         The network.
     threshold : float
-        Probability from which on a voxel is lesion.
+        Minimum probability of a lesion voxel.
     frame : {"fsl", "voxel", "world"}
-        Of the gradient tables.
+        Frame of the gradient tables.
     device : str
         ``"cpu"`` or ``"cuda"``.
     memory : float
-        Bytes.
+        Memory limit in bytes.
     shells : tuple of float
-        b-values in s/mm2 of the shells to use; all if there is none.
+        b-values in s/mm2 of the shells to use; all shells if empty.
     """
 
     model: Model
@@ -75,12 +75,12 @@ class Settings:
         threads: int | None,
         shells: Sequence[float] | None = None,
     ) -> Settings:
-        """Read the checkpoint and see what this computer has."""
+        """Read the checkpoint, and choose device, threads and memory for this computer."""
         use_threads(threads)
         chosen = choose_device(device)
         processes = Rank.here().local_count
         if chosen == "cpu":
-            memory /= processes  # a CUDA device is one process's own
+            memory /= processes  # each CUDA device belongs to one process
         check_memory(memory, processes)
         model = load_model(weights or default_weights())
         if model.caution and Rank.here().leads:
@@ -96,7 +96,7 @@ class Settings:
 
     @cached_property
     def lasting(self) -> dict[str, Any]:
-        """What a map depends on, for its sidecar."""
+        """Settings that a map depends on, for its sidecar."""
         return {
             "Weights": {
                 "Name": self.model.path.name,
@@ -110,13 +110,13 @@ class Settings:
 
     @property
     def shown(self) -> dict[str, str]:
-        """The same for readers of a page."""
+        """The same settings as shown on a page."""
         return shown_settings(self.lasting)
 
 
 @dataclass(frozen=True)
 class Lesions:
-    """How much of a scan is lesion."""
+    """Number and volume of the lesions of a scan, and the run time in seconds."""
 
     count: int
     volume_ml: float
@@ -124,7 +124,7 @@ class Lesions:
 
 
 def use_threads(threads: int | None) -> None:
-    """Compute with so many threads of the CPU; None leaves it to the libraries."""
+    """Set the number of CPU threads; None keeps the default of the libraries."""
     if threads is not None:
         torch.set_num_threads(threads)
         threadpool_limits(threads)
@@ -136,33 +136,33 @@ def choose_device(device: Device) -> str:
     Raises
     ------
     ValueError
-        If a CUDA device is asked for, and there is none.
+        If a CUDA device is requested and none is available.
     """
     there = torch.cuda.is_available()
     if device == "cuda" and not there:
         raise ValueError(
-            "--device cuda: torch finds no CUDA device here. --device auto computes on the CPU "
-            "where there is none."
+            "--device cuda: torch finds no CUDA device here. Without one, --device auto computes "
+            "on the CPU."
         )
     return "cuda" if there and device != "cpu" else "cpu"
 
 
 def check_memory(memory: float, processes: int = 1) -> None:
-    """Refuse what the program itself would fill."""
+    """Reject a memory limit that is too small for the program itself."""
     if memory <= PROGRAM_BYTES:
         whose = "" if processes == 1 else f" for each of {processes} processes"
         raise ValueError(
             f"--memory: {spell_bytes(memory)}{whose} are not enough: the program itself takes "
-            f"{spell_bytes(PROGRAM_BYTES)}, and a scan comes on top. 4GB is the default."
+            f"{spell_bytes(PROGRAM_BYTES)}, and a scan needs more. 4GB is the default."
         )
 
 
 def check_table(dwi: DWI, frame: Frame) -> tuple[str, ...]:
-    """A caution where the scan clearly contradicts its gradient table; nothing is repaired."""
+    """A caution if the scan clearly contradicts its gradient table; the table is not changed."""
     try:
         verdict = judge(dwi, frame)
     except DWIError:
-        return ()  # too few directions to tell
+        return ()  # too few directions for the check
     return (
         () if verdict.table in ("fits", "cannot tell") else (f"Gradient table: {verdict.advice}",)
     )
@@ -175,20 +175,20 @@ def segment_files(
     screen: Session,
     addresses: Addresses | None = None,
 ) -> Lesions:
-    """Segment a scan and write all about it, or nothing.
+    """Segment a scan and write all its result files, or none.
 
     Parameters
     ----------
     files : ScanFiles
         The scan.
     results : ResultFiles
-        Replaced where they are there.
+        Paths of the results; existing files are replaced.
     settings : Settings
-        How.
+        Settings of the segmentation.
     screen : Session
-        For the bar.
+        Shows the progress bar.
     addresses : Addresses, optional
-        Of the files, if they belong to datasets.
+        BIDS URIs of the files, if they belong to datasets.
     """
     try:
         return _segment_files(files, results, settings, screen, addresses)
@@ -206,12 +206,12 @@ def _segment_files(
     addresses: Addresses | None,
 ) -> Lesions:
     start = perf_counter()
-    # that of a CUDA device is another memory
+    # on a CUDA device the limit is on the device memory, not on that of the signal
     spare = settings.memory - PROGRAM_BYTES if settings.device == "cpu" else math.inf
     dwi = read_scan(files, settings.frame, screen, spare)
     inputs = _inputs(files, settings.frame)
     log.debug("%s: table %s, %s", files.scan, inputs["BVal"], inputs["BVec"])
-    # now, as the files can change while the network computes
+    # before the segmentation, because the files can change during it
     fingerprints = {
         name: {"Name": path.name, "SHA256": sha256(path)} for name, path in inputs.items()
     }
@@ -262,7 +262,7 @@ def _segment_files(
 
 
 def made_otherwise(results: ResultFiles, settings: Settings) -> list[str]:
-    """Which of the settings finished results were made with differ from those that are wanted."""
+    """Names of the settings in which finished results differ from the requested ones."""
     try:
         about = read_json(results.sidecar)
     except ValueError:
@@ -272,21 +272,21 @@ def made_otherwise(results: ResultFiles, settings: Settings) -> list[str]:
 
 
 def changed_inputs(about: Mapping[str, Any], files: ScanFiles, frame: Frame) -> list[str]:
-    """Which files of a scan are others than those that its results were made from.
+    """Input files of a scan that have changed since its results were made.
 
     Parameters
     ----------
     about : mapping
-        The sidecar of the results, with the SHA-256 of the files that they were made from.
+        The sidecar of the results, with the SHA-256 of the input files.
     files : ScanFiles
-        Of the scan, as they are now.
+        The current files of the scan.
     frame : {"fsl", "voxel", "world"}
-        Of the gradient table.
+        Frame of the gradient table.
 
     Returns
     -------
     list of str
-        Such as ``"BrainMask"``; also what there was only then, or is only now.
+        Names such as ``"BrainMask"``, including files that were added or removed.
     """
     then = about.get("Inputs")
     then = then if isinstance(then, dict) else {}
@@ -305,7 +305,7 @@ def changed_inputs(about: Mapping[str, Any], files: ScanFiles, frame: Frame) -> 
 
 
 def _inputs(files: ScanFiles, frame: Frame) -> dict[str, Path]:
-    """The files that a map is made from, by their names in its sidecar."""
+    """The input files of a map, by their names in its sidecar."""
     bval, bvec = find_table(files.scan, files.bval, files.bvec, frame)
     mask = {} if files.mask is None else {"BrainMask": files.mask}
     return {"Scan": files.scan, "BVal": bval, "BVec": bvec, **mask}
@@ -323,7 +323,7 @@ def _write(
     about: Mapping[str, Any],
     about_mask: Mapping[str, Any],
 ) -> None:
-    """Write all files about a scan, the sidecar of the map last."""
+    """Write all result files of a scan, the sidecar of the map last."""
     with staged(results.sidecar.parent, last=results.sidecar.name) as part:
         write_map(result.probability, result.dwi, part / results.probability.name)
         lesion = result.probability >= settings.threshold
@@ -336,7 +336,7 @@ def _write(
 def _write_report(
     path: Path, result: Segmentation, settings: Settings, about: Mapping[str, Any]
 ) -> None:
-    """Write the page about a scan."""
+    """Write the report page of a scan."""
     shown = {
         "tripq": __version__,
         **settings.shown,

@@ -152,7 +152,7 @@ class BIDSScan:
             if found:
                 return _most_specific(found, self)
         raise BIDSMissingError(
-            f"{self.path}: no {extension} file holds for it, in its folder or above, up to "
+            f"{self.path}: no {extension} file applies to this scan, in its folder or above, up to "
             f"{self.root}."
         )
 

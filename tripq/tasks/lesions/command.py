@@ -1,4 +1,4 @@
-"""What the commands ask of the task: `tripq train`, and `tripq predict` for its networks."""
+"""Interface of the task for the commands `tripq train` and `tripq predict`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _log = logging.getLogger("tripq")
 
 
 class LesionCommands(TaskCommands["LesionConfig"]):
-    """Lesions for the commands.  What training needs is imported where it is used."""
+    """Lesion segmentation for the commands; modules for training are imported in its methods."""
 
     name = "lesions"
     needed = ("lightning", "panoptica", "torchmetrics")
@@ -38,14 +38,14 @@ class LesionCommands(TaskCommands["LesionConfig"]):
 
     @property
     def config(self) -> type[LesionConfig]:
-        """Settings of its training."""
+        """Class of the training settings."""
         from tripq.tasks.lesions.config import LesionConfig
 
         return LesionConfig
 
     @property
     def score(self) -> str:
-        """That of the task."""
+        """Name of the validation score."""
         from tripq.tasks.lesions.task import LesionTask
 
         return LesionTask.score
@@ -60,7 +60,7 @@ class LesionCommands(TaskCommands["LesionConfig"]):
         memory: float,
         bar: Bar,
     ) -> Cohort:
-        """Find, split and read the scans; headers first, as reading takes long."""
+        """Find, split and read the scans; headers are checked first, as reading is slow."""
         from tripq.tasks.lesions.datasets import (
             common_voxel_size,
             draw_validation,
@@ -85,8 +85,8 @@ class LesionCommands(TaskCommands["LesionConfig"]):
                     f"[split] validation: {data} has no labelled {', '.join(missing)}."
                 )
             if not set(found.participants) - set(held_out):
-                raise ConfigError("[split] validation: no participant is left to train on.")
-        _log.info("validated on participants %s.", ", ".join(held_out))
+                raise ConfigError("[split] validation: no participant is left for training.")
+        _log.info("validation participants: %s.", ", ".join(held_out))
         training: list[LabelledSubject] = []
         validation: list[LabelledSubject] = []
         fingerprints: dict[str, dict[str, list[str]]] = {"scans": {}, "validation_scans": {}}
@@ -102,7 +102,7 @@ class LesionCommands(TaskCommands["LesionConfig"]):
                 fingerprints[kind][files.name] = digests
         if not any(scan.lesion.any() for scan in validation):
             raise ConfigError(
-                f"[split]: the participants to validate on ({', '.join(held_out)}) have no lesion "
+                f"[split]: the validation participants ({', '.join(held_out)}) have no lesion "
                 "voxel: choose others (validation), or another seed."
             )
         name, simulated = _describe(data)
@@ -116,7 +116,7 @@ class LesionCommands(TaskCommands["LesionConfig"]):
         device: str,
         report: Callable[[Progress], None],
     ) -> tuple[nn.Module, TrainingRecord]:
-        """Train a segmenter, or go on."""
+        """Train a segmenter, or resume its training."""
         from tripq.tasks.lesions.training import train_segmenter
 
         return train_segmenter(
@@ -136,7 +136,7 @@ class LesionCommands(TaskCommands["LesionConfig"]):
         device: str,
         report: Callable[[int, int], None],
     ) -> Validation:
-        """Scores, and the threshold at which Dice is highest."""
+        """Compute the scores, and the threshold with the highest Dice."""
         from tripq.tasks.lesions.pages.evaluation import EvaluatedSubject, write_evaluation_report
         from tripq.tasks.lesions.scores import best_threshold, score
 
@@ -153,8 +153,8 @@ class LesionCommands(TaskCommands["LesionConfig"]):
         def write_page(path: Path, shown: Mapping[str, str]) -> None:
             about = {
                 **shown,
-                "Scores": "of the subjects that the network and its threshold were chosen on: too "
-                "good for others",
+                "Scores": "of the subjects used for the choice of the network and its threshold; "
+                "therefore too optimistic",
             }
             title = "Validation of the trained network"
             write_evaluation_report(path, subjects, threshold, about, title=title)
@@ -163,8 +163,8 @@ class LesionCommands(TaskCommands["LesionConfig"]):
             {"threshold": repr(threshold)},
             asdict(scores),
             f"On {len(subjects)} validation scans: average precision "
-            f"{scores.average_precision:.3f}, Dice {scores.dice:.3f} from a probability of "
-            f"{threshold:.3g} on.",
+            f"{scores.average_precision:.3f}, Dice {scores.dice:.3f} at a probability of "
+            f"{threshold:.3g} or more.",
             write_page,
         )
 

@@ -209,29 +209,29 @@ def comparison_figure(
 ) -> Figure:
     """Truth and predictions on slices of one subject; ROC and precision-recall curves of several.
 
-    In the manner of Fig. 1 of Müller et al. (arXiv:2102.06942).
+    The arrangement is that of Fig. 1 of Müller et al. (arXiv:2102.06942).
 
     Parameters
     ----------
     dwi : DWI
-        The subject that is shown.
+        Scan of the subject on the slices.
     lesion : (V,) bool array
-        Its lesions.
+        Lesions of this subject.
     probabilities : mapping of str to (V,) array
-        From the name of each network to its map of the subject.
+        Map of the subject by the name of each network.
     pooled_lesion : (N,) bool array
-        Lesions of all voxels that the curves are made of.
+        Lesions of all voxels of the curves.
     pooled : mapping of str to (N,) array
-        Probabilities of those voxels, with the names of `probabilities`.
+        Probabilities of these voxels, with the names of `probabilities`.
     title : str
-        Above the figure; it should say what kind of data this is.
+        Title of the figure; it should describe the kind of data.
     n_slices : int
-        How many slices.
+        Number of slices.
 
     Returns
     -------
     matplotlib.figure.Figure
-        To be saved with its method ``savefig``.
+        Save it by its method ``savefig``.
     """
     slices = AxialSlices(dwi)
     truth = slices.volume(lesion)
@@ -260,23 +260,23 @@ def comparison_figure(
 
 
 def map_figure(dwi: DWI, probability: ArrayLike, *, title: str, n_slices: int = 4) -> Figure:
-    """A probability map over slices of its scan, those with the highest probabilities.
+    """A probability map on the slices of its scan with the highest probabilities.
 
     Parameters
     ----------
     dwi : DWI
         The scan.
     probability : (V,) array-like
-        Of a lesion, in every voxel.
+        Probability of a lesion in every voxel.
     title : str
-        Above the figure.
+        Title of the figure.
     n_slices : int
-        How many slices.
+        Number of slices.
 
     Returns
     -------
     matplotlib.figure.Figure
-        To be saved with its method ``savefig``.
+        Save it by its method ``savefig``.
     """
     slices = AxialSlices(dwi)
     volume = slices.volume(probability)
@@ -304,23 +304,24 @@ def slice_figure(
     labels: NDArray[np.integer],
     lesion: NDArray[np.bool_] | None = None,
 ) -> Figure:
-    """One slice three times: b0, the diffusion-weighted mean with outlines, the probability on it.
+    """One slice three times: b0, the diffusion-weighted mean with outlines, and with probabilities.
 
     Parameters
     ----------
     slices : AxialSlices
-        Of the scan.
+        Slices of the scan.
     index : int
-        Of the slice.
+        Index of the slice.
     b0, probability, labels : (S, rows, columns) arrays
-        Of `AxialSlices.volume`; for the labels see `tripq.tasks.lesions.listing.label_lesions`.
+        Results of `AxialSlices.volume`; for the labels see
+        `tripq.tasks.lesions.listing.label_lesions`.
     lesion : (S, rows, columns) bool array, optional
-        The lesions that are known.
+        The known lesions.
 
     Returns
     -------
     matplotlib.figure.Figure
-        To be saved with its method ``savefig``.
+        Save it by its method ``savefig``.
     """
     rows, columns = b0.shape[1:]
     height = _SLICE_INCHES * slices.aspect * rows / columns
@@ -351,21 +352,21 @@ def probability_colours(stops: int) -> NDArray[np.uint8]:
 def curves_figure(
     lesions: Sequence[ArrayLike], probabilities: Sequence[ArrayLike], threshold: float
 ) -> Figure:
-    """ROC and precision-recall curves of several subjects: thin, and of all voxels together: bold.
+    """ROC and precision-recall curves: thin for single subjects, bold for all voxels pooled.
 
     Parameters
     ----------
     lesions : sequence of (V_i,) array-likes of bool
-        Which voxels are lesion. The curves of a subject need both kinds of voxels.
+        Lesion voxels.  Curves are drawn only for subjects with both lesion and healthy voxels.
     probabilities : sequence of (V_i,) array-likes
-        Of a lesion.
+        Probabilities of a lesion.
     threshold : float
-        On the probability; a mark shows it on the bold curves.
+        Threshold of the probability, marked on the bold curves.
 
     Returns
     -------
     matplotlib.figure.Figure
-        To be saved with its method ``savefig``.
+        Save it by its method ``savefig``.
     """
     figure = Figure(figsize=(9.0, 4.6), layout="constrained")
     panels = figure.subplots(1, 2)
@@ -389,12 +390,12 @@ def curves_figure(
 
 
 def _flat(colour: str) -> Colormap:
-    """Nothing at 0, one colour at 1."""
+    """A colour map that is transparent at 0 and one colour at 1."""
     return ListedColormap([to_rgba(colour, 0.0), to_rgba(colour)])
 
 
 def _see_through(name: str) -> Colormap:
-    """A colour map that is clear at 0 and opaque from a half on."""
+    """A colour map that is transparent at 0 and opaque from 0.5."""
     colours = matplotlib.colormaps[name](np.linspace(0.15, 1, 256))
     colours[:, 3] = np.clip(np.linspace(0, 2, 256), 0, 1)
     return ListedColormap(colours)
@@ -412,7 +413,7 @@ def _write(axes: Axes, x: float, y: float, words: str, align: str, **style: Any)
 
 
 def _number_lesions(axes: Axes, labels: NDArray[np.integer]) -> None:
-    """The numbers of the lesions with most voxels on a slice, beside them."""
+    """Write the numbers of the lesions with most voxels on a slice beside them."""
     numbers, counts = np.unique(labels[labels > 0], return_counts=True)
     for number in numbers[np.argsort(-counts, kind="stable")][:_MOST_NUMBERS]:
         rows, columns = np.nonzero(labels == number)
@@ -461,7 +462,7 @@ def _curves(lesion: ArrayLike, probability: ArrayLike) -> tuple[Curve, Curve]:
 def _operating_point(
     lesion: NDArray[np.bool_], found: NDArray[np.bool_]
 ) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Where a decision lies on both curves; without found voxels precision is set to 1."""
+    """Point of a decision on both curves; without found voxels precision is set to 1."""
     hits = np.count_nonzero(found & lesion)
     recall = hits / np.count_nonzero(lesion)
     false_positive = np.count_nonzero(found & ~lesion) / np.count_nonzero(~lesion)
@@ -470,7 +471,7 @@ def _operating_point(
 
 
 def _finish_curves(roc: Axes, precision_recall: Axes, share: float) -> None:
-    """What chance gives, by the share of lesion voxels; the names of the axes and the legend."""
+    """Add the chance level, by the share of lesion voxels, axis labels and legends."""
     roc.plot((0, 1), (0, 1), color="0.6", linestyle=":", label="chance: 0.500")
     precision_recall.axhline(share, color="0.6", linestyle=":", label=f"chance: {share:.3f}")
     roc.set(xlabel="false positive rate", ylabel="true positive rate")
@@ -494,7 +495,7 @@ def _plot(
     label: str | None = None,
     linewidth: float = 1.5,
 ) -> None:
-    """A curve, without points that cannot be told from the one before."""
+    """Plot a curve, without points that are indistinguishable from the previous one."""
     places = np.round(np.stack([x, y]) * _CURVE_STEPS)
     keep = np.append(True, (np.diff(places) != 0).any(axis=0))
     keep[-1] = True

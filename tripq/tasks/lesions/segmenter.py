@@ -1,4 +1,4 @@
-"""The equivariant network that gives one logit for every voxel."""
+"""The equivariant segmentation network, with one logit per voxel."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from tripq.so3.paths import Selection
 class LesionSegmenter(VoxelNetwork):
     """Rotation-equivariant network from a diffusion scan to one logit per voxel.
 
-    The encoder of `tripq.networks.encoder.Encoder` and one scalar: the logits commute with joint
-    rotations of voxels and directions and do not depend on the signs of the gradient directions,
-    and the weights serve any gradient table.  `LesionSegmenter.paper` is the authors' network
-    instead.
+    The network is the encoder of `tripq.networks.encoder.Encoder` with one scalar output.  The
+    logits commute with joint rotations of voxels and directions and are independent of the signs of
+    the gradient directions, and the weights are applicable to any gradient table.
+    `LesionSegmenter.paper` returns the authors' network instead.
 
     Parameters
     ----------
     p_radius : float
-        Radius of a layer's neighbourhood in mm; 3 mm reaches 27 voxels of 2 to 5 mm.
+        Radius of a layer's neighbourhood in mm; 3 mm includes 27 voxels of 2 to 4 mm.
     q_features : Irreps or str
         Features of the first layer.
     p_features : Irreps or str
-        Features of each of the p-layers that follow.
+        Features of each of the following p-layers.
     n_p_layers : int
-        How many, without the last, which gives the logit.
+        Number of these layers, without the last, whose output is the logit.
     batch_norm : bool
-        Normalise the features of every layer but the last over the voxels of a batch.
+        Normalise the features of every layer except the last over the voxels of a batch.
     q_max : float
-        The largest |q| = sqrt(b / b_ref) in any scan.
+        Largest |q| = sqrt(b / b_ref) in any scan.
     filter, selection, antipodal : str, str, bool
-        Of the first layer; see `PQTensorFieldLayer`. With ``filter="q"`` it keeps to the voxel
-        itself; with the others it sums over the neighbours, too, and with ``"p"`` it sees no more
-        of the directions than the mean signal.
+        Arguments of the first layer; see `PQTensorFieldLayer`.  With ``filter="q"`` the layer uses
+        the voxel itself only; the other filters also sum over the neighbours.  With ``"p"`` only
+        the mean signal over the directions is used.
     group : {"SO3", "O3"}
-        Symmetries of every layer: rotations, or with ``"O3"`` reflections too, for which only
-        paths exist on which the parities match.
+        Symmetries of every layer: rotations, or with ``"O3"`` also reflections, with only the paths
+        of matching parities.
     p_radial, q_radial : Radial
         Radial functions of every layer, of the distance of two voxels and of |q|.
     quadrature : {"integral", "sum"}
@@ -52,7 +52,7 @@ class LesionSegmenter(VoxelNetwork):
     Raises
     ------
     ValueError
-        If no path leads to some of the features, which then would always be 0.
+        If no path leads to some of the features, which would then always be 0.
 
     Examples
     --------

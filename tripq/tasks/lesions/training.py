@@ -1,4 +1,4 @@
-"""A `LesionSegmenter` from settings and labelled scans."""
+"""Training of a `LesionSegmenter` from settings and labelled scans."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tripq.training.config import ConfigError
 from tripq.training.patches import PatchDataModule
 from tripq.training.run import Stopping, TrainingRecord, train
 
-#: Radius in voxels where none is given: the 26 that share a face, an edge or a corner.  On voxels
-#: of 2 mm it is the default of `LesionSegmenter`.
+#: Default radius in voxels: it includes the 26 that share a face, an edge or a corner.  For voxels
+#: of 2 mm it equals the default of `LesionSegmenter`.
 RADIUS = 1.8
 
 
@@ -29,14 +29,14 @@ def build_segmenter(config: SegmenterConfig, voxel_size: float) -> LesionSegment
     Parameters
     ----------
     config : SegmenterConfig
-        Its arguments.
+        Arguments of the network.
     voxel_size : float
-        Edge of the voxels in mm; the radius is `RADIUS` times this where none is given.
+        Edge of the voxels in mm; the default radius is `RADIUS` times this.
 
     Raises
     ------
     ConfigError
-        If an argument makes no sense, such as features that e3nn cannot read.
+        If an argument is invalid, such as features that e3nn cannot parse.
 
     Examples
     --------
@@ -62,18 +62,18 @@ def train_segmenter(
     device: str = "cpu",
     report: Callable[[Progress], None] | None = None,
 ) -> tuple[LesionSegmenter, TrainingRecord]:
-    """Train a network until the validation scans are segmented no better.
+    """Train a network until the validation score no longer improves.
 
     Parameters
     ----------
     config : LesionConfig
-        How.
+        Training settings.
     training, validation : sequences of LabelledScan
-        Of different participants.
+        Scans of different participants.
     voxel_size : float
         Edge of their voxels in mm.
     folder : Path
-        Of the checkpoints: training that was interrupted goes on from there; see
+        Folder of the checkpoints, from which an interrupted training resumes; see
         `tripq.training.train`.
     device : str
         ``"cpu"`` or ``"cuda"``.
@@ -83,7 +83,7 @@ def train_segmenter(
     Returns
     -------
     network : LesionSegmenter
-        Of the best validation, on the CPU.
+        Network with the weights of the best validation, on the CPU.
     record : TrainingRecord
 
     Raises
@@ -91,11 +91,11 @@ def train_segmenter(
     ConfigError
         If the network cannot be built, or training ended before the first validation.
     tripq.scans.DWIError
-        If the b-values of a scan are higher than the network takes.
+        If the b-values of a scan exceed the range of the network.
     ValueError
-        If there is no lesion to learn from, or to validate on.
+        If the training or the validation scans have no lesion.
     FloatingPointError
-        If the loss is no number any more.
+        If the loss is NaN or infinite.
     """
     how = config.training
     torch.manual_seed(how.seed)
@@ -126,7 +126,7 @@ def train_segmenter(
     )
     if not record.scores:
         raise ConfigError(
-            f"[training]: it ended after {record.steps} steps, before the first validation: give "
+            f"[training]: ended after {record.steps} steps, before the first validation: allow "
             "more hours, or validate more often (every)."
         )
     return network.cpu(), record

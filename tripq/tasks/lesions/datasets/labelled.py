@@ -35,13 +35,13 @@ class LabelledFiles:
     name : str
         Entities of the scan, such as ``sub-01_ses-a``.
     participant : str
-        Label, without ``sub-``.
+        Label without ``sub-``.
     scan : Path
         The scan.
     bval : Path or None
-        Its b-values; None for a table of MRtrix.
+        Its b-values; None for an MRtrix table.
     bvec : Path
-        Its directions, or its table of MRtrix.
+        Its directions, or its MRtrix table.
     brain, lesion : Path
         Masks on its grid.
     """
@@ -68,9 +68,9 @@ class LabelledScans:
     Parameters
     ----------
     files : tuple of LabelledFiles
-        By name.
+        Files of each scan, sorted by name.
     left_out : mapping of str to str
-        Path of every other scan, and the reason.
+        Reason of exclusion by the path of every other scan.
     """
 
     files: tuple[LabelledFiles, ...]
@@ -78,7 +78,7 @@ class LabelledScans:
 
     @property
     def participants(self) -> tuple[str, ...]:
-        """Labels, in order, each once."""
+        """Distinct labels, sorted."""
         return tuple(sorted({files.participant for files in self.files}))
 
 
@@ -88,27 +88,26 @@ def find_labelled(data: Path, truth: Path, frame: Frame = "fsl") -> LabelledScan
     Parameters
     ----------
     data : Path
-        Of the dataset.
+        The dataset.
     truth : Path
         Derivatives with ``*_label-lesion_mask.nii.gz`` and ``*_desc-brain_mask.nii.gz``.
     frame : {"fsl", "voxel", "world"}
-        Of the gradient tables, see `tripq.scans.bids.BIDSScan.gradient_table`.
+        Frame of the gradient tables; see `tripq.scans.bids.BIDSScan.gradient_table`.
 
     Returns
     -------
     LabelledScans
-        Left out are scans without masks, those with b0 volumes alone, and those with the name of
-        another one.
+        Scans without masks, with b0 volumes only, or with the name of another scan are left out.
 
     Raises
     ------
     tripq.scans.bids.BIDSError
-        If there is no scan at all, a table is missing, or two files hold equally for a scan.
+        If there is no scan, a table is missing, or two files apply equally to a scan.
     DatasetError
         If the folder of the truth is missing, or no scan is left.
     """
     if not truth.is_dir():
-        raise DatasetError(f"{truth}: no such folder; the truth is a dataset of derivatives.")
+        raise DatasetError(f"{truth}: no such folder; the truth is a derivatives dataset.")
     files: list[LabelledFiles] = []
     left_out: dict[str, str] = {}
     scans = find_scans(data)
@@ -130,8 +129,8 @@ def find_labelled(data: Path, truth: Path, frame: Frame = "fsl") -> LabelledScan
         files.append(LabelledFiles(_name(scan), scan.subject, scan.path, bval, bvec, brain, lesion))
     if not files:
         raise DatasetError(
-            f"{data}: none of its {len(left_out)} scans can be trained on, as for the first: "
-            f"{next(iter(left_out.values()))}"
+            f"{data}: none of its {len(left_out)} scans is suitable for training; reason for the "
+            f"first: {next(iter(left_out.values()))}"
         )
     return LabelledScans(tuple(files), left_out)
 
@@ -143,13 +142,13 @@ def _name(scan: BIDSScan) -> str:
 def common_voxel_size(files: Sequence[LabelledFiles]) -> float:
     """Edge of the voxels of all scans in mm; only headers are read.
 
-    A network is for one voxel size: edges may differ from the common one by `VOXEL_TOLERANCE`
-    of `tripq.networks.apply`.
+    A network is trained for one voxel size: edges may differ from the common one by
+    `VOXEL_TOLERANCE` of `tripq.networks.apply`.
 
     Raises
     ------
     DatasetError
-        If one differs more; the message names the scan.
+        If an edge differs by more; the message names the scan.
     tripq.scans.DWIError
         If a scan cannot be read.
     """
@@ -171,9 +170,9 @@ def read_labelled(files: LabelledFiles, frame: Frame = "fsl") -> LabelledSubject
     Parameters
     ----------
     files : LabelledFiles
-        Of `find_labelled`.
+        Files of the scan, from `find_labelled`.
     frame : {"fsl", "voxel", "world"}
-        Of the gradient table.
+        Frame of the gradient table.
 
     Raises
     ------
@@ -200,9 +199,9 @@ def draw_validation(
     participants : sequence of str
         Labels.
     share : float
-        Share for validation; at least one, and at least one remains for training.
+        Fraction for validation; at least one is drawn, and at least one remains for training.
     seed : int
-        Of the draw.
+        Seed of the draw.
 
     Raises
     ------
@@ -216,8 +215,8 @@ def draw_validation(
     """
     if len(participants) < 2:
         raise DatasetError(
-            f"labelled participants: {len(participants)}; one is needed to train on and another "
-            "to validate on."
+            f"labelled participants: {len(participants)}; one is needed for training and another "
+            "for validation."
         )
     number = min(max(1, round(share * len(participants))), len(participants) - 1)
     drawn = np.random.default_rng(seed).permutation(sorted(participants))[:number]

@@ -26,9 +26,9 @@ from tripq.tasks.lesions.listing import (
 from tripq.tasks.lesions.scores import MATCHING_IOU, LesionCounts, Scores, count_lesions, score
 
 _SLICES = 6
-_STOPS = 17  # of the colour bar
-_MOST_NAMED = 12  # lesions, in words about a slice
-_LITTLE = 1e-3  # weight of probability below the threshold: a whole slice of it is one lesion voxel
+_STOPS = 17  # colour stops of the colour bar
+_MOST_NAMED = 12  # maximum number of lesions listed in the description of a slice
+_LITTLE = 1e-3  # weight of voxels below the threshold: a whole slice counts like one lesion voxel
 _PROGRAMS = ("assets/sort.js", "assets/sphere.js", "niivue/niivue.umd.js", "assets/viewer.js")
 
 
@@ -39,13 +39,13 @@ class _Truth:
     Attributes
     ----------
     counts : LesionCounts
-        Lesion by lesion.
+        Counts of lesions.
     volume_ml : float
-        Of the known ones.
+        Volume of the known lesions.
     share : tuple of float
         Share of the voxels of each found lesion that are known lesions.
     scores : Scores
-        Voxel by voxel.
+        Scores over voxels.
     """
 
     counts: LesionCounts
@@ -72,11 +72,11 @@ def write_subject_report(
     dwi : DWI
         The scan.
     probability : (V,) array-like
-        Of a lesion, from 0 to 1, in the order of ``np.argwhere(dwi.mask)``.
+        Probability of a lesion, from 0 to 1, in the order of ``np.argwhere(dwi.mask)``.
     threshold : float
-        Voxels at or above it are lesion; from 0 to 1.
+        Minimum probability of a lesion voxel, from 0 to 1.
     settings : mapping of str to str
-        Settings that determine the map, such as the network and its training, shown as they are.
+        Settings that determine the map, such as the network and its training, shown unchanged.
         Each line under ``"caution"`` is shown at the top.
     lesion : (V,) array-like of bool, optional
         The known lesions.
@@ -87,7 +87,7 @@ def write_subject_report(
         If `path` is not the name of a page, or nothing can be written there.
     ValueError
         If there is not one probability from 0 to 1 (and one label) for every voxel, or the
-        threshold cannot be used.
+        threshold is invalid.
     """
     labels = label_lesions(dwi, probability, threshold)
     lesions = find_lesions(dwi, probability, threshold)
@@ -161,7 +161,7 @@ def _draw_slices(
     labels: NDArray[np.int32],
     known: NDArray[np.bool_] | None,
 ) -> list[Picture]:
-    """The slices with the highest total probability; found lesions, and known ones, count first."""
+    """The slices with the highest total probability, weighted by found and known lesions."""
     slices = AxialSlices(dwi)
     weight = probability * np.where(labels > 0, 1, _LITTLE) + (0 if known is None else known)
     shown = slices.volume(weight if weight.any() else dwi.b0)

@@ -36,9 +36,9 @@ class Subject:
     dwi : DWI
         The simulated scan.
     coverage : (V,) float32 array
-        Share of each voxel that is lesion.
+        Lesion fraction of each voxel.
     seed : int
-        That it was drawn from.
+        Seed of the simulation.
     """
 
     dwi: DWI
@@ -47,7 +47,7 @@ class Subject:
 
     @property
     def lesion(self) -> NDArray[np.bool_]:
-        """Voxels that are covered by half or more, (V,)."""
+        """Voxels with a coverage of half or more, (V,)."""
         return self.coverage >= 0.5
 
     def __repr__(self) -> str:
@@ -75,19 +75,19 @@ def simulate_subject(
     Parameters
     ----------
     anatomy : Anatomy
-        What all subjects have in common.
+        Anatomy common to all subjects.
     table : GradientTable
-        Gradient table, in world axes; it does not turn with the head.
+        Gradient table, in world axes; it does not rotate with the head.
     seed : int
-        Everything follows from it.
+        Seed of all random numbers.
     snr, rotation, flip, deformation, grid, constants, heterogeneity : optional
-        As `tripq.simulate.simulate_scan` takes them.
+        Arguments of `tripq.simulate.simulate_scan`.
     lesion_coverage : (X, Y, Z) float32 array, optional
-        Real lesions instead of drawn ones: the share of each voxel of the anatomy that is lesion.
+        Real lesions instead of drawn ones: the lesion fraction of each voxel of the anatomy.
     statistics : LesionStatistics, optional
-        How drawn lesions are distributed, and how severe lesions are.
+        Distribution of drawn lesions, and severity of all lesions.
     effect : LesionEffect, optional
-        What lesions do to tissue.
+        Effect of lesions on tissue.
 
     Returns
     -------
@@ -96,7 +96,7 @@ def simulate_subject(
     Raises
     ------
     SimulationError
-        If an argument makes no sense, or no voxel of the mask lies on the grid.
+        If an argument is invalid, or no voxel of the mask is on the grid.
 
     Examples
     --------
@@ -137,14 +137,14 @@ def simulate_cohort(
     statistics: LesionStatistics | None = None,
     lesion_coverages: Sequence[NDArray[np.float32]] | None = None,
 ) -> Iterator[Subject]:
-    """Simulate subjects one after the other: a half of them flipped, each of its own shape.
+    """Simulate subjects one at a time, of individual shapes, half of them flipped.
 
     Parameters
     ----------
     n : int
-        How many.
+        Number of subjects.
     seed : int
-        Everything follows from it. Subject i is the same whatever n.
+        Seed of all random numbers.  Subject i is independent of n.
     anatomy : Anatomy, optional
         The default is ``default_anatomy()``.
     table : GradientTable, optional
@@ -152,14 +152,14 @@ def simulate_cohort(
     snr : (float, float), optional
         Range of the signal-to-noise ratio of normal white matter at b = 0; uniform.
     max_rotation : float, optional
-        Largest angle by which a head is turned, in degrees.
+        Maximum rotation of a head in degrees.
     vary_table : bool, optional
-        Turn the table at random, and reverse random directions, for every subject.
+        Rotate the table at random, and reverse random directions, for every subject.
     statistics : LesionStatistics, optional
-        How drawn lesions are distributed, and how severe lesions are.
+        Distribution of drawn lesions, and severity of all lesions.
     lesion_coverages : sequence of (X, Y, Z) arrays, optional
-        Real lesions on the grid of the anatomy instead of drawn ones, for one subject after
-        another; they start again when they are used up.
+        Real lesions on the grid of the anatomy instead of drawn ones, one for each subject,
+        repeated if there are more subjects.
 
     Yields
     ------
@@ -168,7 +168,7 @@ def simulate_cohort(
     Raises
     ------
     SimulationError
-        If an argument makes no sense.
+        If an argument is invalid.
 
     Examples
     --------
@@ -188,7 +188,7 @@ def simulate_cohort(
 
 
 def write_subject(subject: Subject, folder: str | PathLike[str]) -> None:
-    """Write a subject as files that `tripq.scans.read_dwi` and other programs read.
+    """Write a subject in files for `tripq.scans.read_dwi` and other programs.
 
     ``dwi.nii.gz`` with ``dwi.bval`` and ``dwi.bvec`` (frame of FSL), ``mask.nii.gz``,
     ``lesion.nii.gz`` and ``coverage.nii.gz``. The b0 volumes are averaged to one, the first.
@@ -196,9 +196,9 @@ def write_subject(subject: Subject, folder: str | PathLike[str]) -> None:
     Parameters
     ----------
     subject : Subject
-        To write.
+        The subject.
     folder : path
-        Made where it is missing; files of these names are replaced.
+        Created if it does not exist; files of these names are replaced.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
