@@ -10,6 +10,7 @@ from e3nn.nn import FullyConnectedNet
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from tripq.filters.activation import of_size_one
 from tripq.kernels.embeddings import edge_radial, radial_twin
 from tripq.kernels.launch import runs_in_triton
 
@@ -89,7 +90,9 @@ class RadialFunctions(nn.Module):
                 self.shift = nn.Parameter(torch.zeros(radial.number))
         if radial.hidden:
             widths = [radial.number, *radial.hidden, radial.number]
-            self.mlp = FullyConnectedNet(widths, torch.nn.functional.silu)
+            self.mlp = FullyConnectedNet(widths)
+            for layer in [*self.mlp][:-1]:
+                layer.act = of_size_one(torch.nn.functional.silu)
 
     def forward(self, length: Tensor) -> Tensor:
         """Values at `length`, shape (...) -> (..., number)."""
