@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tripq.filters.activation import of_size_one
-from tripq.kernels.embeddings import edge_radial, radial_twin
+from tripq.kernels.embeddings import Family, edge_radial, radial_twin
 from tripq.kernels.launch import runs_in_triton
 
 RadialKind = Literal["gaussian", "cosine", "bessel", "smooth_finite"]
@@ -99,10 +99,7 @@ class RadialFunctions(nn.Module):
         evaluate = edge_radial if runs_in_triton(length) else radial_twin
         values = evaluate(
             length.flatten(),
-            self.radial.kind,
-            self.number,
-            self._start,
-            self._stop,
+            Family(self.radial.kind, self.number, self._start, self._stop),
             getattr(self, "scale", None),
             getattr(self, "shift", None),
         ).view(*length.shape, self.number)
