@@ -14,7 +14,6 @@ as constants.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -22,9 +21,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tripq.kernels.nodes import Coupling, Geometry, NodeCsr, harmonic_polynomial
-from tripq.so3.harmonics import ZERO_LENGTH
-from tripq.so3.recoupling import clebsch_gordan
+from tripq.kernels.nodes_arguments import Constants
+from tripq.kernels.nodes_constants import constants
+from tripq.kernels.nodes_parts_triton import (
+    _add_product,
+    _added,
+    _coupled,
+    _harmonics,
+    _lanes,
+    _message,
+    _row,
+    _scalar_product,
+)
 
 # Edges that a program holds at a time: the lanes of its only warp.
 BLOCK = 32
@@ -34,158 +42,6 @@ _ACCUMULATORS = 96
 
 # Edges of an edge type or an input node that one program correlates.
 _SPLIT = 4096
-
-_NEAR = tl.constexpr(ZERO_LENGTH**2)
-
-
-# -- parts of kernels ----------------------------------------------------------------------------
-
-
-@triton.jit
-def _added(values, value, I: tl.constexpr):
-    return values[:I] + (values[I] + value,) + values[I + 1 :]
-
-
-@triton.jit
-def _row(pointer, N: tl.constexpr, DTYPE: tl.constexpr):
-    """`N` adjacent numbers."""
-    values = ()
-    for i in tl.static_range(N):
-        values = values + (tl.load(pointer + i).to(DTYPE),)
-    return values
-
-
-@triton.jit
-def _lanes(first, end, BLOCK: tl.constexpr):
-    """The edge in each lane, and whether it exists; lanes behind the last edge repeat it."""
-    lanes = first + tl.arange(0, BLOCK)
-    return tl.minimum(lanes, end - 1), lanes < end
-
-
-@triton.jit
-def _powers(v, one, L: tl.constexpr):
-    values = (one,)
-    for i in tl.static_range(L):
-        values = values + (values[i] * v,)
-    return values
-
-
-@triton.jit
-def _add_harmonics(
-    values,
-    p,
-    q_out,
-    q_in,
-    zero,
-    SIGN_OUT: tl.constexpr,
-    SIGN_IN: tl.constexpr,
-    JOINT: tl.constexpr,
-    L: tl.constexpr,
-    MONOMIALS: tl.constexpr,
-    FACTORS: tl.constexpr,
-):
-    offset = ()
-    for i in tl.static_range(3):
-        component = SIGN_OUT * q_out[i] - SIGN_IN * q_in[i]
-        if JOINT:
-            component = p[i] - component
-        offset = offset + (component + zero,)
-    square = offset[0] * offset[0] + offset[1] * offset[1] + offset[2] * offset[2]
-    # A zero vector becomes the unit vector 0, whose powers are 0 but for the 1 of order 0.
-    near = square < _NEAR
-    scale = tl.where(near, zero, 1.0 / tl.sqrt(tl.where(near, zero + 1.0, square)))
-    x = _powers(offset[0] * scale, zero + 1.0, L)
-    y = _powers(offset[1] * scale, zero + 1.0, L)
-    z = _powers(offset[2] * scale, zero + 1.0, L)
-    for j in tl.static_range(len(FACTORS)):
-        monomial = x[MONOMIALS[4 * j + 1]] * y[MONOMIALS[4 * j + 2]] * z[MONOMIALS[4 * j + 3]]
-        values = _added(values, FACTORS[j] * monomial, MONOMIALS[4 * j])
-    return values
-
-
-@triton.jit
-def _harmonics(
-    p,
-    q_out,
-    q_in,
-    zero,
-    SIGNS: tl.constexpr,
-    JOINT: tl.constexpr,
-    L: tl.constexpr,
-    MONOMIALS: tl.constexpr,
-    FACTORS: tl.constexpr,
-):
-    """The inner harmonic: the mean over the signs is in the factors."""
-    values = (zero,) * (2 * L + 1)
-    for i in tl.static_range(len(SIGNS) // 2):
-        values = _add_harmonics(
-            values,
-            p,
-            q_out,
-            q_in,
-            zero,
-            SIGNS[2 * i],
-            SIGNS[2 * i + 1],
-            JOINT,
-            L,
-            MONOMIALS,
-            FACTORS,
-        )
-    return values
-
-
-@triton.jit
-def _coupled(
-    a,
-    b,
-    zero,
-    TERMS: tl.constexpr,
-    FACTORS: tl.constexpr,
-    A: tl.constexpr,
-    B: tl.constexpr,
-    C: tl.constexpr,
-    N: tl.constexpr,
-):
-    """Contract axes A and B of the coefficients with `a` and `b`; axis C, of length N, stays."""
-    values = (zero,) * N
-    for j in tl.static_range(len(FACTORS)):
-        product = a[TERMS[3 * j + A]] * b[TERMS[3 * j + B]]
-        values = _added(values, FACTORS[j] * product, TERMS[3 * j + C])
-    return values
-
-
-@triton.jit
-def _message(
-    x,
-    y_p,
-    y_q,
-    zero,
-    INNER: tl.constexpr,
-    INNER_FACTORS: tl.constexpr,
-    OUTER: tl.constexpr,
-    OUTER_FACTORS: tl.constexpr,
-    N_1: tl.constexpr,
-    N_OUT: tl.constexpr,
-):
-    """Both couplings, forwards."""
-    to_1 = _coupled(y_q, x, zero, INNER, INNER_FACTORS, 0, 1, 2, N_1)
-    return _coupled(y_p, to_1, zero, OUTER, OUTER_FACTORS, 0, 1, 2, N_OUT)
-
-
-@triton.jit
-def _add_product(total, factor, values, FIRST: tl.constexpr, N: tl.constexpr):
-    for i in tl.static_range(N):
-        total = _added(total, factor * values[i], FIRST + i)
-    return total
-
-
-@triton.jit
-def _scalar_product(a, b, zero, N: tl.constexpr):
-    total = zero
-    for i in tl.static_range(N):
-        total += a[i] * b[i]
-    return total
-
 
 # -- kernels -------------------------------------------------------------------------------------
 
@@ -440,21 +296,19 @@ def _to_radial(
 # -- launches ------------------------------------------------------------------------------------
 
 
-def sum_over_edges(
-    x: Tensor, phi_p: Tensor, phi_q: Tensor, geometry: Geometry, edges: NodeCsr, coupling: Coupling
-) -> Tensor:
-    """As `tripq.kernels.nodes.sum_over_edges`."""
-    n_nodes, mul = len(geometry.q_out), x.shape[1]
-    k_p, k_q, n_out = phi_p.shape[1], phi_q.shape[1], 2 * coupling.l_out + 1
-    out = torch.empty(n_nodes, mul, k_p, k_q, n_out, dtype=x.dtype, device=x.device)
+def sum_over_edges(x: Tensor, phi_p: Tensor, phi_q: Tensor, fixed: Constants) -> Tensor:
+    """As `tripq.kernels.nodes_twin.sum_over_edges`."""
+    edges = fixed.edges
+    shape = n_nodes, mul, k_p, k_q, n_out = fixed.shape(x, phi_p, phi_q)
+    out = torch.empty(shape, dtype=x.dtype, device=x.device)
     held = slice_of(k_p, k_q * n_out * edges.weight.element_size() // 4)
     _launch(
         _sum,
         n_nodes * mul * (k_p // held),
-        (x, phi_p, phi_q, *geometry),
+        (x, phi_p, phi_q, *fixed.geometry),
         (edges.src, edges.type, edges.weight, edges.output_starts, out),
         mul,
-        **constants(coupling),
+        **constants(fixed.coupling),
         K_P=k_p,
         K_Q=k_q,
         SLICE=held,
@@ -462,25 +316,19 @@ def sum_over_edges(
     return out
 
 
-def gradient_for_features(
-    grad: Tensor,
-    phi_p: Tensor,
-    phi_q: Tensor,
-    geometry: Geometry,
-    edges: NodeCsr,
-    coupling: Coupling,
-) -> Tensor:
-    """As `tripq.kernels.nodes.gradient_for_features`."""
+def gradient_for_features(grad: Tensor, phi_p: Tensor, phi_q: Tensor, fixed: Constants) -> Tensor:
+    """As `tripq.kernels.nodes_twin.gradient_for_features`."""
+    edges = fixed.edges
     n_nodes, mul = len(phi_q), grad.shape[1]
-    shape = n_nodes, mul, 2 * coupling.l_in + 1
+    shape = n_nodes, mul, 2 * fixed.coupling.l_in + 1
     out = torch.empty(shape, dtype=grad.dtype, device=grad.device)
     _launch(
         _to_features,
         n_nodes * mul,
-        (grad, phi_p, phi_q, *geometry),
+        (grad, phi_p, phi_q, *fixed.geometry),
         (edges.dst, edges.type, edges.weight, edges.input_starts, edges.input_order, out),
         mul,
-        **constants(coupling),
+        **constants(fixed.coupling),
         K_P=phi_p.shape[1],
         K_Q=phi_q.shape[1],
     )
@@ -488,16 +336,10 @@ def gradient_for_features(
 
 
 def gradient_for_radial(
-    grad: Tensor,
-    x: Tensor,
-    phi_p: Tensor,
-    phi_q: Tensor,
-    geometry: Geometry,
-    edges: NodeCsr,
-    coupling: Coupling,
-    of_p: bool,
+    grad: Tensor, x: Tensor, phi_p: Tensor, phi_q: Tensor, fixed: Constants, of_p: bool
 ) -> Tensor:
-    """As `tripq.kernels.nodes.gradient_for_radial`."""
+    """As `tripq.kernels.nodes_twin.gradient_for_radial`."""
+    edges = fixed.edges
     wanted, other = (phi_p, phi_q) if of_p else (phi_q, phi_p)
     starts, order = (
         (edges.type_starts, edges.type_order) if of_p else (edges.input_starts, edges.input_order)
@@ -510,11 +352,11 @@ def gradient_for_radial(
     _launch(
         _to_radial,
         n_rows * splits * mul,
-        (grad, x, other, *geometry),
+        (grad, x, other, *fixed.geometry),
         (edges.dst, edges.src, edges.type, edges.weight, starts, order, partial),
         mul,
         splits,
-        **constants(coupling),
+        **constants(fixed.coupling),
         K_P=phi_p.shape[1],
         K_Q=phi_q.shape[1],
         OF_P=of_p,
@@ -549,40 +391,3 @@ def slice_of(k_p: int, registers: int) -> int:
     """Number of radial functions of p at a time, given the registers for one."""
     divisors = (n for n in range(k_p, 1, -1) if k_p % n == 0)
     return next((n for n in divisors if n * registers <= _ACCUMULATORS), 1)
-
-
-@cache
-def constants(coupling: Coupling) -> dict[str, Any]:
-    """Compile-time constants of the kernels: the orders, polynomials and coefficients."""
-    l_p, l_q, l_in, l_1, l_out, signs, joint = coupling
-    monomials, factors = harmonic_polynomial(l_q)
-    inner, inner_factors = _nonzero(l_q, l_in, l_1)
-    outer, outer_factors = _nonzero(l_p, l_1, l_out)
-    return {
-        "L_P": l_p,
-        "L_Q": l_q,
-        "L_IN": l_in,
-        "L_1": l_1,
-        "L_OUT": l_out,
-        "SIGNS": signs,
-        "JOINT": joint,
-        "MONOMIALS": monomials,
-        "MONOMIAL_FACTORS": tuple(2 * c / len(signs) for c in factors),
-        "INNER": inner,
-        "INNER_FACTORS": inner_factors,
-        "OUTER": outer,
-        "OUTER_FACTORS": outer_factors,
-    }
-
-
-def _nonzero(l_a: int, l_b: int, l_c: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Three indices of each Clebsch-Gordan coefficient, and its value."""
-    coefficients = clebsch_gordan(l_a, l_b, l_c)
-    where = [
-        tuple(int(i) for i in index)
-        for index in zip(*coefficients.nonzero(), strict=True)
-        if abs(coefficients[index]) > 1e-12
-    ]
-    return tuple(i for index in where for i in index), tuple(
-        float(coefficients[index]) for index in where
-    )

@@ -35,7 +35,8 @@ from tripq.infra.kept import kept_with_owner
 from tripq.kernels.embeddings import edge_harmonics
 from tripq.kernels.launch import accumulation_dtype
 from tripq.kernels.mixing import mix
-from tripq.kernels.nodes import NodeCsr, Term, aggregate_nodes
+from tripq.kernels.nodes import aggregate_nodes
+from tripq.kernels.nodes_arguments import NodeCsr, Term
 from tripq.kernels.tensor_product import Coupling, contract, expand
 from tripq.so3.recoupling import Block
 
