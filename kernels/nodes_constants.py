@@ -10,7 +10,7 @@ and the couplings sums over the Clebsch-Gordan coefficients that are not 0.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from e3nn import o3
@@ -58,28 +58,47 @@ def harmonic_polynomial(l: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
     return tuple(n for term in terms for n in term[:4]), tuple(term[4] for term in terms)
 
 
+class Compiled(NamedTuple):
+    """What a kernel is compiled for: the orders of a coupling, its polynomials and coefficients.
+
+    Attributes
+    ----------
+    l_p, l_q, l_in, l_1, l_out, signs, joint
+        Those of the `Coupling`.
+    monomials, monomial_factors : tuples of numbers
+        The inner harmonic: `harmonic_polynomial`, divided by the number of signs.
+    inner, outer : tuples of int
+        For each term of a coupling the components of harmonic, features and result.
+    inner_factors, outer_factors : tuples of float
+        Their Clebsch-Gordan coefficients.
+    """
+
+    l_p: int
+    l_q: int
+    l_in: int
+    l_1: int
+    l_out: int
+    signs: tuple[int, ...]
+    joint: bool
+    monomials: tuple[int, ...]
+    monomial_factors: tuple[float, ...]
+    inner: tuple[int, ...]
+    inner_factors: tuple[float, ...]
+    outer: tuple[int, ...]
+    outer_factors: tuple[float, ...]
+
+
 @cache
-def constants(coupling: Coupling) -> dict[str, Any]:
-    """Compile-time constants of the kernels: the orders, polynomials and coefficients."""
-    l_p, l_q, l_in, l_1, l_out, signs, joint = coupling
-    monomials, factors = harmonic_polynomial(l_q)
-    inner, inner_factors = _nonzero(l_q, l_in, l_1)
-    outer, outer_factors = _nonzero(l_p, l_1, l_out)
-    return {
-        "L_P": l_p,
-        "L_Q": l_q,
-        "L_IN": l_in,
-        "L_1": l_1,
-        "L_OUT": l_out,
-        "SIGNS": signs,
-        "JOINT": joint,
-        "MONOMIALS": monomials,
-        "MONOMIAL_FACTORS": tuple(2 * c / len(signs) for c in factors),
-        "INNER": inner,
-        "INNER_FACTORS": inner_factors,
-        "OUTER": outer,
-        "OUTER_FACTORS": outer_factors,
-    }
+def compiled(coupling: Coupling) -> Compiled:
+    """The constants for a coupling."""
+    monomials, factors = harmonic_polynomial(coupling.l_q)
+    return Compiled(
+        *coupling,
+        monomials,
+        tuple(2 * c / len(coupling.signs) for c in factors),
+        *_nonzero(coupling.l_q, coupling.l_in, coupling.l_1),
+        *_nonzero(coupling.l_p, coupling.l_1, coupling.l_out),
+    )
 
 
 def _nonzero(l_a: int, l_b: int, l_c: int) -> tuple[tuple[int, ...], tuple[float, ...]]:

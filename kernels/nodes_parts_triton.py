@@ -49,65 +49,34 @@ def _powers(v, one, L: tl.constexpr):
 
 @triton.jit
 def _add_harmonics(
-    values,
-    p,
-    q_out,
-    q_in,
-    zero,
-    SIGN_OUT: tl.constexpr,
-    SIGN_IN: tl.constexpr,
-    JOINT: tl.constexpr,
-    L: tl.constexpr,
-    MONOMIALS: tl.constexpr,
-    FACTORS: tl.constexpr,
+    values, p, q_out, q_in, zero, SIGN_OUT: tl.constexpr, SIGN_IN: tl.constexpr, C: tl.constexpr
 ):
     offset = ()
     for i in tl.static_range(3):
         component = SIGN_OUT * q_out[i] - SIGN_IN * q_in[i]
-        if JOINT:
+        if C.joint:
             component = p[i] - component
         offset = offset + (component + zero,)
     square = offset[0] * offset[0] + offset[1] * offset[1] + offset[2] * offset[2]
     # A zero vector becomes the unit vector 0, whose powers are 0 but for the 1 of order 0.
     near = square < _NEAR
     scale = tl.where(near, zero, 1.0 / tl.sqrt(tl.where(near, zero + 1.0, square)))
-    x = _powers(offset[0] * scale, zero + 1.0, L)
-    y = _powers(offset[1] * scale, zero + 1.0, L)
-    z = _powers(offset[2] * scale, zero + 1.0, L)
-    for j in tl.static_range(len(FACTORS)):
-        monomial = x[MONOMIALS[4 * j + 1]] * y[MONOMIALS[4 * j + 2]] * z[MONOMIALS[4 * j + 3]]
-        values = _added(values, FACTORS[j] * monomial, MONOMIALS[4 * j])
+    x = _powers(offset[0] * scale, zero + 1.0, C.l_q)
+    y = _powers(offset[1] * scale, zero + 1.0, C.l_q)
+    z = _powers(offset[2] * scale, zero + 1.0, C.l_q)
+    for j in tl.static_range(len(C.monomial_factors)):
+        powers = x[C.monomials[4 * j + 1]] * y[C.monomials[4 * j + 2]] * z[C.monomials[4 * j + 3]]
+        values = _added(values, C.monomial_factors[j] * powers, C.monomials[4 * j])
     return values
 
 
 @triton.jit
-def _harmonics(
-    p,
-    q_out,
-    q_in,
-    zero,
-    SIGNS: tl.constexpr,
-    JOINT: tl.constexpr,
-    L: tl.constexpr,
-    MONOMIALS: tl.constexpr,
-    FACTORS: tl.constexpr,
-):
+def _harmonics(geometry, t, q_out, q_in, zero, DTYPE: tl.constexpr, C: tl.constexpr):
     """The inner harmonic: the mean over the signs is in the factors."""
-    values = (zero,) * (2 * L + 1)
-    for i in tl.static_range(len(SIGNS) // 2):
-        values = _add_harmonics(
-            values,
-            p,
-            q_out,
-            q_in,
-            zero,
-            SIGNS[2 * i],
-            SIGNS[2 * i + 1],
-            JOINT,
-            L,
-            MONOMIALS,
-            FACTORS,
-        )
+    p = _row(geometry.p_offsets + 3 * t, 3, DTYPE)
+    values = (zero,) * (2 * C.l_q + 1)
+    for i in tl.static_range(len(C.signs) // 2):
+        values = _add_harmonics(values, p, q_out, q_in, zero, C.signs[2 * i], C.signs[2 * i + 1], C)
     return values
 
 
@@ -132,21 +101,13 @@ def _coupled(
 
 
 @triton.jit
-def _message(
-    x,
-    y_p,
-    y_q,
-    zero,
-    INNER: tl.constexpr,
-    INNER_FACTORS: tl.constexpr,
-    OUTER: tl.constexpr,
-    OUTER_FACTORS: tl.constexpr,
-    N_1: tl.constexpr,
-    N_OUT: tl.constexpr,
-):
-    """Both couplings, forwards."""
-    to_1 = _coupled(y_q, x, zero, INNER, INNER_FACTORS, 0, 1, 2, N_1)
-    return _coupled(y_p, to_1, zero, OUTER, OUTER_FACTORS, 0, 1, 2, N_OUT)
+def _message(x, geometry, t, q_out, q_in, zero, DTYPE: tl.constexpr, C: tl.constexpr):
+    """Both couplings, forwards, of features in rows x (2 l_in + 1 numbers)."""
+    y_p = _row(geometry.harmonics_p + t * (2 * C.l_p + 1), 2 * C.l_p + 1, DTYPE)
+    y_q = _harmonics(geometry, t, q_out, q_in, zero, DTYPE, C)
+    values = _row(x, 2 * C.l_in + 1, DTYPE)
+    to_1 = _coupled(y_q, values, zero, C.inner, C.inner_factors, 0, 1, 2, 2 * C.l_1 + 1)
+    return _coupled(y_p, to_1, zero, C.outer, C.outer_factors, 0, 1, 2, 2 * C.l_out + 1)
 
 
 @triton.jit

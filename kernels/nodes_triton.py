@@ -3,7 +3,7 @@
 One warp loops over the edges of one node for one channel, an edge in each lane, with partial
 results in registers; these are added at the end.  Lanes behind the last edge repeat it with weight
 0.  Each kernel is compiled for one coupling, with its polynomials and Clebsch-Gordan coefficients
-as constants.
+as constants, C.  Geometry and edges are tuples of pointers: `Geometry` and `Edges`.
 
 * `_sum`: the edges of an output node; a slice of the radial functions of p at a time, as many as
   fit into the registers.
@@ -14,15 +14,15 @@ as constants.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from tripq.kernels.nodes_arguments import Constants
-from tripq.kernels.nodes_constants import constants
+from tripq.kernels.nodes_arguments import Constants, Geometry
+from tripq.kernels.nodes_constants import compiled
 from tripq.kernels.nodes_parts_triton import (
     _add_product,
     _added,
@@ -46,77 +46,60 @@ _SPLIT = 4096
 # -- kernels -------------------------------------------------------------------------------------
 
 
+class Edges(NamedTuple):
+    """The edges as a kernel walks them: of row n those from ``starts[n]`` to ``starts[n + 1]``.
+
+    Attributes
+    ----------
+    dst, src, types, weight : Tensors of shape (E,)
+        As in `NodeCsr`.
+    starts : Tensor of shape (R + 1,)
+        For R output nodes, input nodes or edge types.
+    order : Tensor of shape (E,), or None
+        The edges, listed by these; None for output nodes, by which they are sorted.
+    """
+
+    dst: Tensor
+    src: Tensor
+    types: Tensor
+    weight: Tensor
+    starts: Tensor
+    order: Tensor | None
+
+
 @triton.jit
 def _sum(
     x,  # (N_in, mul, 2 l_in + 1)
     phi_p,  # (T, K_P)
     phi_q,  # (N_in, K_Q)
-    harmonics_p,  # (T, 2 l_p + 1)
-    p_offsets,  # (T, 3)
-    q_out,  # (N_out, 3)
-    q_in,  # (N_in, 3)
-    src,  # (E,)
-    type_,  # (E,)
-    weight,  # (E,)
-    starts,  # (N_out + 1,)
+    geometry,
+    edges,
     out,  # (N_out, mul, K_P, K_Q, 2 l_out + 1)
     mul,
-    L_P: tl.constexpr,
-    L_Q: tl.constexpr,
-    L_IN: tl.constexpr,
-    L_1: tl.constexpr,
-    L_OUT: tl.constexpr,
-    SIGNS: tl.constexpr,
-    JOINT: tl.constexpr,
-    MONOMIALS: tl.constexpr,
-    MONOMIAL_FACTORS: tl.constexpr,
-    INNER: tl.constexpr,
-    INNER_FACTORS: tl.constexpr,
-    OUTER: tl.constexpr,
-    OUTER_FACTORS: tl.constexpr,
+    C: tl.constexpr,
     K_P: tl.constexpr,
     K_Q: tl.constexpr,
     SLICE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    DTYPE: tl.constexpr = weight.dtype.element_ty
-    N_OUT: tl.constexpr = 2 * L_OUT + 1
+    DTYPE: tl.constexpr = edges.weight.dtype.element_ty
+    N_OUT: tl.constexpr = 2 * C.l_out + 1
     program = tl.program_id(0).to(tl.int64)
     first_p = program % (K_P // SLICE) * SLICE
     row = program // (K_P // SLICE)  # of (N_out, mul)
     node, channel = row // mul, row % mul
-    begin, end = tl.load(starts + node), tl.load(starts + node + 1)
-    to = _row(q_out + 3 * node, 3, DTYPE)
+    begin, end = tl.load(edges.starts + node), tl.load(edges.starts + node + 1)
+    q_out = _row(geometry.q_out + 3 * node, 3, DTYPE)
     zero = tl.zeros((BLOCK,), DTYPE)
     total = (zero,) * (SLICE * K_Q * N_OUT)
     for first in range(begin, end, BLOCK):
         e, inside = _lanes(first, end, BLOCK)
-        s = tl.load(src + e)
-        t = tl.load(type_ + e)
-        y_q = _harmonics(
-            _row(p_offsets + 3 * t, 3, DTYPE),
-            to,
-            _row(q_in + 3 * s, 3, DTYPE),
-            zero,
-            SIGNS,
-            JOINT,
-            L_Q,
-            MONOMIALS,
-            MONOMIAL_FACTORS,
-        )
-        message = _message(
-            _row(x + (s * mul + channel) * (2 * L_IN + 1), 2 * L_IN + 1, DTYPE),
-            _row(harmonics_p + t * (2 * L_P + 1), 2 * L_P + 1, DTYPE),
-            y_q,
-            zero,
-            INNER,
-            INNER_FACTORS,
-            OUTER,
-            OUTER_FACTORS,
-            2 * L_1 + 1,
-            N_OUT,
-        )
-        w = tl.where(inside, tl.load(weight + e), zero)
+        s = tl.load(edges.src + e)
+        t = tl.load(edges.types + e)
+        x_row = x + (s * mul + channel) * (2 * C.l_in + 1)
+        q_in = _row(geometry.q_in + 3 * s, 3, DTYPE)
+        message = _message(x_row, geometry, t, q_out, q_in, zero, DTYPE, C)
+        w = tl.where(inside, tl.load(edges.weight + e), zero)
         a = _row(phi_p + t * K_P + first_p, SLICE, DTYPE)
         b = _row(phi_q + s * K_Q, K_Q, DTYPE)
         for i in tl.static_range(SLICE):
@@ -132,48 +115,29 @@ def _to_features(
     grad,  # (N_out, mul, K_P, K_Q, 2 l_out + 1)
     phi_p,  # (T, K_P)
     phi_q,  # (N_in, K_Q)
-    harmonics_p,  # (T, 2 l_p + 1)
-    p_offsets,  # (T, 3)
-    q_out,  # (N_out, 3)
-    q_in,  # (N_in, 3)
-    dst,  # (E,)
-    type_,  # (E,)
-    weight,  # (E,)
-    starts,  # (N_in + 1,)
-    order,  # (E,)
+    geometry,
+    edges,
     out,  # (N_in, mul, 2 l_in + 1)
     mul,
-    L_P: tl.constexpr,
-    L_Q: tl.constexpr,
-    L_IN: tl.constexpr,
-    L_1: tl.constexpr,
-    L_OUT: tl.constexpr,
-    SIGNS: tl.constexpr,
-    JOINT: tl.constexpr,
-    MONOMIALS: tl.constexpr,
-    MONOMIAL_FACTORS: tl.constexpr,
-    INNER: tl.constexpr,
-    INNER_FACTORS: tl.constexpr,
-    OUTER: tl.constexpr,
-    OUTER_FACTORS: tl.constexpr,
+    C: tl.constexpr,
     K_P: tl.constexpr,
     K_Q: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    DTYPE: tl.constexpr = weight.dtype.element_ty
-    N_IN: tl.constexpr = 2 * L_IN + 1
-    N_OUT: tl.constexpr = 2 * L_OUT + 1
+    DTYPE: tl.constexpr = edges.weight.dtype.element_ty
+    N_IN: tl.constexpr = 2 * C.l_in + 1
+    N_OUT: tl.constexpr = 2 * C.l_out + 1
     row = tl.program_id(0).to(tl.int64)  # of (N_in, mul)
     node, channel = row // mul, row % mul
-    begin, end = tl.load(starts + node), tl.load(starts + node + 1)
-    origin = _row(q_in + 3 * node, 3, DTYPE)
+    begin, end = tl.load(edges.starts + node), tl.load(edges.starts + node + 1)
+    q_in = _row(geometry.q_in + 3 * node, 3, DTYPE)
     zero = tl.zeros((BLOCK,), DTYPE)
     total = (zero,) * N_IN
     for first in range(begin, end, BLOCK):
         position, inside = _lanes(first, end, BLOCK)
-        e = tl.load(order + position)
-        n = tl.load(dst + e)
-        t = tl.load(type_ + e)
+        e = tl.load(edges.order + position)
+        n = tl.load(edges.dst + e)
+        t = tl.load(edges.types + e)
         to_out = (zero,) * N_OUT
         # Not unrolled: Triton's compile time grows with the square of the number of loads.
         for k in range(K_P * K_Q):
@@ -181,21 +145,12 @@ def _to_features(
             b = tl.load(phi_q + node * K_Q + k % K_Q).to(DTYPE)
             g = _row(grad + ((n * mul + channel) * (K_P * K_Q) + k) * N_OUT, N_OUT, DTYPE)
             to_out = _add_product(to_out, a * b, g, 0, N_OUT)
-        y_p = _row(harmonics_p + t * (2 * L_P + 1), 2 * L_P + 1, DTYPE)
-        y_q = _harmonics(
-            _row(p_offsets + 3 * t, 3, DTYPE),
-            _row(q_out + 3 * n, 3, DTYPE),
-            origin,
-            zero,
-            SIGNS,
-            JOINT,
-            L_Q,
-            MONOMIALS,
-            MONOMIAL_FACTORS,
-        )
-        to_1 = _coupled(y_p, to_out, zero, OUTER, OUTER_FACTORS, 0, 2, 1, 2 * L_1 + 1)
-        to_in = _coupled(y_q, to_1, zero, INNER, INNER_FACTORS, 0, 2, 1, N_IN)
-        w = tl.where(inside, tl.load(weight + e), zero)
+        y_p = _row(geometry.harmonics_p + t * (2 * C.l_p + 1), 2 * C.l_p + 1, DTYPE)
+        q_out = _row(geometry.q_out + 3 * n, 3, DTYPE)
+        y_q = _harmonics(geometry, t, q_out, q_in, zero, DTYPE, C)
+        to_1 = _coupled(y_p, to_out, zero, C.outer, C.outer_factors, 0, 2, 1, 2 * C.l_1 + 1)
+        to_in = _coupled(y_q, to_1, zero, C.inner, C.inner_factors, 0, 2, 1, N_IN)
+        w = tl.where(inside, tl.load(edges.weight + e), zero)
         total = _add_product(total, w, to_in, 0, N_IN)
     for i in tl.static_range(N_IN):
         tl.store(out + row * N_IN + i, tl.sum(total[i], axis=0))
@@ -206,39 +161,19 @@ def _to_radial(
     grad,  # (N_out, mul, K_P, K_Q, 2 l_out + 1)
     x,  # (N_in, mul, 2 l_in + 1)
     other,  # (N_in, K_Q) if the gradient is that of phi_p, else (T, K_P)
-    harmonics_p,  # (T, 2 l_p + 1)
-    p_offsets,  # (T, 3)
-    q_out,  # (N_out, 3)
-    q_in,  # (N_in, 3)
-    dst,  # (E,)
-    src,  # (E,)
-    type_,  # (E,)
-    weight,  # (E,)
-    starts,  # (R + 1,) for R edge types or input nodes
-    order,  # (E,)
+    geometry,
+    edges,
     out,  # (R, splits, mul, K)
     mul,
     splits,
-    L_P: tl.constexpr,
-    L_Q: tl.constexpr,
-    L_IN: tl.constexpr,
-    L_1: tl.constexpr,
-    L_OUT: tl.constexpr,
-    SIGNS: tl.constexpr,
-    JOINT: tl.constexpr,
-    MONOMIALS: tl.constexpr,
-    MONOMIAL_FACTORS: tl.constexpr,
-    INNER: tl.constexpr,
-    INNER_FACTORS: tl.constexpr,
-    OUTER: tl.constexpr,
-    OUTER_FACTORS: tl.constexpr,
+    C: tl.constexpr,
     K_P: tl.constexpr,
     K_Q: tl.constexpr,
     OF_P: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    DTYPE: tl.constexpr = weight.dtype.element_ty
-    N_OUT: tl.constexpr = 2 * L_OUT + 1
+    DTYPE: tl.constexpr = edges.weight.dtype.element_ty
+    N_OUT: tl.constexpr = 2 * C.l_out + 1
     K: tl.constexpr = K_P if OF_P else K_Q
     K_OTHER: tl.constexpr = K_Q if OF_P else K_P
     # Steps in (K_P, K_Q) along either.
@@ -246,7 +181,7 @@ def _to_radial(
     STEP_OTHER: tl.constexpr = 1 if OF_P else K_Q
     program = tl.program_id(0).to(tl.int64)
     channel, split, row = program % mul, program // mul % splits, program // mul // splits
-    begin, end = tl.load(starts + row), tl.load(starts + row + 1)
+    begin, end = tl.load(edges.starts + row), tl.load(edges.starts + row + 1)
     share = tl.cdiv(end - begin, splits)
     begin += split * share
     end = tl.minimum(begin + share, end)
@@ -254,34 +189,15 @@ def _to_radial(
     total = (zero,) * K
     for first in range(begin, end, BLOCK):
         position, inside = _lanes(first, end, BLOCK)
-        e = tl.load(order + position)
-        n = tl.load(dst + e)
-        s = tl.load(src + e)
-        t = tl.load(type_ + e)
-        y_q = _harmonics(
-            _row(p_offsets + 3 * t, 3, DTYPE),
-            _row(q_out + 3 * n, 3, DTYPE),
-            _row(q_in + 3 * s, 3, DTYPE),
-            zero,
-            SIGNS,
-            JOINT,
-            L_Q,
-            MONOMIALS,
-            MONOMIAL_FACTORS,
-        )
-        message = _message(
-            _row(x + (s * mul + channel) * (2 * L_IN + 1), 2 * L_IN + 1, DTYPE),
-            _row(harmonics_p + t * (2 * L_P + 1), 2 * L_P + 1, DTYPE),
-            y_q,
-            zero,
-            INNER,
-            INNER_FACTORS,
-            OUTER,
-            OUTER_FACTORS,
-            2 * L_1 + 1,
-            N_OUT,
-        )
-        w = tl.where(inside, tl.load(weight + e), zero)
+        e = tl.load(edges.order + position)
+        n = tl.load(edges.dst + e)
+        s = tl.load(edges.src + e)
+        t = tl.load(edges.types + e)
+        x_row = x + (s * mul + channel) * (2 * C.l_in + 1)
+        q_out = _row(geometry.q_out + 3 * n, 3, DTYPE)
+        q_in = _row(geometry.q_in + 3 * s, 3, DTYPE)
+        message = _message(x_row, geometry, t, q_out, q_in, zero, DTYPE, C)
+        w = tl.where(inside, tl.load(edges.weight + e), zero)
         other_row = other + (s if OF_P else t) * K_OTHER
         for i in tl.static_range(K):
             for j in range(K_OTHER):
@@ -305,10 +221,10 @@ def sum_over_edges(x: Tensor, phi_p: Tensor, phi_q: Tensor, fixed: Constants) ->
     _launch(
         _sum,
         n_nodes * mul * (k_p // held),
-        (x, phi_p, phi_q, *fixed.geometry),
-        (edges.src, edges.type, edges.weight, edges.output_starts, out),
-        mul,
-        **constants(fixed.coupling),
+        (x, phi_p, phi_q),
+        fixed,
+        (edges.output_starts, None),
+        (out, mul),
         K_P=k_p,
         K_Q=k_q,
         SLICE=held,
@@ -325,10 +241,10 @@ def gradient_for_features(grad: Tensor, phi_p: Tensor, phi_q: Tensor, fixed: Con
     _launch(
         _to_features,
         n_nodes * mul,
-        (grad, phi_p, phi_q, *fixed.geometry),
-        (edges.dst, edges.type, edges.weight, edges.input_starts, edges.input_order, out),
-        mul,
-        **constants(fixed.coupling),
+        (grad, phi_p, phi_q),
+        fixed,
+        (edges.input_starts, edges.input_order),
+        (out, mul),
         K_P=phi_p.shape[1],
         K_Q=phi_q.shape[1],
     )
@@ -352,11 +268,10 @@ def gradient_for_radial(
     _launch(
         _to_radial,
         n_rows * splits * mul,
-        (grad, x, other, *fixed.geometry),
-        (edges.dst, edges.src, edges.type, edges.weight, starts, order, partial),
-        mul,
-        splits,
-        **constants(fixed.coupling),
+        (grad, x, other),
+        fixed,
+        (starts, order),
+        (partial, mul, splits),
         K_P=phi_p.shape[1],
         K_Q=phi_q.shape[1],
         OF_P=of_p,
@@ -368,19 +283,23 @@ def _launch(
     kernel: Any,
     programs: int,
     inputs: tuple[Tensor, ...],
-    edges: tuple[Tensor, ...],
-    *sizes: int,
-    **constants: Any,
+    fixed: Constants,
+    listed: tuple[Tensor, Tensor | None],
+    results: tuple[Any, ...],
+    **sizes: Any,
 ) -> None:
-    """One program a warp; `inputs` may have strides."""
+    """One program a warp; inputs and geometry may have strides."""
     if programs == 0:
         return
+    edges = fixed.edges
     with torch.cuda.device_of(inputs[0]):
         kernel[(programs,)](
             *(t.contiguous() for t in inputs),
-            *edges,
-            *sizes,
-            **constants,
+            Geometry(*(t.contiguous() for t in fixed.geometry)),
+            Edges(edges.dst, edges.src, edges.type, edges.weight, *listed),
+            *results,
+            C=compiled(fixed.coupling),
+            **sizes,
             BLOCK=BLOCK,
             num_warps=1,
             enable_fp_fusion=True,

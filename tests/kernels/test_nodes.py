@@ -20,7 +20,7 @@ from tripq.kernels import nodes_triton, nodes_twin
 from tripq.kernels.launch import accumulation_dtype
 from tripq.kernels.nodes import aggregate_nodes
 from tripq.kernels.nodes_arguments import Constants, Coupling, Geometry, NodeCsr, Term
-from tripq.kernels.nodes_constants import harmonic_polynomial
+from tripq.kernels.nodes_constants import compiled, harmonic_polynomial
 from tripq.so3.harmonics import spherical_harmonics, unit_vectors
 from tripq.so3.recoupling import clebsch_gordan
 
@@ -493,7 +493,8 @@ def resources(name, orders, target, *, radial=(3, 3), half="fp32", full="fp32", 
     kernel = getattr(nodes_triton, name)
     coupling = Coupling(*orders, (1, 1), False)
     width = radial[1] * (2 * orders[-1] + 1) * int(full[2:]) // 32
-    constants = nodes_triton.constants(coupling) | {
+    constants = {
+        "C": compiled(coupling),
         "K_P": radial[0],
         "K_Q": radial[1],
         "SLICE": nodes_triton.slice_of(radial[0], width),
@@ -501,8 +502,8 @@ def resources(name, orders, target, *, radial=(3, 3), half="fp32", full="fp32", 
         "BLOCK": nodes_triton.BLOCK,
     }
     types = dict.fromkeys(("x", "phi_p", "phi_q", "other", "grad", "out"), f"*{half}")
-    types |= dict.fromkeys(("harmonics_p", "p_offsets", "q_out", "q_in", "weight"), f"*{full}")
-    types |= dict.fromkeys(("src", "dst", "type_", "starts", "order"), "*i64")
+    types["geometry"] = Geometry(*[f"*{full}"] * 4)
+    types["edges"] = nodes_triton.Edges("*i64", "*i64", "*i64", f"*{full}", "*i64", "*i64")
     # Triton turns a size of 1 into a constant.
     constants |= sizes or {}
     types |= {} if sizes else dict.fromkeys(("mul", "splits"), "i32")
