@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tripq.infra.chunks import chunks
 from tripq.kernels.nodes_arguments import Constants, Coupling, NodeCsr
 from tripq.so3.harmonics import spherical_harmonics
 from tripq.so3.recoupling import clebsch_gordan
@@ -79,9 +80,8 @@ class _Edges(NamedTuple):
 
 def _chunks(edges: NodeCsr, like: Tensor) -> Iterator[_Edges]:
     """Chunks with as many edges as rows of `like` fit into the buffer."""
-    step = max(1, _CHUNK // max(1, like[0].numel() if len(like) else 1))
-    for start in range(0, len(edges.dst), step):
-        yield _Edges(*(t[start : start + step] for t in edges.tensors()[:4]))
+    for part in chunks(len(edges.dst), like[0].numel() if len(like) else 1, _CHUNK):
+        yield _Edges(*(t[part] for t in edges.tensors()[:4]))
 
 
 def _messages(x: Tensor, edges: _Edges, fixed: Constants) -> Tensor:

@@ -14,6 +14,7 @@ from tripq.domain.nodes import NodeSpace
 from tripq.domain.qspace import QSpace
 from tripq.domain.voxels import PEdges
 from tripq.filters.filter import PQFilter
+from tripq.infra.chunks import chunks
 
 # A filter is made by steps that hold a few of its size at a time.
 _INTERMEDIATES = 4
@@ -58,12 +59,10 @@ def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter, budg
     return out
 
 
-def _chunks(
-    n_edges: int, filter: PQFilter, per_edge: int, x: Tensor, budget: int
-) -> tuple[Tensor, ...]:
+def _chunks(n_edges: int, filter: PQFilter, per_edge: int, x: Tensor, budget: int) -> list[slice]:
+    """Without edges one chunk of none, so that derivatives are 0, not missing."""
     size = _INTERMEDIATES * filter.dim_out * filter.dim_in * per_edge * x.element_size()
-    step = max(1, budget // max(1, size))
-    return torch.arange(n_edges, device=x.device).split(step)
+    return chunks(n_edges, size, budget) or [slice(0, 0)]
 
 
 # -- what it takes -------------------------------------------------------------------------------
