@@ -19,6 +19,7 @@ from tripq.networks.checkpoint import CheckpointError, load_network, read_notes,
 from tripq.networks.conv import ConvSegmenter
 from tripq.networks.encoder import Encoder, VoxelNetwork
 from tripq.networks.paper import PaperSegmenter
+from tripq.networks.registry import register_network
 from tripq.tasks.lesions.segmenter import LesionSegmenter
 
 Q = np.concatenate([np.zeros((1, 3)), np.eye(3)])
@@ -168,11 +169,16 @@ def tiny(path: Path, **notes: str) -> Path:
     ("argument", "value", "reason"),
     [
         ("q_features", "1000000000x0e", "more features than there are weights"),
-        ("q_features", "30x0e+1x2e", "a filter needs .* weights, and only"),
+        (
+            "q_features",
+            "30x0e+1x2e",
+            r"the tensor blocks\.0\..* is \(\d+,\) of torch.float32, not \(\d+,\)",
+        ),
         ("q_features", "1x1000e", "orders go up to 11"),
         ("q_features", 5, "the argument q_features is 5"),
         ("p_features", "1x0e+" * 300, "the argument p_features is '1x0e"),
         ("n_p_layers", 10**9, "n_p_layers is 1000000000"),
+        ("n_p_layers", 20, r"the tensor blocks\.1\..* is missing"),
         ("n_p_layers", True, "the argument n_p_layers is True"),
         ("p_radius", 1e9, "a radius of 1e.09 mm reaches 5e.08 voxels far"),
         ("p_radius", float("nan"), "arguments: no JSON: NaN is no number"),
@@ -210,6 +216,24 @@ def test_convolutions_as_wide_as_a_stranger_says_take_no_memory(tmp_path: Path) 
     save_file({"layers.0.bias": torch.zeros(10**5)}, path, metadata)
     with bounded(20, 50, with_torch=True), pytest.raises(CheckpointError, match="is missing"):
         load_network(path)
+
+
+class Counted(nn.Module):
+    """A network whose constructor needs values, which the meta device does not have."""
+
+    def __init__(self, *, size: int = 2) -> None:
+        super().__init__()
+        self.size = size
+        self.weight = nn.Parameter(torch.zeros(int(torch.ones(size).sum())))
+
+
+def test_a_network_that_needs_values_to_be_built_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tripq.networks.registry._registered", {})
+    save_network(register_network(Counted)(), tmp_path / "net.safetensors")
+    with pytest.raises(CheckpointError, match="Counted cannot be built on the meta device"):
+        load_network(tmp_path / "net.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ Slow, and the measure of every other back end.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from tripq.domain.nodes import NodeSpace
 from tripq.domain.qspace import QSpace
 from tripq.domain.voxels import PEdges
 from tripq.filters.filter import PQFilter
+from tripq.infra.chunks import chunks
 
 # A filter is made by steps that hold a few of its size at a time.
 _INTERMEDIATES = 4
@@ -34,7 +37,7 @@ def _on_product(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: i
     weights = q.weights.to(x.dtype)
     radial = filter.radial_q_in(q, x.dtype)
 
-    def messages(part: Tensor, x: Tensor) -> Tensor:
+    def messages(part: slice, x: Tensor) -> Tensor:
         types = edges.type[part]
         kernel = filter.kernel(
             edges.offsets[types][:, None, None].to(x.dtype),
@@ -48,7 +51,7 @@ def _on_product(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: i
 
     out = x.new_zeros(x.shape[0], len(q.q_out), filter.dim_out)
     for part in _chunks(len(edges.dst), edges, filter, weights.numel(), x, budget):
-        out = out.index_add(0, edges.dst[part], recomputed(messages, part, x))
+        out = out.index_add(0, edges.dst[part], recomputed(partial(messages, part), x))
     return out
 
 
@@ -56,7 +59,7 @@ def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter, budg
     joined = nodes.edges
     radial = filter.radial_q_in(nodes, x.dtype)
 
-    def messages(part: Tensor, x: Tensor) -> Tensor:
+    def messages(part: slice, x: Tensor) -> Tensor:
         types, src = edges.type[joined.p_edge[part]], joined.src[part]
         kernel = filter.kernel(
             edges.offsets[types].to(x.dtype),
@@ -70,7 +73,7 @@ def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter, budg
 
     out = x.new_zeros(len(nodes.q_out), filter.dim_out)
     for part in _chunks(len(joined.dst), edges, filter, 1, x, budget):
-        out = out.index_add(0, joined.dst[part], recomputed(messages, part, x))
+        out = out.index_add(0, joined.dst[part], recomputed(partial(messages, part), x))
     return out
 
 
@@ -84,12 +87,12 @@ def _weighted(features: Tensor, edges: PEdges, types: Tensor) -> Tensor:
 
 def _chunks(
     n_edges: int, edges: PEdges, filter: PQFilter, per_edge: int, x: Tensor, budget: int
-) -> tuple[Tensor, ...]:
+) -> list[slice]:
+    """Without edges one chunk of none, so that derivatives are 0, not missing."""
     size = _INTERMEDIATES * filter.dim_out * filter.dim_in * per_edge * x.element_size()
     if edges.rule is not None and filter.joint:
         size *= len(edges.rule.points)
-    step = max(1, budget // max(1, size))
-    return torch.arange(n_edges, device=x.device).split(step)
+    return chunks(n_edges, size, budget) or [slice(0, 0)]
 
 
 # -- what it takes -------------------------------------------------------------------------------

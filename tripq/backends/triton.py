@@ -31,11 +31,13 @@ from tripq.domain.nodes import NodeSpace
 from tripq.domain.qspace import QSpace
 from tripq.domain.voxels import PEdges
 from tripq.filters.filter import PQFilter, ungrouped
+from tripq.infra.chunks import chunks
 from tripq.infra.kept import kept_with_owner
 from tripq.kernels.embeddings import edge_harmonics
 from tripq.kernels.launch import accumulation_dtype
 from tripq.kernels.mixing import mix
-from tripq.kernels.nodes import NodeCsr, Term, aggregate_nodes
+from tripq.kernels.nodes import aggregate_nodes
+from tripq.kernels.nodes_arguments import NodeCsr, Term
 from tripq.kernels.tensor_product import Coupling, contract, expand
 from tripq.so3.recoupling import Block
 
@@ -190,14 +192,12 @@ def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter, budg
     ]
     n_radial = filter.radial[0] * filter.radial[2]
     per_node = sum(n_radial * filter.channels_in[t.group].mul * (2 * t.l_out + 1) for t in terms)
-    step = max(1, budget // max(1, x.element_size() * per_node))
-    if step >= len(q_out):
+    parts = chunks(len(q_out), x.element_size() * per_node, budget)
+    if len(parts) < 2:
         return part(0, len(q_out), *features)
-    parts = [
-        recomputed(partial(part, start, min(start + step, len(q_out))), *features)
-        for start in range(0, len(q_out), step)
-    ]
-    return torch.cat(parts)
+    return torch.cat(
+        [recomputed(partial(part, nodes.start, nodes.stop), *features) for nodes in parts]
+    )
 
 
 @kept_with_owner

@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -31,26 +30,6 @@ TYPICAL_VOXEL_MM = 2.0
 #: A radial function of |q| whose sum over the shells is less is not scaled up further: it has next
 #: to no value on any of them.
 LEAST_SUM = 0.1
-
-_weights_left: ContextVar[float] = ContextVar("_weights_left", default=math.inf)
-
-
-@contextmanager
-def weights_at_most(number: int) -> Iterator[None]:
-    """Refuse, inside, to make filters that have more weights than this together.
-
-    For networks whose sizes a stranger names: nothing is allocated before it is refused.
-
-    Raises
-    ------
-    ValueError
-        Where there would be more.
-    """
-    token = _weights_left.set(number)
-    try:
-        yield
-    finally:
-        _weights_left.reset(token)
 
 
 class PQFilter(nn.Module):
@@ -109,14 +88,7 @@ class PQFilter(nn.Module):
         self.antipodal = antipodal
         self.quadrature = quadrature
         self.radial = (phi_p.number, phi_q_out.number, phi_q_in.number)
-        number = sum(self._numel(path) for path in paths)
-        if number > _weights_left.get():
-            raise ValueError(
-                f"a filter needs {number:,} weights, and only {_weights_left.get():,} are left"
-            )
-        _weights_left.set(_weights_left.get() - number)
-        self.recoupling = Recoupling.build(paths, channels_in, channels_out, self.radial)
-        self.weight = nn.Parameter(torch.empty(number))
+        self.weight = nn.Parameter(torch.empty(sum(self._numel(path) for path in paths)))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -124,8 +96,11 @@ class PQFilter(nn.Module):
 
         Normal deviates, divided for each output order by the root of the number of terms it sums:
         input channels, radial functions and, each counted with the square of its radial function
-        and quadrature weight, the voxels that a grid of `TYPICAL_VOXEL_MM` has within the radius.
+        and quadrature weight, the voxels that a grid of `TYPICAL_VOXEL_MM` has within the radius.  On
+        the meta device there are no values to draw.
         """
+        if self.weight.is_meta:
+            return
         terms = dict.fromkeys(((c.l, c.parity) for c in self.channels_out), 0.0)
         neighbours = self._neighbours()
         for path in self.paths:
@@ -147,6 +122,11 @@ class PQFilter(nn.Module):
         with torch.no_grad():
             embedding = self.embed_p(edges, self.weight.dtype)
         return {l: float(e.square().sum()) / (2 * l + 1) for l, e in embedding.items()}
+
+    @cached_property
+    def recoupling(self) -> Recoupling:
+        """The tables that make mixing matrices of the weights."""
+        return Recoupling.build(self.paths, self.channels_in, self.channels_out, self.radial)
 
     def path_weights(self) -> Iterator[tuple[Path, Tensor]]:
         """Each path with a view of its weights, (mul_out, mul_in, K_p, K_q_out, K_q_in)."""

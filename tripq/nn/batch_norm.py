@@ -29,20 +29,22 @@ class BatchNorm(e3nn_nn.BatchNorm):
     def __init__(self, irreps: o3.Irreps | str) -> None:
         super().__init__(irreps)
         features = [ir for mul, ir in self.irreps for _ in range(mul)]
-        dims = torch.tensor([ir.dim for ir in features], dtype=torch.int64)
-        scalar = torch.tensor([ir.is_scalar() for ir in features], dtype=torch.bool)
+        of_component = [i for i, ir in enumerate(features) for _ in range(ir.dim)]
+        scalars = [i for i, feature in enumerate(of_component) if features[feature].is_scalar()]
         self._feature: Tensor
         self._scalar: Tensor
         self._dims: Tensor
         self._belongs: Tensor
-        feature = torch.arange(len(dims)).repeat_interleave(dims)
         # The feature of each component, and the positions of the scalars.
+        feature = torch.tensor(of_component, dtype=torch.int64)
         self.register_buffer("_feature", feature, persistent=False)
-        self.register_buffer("_scalar", scalar[feature].nonzero()[:, 0], persistent=False)
+        scalar = torch.tensor(scalars, dtype=torch.int64)
+        self.register_buffer("_scalar", scalar, persistent=False)
         # 1 where a component belongs to a feature.  A sum by index would be shorter, but its order
         # on a GPU is random, and training would not be reproducible.
-        belongs = (feature[:, None] == torch.arange(len(dims))).float()
+        belongs = (feature[:, None] == torch.arange(len(features))).float()
         self.register_buffer("_belongs", belongs, persistent=False)
+        dims = torch.tensor([ir.dim for ir in features], dtype=torch.int64)
         self.register_buffer("_dims", dims, persistent=False)
 
     def forward(self, x: Tensor, graph: PQGraph) -> Tensor:
