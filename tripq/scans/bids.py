@@ -332,24 +332,14 @@ def find_maps(root: Path, label: str, participants: Sequence[str] = ()) -> list[
         If there is none, or none of a participant that was asked for; it names those that there
         are.
     """
-    found = _list(root, "sub-*/**/sub-*_probseg")
-    maps = [scan for scan in found if scan.name.entities.get("label") == label]
-    if not maps:
-        raise BIDSError(f"{root}: no sub-*/**/*_label-{label}_probseg.nii.gz in this folder.")
+    maps = _list_label(root, label, "*_probseg")
     return _of_participants(maps, participants, f"{root}: no {label} map")
 
 
 def find_masks(root: Path, label: str, participants: Sequence[str] = ()) -> list[Path]:
     """Masks of a dataset of derivatives: ``sub-*/**/*_label-<label>_mask.nii[.gz]``.
 
-    Parameters
-    ----------
-    root : Path
-        Of the dataset.
-    label : str
-        Of what the masks show.
-    participants : sequence of str, optional
-        Labels, with or without ``sub-``; by default all.
+    Parameters are those of `find_maps`; a participant may have no mask.
 
     Raises
     ------
@@ -357,9 +347,7 @@ def find_masks(root: Path, label: str, participants: Sequence[str] = ()) -> list
         If there is none of anybody.
     """
     wanted = _labels(participants, "sub-")
-    masks = _list(root, f"sub-*/**/sub-*_label-{label}_mask")
-    if not masks:
-        raise BIDSError(f"{root}: no sub-*/**/*_label-{label}_mask.nii.gz in this folder.")
+    masks = _list_label(root, label, "_mask")
     return [found.path for found in masks if not wanted or found.subject in wanted]
 
 
@@ -483,6 +471,16 @@ def _list(root: Path, *patterns: str) -> list[BIDSScan]:
         if "sub" not in scan.name.entities:
             _log.warning("%s: left out: not a name of BIDS.", scan.path)
     return [scan for scan in scans if "sub" in scan.name.entities]
+
+
+def _list_label(root: Path, label: str, ending: str) -> list[BIDSScan]:
+    """At least one image of a label in derivatives; the ending is a pattern behind the label."""
+    found = _list(root, f"sub-*/**/sub-*_label-{label}{ending}")
+    images = [image for image in found if image.name.entities.get("label") == label]
+    if not images:
+        ending = ending.removeprefix("*")
+        raise BIDSError(f"{root}: no sub-*/**/*_label-{label}{ending}.nii.gz in this folder.")
+    return images
 
 
 def _labels(given: Iterable[str], prefix: str) -> set[str]:
