@@ -11,10 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from tripq.report.charts import SHELL_COLOURS, signal_figure
 from tripq.report.page import Picture, make_picture, number, plural, write_page
+from tripq.report.slices import AxialSlices
 from tripq.report.sphere import AZIMUTH, ELEVATION, axis_letters, view_shells
 from tripq.report.volumes import embed_intensity, embed_probability
 from tripq.scans import DWI
-from tripq.tasks.lesions.figures import AxialSlices, probability_colours, slice_figure
+from tripq.tasks.lesions.figures import probability_colours, slice_figure
 from tripq.tasks.lesions.listing import (
     HEAD_WIDTH,
     MIDLINE,
