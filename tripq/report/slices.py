@@ -37,6 +37,8 @@ class AxialSlices:
     background : (S, rows, columns) array
         Mean diffusion-weighted intensity: white matter bright, fluid dark.  Slices go up from the
         feet, rows from front to back, columns from the right side of the head to the left.
+    inside : (S, rows, columns) bool array
+        The voxels of the mask.
     aspect : float
         Height of a pixel over its width.
     """
@@ -54,7 +56,7 @@ class AxialSlices:
         self._thickness = float(thickness)
         self.background = self.volume(dwi.b0 * dwi.signal[:, 1:].mean(axis=1))
         self._z = self.volume(dwi.voxel_centres()[:, 2])
-        self._inside = self.volume(np.ones(len(dwi.b0), dtype=bool))
+        self.inside = self.volume(np.ones(len(dwi.b0), dtype=bool))
 
     def _reordered(self, values: ArrayLike) -> NDArray[Any]:
         volume = apply_orientation(self._dwi.volume(values), self._reordering)
@@ -71,7 +73,7 @@ class AxialSlices:
 
     def height(self, index: int) -> float:
         """World z of the middle of a slice of the mask, in mm; slices may be oblique."""
-        z, inside = self._z[index], self._inside[index]
+        z, inside = self._z[index], self.inside[index]
         return float(z[inside].mean())
 
     def draw(self, axes: Axes, index: int, background: NDArray[Any] | None = None) -> None:
