@@ -9,6 +9,7 @@ from os import PathLike
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
 from tripq.report.page import Picture, make_picture, number, plural, write_page
@@ -137,11 +138,9 @@ def maps_figure(
     rows, columns = slices.background.shape[1:]
     height = SLICE_INCHES * slices.aspect * rows / columns
     n_components = values.shape[1]
-    figure = Figure(
-        figsize=(SLICE_INCHES * len(chosen) + 1.0, height * n_components), layout="constrained"
-    )
-    figure.set_facecolor("black")
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
+    size = (SLICE_INCHES * len(chosen) + 1.0, height * n_components)
+    layout = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
+    figure = Figure(figsize=size, layout=layout, facecolor="black")
     grid = figure.subplots(n_components, len(chosen), squeeze=False)
     for row, component, name in zip(grid, values.T, names, strict=True):
         low, high = _limits(component)
@@ -239,5 +238,5 @@ def _usual(values: NDArray[np.floating]) -> tuple[float, float]:
 def _spread(slices: AxialSlices) -> list[int]:
     """Slices at even distances, from the top down."""
     places = np.linspace(0, len(slices.background) - 1, _SLICES + 2)[1:-1]
-    filled = slices.inside.any(axis=(1, 2))
-    return sorted({int(place) for place in np.rint(places) if filled[int(place)]}, reverse=True)
+    chosen = {int(place) for place in np.rint(places) if slices.inside[int(place)].any()}
+    return sorted(chosen, reverse=True)

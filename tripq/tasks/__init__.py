@@ -124,11 +124,17 @@ class TaskCommands(ABC, Generic[Config]):
         Packages of the extra ``ms`` that training needs.
     weights : str
         Name of the file of a trained network.
+    quantity : str
+        What the output of a network is called in messages, in the plural.
+    units : mapping of str to str
+        Units of the maps, by the endings of their files, for pages.
     """
 
     name: ClassVar[str]
     needed: ClassVar[tuple[str, ...]]
     weights: ClassVar[str]
+    quantity: ClassVar[str] = "values"
+    units: ClassVar[Mapping[str, str]] = {}
 
     @property
     @abstractmethod
@@ -199,6 +205,33 @@ class TaskCommands(ABC, Generic[Config]):
     @abstractmethod
     def maps(self, model: Model, prediction: Prediction) -> Mapping[str, NDArray[Any]]:
         """Maps of a scan, (V,) or (V, C), by the endings of their files."""
+
+    def write_page(
+        self, path: Path, model: Model, prediction: Prediction, settings: Mapping[str, str]
+    ) -> None:
+        """Write the page of a scan: by default all maps, the network and the measurement.
+
+        Parameters
+        ----------
+        path : Path
+            ``.html``.
+        model : Model
+            The network.
+        prediction : Prediction
+            Its output.
+        settings : mapping of str to str
+            Settings that determine the maps, shown as they are; see
+            `tripq.report.maps.write_maps_report`.
+        """
+        from tripq.report.maps import ShownMap, write_maps_report
+
+        maps = [
+            ShownMap(ending, values, self.units.get(ending, ""))
+            for ending, values in self.maps(model, prediction).items()
+        ]
+        write_maps_report(
+            path, prediction.dwi, maps, settings, network=model.described, kind=f"{self.name} maps"
+        )
 
 
 def task_names() -> tuple[str, ...]:

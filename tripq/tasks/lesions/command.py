@@ -35,6 +35,7 @@ class LesionCommands(TaskCommands["LesionConfig"]):
     name = "lesions"
     needed = ("lightning", "panoptica", "torchmetrics")
     weights = "lesion-segmenter.safetensors"
+    quantity = "probabilities"
 
     @property
     def config(self) -> type[LesionConfig]:
@@ -179,6 +180,20 @@ class LesionCommands(TaskCommands["LesionConfig"]):
             f"label-{LABEL}_probseg": prediction.output,
             f"label-{LABEL}_mask": lesion,
         }
+
+    def write_page(
+        self, path: Path, model: Model, prediction: Prediction, settings: Mapping[str, str]
+    ) -> None:
+        """Write the page of `tripq segment`."""
+        from tripq.tasks.lesions.pages.subject import write_subject_report
+
+        write_subject_report(
+            path,
+            prediction.dwi,
+            prediction.output,
+            threshold=segmentation.Model.of(model).threshold,
+            settings=settings,
+        )
 
 
 def _digests(files: LabelledFiles) -> list[str]:
