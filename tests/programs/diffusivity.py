@@ -21,6 +21,7 @@ class DiffusivityCommands(TaskCommands[TrainingConfig]):
     weights = "diffusivity.safetensors"
     quantity = "diffusivities"
     units: Mapping[str, str] = {"md": "µm²/ms"}
+    scored = "md"
 
     @property
     def config(self) -> type[TrainingConfig]:

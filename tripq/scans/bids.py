@@ -233,12 +233,35 @@ class BIDSScan:
         BIDSError
             If two hold equally.
         """
-        ending = f"{entity}_mask"
+        return self.image(derivatives, f"{entity}_mask")
+
+    def image(self, derivatives: Path, ending: str) -> Path:
+        """An image about it in a dataset of derivatives, on its own grid.
+
+        Parameters
+        ----------
+        derivatives : Path
+            Root of the dataset.
+        ending : str
+            With which the name of the image ends, such as ``"label-WM_mask"`` or ``"md"``.
+
+        Returns
+        -------
+        Path
+            In the folder of the scan, with no entity that the scan has not itself.
+
+        Raises
+        ------
+        BIDSMissingError
+            If there is none.
+        BIDSError
+            If two hold equally.
+        """
         folder = derivatives / self.relative.parent
         spaces = {None, "orig", self.name.entities.get("space")}
         found = []
         for extension in _EXTENSIONS:
-            for file in folder.glob(f"*{ending}{extension}"):
+            for file in folder.glob(f"*_{ending}{extension}"):
                 entities = BIDSName.parse(file.name).entities
                 whose = {k: v for k, v in entities.items() if k not in _OF_MASKS}
                 if whose.items() <= self.name.entities.items() and entities.get("space") in spaces:
@@ -349,6 +372,17 @@ def find_masks(root: Path, label: str, participants: Sequence[str] = ()) -> list
     wanted = _labels(participants, "sub-")
     masks = _list_label(root, label, "_mask")
     return [found.path for found in masks if not wanted or found.subject in wanted]
+
+
+def find_images(root: Path, ending: str, participants: Sequence[str] = ()) -> list[BIDSScan]:
+    """Images of a dataset of derivatives: ``sub-*/**/sub-*_<ending>.nii[.gz]``.
+
+    Parameters and errors are those of `find_maps`, but for the ending of the names.
+    """
+    images = _list(root, f"sub-*/**/sub-*_{ending}")
+    if not images:
+        raise BIDSError(f"{root}: no sub-*/**/*_{ending}.nii.gz in this folder.")
+    return _of_participants(images, participants, f"{root}: no {ending} image")
 
 
 def find_namesakes(

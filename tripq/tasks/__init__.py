@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from tripq.networks.apply import Model, Prediction
     from tripq.scans import DWI, Frame
+    from tripq.tasks.scoring import MapScoring
     from tripq.training import Progress, Scan, TrainingRecord
     from tripq.training.config import TrainingConfig
 
@@ -128,6 +129,8 @@ class TaskCommands(ABC, Generic[Config]):
         What the output of a network is called in messages, in the plural.
     units : mapping of str to str
         Units of the maps, by the endings of their files, for pages.
+    scored : str
+        Ending of the map of numbers that `tripq evaluate` compares with known ones; empty for none.
     """
 
     name: ClassVar[str]
@@ -135,6 +138,7 @@ class TaskCommands(ABC, Generic[Config]):
     weights: ClassVar[str]
     quantity: ClassVar[str] = "values"
     units: ClassVar[Mapping[str, str]] = {}
+    scored: ClassVar[str] = ""
 
     @property
     @abstractmethod
@@ -232,6 +236,27 @@ class TaskCommands(ABC, Generic[Config]):
         write_maps_report(
             path, prediction.dwi, maps, settings, network=model.described, kind=f"{self.name} maps"
         )
+
+    def scoring(self, threshold: float | None = None) -> MapScoring[Any]:
+        """How maps are scored: by default as numbers, those of the map `scored`.
+
+        Parameters
+        ----------
+        threshold : float, optional
+            On probabilities, for tasks that have one.
+
+        Raises
+        ------
+        ValueError
+            If the task has no scores, or no threshold.
+        """
+        from tripq.tasks.scoring import ValueScoring
+
+        if not self.scored:
+            raise ValueError(f"the task {self.name} has no map that can be scored.")
+        if threshold is not None:
+            raise ValueError(f"--threshold: the maps of the task {self.name} have none.")
+        return ValueScoring(self.scored, self.units.get(self.scored, ""))
 
 
 def task_names() -> tuple[str, ...]:

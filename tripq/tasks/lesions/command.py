@@ -24,6 +24,7 @@ from tripq.tasks.lesions.names import LABEL
 if TYPE_CHECKING:
     from tripq.tasks.lesions.config import LesionConfig
     from tripq.tasks.lesions.datasets import LabelledFiles, LabelledSubject
+    from tripq.tasks.lesions.scoring import LesionScoring
     from tripq.training import Progress, TrainingRecord
 
 _log = logging.getLogger("tripq")
@@ -194,6 +195,12 @@ class LesionCommands(TaskCommands["LesionConfig"]):
             threshold=segmentation.Model.of(model).threshold,
             settings=settings,
         )
+
+    def scoring(self, threshold: float | None = None) -> LesionScoring:
+        """By voxel and by lesion."""
+        from tripq.tasks.lesions.scoring import LesionScoring
+
+        return LesionScoring(threshold)
 
 
 def _digests(files: LabelledFiles) -> list[str]:
