@@ -139,7 +139,7 @@ def maps_figure(
     height = SLICE_INCHES * slices.aspect * rows / columns
     n_components = values.shape[1]
     size = (SLICE_INCHES * len(chosen) + 1.0, height * n_components)
-    layout = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
+    layout = ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.02, wspace=0, hspace=0)
     figure = Figure(figsize=size, layout=layout, facecolor="black")
     grid = figure.subplots(n_components, len(chosen), squeeze=False)
     for row, component, name in zip(grid, values.T, names, strict=True):

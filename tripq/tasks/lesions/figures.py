@@ -236,7 +236,8 @@ def curves_figure(
         panels, _curves(truth, pooled), scores, points, strict=True
     ):
         _plot(axes, x, y, NETWORK_COLOURS[0], f"all voxels: {value:.3f}")
-        axes.plot(*point, "o", color=NETWORK_COLOURS[1], label=f"threshold {threshold:.3g}")
+        label = f"threshold {threshold:.3g}"
+        axes.plot(*point, "o", color=NETWORK_COLOURS[1], label=label, clip_on=False, zorder=3)
     _finish_curves(panels[0], panels[1], share=float(np.mean(truth)))
     return figure
 
