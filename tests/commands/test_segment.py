@@ -330,7 +330,7 @@ def test_help_names_every_option_with_an_example(call: Call) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["segment", "segment-bids", "train", "evaluate", "info", "check"]
+    "command", ["segment", "segment-bids", "train", "predict", "evaluate", "info", "check"]
 )
 def test_help_is_as_wide_as_the_screen_and_its_examples_stand_out(
     command: str, call: Call, monkeypatch: pytest.MonkeyPatch

@@ -17,7 +17,7 @@ import pytest
 
 from tests.commands.conftest import Call, Outcome, write_mask, write_scan, write_weights
 from tripq import __version__
-from tripq.commands import segmenting
+from tripq.commands import applying, segmenting
 from tripq.commands.derivatives import Row
 from tripq.commands.segment_bids import Sparingly
 from tripq.scans.bids import BIDSScan
@@ -129,14 +129,14 @@ def test_one_bad_scan_is_reported_and_does_not_stop_the_rest(
 def test_even_a_mistake_in_the_program_does_not_stop_the_rest(
     segment_all, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read_scan = segmenting.read_scan
+    read_scan = applying.read_scan
 
     def broken(files, *others):
         if "sub-01" in files.scan.name:
             raise KeyError("made up")
         return read_scan(files, *others)
 
-    monkeypatch.setattr(segmenting, "read_scan", broken)
+    monkeypatch.setattr(applying, "read_scan", broken)
     done = segment_all("--log", tmp_path / "log.txt")
     assert done.status == 1
     assert [row["status"] for row in summary(out).values()] == ["failed", "done", "done"]
@@ -593,7 +593,7 @@ def test_options_of_bids_apps(
         monkeypatch.delenv(name)
     monkeypatch.setattr(tempfile, "tempdir", None)
     used: list[int | None] = []
-    monkeypatch.setattr(segmenting, "use_threads", used.append)
+    monkeypatch.setattr(applying, "use_threads", used.append)
     work = tmp_path / "work"
     words = ("--participant_label", "sub-01", "-w", work, "--overwrite")
     for more in (("--nprocs", 3), ("--n_cpus", 2, "--omp-nthreads", 1), ("--omp-nthreads", 5)):

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import torch
-from threadpoolctl import threadpool_limits
-
 from tripq import __version__
-from tripq.commands.check import judge
+from tripq.commands.applying import (
+    choose_resources,
+    describe_settings,
+    input_files,
+    naming_scan,
+    page_settings,
+    read_input,
+    tell_caution,
+)
 from tripq.commands.derivatives import shown_settings
 from tripq.commands.files import Addresses, ResultFiles, ScanFiles
 from tripq.commands.options import Device
-from tripq.commands.scans import read_scan
-from tripq.commands.session import Session, log
+from tripq.commands.session import Session
 from tripq.infra.files import read_json, sha256, staged, write_json
-from tripq.infra.memory import spell_bytes
-from tripq.infra.rank import Rank
-from tripq.networks.apply import PROGRAM_BYTES
-from tripq.scans import DWI, DWIError, Frame, write_map
-from tripq.scans.read import find_table
+from tripq.scans import Frame, write_map
 from tripq.tasks.lesions.listing import find_lesions
 from tripq.tasks.lesions.pages.subject import write_subject_report
 from tripq.tasks.lesions.segmentation import Model, Segmentation, load_model, segment_scan
@@ -76,15 +75,9 @@ class Settings:
         shells: Sequence[float] | None = None,
     ) -> Settings:
         """Read the checkpoint, and choose device, threads and memory for this computer."""
-        use_threads(threads)
-        chosen = choose_device(device)
-        processes = Rank.here().local_count
-        if chosen == "cpu":
-            memory /= processes  # each CUDA device belongs to one process
-        check_memory(memory, processes)
+        chosen, memory = choose_resources(device, memory, threads)
         model = load_model(weights or default_weights())
-        if model.caution and Rank.here().leads:
-            log.warning("%s: %s", model.path.name, model.caution)
+        tell_caution(model)
         return cls(
             model=model,
             threshold=model.threshold if threshold is None else threshold,
@@ -98,14 +91,8 @@ class Settings:
     def lasting(self) -> dict[str, Any]:
         """Settings that a map depends on, for its sidecar."""
         return {
-            "Weights": {
-                "Name": self.model.path.name,
-                "SHA256": self.model.sha256,
-                "Caution": self.model.caution,
-            },
+            **describe_settings(self.model, self.frame, self.shells),
             "Threshold": self.threshold,
-            "GradientFrame": self.frame,
-            **({"Shells": list(self.shells)} if self.shells else {}),
         }
 
     @property
@@ -121,51 +108,6 @@ class Lesions:
     count: int
     volume_ml: float
     seconds: float
-
-
-def use_threads(threads: int | None) -> None:
-    """Set the number of CPU threads; None keeps the default of the libraries."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-        threadpool_limits(threads)
-
-
-def choose_device(device: Device) -> str:
-    """``"cpu"`` or ``"cuda"``.
-
-    Raises
-    ------
-    ValueError
-        If a CUDA device is requested and none is available.
-    """
-    there = torch.cuda.is_available()
-    if device == "cuda" and not there:
-        raise ValueError(
-            "--device cuda: torch finds no CUDA device here. Without one, --device auto computes "
-            "on the CPU."
-        )
-    return "cuda" if there and device != "cpu" else "cpu"
-
-
-def check_memory(memory: float, processes: int = 1) -> None:
-    """Reject a memory limit that is too small for the program itself."""
-    if memory <= PROGRAM_BYTES:
-        whose = "" if processes == 1 else f" for each of {processes} processes"
-        raise ValueError(
-            f"--memory: {spell_bytes(memory)}{whose} are not enough: the program itself takes "
-            f"{spell_bytes(PROGRAM_BYTES)}, and a scan needs more. 4GB is the default."
-        )
-
-
-def check_table(dwi: DWI, frame: Frame) -> tuple[str, ...]:
-    """A caution if the scan clearly contradicts its gradient table; the table is not changed."""
-    try:
-        verdict = judge(dwi, frame)
-    except DWIError:
-        return ()  # too few directions for the check
-    return (
-        () if verdict.table in ("fits", "cannot tell") else (f"Gradient table: {verdict.advice}",)
-    )
 
 
 def segment_files(
@@ -190,12 +132,8 @@ def segment_files(
     addresses : Addresses, optional
         BIDS URIs of the files, if they belong to datasets.
     """
-    try:
+    with naming_scan(files.scan):
         return _segment_files(files, results, settings, screen, addresses)
-    except MemoryError as error:
-        if str(files.scan) in str(error):
-            raise
-        raise MemoryError(f"{files.scan}: out of memory: {error}.") from error
 
 
 def _segment_files(
@@ -206,29 +144,15 @@ def _segment_files(
     addresses: Addresses | None,
 ) -> Lesions:
     start = perf_counter()
-    # on a CUDA device the limit is on the device memory, not on that of the signal
-    spare = settings.memory - PROGRAM_BYTES if settings.device == "cpu" else math.inf
-    dwi = read_scan(files, settings.frame, screen, spare)
-    inputs = _inputs(files, settings.frame)
-    log.debug("%s: table %s, %s", files.scan, inputs["BVal"], inputs["BVec"])
-    # before the segmentation, because the files can change during it
-    fingerprints = {
-        name: {"Name": path.name, "SHA256": sha256(path)} for name, path in inputs.items()
-    }
-    if settings.shells:
-        dwi = dwi.with_shells(settings.shells)
-    _tell(dwi.notes, files)
-    doubts = check_table(dwi, settings.frame)
-    dwi = replace(dwi, notes=(*dwi.notes, *doubts))
-    log.debug("%r", dwi)
+    given = read_input(
+        files, settings.frame, settings.shells, settings.device, settings.memory, screen
+    )
+    dwi = given.dwi
     with screen.bar(f"segmenting {files.scan.name}", "voxels") as report:
         result = segment_scan(
             settings.model, dwi, memory=settings.memory, device=settings.device, report=report
         )
-    cautions = (*doubts, *result.cautions)
-    for caution in cautions:
-        log.warning("%s: %s", files.scan, caution)
-    _tell([note for note in result.notes[len(dwi.notes) :] if note not in cautions], files)
+    cautions = given.tell(result.notes, result.cautions)
     lesions = find_lesions(dwi, result.probability, settings.threshold)
     volume_ml = float(sum(lesion.volume_ml for lesion in lesions))
     found = Lesions(len(lesions), volume_ml, perf_counter() - start)
@@ -243,9 +167,7 @@ def _segment_files(
         **({} if addresses is None else addresses.of_map),
         **settings.lasting,
         "Device": settings.device,
-        "Inputs": fingerprints,
-        "VoxelSizeMillimetres": [round(float(edge), 4) for edge in dwi.voxel_size],
-        "BrainMask": "given" if files.mask is not None else "median_otsu of dipy, from b0",
+        **given.described,
         "LesionCount": found.count,
         "LesionVolumeMillilitres": round(found.volume_ml, 4),
         "Notes": list(result.notes),
@@ -290,7 +212,7 @@ def changed_inputs(about: Mapping[str, Any], files: ScanFiles, frame: Frame) -> 
     """
     then = about.get("Inputs")
     then = then if isinstance(then, dict) else {}
-    now = _inputs(files, frame)
+    now = input_files(files, frame)
 
     def is_same(name: str) -> bool:
         known = then.get(name)
@@ -302,18 +224,6 @@ def changed_inputs(about: Mapping[str, Any], files: ScanFiles, frame: Frame) -> 
         )
 
     return [name for name in {**now, **then} if not is_same(name)]
-
-
-def _inputs(files: ScanFiles, frame: Frame) -> dict[str, Path]:
-    """The input files of a map, by their names in its sidecar."""
-    bval, bvec = find_table(files.scan, files.bval, files.bvec, frame)
-    mask = {} if files.mask is None else {"BrainMask": files.mask}
-    return {"Scan": files.scan, "BVal": bval, "BVec": bvec, **mask}
-
-
-def _tell(notes: Sequence[str], files: ScanFiles) -> None:
-    for note in notes:
-        log.info("%s: %s", files.scan.name, note)
 
 
 def _write(
@@ -337,17 +247,10 @@ def _write_report(
     path: Path, result: Segmentation, settings: Settings, about: Mapping[str, Any]
 ) -> None:
     """Write the report page of a scan."""
-    shown = {
-        "tripq": __version__,
-        **settings.shown,
-        "Caution": "\n".join((settings.model.caution, *about.get("Cautions", ()))),
-        "Brain mask": str(about["BrainMask"]),
-        "Notes": " ".join(result.notes),
-    }
     write_subject_report(
         path,
         result.dwi,
         result.probability,
         threshold=settings.threshold,
-        settings={name: text for name, text in shown.items() if text},
+        settings=page_settings(about, result.notes),
     )

@@ -144,7 +144,7 @@ def train(
         need(*chosen_task.needed)
         ranks.divide(devices, nodes, threads)
         rank = Rank.here()
-        from tripq.commands.segmenting import choose_device, use_threads
+        from tripq.commands.applying import choose_device, use_threads
         from tripq.infra.distributed import by_leader, connected
         from tripq.training.config import ConfigError, read_config
 

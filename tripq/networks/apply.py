@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tripq.infra.files import sha256, shortened
+from tripq.infra.files import parse_json, sha256, shortened
 from tripq.infra.memory import is_out_of_memory
 from tripq.networks.blocks import predict_blocks, receptive_field
 from tripq.networks.checkpoint import CheckpointError, load_network, read_notes
@@ -94,6 +94,16 @@ class Model:
     fewest_directions: int = 0
     task: str = ""
     notes: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def described(self) -> dict[str, str]:
+        """The network for readers: its name, its size and its arguments."""
+        arguments = parse_json(self.notes.get("arguments", "{}"), "arguments")
+        return {
+            "network": type(self.network).__name__,
+            "number of weights": f"{sum(w.numel() for w in self.network.parameters()):,}",
+            **{name: str(value) for name, value in arguments.items()},
+        }
 
 
 @dataclass(frozen=True, eq=False)

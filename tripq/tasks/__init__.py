@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from tripq.networks.apply import Model, Prediction
     from tripq.scans import DWI, Frame
+    from tripq.tasks.scoring import MapScoring
     from tripq.training import Progress, Scan, TrainingRecord
     from tripq.training.config import TrainingConfig
 
@@ -124,11 +125,20 @@ class TaskCommands(ABC, Generic[Config]):
         Packages of the extra ``ms`` that training needs.
     weights : str
         Name of the file of a trained network.
+    quantity : str
+        What the output of a network is called in messages, in the plural.
+    units : mapping of str to str
+        Units of the maps, by the endings of their files, for pages.
+    scored : str
+        Ending of the map of numbers that `tripq evaluate` compares with known ones; empty for none.
     """
 
     name: ClassVar[str]
     needed: ClassVar[tuple[str, ...]]
     weights: ClassVar[str]
+    quantity: ClassVar[str] = "values"
+    units: ClassVar[Mapping[str, str]] = {}
+    scored: ClassVar[str] = ""
 
     @property
     @abstractmethod
@@ -199,6 +209,54 @@ class TaskCommands(ABC, Generic[Config]):
     @abstractmethod
     def maps(self, model: Model, prediction: Prediction) -> Mapping[str, NDArray[Any]]:
         """Maps of a scan, (V,) or (V, C), by the endings of their files."""
+
+    def write_page(
+        self, path: Path, model: Model, prediction: Prediction, settings: Mapping[str, str]
+    ) -> None:
+        """Write the page of a scan: by default all maps, the network and the measurement.
+
+        Parameters
+        ----------
+        path : Path
+            ``.html``.
+        model : Model
+            The network.
+        prediction : Prediction
+            Its output.
+        settings : mapping of str to str
+            Settings that determine the maps, shown as they are; see
+            `tripq.report.maps.write_maps_report`.
+        """
+        from tripq.report.maps import ShownMap, write_maps_report
+
+        maps = [
+            ShownMap(ending, values, self.units.get(ending, ""))
+            for ending, values in self.maps(model, prediction).items()
+        ]
+        write_maps_report(
+            path, prediction.dwi, maps, settings, network=model.described, kind=f"{self.name} maps"
+        )
+
+    def scoring(self, threshold: float | None = None) -> MapScoring[Any]:
+        """How maps are scored: by default as numbers, those of the map `scored`.
+
+        Parameters
+        ----------
+        threshold : float, optional
+            On probabilities, for tasks that have one.
+
+        Raises
+        ------
+        ValueError
+            If the task has no scores, or no threshold.
+        """
+        from tripq.tasks.scoring import ValueScoring
+
+        if not self.scored:
+            raise ValueError(f"the task {self.name} has no map that can be scored.")
+        if threshold is not None:
+            raise ValueError(f"--threshold: the maps of the task {self.name} have none.")
+        return ValueScoring(self.scored, self.units.get(self.scored, ""))
 
 
 def task_names() -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from tripq.tasks.lesions.names import LABEL
 if TYPE_CHECKING:
     from tripq.tasks.lesions.config import LesionConfig
     from tripq.tasks.lesions.datasets import LabelledFiles, LabelledSubject
+    from tripq.tasks.lesions.scoring import LesionScoring
     from tripq.training import Progress, TrainingRecord
 
 _log = logging.getLogger("tripq")
@@ -35,6 +36,7 @@ class LesionCommands(TaskCommands["LesionConfig"]):
     name = "lesions"
     needed = ("lightning", "panoptica", "torchmetrics")
     weights = "lesion-segmenter.safetensors"
+    quantity = "probabilities"
 
     @property
     def config(self) -> type[LesionConfig]:
@@ -179,6 +181,26 @@ class LesionCommands(TaskCommands["LesionConfig"]):
             f"label-{LABEL}_probseg": prediction.output,
             f"label-{LABEL}_mask": lesion,
         }
+
+    def write_page(
+        self, path: Path, model: Model, prediction: Prediction, settings: Mapping[str, str]
+    ) -> None:
+        """Write the page of `tripq segment`."""
+        from tripq.tasks.lesions.pages.subject import write_subject_report
+
+        write_subject_report(
+            path,
+            prediction.dwi,
+            prediction.output,
+            threshold=segmentation.Model.of(model).threshold,
+            settings=settings,
+        )
+
+    def scoring(self, threshold: float | None = None) -> LesionScoring:
+        """By voxel and by lesion."""
+        from tripq.tasks.lesions.scoring import LesionScoring
+
+        return LesionScoring(threshold)
 
 
 def _digests(files: LabelledFiles) -> list[str]:

@@ -2,6 +2,7 @@
 
 >>> from pathlib import Path
 >>> from tripq.tasks.lesions.names import find_lesion_maps
+>>> from tripq.tasks.scoring import scores_tsv
 >>> def scores(maps: Path, truth: Path) -> str:
 ...     read = [read_map(find_truth(found, truth)) for found in find_lesion_maps(maps)]
 ...     return scores_tsv(score_maps(read, threshold=0.5))
@@ -9,9 +10,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -23,14 +21,12 @@ from numpy.typing import NDArray
 
 from tripq.infra.files import printable, read_json
 from tripq.scans import DWIError
-from tripq.scans.bids import BIDSError, BIDSMissingError, BIDSScan
+from tripq.scans.bids import BIDSError, BIDSScan
 from tripq.scans.nifti import open_nifti, read_mask, read_volumes
 from tripq.tasks.lesions.names import LABEL, lesion_mask
 from tripq.tasks.lesions.pages.evaluation import EvaluatedSubject
 from tripq.tasks.lesions.scores import LesionCounts, Scores, score
-
-POOLED = "all"
-"""Name of the scores of all voxels and all lesions together."""
+from tripq.tasks.scoring import POOLED, find_brain
 
 
 @dataclass(frozen=True)
@@ -140,14 +136,7 @@ def find_truth(found: BIDSScan, truth: Path, masks: Path | None = None) -> MapFi
     BIDSError
         If two masks apply equally.
     """
-    brain: Path | None
-    if masks is not None:
-        brain = found.brain_mask(masks)
-    else:
-        try:
-            brain = found.brain_mask(truth)
-        except BIDSMissingError:
-            brain = None
+    brain = find_brain(found, truth, masks)
     return MapFiles(scan_name(found), found.path, lesion_mask(found, truth), brain)
 
 
@@ -267,30 +256,6 @@ def score_maps(maps: Sequence[LesionMap], threshold: float) -> tuple[MapScores, 
         found_ml=sum(row.found_ml for row in rows),
     )
     return (*rows, pooled)
-
-
-def scores_tsv(rows: Sequence[MapScores]) -> str:
-    """Scores as a table of tab-separated values, with a header line; ``n/a`` for NaN.
-
-    Examples
-    --------
-    >>> nothing = Scores(math.nan, math.nan, math.nan, voxels=8, lesion_voxels=0)
-    >>> print(scores_tsv([MapScores("sub-01", nothing, LesionCounts(0, 1, 0), 0.0, 0.004)]))
-    scan    roc_auc ...
-    sub-01  n/a     n/a     n/a     n/a     0.000000 ...
-    """
-    text = io.StringIO()
-    table = csv.writer(text, dialect="excel-tab", lineterminator="\n")
-    table.writerow(["scan", *rows[0].columns])
-    for row in rows:
-        table.writerow([row.name, *map(_cell, row.columns.values())])
-    return text.getvalue()
-
-
-def _cell(value: float) -> str:
-    if math.isnan(value):
-        return "n/a"
-    return str(value) if isinstance(value, int) else f"{value:.6f}"
 
 
 def _on_grid(path: Path, image: nib.Nifti1Image, files: MapFiles) -> NDArray[np.bool_]:

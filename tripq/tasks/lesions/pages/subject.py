@@ -9,12 +9,12 @@ from os import PathLike
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tripq.report.charts import SHELL_COLOURS, signal_figure
 from tripq.report.page import Picture, make_picture, number, plural, write_page
-from tripq.report.sphere import AZIMUTH, ELEVATION, axis_letters, view_shells
+from tripq.report.scan import view_scan
+from tripq.report.slices import AxialSlices
 from tripq.report.volumes import embed_intensity, embed_probability
 from tripq.scans import DWI
-from tripq.tasks.lesions.figures import AxialSlices, probability_colours, slice_figure
+from tripq.tasks.lesions.figures import probability_colours, slice_figure
 from tripq.tasks.lesions.listing import (
     HEAD_WIDTH,
     MIDLINE,
@@ -94,14 +94,15 @@ def write_subject_report(
     values = np.asarray(probability, dtype=np.float64)
     known = None if lesion is None else np.asarray(lesion).astype(bool)
     truth = None if known is None else _compare(dwi, values, labels, known, threshold)
+    scan = view_scan(dwi)
     write_page(
         path,
         "subject.html.jinja",
         package=__package__,
         settings=settings,
         programs=_PROGRAMS,
-        title=_title(dwi),
-        dwi=dwi,
+        title=scan.title,
+        scan=scan,
         threshold=threshold,
         lesions=lesions,
         total_ml=sum(found.volume_ml for found in lesions),
@@ -109,15 +110,6 @@ def write_subject_report(
         truth=truth,
         matching_iou=MATCHING_IOU,
         slices=_draw_slices(dwi, values, labels, known),
-        mask_ml=len(dwi.b0) * voxel_ml(dwi),
-        shells=view_shells(dwi),
-        letters=axis_letters(),
-        shell_colours=SHELL_COLOURS,
-        view={"azimuth": AZIMUTH, "elevation": ELEVATION},
-        signal=make_picture(
-            signal_figure(dwi), "Histogram of signal over b0, and its median in every volume"
-        ),
-        above_b0=float(np.mean([np.mean(column > 1) for column in dwi.signal[:, 1:].T])),
         side_limits={"midline": MIDLINE, "head": HEAD_WIDTH},
         volumes={
             "b0": embed_intensity(dwi, dwi.b0),
@@ -130,11 +122,6 @@ def write_subject_report(
             "colours": probability_colours(_STOPS).tolist(),
         },
     )
-
-
-def _title(dwi: DWI) -> str:
-    """The name of the scan's file without its suffix."""
-    return dwi.path.name.removesuffix(".gz").removesuffix(".nii") if dwi.path else "Scan"
 
 
 def _compare(

@@ -8,11 +8,10 @@ from itertools import cycle
 from os import PathLike
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from tripq.scans import DWI, orthogonal_part, write_map
+from tripq.scans import DWI, write_dwi, write_map
 from tripq.simulate import (
     Anatomy,
     Constants,
@@ -201,21 +200,8 @@ def write_subject(subject: Subject, folder: str | PathLike[str]) -> None:
         Created if it does not exist; files of these names are replaced.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     dwi = subject.dwi
-    header = nib.Nifti1Header()
-    header.set_xyzt_units("mm")
-    volumes = dwi.volume(dwi.signal * dwi.b0[:, None])
-    nib.Nifti1Image(volumes, dwi.affine, header).to_filename(folder / "dwi.nii.gz")
-    length = np.linalg.norm(dwi.q, axis=1)
-    world = dwi.q / np.where(length > 0, length, 1.0)[:, None]
-    # the frame of FSL: image axes, x negated when the image is stored from left to right
-    rotation = orthogonal_part(dwi.affine)
-    directions = world @ rotation
-    if np.linalg.det(rotation) > 0:
-        directions[:, 0] *= -1
-    np.savetxt(folder / "dwi.bval", dwi.b_values[None], fmt="%.10g")
-    np.savetxt(folder / "dwi.bvec", directions.T, fmt="%.10f")
+    write_dwi(dwi, folder / "dwi.nii.gz")
     write_map(np.ones(len(dwi.b0), dtype=bool), dwi, folder / "mask.nii.gz")
     write_map(subject.lesion, dwi, folder / "lesion.nii.gz")
     write_map(subject.coverage, dwi, folder / "coverage.nii.gz")

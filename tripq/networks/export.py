@@ -1,14 +1,15 @@
 """A trained network for one gradient table and one grid, as a program that needs no tripq.
 
-With directions and voxel axes fixed, every layer of a `LesionSegmenter` is a matrix for each of its
-neighbours.  What is left, gathers and matrix products, is what ``torch.export`` takes: the program
-runs wherever torch does, or is compiled ahead of time.
+With directions and voxel axes fixed, a layer whose output has no directions is a matrix for each of
+its neighbours.  What is left, gathers and matrix products, is what ``torch.export`` takes: the
+program runs wherever torch does, or is compiled ahead of time.
 """
 
 from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -21,19 +22,19 @@ from tripq.backends.dense import DenseFilter
 from tripq.domain.graph import PQGraph
 from tripq.domain.qspace import QSpace
 from tripq.filters.filter import PQFilter
+from tripq.networks.blocks import graph_radius
 from tripq.nn.layer import PQTensorFieldLayer
-from tripq.tasks.lesions.segmenter import LesionSegmenter
 
 
-def export_segmenter(
-    network: LesionSegmenter, q: ArrayLike | Tensor, affine: ArrayLike
-) -> ExportedProgram:
+def export_network(network: nn.Module, q: ArrayLike | Tensor, affine: ArrayLike) -> ExportedProgram:
     """A network as a program for scans with these directions and these voxels.
 
     Parameters
     ----------
-    network : LesionSegmenter
-        Trained; it is not changed.
+    network : Module
+        Trained; it is not changed.  ``network(signal, graph)`` gives a row for every voxel, as
+        `tripq.networks.encoder.VoxelNetwork`, or an encoder with any head, does.  None of its
+        layers has directions in the output, and nothing but its layers uses the graph.
     q : array of shape (Q, 3)
         q-vectors in world axes, ``|q| = sqrt(b / b_ref)``: `tripq.DWI.q`.
     affine : array of shape (4, 4)
@@ -42,32 +43,35 @@ def export_segmenter(
     Returns
     -------
     ExportedProgram
-        ``program.module()(signal, neighbours)`` gives logits of shape (V,), for any number V of
-        voxels: from the signal (V, Q) divided by b0, float32, and the number of each voxel's
-        neighbours (V, T), int64, as `neighbour_table` has them.
+        ``program.module()(signal, neighbours)`` gives the output of the network, (V, ...), for any
+        number V of voxels: from the signal (V, Q) divided by b0, float32, and the number of each
+        voxel's neighbours (V, T), int64, as `neighbour_table` has them.
 
     Raises
     ------
     ValueError
         If q or affine make no sense.
     TypeError
-        If it is no `LesionSegmenter`: other networks have layers between directions.
+        If a layer has directions in its output or a self-interaction, or another part of the
+        network uses the graph.
 
     Examples
     --------
-    >>> import torch
+    >>> from tripq.networks import VoxelNetwork
     >>> q = np.concatenate([np.zeros((1, 3)), np.eye(3)])
     >>> affine = np.diag([2.0, 2, 2, 1])
-    >>> network = LesionSegmenter(q_features="4x0e + 2x2e", p_features="4x0e", n_p_layers=1)
-    >>> program = export_segmenter(network, q, affine)
+    >>> options = {"q_features": "4x0e + 2x2e", "p_features": "4x0e", "n_p_layers": 1}
+    >>> network = VoxelNetwork("1x0e + 1x2e", **options)
+    >>> program = export_network(network, q, affine)
     >>> mask = np.ones((5, 4, 3), dtype=bool)
     >>> neighbours = neighbour_table(network, mask, affine)
     >>> program.module()(torch.rand(60, 4), neighbours).shape
-    torch.Size([60])
+    torch.Size([60, 6])
     """
-    if not isinstance(network, LesionSegmenter):
-        raise TypeError(f"only a LesionSegmenter can be exported, not a {type(network).__name__}")
-    one_voxel = PQGraph.from_grid(np.ones((1, 1, 1)), affine, q, network.p_radius)
+    for name, module in network.named_modules():
+        if isinstance(module, PQTensorFieldLayer):
+            _check_layer(module, f"{type(network).__name__}{name and f': its layer {name}'}")
+    one_voxel = PQGraph.from_grid(np.ones((1, 1, 1)), affine, q, graph_radius(network))
     fixed = _Fixed(network, one_voxel).eval()
     n_directions = len(_q_space(one_voxel).q_in)
     example = (
@@ -79,14 +83,24 @@ def export_segmenter(
         return export(fixed, example, dynamic_shapes=({0: voxels}, {0: voxels}))
 
 
-def neighbour_table(network: LesionSegmenter, mask: ArrayLike, affine: ArrayLike) -> Tensor:
+def neighbour_table(network: nn.Module, mask: ArrayLike, affine: ArrayLike) -> Tensor:
     """The neighbours of every voxel of a mask, (V, T), int64; V where there is none.
 
     Voxels are in the order of ``np.argwhere(mask)``.
     """
-    table = PQGraph.from_grid(mask, affine, None, network.p_radius).scans[0].edges.table
+    table = PQGraph.from_grid(mask, affine, None, graph_radius(network)).scans[0].edges.table
     assert table is not None
     return table
+
+
+def _check_layer(layer: PQTensorFieldLayer, which: str) -> None:
+    if layer.q_out is not None:
+        raise TypeError(
+            f"{which} has an output for every direction; only networks whose layers give one "
+            "output for each voxel (q_out=None) can be exported."
+        )
+    if layer.self_interaction is not None:
+        raise TypeError(f"{which} has a self-interaction; such networks cannot be exported.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,22 +112,30 @@ class _Table:
     def filled(self, x: Tensor) -> None:
         """All rows are."""
 
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)  # of Python's own protocols
+        raise TypeError(
+            f"the network uses graph.{name}, which an exported program does not have: only its "
+            "tensor field layers may use the graph."
+        )
+
 
 class _Fixed(nn.Module):
     """A network whose layers know their graph but for the voxels."""
 
-    def __init__(self, network: LesionSegmenter, graph: PQGraph) -> None:
+    def __init__(self, network: nn.Module, graph: PQGraph) -> None:
         super().__init__()
         self.network = deepcopy(network).cpu().float()
         self.n_types = len(graph.scans[0].edges.offsets)
-        for name, module in list(self.network.named_modules()):
+        for name, module in list(self.named_modules(remove_duplicate=False)):
             if isinstance(module, PQTensorFieldLayer):
-                parent = self.network.get_submodule(name.rpartition(".")[0])
-                setattr(parent, name.rpartition(".")[2], _FixedLayer(module, graph))
+                parent, _, own = name.rpartition(".")
+                setattr(self.get_submodule(parent), own, _FixedLayer(module, graph))
 
     def forward(self, signal: Tensor, neighbours: Tensor) -> Tensor:
-        logits: Tensor = self.network(signal, _Table(neighbours))
-        return logits
+        output: Tensor = self.network(signal, _Table(neighbours))
+        return output
 
 
 class _FixedLayer(nn.Module):
