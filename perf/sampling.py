@@ -15,16 +15,13 @@ which the defaults were chosen.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-# Torch imports the standard library's `profile`, which a file of this folder would hide.
-_HERE = Path(__file__).parent.resolve()
-sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != _HERE] + [str(_HERE)]
+import last_on_path  # isort: split
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -45,8 +42,8 @@ from tripq.networks.encoder import VoxelNetwork
 from tripq.simulate import GradientTable
 from tripq.tasks.lesions.weights import default_weights
 
-RESULTS = _HERE / "results" / "laws" / "sampling.json"
-PAGE = _HERE.parent / "docs" / "sampling.md"
+RESULTS = Path(__file__).parent / "results" / "laws" / "sampling.json"
+PAGE = Path(__file__).parents[1] / "docs" / "sampling.md"
 
 BLOBS = 400
 HALF = 30.0  # mm from the middle of the scene to its sides

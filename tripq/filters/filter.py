@@ -96,8 +96,8 @@ class PQFilter(nn.Module):
 
         Normal deviates, divided for each output order by the root of the number of terms it sums:
         input channels, radial functions and, each counted with the square of its radial function
-        and quadrature weight, the voxels that a grid of `TYPICAL_VOXEL_MM` has within the radius.  On
-        the meta device there are no values to draw.
+        and quadrature weight, the voxels that a grid of `TYPICAL_VOXEL_MM` has within the radius.
+        On the meta device there are no values to draw.
         """
         if self.weight.is_meta:
             return
