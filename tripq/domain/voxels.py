@@ -19,7 +19,7 @@ from tripq.domain.neighbours import (
     point_neighbours,
     voxel_offsets,
 )
-from tripq.domain.quadrature import REFERENCE_VOLUME, VoxelRule, voxel_points
+from tripq.domain.quadrature import REFERENCE_VOLUME, Quadrature, VoxelRule, voxel_points
 from tripq.infra.kept import kept_property
 
 
@@ -223,7 +223,7 @@ class PEdges:
             return replace(near, weights=weights)
         axes = self.axes.cpu().numpy()
         points, shares = voxel_points(axes, radius)
-        steps = voxel_offsets(axes, points, radius)
+        steps = neighbour_steps(axes, radius, "integral")
         rule = VoxelRule(torch.from_numpy(points), torch.from_numpy(shares), radius)
         offsets = torch.from_numpy(steps @ axes.T)
         volume = abs(float(np.linalg.det(axes)))
@@ -251,6 +251,31 @@ class PEdges:
             offsets = self.offsets + point
             weights = share * self.weights * inside(offsets.norm(dim=-1), self.rule.radius)
             yield replace(self, offsets=offsets, weights=weights, rule=None)
+
+
+def neighbour_steps(
+    axes: NDArray[np.float64], radius: float, quadrature: Quadrature
+) -> NDArray[np.int64]:
+    """Index offsets (T, 3), out - in, of the neighbours that a layer sums over on a grid.
+
+    Parameters
+    ----------
+    axes : ndarray of shape (3, 3)
+        Linear part of the affine, in mm.
+    radius : float
+        Of the layer, in mm.
+    quadrature : {"integral", "sum"}
+        Of the layer.
+
+    Examples
+    --------
+    >>> [len(neighbour_steps(2 * np.eye(3), 3.0, kind)) for kind in ("integral", "sum")]
+    [27, 19]
+    """
+    if quadrature == "sum" or radius == 0:
+        return grid_offsets(axes, radius)
+    points, _ = voxel_points(axes, radius)
+    return voxel_offsets(axes, points, radius)
 
 
 def inside(lengths: Tensor, radius: float) -> Tensor:

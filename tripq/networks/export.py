@@ -7,20 +7,23 @@ program runs wherever torch does, or is compiled ahead of time.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import NoReturn
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 from torch.nn import functional as F
 
 from tripq.backends.dense import DenseFilter
 from tripq.domain.graph import PQGraph
+from tripq.domain.neighbours import grid_neighbours
 from tripq.domain.qspace import QSpace
+from tripq.domain.voxels import neighbour_steps
 from tripq.filters.filter import PQFilter
 from tripq.networks.blocks import graph_radius
 from tripq.nn.layer import PQTensorFieldLayer
@@ -88,9 +91,16 @@ def neighbour_table(network: nn.Module, mask: ArrayLike, affine: ArrayLike) -> T
 
     Voxels are in the order of ``np.argwhere(mask)``.
     """
-    table = PQGraph.from_grid(mask, affine, None, graph_radius(network)).scans[0].edges.table
-    assert table is not None
-    return table
+    axes = np.asarray(affine, dtype=np.float64)[:3, :3]
+    return torch.from_numpy(grid_neighbours(np.asarray(mask) != 0, _steps(network, axes)))
+
+
+def _steps(network: nn.Module, axes: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The index offsets (T, 3) of the neighbours of all layers, in lexicographic order."""
+    layers = [m for m in network.modules() if isinstance(m, PQTensorFieldLayer)]
+    itself = np.zeros((1, 3), np.int64)
+    steps = [neighbour_steps(axes, layer.p_radius, layer.quadrature) for layer in layers]
+    return np.unique(np.concatenate([itself, *steps]), axis=0)
 
 
 def _check_layer(layer: PQTensorFieldLayer, which: str) -> None:
@@ -127,11 +137,15 @@ class _Fixed(nn.Module):
     def __init__(self, network: nn.Module, graph: PQGraph) -> None:
         super().__init__()
         self.network = deepcopy(network).cpu().float()
-        self.n_types = len(graph.scans[0].edges.offsets)
+        axes = graph.scans[0].edges.axes
+        assert axes is not None
+        steps = _steps(self.network, axes.cpu().numpy())
+        self.n_types = len(steps)
+        columns = {tuple(step): i for i, step in enumerate(steps.tolist())}
         for name, module in list(self.named_modules(remove_duplicate=False)):
             if isinstance(module, PQTensorFieldLayer):
                 parent, _, own = name.rpartition(".")
-                setattr(self.get_submodule(parent), own, _FixedLayer(module, graph))
+                setattr(self.get_submodule(parent), own, _FixedLayer(module, graph, columns))
 
     def forward(self, signal: Tensor, neighbours: Tensor) -> Tensor:
         output: Tensor = self.network(signal, _Table(neighbours))
@@ -141,17 +155,17 @@ class _Fixed(nn.Module):
 class _FixedLayer(nn.Module):
     """A layer to one direction (or without any), as a matrix for each neighbour."""
 
-    def __init__(self, layer: PQTensorFieldLayer, graph: PQGraph) -> None:
+    def __init__(
+        self, layer: PQTensorFieldLayer, graph: PQGraph, columns: Mapping[tuple[int, ...], int]
+    ) -> None:
         super().__init__()
-        (whole,), (scan,) = graph.scans, graph.within(layer.p_radius).scans
-        edges = scan.edges
-        q = QSpace.none(graph.device) if layer.q_in is None else _q_space(graph).reduced
+        (scan,) = layer.neighbourhoods(graph).scans
+        edges, q = scan.edges, layer.q_space(scan)
         assert layer.self_interaction is None
-        assert whole.edges.steps is not None
+        assert isinstance(q, QSpace)
         assert edges.steps is not None
-        places = {tuple(step): i for i, step in enumerate(whole.edges.steps.tolist())}
-        #: Where its neighbours stand in the table, which has those of the largest radius.
-        self.columns = [places[tuple(step)] for step in edges.steps.tolist()]
+        #: Columns of its neighbours in the table, which has those of all layers.
+        self.columns = [columns[tuple(step)] for step in edges.steps.tolist()]
         self.kernel: Tensor
         with torch.no_grad():
             kernels = [

@@ -331,12 +331,12 @@ class PQTensorFieldLayer(Bindable):
 
     def _evaluate(self, x: Tensor, graph: PQGraph) -> Tensor:
         self._check(x, graph)
-        graph = self._neighbourhoods(graph)
+        graph = self.neighbourhoods(graph)
         parts = graph.by_scan(x, [self._rows(scan) for scan in graph.scans])
         return pad_rows([self._on_scan(part, scan) for scan, part in parts])
 
     def _on_scan(self, x: Tensor, scan: ScanGraph) -> Tensor:
-        q, features = self._q_space(scan), x
+        q, features = self.q_space(scan), x
         if isinstance(q, QSpace):
             features = x[:, None] if self.q_in is None else x[:, : len(q.q_in)]
         terms = []
@@ -380,8 +380,8 @@ class PQTensorFieldLayer(Bindable):
         'fourier'
         """
         plans = [
-            explain(self.backend, self._request(scan, self._q_space(scan), f))
-            for scan in self._neighbourhoods(graph).scans
+            explain(self.backend, self._request(scan, self.q_space(scan), f))
+            for scan in self.neighbourhoods(graph).scans
             for f in self._filters()
         ]
         return Explanation(tuple(plans))
@@ -405,12 +405,13 @@ class PQTensorFieldLayer(Bindable):
     def _index(self, index: tuple[int, ...]) -> Tensor:
         return positions(index, next(self._filters()).weight.device)
 
-    def _neighbourhoods(self, graph: PQGraph) -> PQGraph:
-        """The graph with the p-edges that the layer sums over."""
+    def neighbourhoods(self, graph: PQGraph) -> PQGraph:
+        """The graph with the p-edges that the layer sums over; kept with the graph."""
         integral = self.quadrature == "integral"
         return graph.integrated(self.p_radius) if integral else graph.within(self.p_radius)
 
-    def _q_space(self, scan: ScanGraph) -> QSpace | NodeSpace:
+    def q_space(self, scan: ScanGraph) -> QSpace | NodeSpace:
+        """The directions that the layer joins, with the weights of its quadrature."""
         if self._without_q or scan.q is None:
             return QSpace.none(scan.p.device)
         if self.q_in is None:
@@ -452,7 +453,7 @@ class PQTensorFieldLayer(Bindable):
                 raise ValueError(
                     "this layer needs directions, but the graph was built without q-space (q=None)"
                 )
-            q_max = self._q_space(scan).q_max
+            q_max = self.q_space(scan).q_max
             if q_max > self.q_max * (1 + 1e-6):
                 raise ValueError(
                     f"the graph has a q-vector of length {q_max:.3g}, larger than the q_max = "
