@@ -297,8 +297,8 @@ def apply_model(
     """The output of a network in every voxel of a scan, whatever its voxel size.
 
     Where the voxels are within the range of the training, nothing is interpolated.  Another scan is
-    resampled, and the output brought back (see `tripq.scans.resampling`).  Where memory runs out, it is tried again with half as many voxels in
-    a block.
+    resampled, and the output brought back (see `tripq.scans.resampling`).  Where memory runs out,
+    it is tried again with half as many voxels in a block.
 
     Parameters
     ----------
