@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tripq.domain.adjacency import listed_by
+
 
 @dataclass(frozen=True)
 class Term:
@@ -78,9 +80,9 @@ class NodeCsr:
         n_types: int,
     ) -> NodeCsr:
         """Sort edges (E,) given in any order."""
-        output_starts, order = _arranged(dst, n_out)
+        output_starts, order = listed_by(dst, n_out)
         dst, src, type_, weight = dst[order], src[order], type_[order], weight[order]
-        by_input, by_type = _arranged(src, n_in), _arranged(type_, n_types)
+        by_input, by_type = listed_by(src, n_in), listed_by(type_, n_types)
         return cls(dst, src, type_, weight, output_starts, *by_input, *by_type)
 
     def to(self, dtype: torch.dtype) -> NodeCsr:
@@ -100,12 +102,6 @@ class NodeCsr:
             self.type_starts,
             self.type_order,
         ]
-
-
-def _arranged(key: Tensor, number: int) -> tuple[Tensor, Tensor]:
-    """Start of each run of equal keys, and the permutation that sorts the keys."""
-    key, order = torch.sort(key, stable=True)
-    return torch.searchsorted(key, torch.arange(number + 1, device=key.device)), order
 
 
 class Geometry(NamedTuple):

@@ -70,22 +70,6 @@ def scattered(x):
     return view.copy_(x)
 
 
-@pytest.fixture
-def poisoned(monkeypatch):
-    """Memory that is not yet written holds NaN."""
-
-    def poison(allocate):
-        def allocate_nan(*args, **kwargs):
-            out = allocate(*args, **kwargs)
-            return out.fill_(torch.nan) if out.is_floating_point() else out
-
-        return allocate_nan
-
-    monkeypatch.setattr(torch, "empty", poison(torch.empty))
-    monkeypatch.setattr(torch, "empty_like", poison(torch.empty_like))
-    monkeypatch.setattr(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty))
-
-
 # -- what is computed ------------------------------------------------------------------------------
 
 

@@ -381,18 +381,6 @@ def test_coordinates_have_no_gradient(name):
 LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
-@pytest.fixture
-def poisoned(monkeypatch):
-    """Let new tensors start as NaN: what is not written shows."""
-    empty = torch.empty
-
-    def poison(*args, **options):
-        result = empty(*args, **options)
-        return result.fill_(torch.nan) if result.is_floating_point() else result
-
-    monkeypatch.setattr(torch, "empty", poison)
-
-
 def assert_kernels_equal_the_twin(problem, device, dtype):
     problem = problem.to(device, dtype)
     found = problem.sum()

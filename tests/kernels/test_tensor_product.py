@@ -291,25 +291,6 @@ def test_what_does_not_fit_together_is_refused():
 # -- the Triton kernels --------------------------------------------------------------------------
 
 
-@pytest.fixture
-def poisoned(monkeypatch):
-    """New tensors hold NaN until they are written."""
-
-    def poison(create):
-        def poisoned(*args, **kwargs):
-            x = create(*args, **kwargs)
-            return x.fill_(torch.nan) if x.is_floating_point() else x
-
-        return poisoned
-
-    for owner, name in (
-        (torch, "empty"),
-        (torch, "empty_like"),
-        (torch.Tensor, "new_empty"),
-    ):
-        monkeypatch.setattr(owner, name, poison(getattr(owner, name)))
-
-
 def by_block(problem, big):
     """Rows of big tensors, coupling by coupling."""
     n_radial = problem.phi.shape[1]
