@@ -272,12 +272,19 @@ def test_a_task_that_there_is_not_is_told_with_those_that_there_are(call: Call) 
         assert call("train", *words).stdout == example_config(LesionConfig)
 
 
-def test_scans_of_other_voxels_are_an_error_that_names_the_scan(fit, data: Path) -> None:
+def test_a_sum_refuses_scans_of_other_voxels_by_name(fit, data: Path, config: Path) -> None:
     write_labelled(data, "sub-02", voxel_size=2.3)
+    config.write_text(config.read_text().replace("[network]", '[network]\nquadrature = "sum"'))
     done = fit()
     assert done.status == 1
     assert "sub-02_dwi.nii.gz: voxels of 2.3 x 2.3 x 2.3 mm" in done.error
-    assert "tripq.scans.resampling" in done.error
+    assert 'choose quadrature = "integral", or resample' in done.error
+
+
+def test_an_integral_is_trained_on_scans_of_several_voxel_sizes(fit, data: Path, out: Path) -> None:
+    write_labelled(data, "sub-02", voxel_size=2.3)
+    assert fit().status == 0
+    assert read_notes(weights(out))["voxel_size_mm"] == "2 2.3"
 
 
 def test_a_mask_of_another_grid_is_an_error_that_names_it(fit, data: Path) -> None:

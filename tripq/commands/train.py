@@ -309,7 +309,7 @@ def _write(
     simulated = "trained on simulated diffusion signal; " if cohort.simulated else ""
     notes = {
         **validation.notes,
-        "voxel_size_mm": f"{cohort.voxel_size:g}",
+        "voxel_size_mm": cohort.voxel_note,
         "b_values": " ".join(map(str, cohort.b_values)),
         "fewest_directions": str(cohort.fewest_directions),
         "caution": simulated + settings.notes.caution,

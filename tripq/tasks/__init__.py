@@ -61,8 +61,8 @@ class Cohort:
         Whether the dataset says that its signal is.
     training, validation : sequences of Scan
         Of different participants; a task's own kind of scan.
-    voxel_size : float
-        In mm.
+    voxel_sizes : (float, float)
+        Shortest and longest edge of the voxels in mm.
     fingerprints : mapping
         SHA-256 of the files of both.
     """
@@ -71,8 +71,13 @@ class Cohort:
     simulated: bool
     training: Sequence[Any]
     validation: Sequence[Any]
-    voxel_size: float
+    voxel_sizes: tuple[float, float]
     fingerprints: Mapping[str, Any]
+
+    @property
+    def voxel_note(self) -> str:
+        """The edges in mm as a checkpoint notes them: one, or the shortest and the longest."""
+        return " ".join(f"{edge:g}" for edge in dict.fromkeys(self.voxel_sizes))
 
     @property
     def b_values(self) -> list[int]:

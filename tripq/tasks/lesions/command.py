@@ -64,9 +64,9 @@ class LesionCommands(TaskCommands["LesionConfig"]):
     ) -> Cohort:
         """Find, split and read the scans; headers are checked first, as reading is slow."""
         from tripq.tasks.lesions.datasets import (
-            common_voxel_size,
             draw_validation,
             find_labelled,
+            range_of_voxels,
             read_labelled,
         )
         from tripq.tasks.lesions.datasets.shelf import Shelf
@@ -76,7 +76,8 @@ class LesionCommands(TaskCommands["LesionConfig"]):
         found = find_labelled(data, truth, frame)
         for path, reason in found.left_out.items():
             _log.warning("%s: left out: %s", path, reason)
-        voxel_size = common_voxel_size(found.files)
+        is_sum = settings.network.quadrature == "sum"
+        voxel_sizes = range_of_voxels(found.files, common=is_sum)
         split = settings.split
         if split.validation is None:
             held_out = draw_validation(found.participants, split.share, split.seed)
@@ -108,7 +109,7 @@ class LesionCommands(TaskCommands["LesionConfig"]):
                 "voxel: choose others (validation), or another seed."
             )
         name, simulated = _describe(data)
-        return Cohort(name, simulated, training, validation, voxel_size, fingerprints)
+        return Cohort(name, simulated, training, validation, voxel_sizes, fingerprints)
 
     def train(
         self,
@@ -125,7 +126,7 @@ class LesionCommands(TaskCommands["LesionConfig"]):
             settings,
             cohort.training,
             cohort.validation,
-            cohort.voxel_size,
+            cohort.voxel_sizes,
             folder,
             device=device,
             report=report,

@@ -15,6 +15,7 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from tripq.domain.quadrature import Quadrature
 from tripq.so3.paths import Group, Selection
 from tripq.tasks.lesions.segmenter import LesionSegmenter
 from tripq.training.config import (
@@ -31,14 +32,16 @@ class SegmenterConfig(NetworkConfig):
     """Arguments of `tripq.tasks.lesions.segmenter.LesionSegmenter`, with its defaults.
 
     Only the radius is relative to the voxel size, because a fixed radius in mm would include other
-    neighbours on other grids.  For voxels of 2 mm it equals the default of the network.
+    neighbours on other grids.  For voxels of 2 mm it equals the default of the network; for scans
+    of several voxel sizes it is relative to the geometric mean of the shortest and the longest
+    edge.
     """
 
     p_radius: Annotated[
         float | None,
         Field(
             gt=0,
-            description="radius of the neighbourhood of a voxel in mm; by default 1.8 voxels, "
+            description="radius of the neighbourhood of a voxel in mm; by default 1.5 voxels, "
             "which includes its 26 neighbours",
         ),
     ] = None
@@ -73,6 +76,13 @@ class SegmenterConfig(NetworkConfig):
         Group,
         Field(description="symmetries of the network: rotations (SO3), or also reflections (O3)"),
     ] = default_of(LesionSegmenter, "group")
+    quadrature: Annotated[
+        Quadrature,
+        Field(
+            description='"integral": scans of several voxel sizes and tables; "sum": of one voxel '
+            "size; see PQTensorFieldLayer"
+        ),
+    ] = default_of(LesionSegmenter, "quadrature")
     antipodal: Annotated[
         bool, Field(description="invariance to the sign of every gradient direction")
     ] = default_of(LesionSegmenter, "antipodal")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from math import inf
+from math import inf, prod, sqrt
 from pathlib import Path
 
 import torch
@@ -18,20 +18,21 @@ from tripq.training.config import ConfigError
 from tripq.training.patches import PatchDataModule
 from tripq.training.run import Stopping, TrainingRecord, train
 
-#: Default radius in voxels: it includes the 26 that share a face, an edge or a corner.  For voxels
-#: of 2 mm it equals the default of `LesionSegmenter`.
-RADIUS = 1.8
+#: Default radius in voxels: integrals include the 26 that share a face, an edge or a corner.  For
+#: voxels of 2 mm it equals the default of `LesionSegmenter`.
+RADIUS = 1.5
 
 
-def build_segmenter(config: SegmenterConfig, voxel_size: float) -> LesionSegmenter:
+def build_segmenter(config: SegmenterConfig, voxel_sizes: tuple[float, float]) -> LesionSegmenter:
     """Build a network with random weights.
 
     Parameters
     ----------
     config : SegmenterConfig
         Arguments of the network.
-    voxel_size : float
-        Edge of the voxels in mm; the default radius is `RADIUS` times this.
+    voxel_sizes : (float, float)
+        Shortest and longest edge of the voxels in mm; the default radius is `RADIUS` times their
+        geometric mean.
 
     Raises
     ------
@@ -40,12 +41,12 @@ def build_segmenter(config: SegmenterConfig, voxel_size: float) -> LesionSegment
 
     Examples
     --------
-    >>> build_segmenter(SegmenterConfig(n_p_layers=1), voxel_size=2.0).p_radius
-    3.6
+    >>> build_segmenter(SegmenterConfig(n_p_layers=1), (2.0, 2.0)).p_radius
+    3.0
     """
     arguments = asdict(config)
     if config.p_radius is None:
-        arguments["p_radius"] = RADIUS * voxel_size
+        arguments["p_radius"] = RADIUS * sqrt(prod(voxel_sizes))
     try:
         return LesionSegmenter(**arguments)
     except (ValueError, TypeError, AssertionError) as error:
@@ -56,7 +57,7 @@ def train_segmenter(
     config: LesionConfig,
     training: Sequence[LabelledScan],
     validation: Sequence[LabelledScan],
-    voxel_size: float,
+    voxel_sizes: tuple[float, float],
     folder: Path,
     *,
     device: str = "cpu",
@@ -70,8 +71,8 @@ def train_segmenter(
         Training settings.
     training, validation : sequences of LabelledScan
         Scans of different participants.
-    voxel_size : float
-        Edge of their voxels in mm.
+    voxel_sizes : (float, float)
+        Shortest and longest edge of their voxels in mm.
     folder : Path
         Folder of the checkpoints, from which an interrupted training resumes; see
         `tripq.training.train`.
@@ -99,7 +100,7 @@ def train_segmenter(
     """
     how = config.training
     torch.manual_seed(how.seed)
-    network = build_segmenter(config.network, voxel_size)
+    network = build_segmenter(config.network, voxel_sizes)
     for scan in (*training, *validation):
         check_b_values(network, scan.dwi)
     patches = PatchDataModule(

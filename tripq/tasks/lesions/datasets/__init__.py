@@ -29,9 +29,9 @@ from tripq.tasks.lesions.datasets.heads import (
 from tripq.tasks.lesions.datasets.labelled import (
     LabelledFiles,
     LabelledScans,
-    common_voxel_size,
     draw_validation,
     find_labelled,
+    range_of_voxels,
     read_labelled,
 )
 from tripq.tasks.lesions.datasets.sources import LICENCES, SOURCES, Licence, OpenMS, Source, open_ms
@@ -48,13 +48,13 @@ __all__ = [
     "Source",
     "brain_scale",
     "cohort_anatomy",
-    "common_voxel_size",
     "draw_validation",
     "find_labelled",
     "lesion_coverage",
     "load_cohort",
     "load_subject",
     "open_ms",
+    "range_of_voxels",
     "read_fibres",
     "read_labelled",
     "write_cohort",

@@ -3,7 +3,7 @@
 >>> from pathlib import Path
 >>> def scans(data: Path) -> list[LabelledSubject]:
 ...     found = find_labelled(data, data / "derivatives" / "truth")
-...     common_voxel_size(found.files)  # an error names a scan with other voxels
+...     range_of_voxels(found.files)  # shortest and longest edge in mm
 ...     return [read_labelled(files) for files in found.files]
 """
 
@@ -139,11 +139,17 @@ def _name(scan: BIDSScan) -> str:
     return scan.path.name.partition(".")[0].removesuffix("_dwi")
 
 
-def common_voxel_size(files: Sequence[LabelledFiles]) -> float:
-    """Edge of the voxels of all scans in mm; only headers are read.
+def range_of_voxels(files: Sequence[LabelledFiles], *, common: bool = False) -> tuple[float, float]:
+    """Shortest and longest edge of the voxels of all scans in mm; only headers are read.
 
-    A network is trained for one voxel size: edges may differ from the common one by
-    `VOXEL_TOLERANCE` of `tripq.networks.apply`.
+    Parameters
+    ----------
+    files : sequence of LabelledFiles
+        Of `find_labelled`.
+    common : bool
+        Whether all voxels must be cubes of one size, as a network whose layers are sums needs them:
+        edges may differ from the median by `VOXEL_TOLERANCE` of `tripq.networks.apply`.  It is then
+        both edges.
 
     Raises
     ------
@@ -154,14 +160,23 @@ def common_voxel_size(files: Sequence[LabelledFiles]) -> float:
     """
     edges = {item.scan: nib.affines.voxel_sizes(open_nifti(item.scan).affine) for item in files}
     size = float(np.median([np.prod(lengths) ** (1 / 3) for lengths in edges.values()]))
-    for path, lengths in edges.items():
-        if np.any(np.abs(lengths - size) > VOXEL_TOLERANCE * size):
-            shown = " x ".join(f"{edge:.3g}" for edge in lengths)
-            raise DatasetError(
-                f"{path}: voxels of {shown} mm, but training needs cubic voxels of one size, here "
-                f"{size:.3g} mm: resample the scan and its masks (see tripq.scans.resampling)."
-            )
-    return round(size, 3)
+    others = {
+        path: lengths
+        for path, lengths in edges.items()
+        if np.any(np.abs(lengths - size) > VOXEL_TOLERANCE * size)
+    }
+    if not others:
+        return round(size, 3), round(size, 3)
+    if common:
+        path, lengths = next(iter(others.items()))
+        shown = " x ".join(f"{edge:.3g}" for edge in lengths)
+        raise DatasetError(
+            f'{path}: voxels of {shown} mm, but quadrature = "sum" needs cubic voxels of one size, '
+            f'here {size:.3g} mm: choose quadrature = "integral", or resample the scan and its '
+            "masks (see tripq.scans.resampling)."
+        )
+    found = np.array(list(edges.values()))
+    return round(float(found.min()), 3), round(float(found.max()), 3)
 
 
 def read_labelled(files: LabelledFiles, frame: Frame = "fsl") -> LabelledSubject:
