@@ -262,7 +262,7 @@ def main(
     drawn = np.random.default_rng(seed).uniform(-PLACES_WITHIN, PLACES_WITHIN, (places, 3))
     path = default_weights() if network is None else network
     trained = load_network(path)
-    rows = [measure("trained network", trained, scene, drawn, of_q=True)]
+    rows = [measure(path.stem, trained, scene, drawn, of_q=True)]
     if choices:
         rows += [
             measure(name, random_network(choice), scene, drawn, of_q=False)

@@ -69,14 +69,26 @@ def test_equal_networks_give_equal_files(tmp_path: Path) -> None:
         assert torch.equal(values, network.state_dict()[name])
 
 
-def test_a_file_from_before_radial_functions_were_arguments_is_read(tmp_path: Path) -> None:
-    path = tiny(tmp_path / "net.safetensors")
+def test_a_file_from_before_an_argument_is_the_network_that_was_saved(tmp_path: Path) -> None:
+    """Of before there were other radial functions, integrals and O(3) in every layer."""
+    path = tmp_path / "net.safetensors"
+    older = {"p_radial": Radial("gaussian", 3), "q_radial": Radial("gaussian", 3)}
+    torch.manual_seed(0)
+    network = LesionSegmenter(
+        q_features="4x0e + 2x2e", p_features="4x0e", n_p_layers=1, **older, quadrature="sum"
+    ).eval()
+    save_network(network, path)
     arguments = json.loads(read_notes(path)["arguments"])
-    del arguments["p_radial"], arguments["q_radial"]
+    for name in (*older, "quadrature", "group"):
+        del arguments[name]
     save_file(
         load_file(path), path, {"network": "LesionSegmenter", "arguments": json.dumps(arguments)}
     )
-    assert load_network(path).p_radial == Radial()
+    found = load_network(path)
+    graph = PQGraph.from_grid(np.ones((4, 4, 4)), np.diag([2.0, 2, 2, 1]), np.eye(3), 3.0)
+    signal = torch.rand(64, 3)
+    assert (found.p_radial, found.quadrature) == (older["p_radial"], "sum")
+    assert found(signal, graph).equal(network(signal, graph))
 
 
 def test_outputs_of_a_size_that_no_file_has_are_refused(tmp_path: Path) -> None:

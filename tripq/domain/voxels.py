@@ -239,6 +239,12 @@ class PEdges:
             rule=replace(rule, points=rule.points.to(device), shares=rule.shares.to(device)),
         )
 
+    def of_types(self, part: slice) -> PEdges:
+        """Some of the edge types, without the edges: for tables of embeddings."""
+        weights = None if self.weights is None else self.weights[part]
+        none = torch.empty(3, 0, dtype=torch.int64, device=self.offsets.device)
+        return PEdges(0, self.offsets[part], none, weights=weights, rule=self.rule)
+
     def at_points(self) -> Iterator[PEdges]:
         """For each point of the rule the edges at the offsets shifted there, with its weights.
 

@@ -17,6 +17,7 @@ from tripq.domain.quadrature import Quadrature, VoxelRule
 from tripq.domain.voxels import PEdges, grid_edges, inside
 from tripq.filters.radial import ConstantFunction, RadialFunctions
 from tripq.filters.sparse import SparseMatrix
+from tripq.infra.chunks import chunks
 from tripq.infra.kept import kept, kept_with_owner
 from tripq.kernels.embeddings import edge_harmonics
 from tripq.kernels.launch import accumulation_dtype, runs_in_triton
@@ -117,11 +118,17 @@ class PQFilter(nn.Module):
         affine = np.diag([TYPICAL_VOXEL_MM] * 3 + [1.0])
         radius = self.phi_p.end
         _, edges = grid_edges(np.ones((1, 1, 1)), affine, radius)
-        if self.quadrature == "integral":
+        # Averages over voxels hardly change filters that are much wider.
+        if self.quadrature == "integral" and radius < 10 * TYPICAL_VOXEL_MM:
             edges = edges.integrated(radius)
+        sums: dict[int, float] = {}
         with torch.no_grad():
-            embedding = self.embed_p(edges, self.weight.dtype)
-        return {l: float(e.square().sum()) / (2 * l + 1) for l, e in embedding.items()}
+            # A radius can reach a million voxels.
+            for part in chunks(len(edges.offsets), 1, 4096):
+                some = edges.of_types(part)
+                for l, e in self.embed_p(some, self.weight.dtype).items():
+                    sums[l] = sums.get(l, 0.0) + float(e.square().sum()) / (2 * l + 1)
+        return sums
 
     @cached_property
     def recoupling(self) -> Recoupling:

@@ -245,14 +245,15 @@ def _build(name: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor
     """
     number = sum(tensor.numel() for tensor in tensors.values())
     for key, value in arguments.items():
-        if isinstance(value, Radial) and _n_weights(value) > number:
-            raise ValueError(f"{key}: more radial functions and hidden units than weights")
         if key.endswith("_features") or key.startswith("irreps"):
             irreps = o3.Irreps(value)
             if irreps.num_irreps > number:
                 raise ValueError(f"{key} = {value}: more features than there are weights")
             if irreps.lmax > MAX_ORDER:
                 raise ValueError(f"{key} = {value}: orders go up to {MAX_ORDER}")
+    for key, value in arguments.items():
+        if isinstance(value, Radial) and _n_weights(value) > number:
+            raise ValueError(f"{key}: more radial functions and hidden units than weights")
     network = find_network(name)
     try:
         with torch.device("meta"):
