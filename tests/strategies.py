@@ -391,8 +391,8 @@ def layers(
     torch.manual_seed(draw(seeds))
     group = drawn(group, GROUPS)
     filter = drawn(filter, FILTERS)
-    # The definition of an integral of a "diff" filter evaluates each edge at every point of a voxel:
-    # tests/laws/test_sampling.py does that on a small graph.
+    # The definition of an integral of a "diff" filter evaluates each edge at every point of a
+    # voxel: tests/laws/test_sampling.py does that on a small graph.
     quadrature = drawn(quadrature, ("sum",) if "diff" in filter else ("integral", "sum"))
     irreps_out = draw(irreps())
     q_in, q_out = draw(st.sampled_from(ends))

@@ -144,6 +144,7 @@ def test_learnt_radial_functions_have_the_gradients_of_the_definition(filter, an
         lmax_p=2,
         lmax_q=2,
         antipodal=antipodal,
+        quadrature="integral",
         p_radial=Radial("cosine", 2, learnable=True),
         q_radial=Radial("gaussian", 2, learnable=True),
     ).double()

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from tripq.domain.checks import vectors_of, weights_of
+from tripq.domain.checks import coordinates, vectors_of, weights_of
 from tripq.domain.quadrature import exact_order, shell_shares
 from tripq.infra.kept import kept, kept_property
 
@@ -125,7 +125,7 @@ class QShells:
     @classmethod
     def of(cls, q: Tensor) -> QShells:
         """Those of q-vectors (Q, 3)."""
-        vectors = q.detach().cpu().numpy()
+        vectors = coordinates(q)
         lengths = np.linalg.norm(vectors, axis=1)
         order = np.argsort(lengths, kind="stable")
         steps = np.diff(lengths[order]) > SHELL_TOLERANCE * lengths[order][1:]

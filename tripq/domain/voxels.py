@@ -221,7 +221,7 @@ class PEdges:
                 weights = weights.index_copy(0, near.type, near.volumes[near.src])
                 weights = weights / REFERENCE_VOLUME
             return replace(near, weights=weights)
-        axes = self.axes.cpu().numpy()
+        axes = coordinates(self.axes)
         points, shares = voxel_points(axes, radius)
         steps = neighbour_steps(axes, radius, "integral")
         rule = VoxelRule(torch.from_numpy(points), torch.from_numpy(shares), radius)

@@ -75,7 +75,7 @@ class PQFilter(nn.Module):
         *,
         unit_directions: bool,
         antipodal: bool,
-        quadrature: Quadrature = "integral",
+        quadrature: Quadrature = "sum",
     ) -> None:
         super().__init__()
         self.kind = kind

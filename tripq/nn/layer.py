@@ -104,12 +104,12 @@ class PQTensorFieldLayer(Bindable):
         directions, as the last layer of a network that predicts a signal:
         (V, dim_in) -> (V, Q_out, dim_out), with edges of weight 1 from the point q_in = 0 to every
         output direction.
-    quadrature : {"integral", "sum"}
-        ``"integral"``: an integral over p and q, so that one set of weights serves every sampling.
-        Each voxel has its volume as weight, and filters are averaged over it and are 0 beyond
-        `p_radius`; each direction has the share of its shell that it represents as weight, and each
-        radial function of |q_in| is divided by its sum over the shells.  ``"sum"``: the paper's
-        sum over the voxels with a centre closer than `p_radius`, and the mean over the directions.
+    quadrature : {"sum", "integral"}
+        ``"sum"``: the paper's sum over the voxels with a centre closer than `p_radius`, and the mean
+        over the directions.  ``"integral"``: an integral over p and q, so that one set of weights
+        serves every sampling.  Each voxel has its volume as weight, and filters are averaged over
+        it and are 0 beyond `p_radius`; each direction has the share of its shell that it represents
+        as weight, and each radial function of |q_in| is divided by its sum over the shells.
         Weights given to the graph are used unchanged by both.
     backend : {"auto", "recoupled", "fourier", "dense", "triton", "edges"}
         Method of evaluation; all agree to rounding.  ``"auto"`` chooses the fastest by a cost model
@@ -164,7 +164,7 @@ class PQTensorFieldLayer(Bindable):
         self_interaction: bool = False,
         q_in: OnGraph | None = "graph",
         q_out: QOut | None = "input",
-        quadrature: Quadrature = "integral",
+        quadrature: Quadrature = "sum",
         backend: Backend = "auto",
         memory_budget: int | None = None,
     ) -> None:
