@@ -178,7 +178,7 @@ def _shells_of_voxels(q: Tensor, voxel: Tensor, n_voxels: int) -> tuple[Tensor, 
         if not len(some):
             continue
         table = q[some].detach()
-        key = table.cpu().numpy().tobytes()
+        key = coordinates(table).tobytes()
         shells = known[key] = known.get(key) or QShells.of(table)
         shell[some] = first + shells.member.to(torch.int64).argmax(dim=0)
         shares[some] = shells.shares

@@ -170,4 +170,5 @@ def _harmonics(directions: NDArray[np.float64]) -> dict[int, NDArray[np.float64]
     """Harmonics (2 l + 1, Q) of the even orders above 0."""
     orders = range(2, HIGHEST_ORDER + 1, 2)
     harmonics = spherical_harmonics(orders, torch.from_numpy(directions))
-    return {l: y.numpy().T for l, y in harmonics.items()}
+    # As lists, because inside a transform of torch.func tensors share no memory.
+    return {l: np.array(y.tolist()).reshape(y.shape).T for l, y in harmonics.items()}

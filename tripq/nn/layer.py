@@ -105,8 +105,8 @@ class PQTensorFieldLayer(Bindable):
         (V, dim_in) -> (V, Q_out, dim_out), with edges of weight 1 from the point q_in = 0 to every
         output direction.
     quadrature : {"sum", "integral"}
-        ``"sum"``: the paper's sum over the voxels with a centre closer than `p_radius`, and the mean
-        over the directions.  ``"integral"``: an integral over p and q, so that one set of weights
+        ``"sum"``: the paper's sum over the voxels with a centre closer than `p_radius`, and the
+        mean over the directions.  ``"integral"``: an integral over p and q, so that one set of weights
         serves every sampling.  Each voxel has its volume as weight, and filters are averaged over
         it and are 0 beyond `p_radius`; each direction has the share of its shell that it represents
         as weight, and each radial function of |q_in| is divided by its sum over the shells.
