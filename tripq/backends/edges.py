@@ -5,6 +5,7 @@ Slow, and the measure of every other back end.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -51,7 +52,7 @@ def _on_product(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: i
 
     out = x.new_zeros(x.shape[0], len(q.q_out), filter.dim_out)
     for part in _chunks(len(edges.dst), edges, filter, weights.numel(), x, budget):
-        out = out.index_add(0, edges.dst[part], recomputed(partial(messages, part), x))
+        out = out.index_add(0, edges.dst[part], _evaluated(partial(messages, part), x, edges))
     return out
 
 
@@ -73,8 +74,13 @@ def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter, budg
 
     out = x.new_zeros(len(nodes.q_out), filter.dim_out)
     for part in _chunks(len(joined.dst), edges, filter, 1, x, budget):
-        out = out.index_add(0, joined.dst[part], recomputed(partial(messages, part), x))
+        out = out.index_add(0, joined.dst[part], _evaluated(partial(messages, part), x, edges))
     return out
+
+
+def _evaluated(messages: Callable[[Tensor], Tensor], x: Tensor, edges: PEdges) -> Tensor:
+    """The messages of a chunk; filters at the points of voxels are too many to be kept."""
+    return messages(x) if edges.rule is None else recomputed(messages, x)
 
 
 def _weighted(features: Tensor, edges: PEdges, types: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class VoxelGrid:
 
     def neighbours(self, steps: NDArray[np.int64]) -> Tensor:
         """Number of the voxel at each step (T, 3) out - in, V outside the mask; (V, T)."""
-        voxels = self.voxels.cpu().numpy()
+        voxels = coordinates(self.voxels).astype(np.int64)
         number = len(voxels)
         tables = []
         for volume, shape in enumerate(self.shapes):

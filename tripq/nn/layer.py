@@ -106,11 +106,11 @@ class PQTensorFieldLayer(Bindable):
         output direction.
     quadrature : {"sum", "integral"}
         ``"sum"``: the paper's sum over the voxels with a centre closer than `p_radius`, and the
-        mean over the directions.  ``"integral"``: an integral over p and q, so that one set of weights
-        serves every sampling.  Each voxel has its volume as weight, and filters are averaged over
-        it and are 0 beyond `p_radius`; each direction has the share of its shell that it represents
-        as weight, and each radial function of |q_in| is divided by its sum over the shells.
-        Weights given to the graph are used unchanged by both.
+        mean over the directions.  ``"integral"``: an integral over p and q, so that one set of
+        weights serves every sampling.  Each voxel has its volume as weight, and filters are
+        averaged over it and are 0 beyond `p_radius`; each direction has the share of its shell that
+        it represents as weight, and each radial function of |q_in| is divided by its sum over the
+        shells.  Weights given to the graph are used unchanged by both.
     backend : {"auto", "recoupled", "fourier", "dense", "triton", "edges"}
         Method of evaluation; all agree to rounding.  ``"auto"`` chooses the fastest by a cost model
         for each scan; `explain` gives the choice and the reason.  ``"recoupled"``: matrix products
