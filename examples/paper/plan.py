@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from tripq.filters.radial import Radial
 from tripq.networks.conv import ConvSegmenter
 from tripq.nn.layer import Group
 from tripq.scans import B_REFERENCE
@@ -237,6 +238,8 @@ def _equivariant(
             selection=selection,
             group=group,
             antipodal=antipodal,
+            p_radial=Radial("gaussian", 3),
+            quadrature="sum",
         )
 
     return Contender(
