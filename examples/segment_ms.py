@@ -31,6 +31,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import nn
 
+from tripq.networks.apply import fits, load_model
 from tripq.networks.blocks import graph_radius
 from tripq.networks.checkpoint import CheckpointError, save_network
 from tripq.networks.conv import ConvSegmenter
@@ -201,12 +202,10 @@ def mean_voxel_size(dwi: DWI) -> float:
 def load_for_voxels(path: Path, dwi: DWI) -> nn.Module:
     """A trained network, if it fits the voxels of a scan."""
     model = load_model(path)
-    if model.voxel_sizes is None or not fits(dwi, model.voxel_sizes):
-        trained = (
-            "unknown size"
-            if model.voxel_sizes is None
-            else (" to ".join(f"{edge:g}" for edge in dict.fromkeys(model.voxel_sizes)) + " mm")
-        )
+    sizes = model.voxel_sizes
+    if sizes is None or not fits(dwi, sizes):
+        edges = " to ".join(f"{edge:g}" for edge in dict.fromkeys(sizes or ()))
+        trained = f"{edges} mm" if edges else "unknown size"
         raise CheckpointError(
             f"{path}: trained on voxels of {trained}, but those of the scan have "
             f"{mean_voxel_size(dwi):g} mm: train again without --network."

@@ -95,7 +95,7 @@ def test_initial_weights_are_deviates_over_the_root_of_the_number_of_terms(kind)
     terms = {0: 0.0, 2: 0.0}
     for path, weight in filter.path_weights():
         _, mul_in, _, k_q_out, k_q_in = weight.shape
-        neighbours = float(squares[(lengths > 0) | (path.l_p == 0)].sum())
+        neighbours = float(squares[(lengths > 0) | (path.outer == 0)].sum())
         terms[path.l_out] += mul_in * k_q_out * k_q_in * neighbours
     torch.manual_seed(0)
     filter.reset_parameters()
