@@ -79,7 +79,18 @@ def _spell_directions(scan: Survey, shell: Shell) -> str:
 
     different = count_directions(scan.scan.q[shell.indices])
     repeated = "" if different == len(shell) else f" in {len(shell)} volumes"
-    return f"{different} direction{'' if different == 1 else 's'}{repeated}"
+    return (
+        f"{different} direction{'' if different == 1 else 's'}{repeated}{_spell_order(scan, shell)}"
+    )
+
+
+def _spell_order(scan: Survey, shell: Shell) -> str:
+    """The order up to which a shell integrates harmonics exactly; nothing for none."""
+    from tripq.domain.quadrature import exact_order, shell_shares
+
+    directions = scan.scan.q[shell.indices]
+    order = exact_order(directions, shell_shares(directions))
+    return f", integrals exact up to order {order}" if order else ""
 
 
 def describe_scan(scan: Survey, frame: Frame) -> list[tuple[str, str]]:
