@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tripq import PQGraph
+from tripq.domain.voxels import neighbour_steps
 from tripq.filters.filter import TYPICAL_VOXEL_MM
 from tripq.networks.conv import ConvSegmenter
 from tripq.scans import DWI
@@ -425,17 +426,18 @@ def test_the_settings_of_a_network_are_the_arguments_of_its_constructor():
 
 def test_by_default_the_command_trains_the_network_of_the_library():
     """On voxels of 2 mm, which the default radius is for; elsewhere the radius follows them."""
-    ours, default = build_segmenter(SegmenterConfig(), TYPICAL_VOXEL_MM), LesionSegmenter()
+    sizes = (TYPICAL_VOXEL_MM, TYPICAL_VOXEL_MM)
+    ours, default = build_segmenter(SegmenterConfig(), sizes), LesionSegmenter()
     assert repr(ours) == repr(default)
     assert {name: getattr(ours, name) for name in defaults(LesionSegmenter)} == defaults(
         LesionSegmenter
     )
     assert ours.state_dict().keys() == default.state_dict().keys()
     for size in (1.25, 2.0, 2.5):
-        affine = np.diag([size, size, size, 1])
-        radius = build_segmenter(SegmenterConfig(n_p_layers=0), size).p_radius
-        graph = PQGraph.from_grid(np.ones((3, 3, 3)), affine, None, radius)
-        assert len(graph.scans[0].edges.offsets) == 27
+        radius = build_segmenter(SegmenterConfig(n_p_layers=0), (size, size)).p_radius
+        assert len(neighbour_steps(size * np.eye(3), radius, "integral")) == 27
+    several = build_segmenter(SegmenterConfig(n_p_layers=0), (1.0, 4.0))
+    assert several.p_radius == default.p_radius, "of the geometric mean"
 
 
 #: Settings of which nothing in the library has a default: how long to train at most.

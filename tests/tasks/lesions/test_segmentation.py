@@ -117,7 +117,7 @@ def test_fewer_directions_than_in_training_are_told() -> None:
         told = segment_scan(make_model(), make_scan((2.0, 2.0, edge))).notes
         assert (len(told) == 2) == coarse
         assert ("trained on much finer voxels: 3.1 mm hold" in told[-1]) == coarse
-    told = segment_scan(make_model(voxel_size=None, b_values=()), make_scan((3, 3, 3))).notes
+    told = segment_scan(make_model(voxel_sizes=None, b_values=()), make_scan((3, 3, 3))).notes
     assert len(told) == 1
     assert "does not say for which voxel size it is" in told[0]
 
