@@ -31,8 +31,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import nn
 
+from tripq.networks.apply import fits, load_model
 from tripq.networks.blocks import graph_radius
-from tripq.networks.checkpoint import CheckpointError, load_network, read_notes, save_network
+from tripq.networks.checkpoint import CheckpointError, save_network
 from tripq.networks.conv import ConvSegmenter
 from tripq.scans import DWI, read_dwi, write_map
 from tripq.scans.brain import find_brain
@@ -50,7 +51,7 @@ B_VALUE, N_DIRECTIONS = 1000.0, 32  # of the simulated scans
 # Patients differ tenfold in their number of lesions; a few subjects are compared better with less.
 LOADS = LesionStatistics(count_log_sd=0.3)
 CNN_WIDTHS = (24, 24, 24)  # twice as wide was worse: fewer steps in the same time
-RADIUS = 1.45  # voxels: neighbours along an axis and across an edge of the voxel
+RADIUS = 1.5  # voxels, as in `tripq train`
 
 # Patients differ tenfold in their number of lesions; a few subjects are compared better with less.
 LOADS = LesionStatistics(count_log_sd=0.3)
@@ -166,7 +167,7 @@ def main(
     real = read_real_scan(scan, bval, bvec, mask, frame)
     out.mkdir(parents=True, exist_ok=True)
     if network is not None:
-        segmenter = load_for_voxels(network, mean_voxel_size(real)).to(device.value)
+        segmenter = load_for_voxels(network, real).to(device.value)
     else:
         size = voxel_size or mean_voxel_size(real)
         if quick:
@@ -174,7 +175,7 @@ def main(
         else:
             plan = Plan(subjects, 2, 3, size, 16, Budget(seconds=60 * minutes))
         segmenter = compare(make_cohort(plan, seed), plan, seed, out, device)
-        if not fits(size, mean_voxel_size(real)):
+        if not fits(real, (size, size)):
             console.print(
                 f"the real scan is left out: its voxels have {mean_voxel_size(real):g} mm, and the "
                 f"network was trained on {size:g} mm"
@@ -198,24 +199,18 @@ def mean_voxel_size(dwi: DWI) -> float:
     return round(float(np.prod(dwi.voxel_size)) ** (1 / 3), 2)
 
 
-def fits(trained: float, voxel_size: float) -> bool:
-    """Whether a network can segment voxels of a size (mm), being trained on those of another.
-
-    The sum over neighbours grows with their number: smaller voxels give other features.
-    """
-    return abs(trained - voxel_size) <= 0.05 * voxel_size
-
-
-def load_for_voxels(path: Path, voxel_size: float) -> nn.Module:
-    """A trained network, if it fits the voxels."""
-    network = load_network(path)
-    trained = float(read_notes(path).get("voxel_size_mm", "nan"))
-    if not fits(trained, voxel_size):
+def load_for_voxels(path: Path, dwi: DWI) -> nn.Module:
+    """A trained network, if it fits the voxels of a scan."""
+    model = load_model(path)
+    sizes = model.voxel_sizes
+    if sizes is None or not fits(dwi, sizes):
+        edges = " to ".join(f"{edge:g}" for edge in dict.fromkeys(sizes or ()))
+        trained = f"{edges} mm" if edges else "unknown size"
         raise CheckpointError(
-            f"{path}: trained on voxels of {trained:g} mm, but those of the scan have "
-            f"{voxel_size:g} mm: train again without --network."
+            f"{path}: trained on voxels of {trained}, but those of the scan have "
+            f"{mean_voxel_size(dwi):g} mm: train again without --network."
         )
-    return network
+    return model.network
 
 
 def make_cohort(plan: Plan, seed: int) -> Cohort:

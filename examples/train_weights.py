@@ -41,10 +41,11 @@ from tripq.networks.checkpoint import save_network
 from tripq.tasks.lesions.datasets import LabelledSubject, OpenMS, open_ms
 from tripq.tasks.lesions.segmentation import segment
 from tripq.tasks.lesions.task import LesionTask
+from tripq.tasks.lesions.weights import default_weights
 from tripq.training import Budget, PatchDataModule, Progress, Stopping, train
 
 ROOT = Path(__file__).parents[1]
-WEIGHTS = ROOT / "tripq" / "weights" / "lesion-segmenter.safetensors"
+WEIGHTS = default_weights()
 CARD = ROOT / "docs" / "weights.md"
 TEMPLATE = Path(__file__).parent / "paper" / "weights_card.md"
 

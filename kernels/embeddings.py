@@ -31,9 +31,9 @@ from tripq.kernels.launch import (
     accumulation_dtype,
     gradients_of_twin,
     higher_derivatives,
-    needs_twin,
     runs_in_triton,
 )
+from tripq.kernels.operators import operator
 from tripq.so3.harmonics import spherical_harmonics
 from tripq.so3.recoupling import clebsch_gordan
 
@@ -69,8 +69,7 @@ def edge_harmonics(offsets: Tensor, lmax: int) -> Tensor:
     """
     if lmax == 0:
         return torch.ones_like(offsets[:, :1])
-    operator = harmonics_twin if needs_twin() else _edge_harmonics
-    result: Tensor = operator(offsets, lmax)
+    result: Tensor = _edge_harmonics(offsets, lmax)
     return result
 
 
@@ -121,32 +120,6 @@ def harmonic_recursion(lmax: int) -> Recursion:
     return Recursion(tuple(terms), tuple(coefficients), tuple(begins))
 
 
-@torch.library.custom_op("tripq::edge_harmonics", mutates_args=())
-def _edge_harmonics(offsets: Tensor, lmax: int) -> Tensor:
-    if runs_in_triton(offsets):
-        from tripq.kernels import embeddings_triton
-
-        return embeddings_triton.edge_harmonics(offsets, lmax)
-    return harmonics_twin(offsets, lmax)
-
-
-@_edge_harmonics.register_fake
-def _(offsets: Tensor, lmax: int) -> Tensor:
-    return offsets.new_empty(offsets.shape[0], (lmax + 1) ** 2)
-
-
-@torch.library.custom_op("tripq::edge_harmonics_backward", mutates_args=())
-def _edge_harmonics_backward(grad: Tensor, offsets: Tensor, lmax: int) -> Tensor:
-    from tripq.kernels import embeddings_triton
-
-    return embeddings_triton.edge_harmonics_backward(grad, offsets, lmax)
-
-
-@_edge_harmonics_backward.register_fake
-def _(grad: Tensor, offsets: Tensor, lmax: int) -> Tensor:
-    return offsets.new_empty(offsets.shape)
-
-
 def _keep_offsets(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
     offsets, ctx.lmax = inputs
     ctx.save_for_backward(offsets)
@@ -161,26 +134,30 @@ def _differentiate_harmonics(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Non
     return found, None
 
 
-_edge_harmonics.register_autograd(_differentiate_harmonics, setup_context=_keep_offsets)
+_edge_harmonics = operator(
+    "edge_harmonics",
+    "(Tensor offsets, SymInt lmax) -> Tensor",
+    lambda offsets, lmax: offsets.new_empty(offsets.shape[0], (lmax + 1) ** 2),
+    twin=harmonics_twin,
+    kernel="embeddings_triton.edge_harmonics",
+    keep=_keep_offsets,
+    differentiate=_differentiate_harmonics,
+)
+_edge_harmonics_backward = operator(
+    "edge_harmonics_backward",
+    "(Tensor grad, Tensor offsets, SymInt lmax) -> Tensor",
+    lambda grad, offsets, lmax: offsets.new_empty(offsets.shape),
+    kernel="embeddings_triton.edge_harmonics_backward",
+)
 
 # -- radial functions ------------------------------------------------------------------------------
 
 
-def edge_radial(
-    lengths: Tensor,
-    kind: str,
-    number: int,
-    start: float,
-    stop: float,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-) -> Tensor:
-    """Radial functions of the lengths of edges.
+class Family(NamedTuple):
+    """Radial functions without what is learned.
 
-    Parameters
+    Attributes
     ----------
-    lengths : Tensor of shape (E,)
-        In mm for p-offsets; |q| is in units of sqrt(b / b_ref).
     kind : {"gaussian", "cosine", "bessel", "smooth_finite"}
         The family.
     number : int
@@ -188,6 +165,25 @@ def edge_radial(
     start, stop : float
         The functions are centred at equal steps between these two, excluding both.  Bessel
         functions are those of the range from `start` to `stop`.
+    """
+
+    kind: str
+    number: int
+    start: float
+    stop: float
+
+
+def edge_radial(
+    lengths: Tensor, family: Family, scale: Tensor | None = None, shift: Tensor | None = None
+) -> Tensor:
+    """Radial functions of the lengths of edges.
+
+    Parameters
+    ----------
+    lengths : Tensor of shape (E,)
+        In mm for p-offsets; |q| is in units of sqrt(b / b_ref).
+    family : Family
+        The functions.
     scale, shift : Tensors of shape (number,), optional
         Scale and shift of the lengths for each function.
 
@@ -197,7 +193,7 @@ def edge_radial(
 
     Examples
     --------
-    >>> phi = edge_radial(torch.tensor([0.0, 2.0, 4.0]), "cosine", 2, -2.0, 4.0)
+    >>> phi = edge_radial(torch.tensor([0.0, 2.0, 4.0]), Family("cosine", 2, -2.0, 4.0))
     >>> phi.round(decimals=4).abs().tolist()
     [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
     """
@@ -206,21 +202,15 @@ def edge_radial(
     for x in learned:
         dtype = torch.promote_types(dtype, x.dtype)
     scale, shift = (None if x is None else x.to(dtype) for x in (scale, shift))
-    operator = radial_twin if needs_twin() else _edge_radial
-    result: Tensor = operator(lengths.to(dtype), kind, number, start, stop, scale, shift)
+    result: Tensor = _edge_radial(lengths.to(dtype), *family, scale, shift)
     return result
 
 
 def radial_twin(
-    lengths: Tensor,
-    kind: str,
-    number: int,
-    start: float,
-    stop: float,
-    scale: Tensor | None,
-    shift: Tensor | None,
+    lengths: Tensor, family: Family, scale: Tensor | None, shift: Tensor | None
 ) -> Tensor:
     """The torch twin of `edge_radial`."""
+    kind, number, start, stop = family
     dtype = accumulation_dtype(lengths.dtype)
     x = lengths.to(dtype)
     learned = scale is not None or shift is not None
@@ -250,88 +240,22 @@ def _height(kind: str, default: torch.dtype) -> float:
     return float(soft_one_hot_linspace(centre, -1.0, 1.0, 1, basis=kind, cutoff=True))
 
 
-@torch.library.custom_op("tripq::edge_radial", mutates_args=())
-def _edge_radial(
-    lengths: Tensor,
-    kind: str,
-    number: int,
-    start: float,
-    stop: float,
-    scale: Tensor | None,
-    shift: Tensor | None,
-) -> Tensor:
-    if runs_in_triton(lengths):
-        from tripq.kernels import embeddings_triton
-
-        return embeddings_triton.edge_radial(lengths, kind, number, start, stop, scale, shift)
-    return radial_twin(lengths, kind, number, start, stop, scale, shift)
-
-
-@_edge_radial.register_fake
-def _(
-    lengths: Tensor,
-    kind: str,
-    number: int,
-    start: float,
-    stop: float,
-    scale: Tensor | None,
-    shift: Tensor | None,
-) -> Tensor:
-    return lengths.new_empty(lengths.shape[0], number)
-
-
-@torch.library.custom_op("tripq::edge_radial_backward", mutates_args=())
-def _edge_radial_backward(
-    grad: Tensor,
-    lengths: Tensor,
-    kind: str,
-    number: int,
-    start: float,
-    stop: float,
-    scale: Tensor | None,
-    shift: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients for lengths (E,), scale (number,) and shift (number,)."""
-    from tripq.kernels import embeddings_triton
-
-    return embeddings_triton.edge_radial_backward(
-        grad, lengths, kind, number, start, stop, scale, shift
-    )
-
-
-@_edge_radial_backward.register_fake
-def _(
-    grad: Tensor,
-    lengths: Tensor,
-    kind: str,
-    number: int,
-    start: float,
-    stop: float,
-    scale: Tensor | None,
-    shift: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        lengths.new_empty(lengths.shape),
-        lengths.new_empty(number),
-        lengths.new_empty(number),
-    )
-
-
 def _keep_lengths(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    lengths, *ctx.family, scale, shift = inputs
+    lengths, *family, scale, shift = inputs
+    ctx.family = Family(*family)
     ctx.save_for_backward(lengths, scale, shift)
 
 
 def _differentiate_radial(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     lengths, scale, shift = ctx.saved_tensors
-    kind, number, start, stop = family = ctx.family
+    family = ctx.family
     needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[-2:])
     if runs_in_triton(lengths) and not higher_derivatives():
         every = _edge_radial_backward(grad, lengths, *family, scale, shift)
         gradients = [g if need else None for g, need in zip(every, needed, strict=True)]
     else:
         gradients = gradients_of_twin(
-            lambda: radial_twin(lengths, kind, number, start, stop, scale, shift),
+            lambda: radial_twin(lengths, family, scale, shift),
             (lengths, scale, shift),
             needed,
             grad,
@@ -339,4 +263,31 @@ def _differentiate_radial(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (gradients[0], None, None, None, None, *gradients[1:])
 
 
-_edge_radial.register_autograd(_differentiate_radial, setup_context=_keep_lengths)
+def _read(*args: Any) -> tuple[Any, ...]:
+    """The arguments of an operator, with those of the family as one."""
+    *tensors, kind, number, start, stop, scale, shift = args
+    return *tensors, Family(kind, number, start, stop), scale, shift
+
+
+_FAMILY = "str kind, SymInt number, float start, float stop, Tensor? scale, Tensor? shift"
+
+_edge_radial = operator(
+    "edge_radial",
+    f"(Tensor lengths, {_FAMILY}) -> Tensor",
+    lambda lengths, family, *_: lengths.new_empty(lengths.shape[0], family.number),
+    twin=radial_twin,
+    kernel="embeddings_triton.edge_radial",
+    read=_read,
+    keep=_keep_lengths,
+    differentiate=_differentiate_radial,
+)
+# Gradients for lengths (E,), scale (number,) and shift (number,).
+_edge_radial_backward = operator(
+    "edge_radial_backward",
+    f"(Tensor grad, Tensor lengths, {_FAMILY}) -> (Tensor, Tensor, Tensor)",
+    lambda grad, lengths, family, *_: tuple(
+        lengths.new_empty(shape) for shape in (lengths.shape, family.number, family.number)
+    ),
+    kernel="embeddings_triton.edge_radial_backward",
+    read=_read,
+)

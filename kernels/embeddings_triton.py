@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tripq.kernels.embeddings import BESSEL_NEAR_ZERO, harmonic_recursion, radial_height
+from tripq.kernels.embeddings import BESSEL_NEAR_ZERO, Family, harmonic_recursion, radial_height
 from tripq.kernels.launch import accumulation_dtype
 from tripq.so3.harmonics import ZERO_LENGTH
 
@@ -369,51 +369,38 @@ def radial_backward_kernel(
 
 
 def edge_radial(
-    lengths: Tensor,
-    kind: str,
-    number: int,
-    start: float,
-    stop: float,
-    scale: Tensor | None,
-    shift: Tensor | None,
+    lengths: Tensor, family: Family, scale: Tensor | None, shift: Tensor | None
 ) -> Tensor:
     """Launch the forward kernel; (E,) -> (E, number)."""
     n_edges = lengths.shape[0]
-    out = torch.empty((n_edges, number), dtype=lengths.dtype, device=lengths.device)
+    out = torch.empty((n_edges, family.number), dtype=lengths.dtype, device=lengths.device)
     if n_edges:
-        inputs = (lengths, scale, shift, _grid(lengths, number, start, stop))
-        _launch_radial(radial_kernel, inputs, (out,), kind, number)
+        inputs = (lengths, scale, shift, _grid(lengths, family))
+        _launch_radial(radial_kernel, inputs, (out,), family)
     return out
 
 
 def edge_radial_backward(
-    grad: Tensor,
-    lengths: Tensor,
-    kind: str,
-    number: int,
-    start: float,
-    stop: float,
-    scale: Tensor | None,
-    shift: Tensor | None,
+    grad: Tensor, lengths: Tensor, family: Family, scale: Tensor | None, shift: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launch the backward kernel; gradients for lengths (E,), scale and shift (number,)."""
     n_edges = lengths.shape[0]
-    grid = _grid(lengths, number, start, stop)
+    grid, number = _grid(lengths, family), family.number
     grad_lengths = torch.empty(n_edges, dtype=lengths.dtype, device=lengths.device)
     shape = (2, triton.cdiv(n_edges, _block(number)), number)
     parts = torch.empty(shape, dtype=grid.dtype, device=lengths.device)
     if n_edges:
         inputs = (grad, lengths, scale, shift, grid)
         outputs = (grad_lengths, parts[0], parts[1])
-        _launch_radial(radial_backward_kernel, inputs, outputs, kind, number)
+        _launch_radial(radial_backward_kernel, inputs, outputs, family)
     grad_scale, grad_shift = (part.sum(dim=0).to(lengths.dtype) for part in parts)
     return grad_lengths, grad_scale, grad_shift
 
 
-def _grid(lengths: Tensor, number: int, start: float, stop: float) -> Tensor:
+def _grid(lengths: Tensor, family: Family) -> Tensor:
     """Start, centres and stop, rounded as e3nn rounds them."""
-    dtype = accumulation_dtype(lengths.dtype)
-    return torch.linspace(start, stop, number + 2, dtype=dtype, device=lengths.device)
+    dtype, n_steps = accumulation_dtype(lengths.dtype), family.number + 2
+    return torch.linspace(family.start, family.stop, n_steps, dtype=dtype, device=lengths.device)
 
 
 def _block(number: int) -> int:
@@ -425,10 +412,9 @@ def _launch_radial(
     kernel: triton.JITFunction,
     inputs: tuple[Tensor | None, ...],
     outputs: tuple[Tensor, ...],
-    kind: str,
-    number: int,
+    family: Family,
 ) -> None:
-    out = outputs[0]
+    out, kind, number = outputs[0], family.kind, family.number
     n_edges = out.shape[0]
     with torch.cuda.device_of(out):
         kernel[(triton.cdiv(n_edges, _block(number)),)](

@@ -11,13 +11,13 @@ direction; its result is transposed while it is stored, without a copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tripq.kernels.launch import higher_derivatives, needs_twin, runs_in_triton
+from tripq.kernels.launch import higher_derivatives
+from tripq.kernels.operators import operator
 
 
 def mix(a: Tensor, w: Tensor) -> Tensor:
@@ -46,8 +46,7 @@ def mix(a: Tensor, w: Tensor) -> Tensor:
     dtype = torch.promote_types(a.dtype, w.dtype)
     if torch.is_autocast_enabled(a.device.type) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(a.device.type)
-    operator = mix_twin if needs_twin() else _mix
-    result: Tensor = operator(a.to(dtype), w.to(dtype))
+    result: Tensor = _mix(a.to(dtype), w.to(dtype))
     return result
 
 
@@ -66,51 +65,16 @@ def mix_grad_w_twin(grad: Tensor, a: Tensor) -> Tensor:
     return torch.einsum("vrmq,qcmv->qcr", grad, a).contiguous()
 
 
-@torch.library.custom_op("tripq::mix", mutates_args=())
-def _mix(a: Tensor, w: Tensor) -> Tensor:
-    if runs_in_triton(a):
-        from tripq.kernels import mixing_triton
-
-        return mixing_triton.mix(a, w)
-    return mix_twin(a, w)
+def _mixed(a: Tensor, w: Tensor) -> Tensor:
+    return a.new_empty(a.shape[3], w.shape[2], a.shape[2], a.shape[0])
 
 
-@_mix.register_fake
-def _(a: Tensor, w: Tensor) -> Tensor:
-    n_directions, _, n_components, n_voxels = a.shape
-    return a.new_empty(n_voxels, w.shape[2], n_components, n_directions)
+def _grad_a(grad: Tensor, w: Tensor) -> Tensor:
+    return grad.new_empty(grad.shape[3], w.shape[1], grad.shape[2], grad.shape[0])
 
 
-@torch.library.custom_op("tripq::mix_grad_a", mutates_args=())
-def _mix_grad_a(grad: Tensor, w: Tensor) -> Tensor:
-    if runs_in_triton(grad):
-        from tripq.kernels import mixing_triton
-
-        return mixing_triton.mix_grad_a(grad, w)
-    return mix_grad_a_twin(grad, w)
-
-
-@_mix_grad_a.register_fake
-def _(grad: Tensor, w: Tensor) -> Tensor:
-    n_voxels, _, n_components, n_directions = grad.shape
-    return grad.new_empty(n_directions, w.shape[1], n_components, n_voxels)
-
-
-@torch.library.custom_op("tripq::mix_grad_w", mutates_args=())
-def _mix_grad_w(grad: Tensor, a: Tensor) -> Tensor:
-    if runs_in_triton(grad):
-        from tripq.kernels import mixing_triton
-
-        return mixing_triton.mix_grad_w(grad, a)
-    return mix_grad_w_twin(grad, a)
-
-
-@_mix_grad_w.register_fake
-def _(grad: Tensor, a: Tensor) -> Tensor:
+def _grad_w(grad: Tensor, a: Tensor) -> Tensor:
     return grad.new_empty(a.shape[0], a.shape[1], grad.shape[1])
-
-
-_Gradient = Callable[[Tensor, Tensor], Tensor]
 
 
 def _keep_inputs(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -120,11 +84,33 @@ def _keep_inputs(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> Non
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
     a, w = ctx.saved_tensors
     higher = higher_derivatives()
-    for_a: _Gradient = mix_grad_a_twin if higher else _mix_grad_a
-    for_w: _Gradient = mix_grad_w_twin if higher else _mix_grad_w
+    for_a = mix_grad_a_twin if higher else _mix_grad_a
+    for_w = mix_grad_w_twin if higher else _mix_grad_w
     grad_a = for_a(grad, w) if ctx.needs_input_grad[0] else None
     grad_w = for_w(grad, a) if ctx.needs_input_grad[1] else None
     return grad_a, grad_w
 
 
-_mix.register_autograd(_differentiate, setup_context=_keep_inputs)
+_mix_grad_a = operator(
+    "mix_grad_a",
+    "(Tensor grad, Tensor w) -> Tensor",
+    _grad_a,
+    twin=mix_grad_a_twin,
+    kernel="mixing_triton.mix_grad_a",
+)
+_mix_grad_w = operator(
+    "mix_grad_w",
+    "(Tensor grad, Tensor a) -> Tensor",
+    _grad_w,
+    twin=mix_grad_w_twin,
+    kernel="mixing_triton.mix_grad_w",
+)
+_mix = operator(
+    "mix",
+    "(Tensor a, Tensor w) -> Tensor",
+    _mixed,
+    twin=mix_twin,
+    kernel="mixing_triton.mix",
+    keep=_keep_inputs,
+    differentiate=_differentiate,
+)

@@ -3,7 +3,7 @@
 One warp loops over the edges of one node for one channel, an edge in each lane, with partial
 results in registers; these are added at the end.  Lanes behind the last edge repeat it with weight
 0.  Each kernel is compiled for one coupling, with its polynomials and Clebsch-Gordan coefficients
-as constants.
+as constants, C.  Geometry and edges are tuples of pointers: `Geometry` and `Edges`.
 
 * `_sum`: the edges of an output node; a slice of the radial functions of p at a time, as many as
   fit into the registers.
@@ -14,17 +14,25 @@ as constants.
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from tripq.kernels.nodes import Coupling, Geometry, NodeCsr, harmonic_polynomial
-from tripq.so3.harmonics import ZERO_LENGTH
-from tripq.so3.recoupling import clebsch_gordan
+from tripq.kernels.nodes_arguments import Constants, Geometry
+from tripq.kernels.nodes_constants import compiled
+from tripq.kernels.nodes_parts_triton import (
+    _add_product,
+    _added,
+    _coupled,
+    _harmonics,
+    _lanes,
+    _message,
+    _row,
+    _scalar_product,
+)
 
 # Edges that a program holds at a time: the lanes of its only warp.
 BLOCK = 32
@@ -35,159 +43,28 @@ _ACCUMULATORS = 96
 # Edges of an edge type or an input node that one program correlates.
 _SPLIT = 4096
 
-_NEAR = tl.constexpr(ZERO_LENGTH**2)
-
-
-# -- parts of kernels ----------------------------------------------------------------------------
-
-
-@triton.jit
-def _added(values, value, I: tl.constexpr):
-    return values[:I] + (values[I] + value,) + values[I + 1 :]
-
-
-@triton.jit
-def _row(pointer, N: tl.constexpr, DTYPE: tl.constexpr):
-    """`N` adjacent numbers."""
-    values = ()
-    for i in tl.static_range(N):
-        values = values + (tl.load(pointer + i).to(DTYPE),)
-    return values
-
-
-@triton.jit
-def _lanes(first, end, BLOCK: tl.constexpr):
-    """The edge in each lane, and whether it exists; lanes behind the last edge repeat it."""
-    lanes = first + tl.arange(0, BLOCK)
-    return tl.minimum(lanes, end - 1), lanes < end
-
-
-@triton.jit
-def _powers(v, one, L: tl.constexpr):
-    values = (one,)
-    for i in tl.static_range(L):
-        values = values + (values[i] * v,)
-    return values
-
-
-@triton.jit
-def _add_harmonics(
-    values,
-    p,
-    q_out,
-    q_in,
-    zero,
-    SIGN_OUT: tl.constexpr,
-    SIGN_IN: tl.constexpr,
-    JOINT: tl.constexpr,
-    L: tl.constexpr,
-    MONOMIALS: tl.constexpr,
-    FACTORS: tl.constexpr,
-):
-    offset = ()
-    for i in tl.static_range(3):
-        component = SIGN_OUT * q_out[i] - SIGN_IN * q_in[i]
-        if JOINT:
-            component = p[i] - component
-        offset = offset + (component + zero,)
-    square = offset[0] * offset[0] + offset[1] * offset[1] + offset[2] * offset[2]
-    # A zero vector becomes the unit vector 0, whose powers are 0 but for the 1 of order 0.
-    near = square < _NEAR
-    scale = tl.where(near, zero, 1.0 / tl.sqrt(tl.where(near, zero + 1.0, square)))
-    x = _powers(offset[0] * scale, zero + 1.0, L)
-    y = _powers(offset[1] * scale, zero + 1.0, L)
-    z = _powers(offset[2] * scale, zero + 1.0, L)
-    for j in tl.static_range(len(FACTORS)):
-        monomial = x[MONOMIALS[4 * j + 1]] * y[MONOMIALS[4 * j + 2]] * z[MONOMIALS[4 * j + 3]]
-        values = _added(values, FACTORS[j] * monomial, MONOMIALS[4 * j])
-    return values
-
-
-@triton.jit
-def _harmonics(
-    p,
-    q_out,
-    q_in,
-    zero,
-    SIGNS: tl.constexpr,
-    JOINT: tl.constexpr,
-    L: tl.constexpr,
-    MONOMIALS: tl.constexpr,
-    FACTORS: tl.constexpr,
-):
-    """The inner harmonic: the mean over the signs is in the factors."""
-    values = (zero,) * (2 * L + 1)
-    for i in tl.static_range(len(SIGNS) // 2):
-        values = _add_harmonics(
-            values,
-            p,
-            q_out,
-            q_in,
-            zero,
-            SIGNS[2 * i],
-            SIGNS[2 * i + 1],
-            JOINT,
-            L,
-            MONOMIALS,
-            FACTORS,
-        )
-    return values
-
-
-@triton.jit
-def _coupled(
-    a,
-    b,
-    zero,
-    TERMS: tl.constexpr,
-    FACTORS: tl.constexpr,
-    A: tl.constexpr,
-    B: tl.constexpr,
-    C: tl.constexpr,
-    N: tl.constexpr,
-):
-    """Contract axes A and B of the coefficients with `a` and `b`; axis C, of length N, stays."""
-    values = (zero,) * N
-    for j in tl.static_range(len(FACTORS)):
-        product = a[TERMS[3 * j + A]] * b[TERMS[3 * j + B]]
-        values = _added(values, FACTORS[j] * product, TERMS[3 * j + C])
-    return values
-
-
-@triton.jit
-def _message(
-    x,
-    y_p,
-    y_q,
-    zero,
-    INNER: tl.constexpr,
-    INNER_FACTORS: tl.constexpr,
-    OUTER: tl.constexpr,
-    OUTER_FACTORS: tl.constexpr,
-    N_1: tl.constexpr,
-    N_OUT: tl.constexpr,
-):
-    """Both couplings, forwards."""
-    to_1 = _coupled(y_q, x, zero, INNER, INNER_FACTORS, 0, 1, 2, N_1)
-    return _coupled(y_p, to_1, zero, OUTER, OUTER_FACTORS, 0, 1, 2, N_OUT)
-
-
-@triton.jit
-def _add_product(total, factor, values, FIRST: tl.constexpr, N: tl.constexpr):
-    for i in tl.static_range(N):
-        total = _added(total, factor * values[i], FIRST + i)
-    return total
-
-
-@triton.jit
-def _scalar_product(a, b, zero, N: tl.constexpr):
-    total = zero
-    for i in tl.static_range(N):
-        total += a[i] * b[i]
-    return total
-
-
 # -- kernels -------------------------------------------------------------------------------------
+
+
+class Edges(NamedTuple):
+    """The edges as a kernel walks them: of row n those from ``starts[n]`` to ``starts[n + 1]``.
+
+    Attributes
+    ----------
+    dst, src, types, weight : Tensors of shape (E,)
+        As in `NodeCsr`.
+    starts : Tensor of shape (R + 1,)
+        For R output nodes, input nodes or edge types.
+    order : Tensor of shape (E,), or None
+        The edges, listed by these; None for output nodes, by which they are sorted.
+    """
+
+    dst: Tensor
+    src: Tensor
+    types: Tensor
+    weight: Tensor
+    starts: Tensor
+    order: Tensor | None
 
 
 @triton.jit
@@ -195,72 +72,34 @@ def _sum(
     x,  # (N_in, mul, 2 l_in + 1)
     phi_p,  # (T, K_P)
     phi_q,  # (N_in, K_Q)
-    harmonics_p,  # (T, 2 l_p + 1)
-    p_offsets,  # (T, 3)
-    q_out,  # (N_out, 3)
-    q_in,  # (N_in, 3)
-    src,  # (E,)
-    type_,  # (E,)
-    weight,  # (E,)
-    starts,  # (N_out + 1,)
+    geometry,
+    edges,
     out,  # (N_out, mul, K_P, K_Q, 2 l_out + 1)
     mul,
-    L_P: tl.constexpr,
-    L_Q: tl.constexpr,
-    L_IN: tl.constexpr,
-    L_1: tl.constexpr,
-    L_OUT: tl.constexpr,
-    SIGNS: tl.constexpr,
-    JOINT: tl.constexpr,
-    MONOMIALS: tl.constexpr,
-    MONOMIAL_FACTORS: tl.constexpr,
-    INNER: tl.constexpr,
-    INNER_FACTORS: tl.constexpr,
-    OUTER: tl.constexpr,
-    OUTER_FACTORS: tl.constexpr,
+    C: tl.constexpr,
     K_P: tl.constexpr,
     K_Q: tl.constexpr,
     SLICE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    DTYPE: tl.constexpr = weight.dtype.element_ty
-    N_OUT: tl.constexpr = 2 * L_OUT + 1
+    DTYPE: tl.constexpr = edges.weight.dtype.element_ty
+    N_OUT: tl.constexpr = 2 * C.l_out + 1
     program = tl.program_id(0).to(tl.int64)
     first_p = program % (K_P // SLICE) * SLICE
     row = program // (K_P // SLICE)  # of (N_out, mul)
     node, channel = row // mul, row % mul
-    begin, end = tl.load(starts + node), tl.load(starts + node + 1)
-    to = _row(q_out + 3 * node, 3, DTYPE)
+    begin, end = tl.load(edges.starts + node), tl.load(edges.starts + node + 1)
+    q_out = _row(geometry.q_out + 3 * node, 3, DTYPE)
     zero = tl.zeros((BLOCK,), DTYPE)
     total = (zero,) * (SLICE * K_Q * N_OUT)
     for first in range(begin, end, BLOCK):
         e, inside = _lanes(first, end, BLOCK)
-        s = tl.load(src + e)
-        t = tl.load(type_ + e)
-        y_q = _harmonics(
-            _row(p_offsets + 3 * t, 3, DTYPE),
-            to,
-            _row(q_in + 3 * s, 3, DTYPE),
-            zero,
-            SIGNS,
-            JOINT,
-            L_Q,
-            MONOMIALS,
-            MONOMIAL_FACTORS,
-        )
-        message = _message(
-            _row(x + (s * mul + channel) * (2 * L_IN + 1), 2 * L_IN + 1, DTYPE),
-            _row(harmonics_p + t * (2 * L_P + 1), 2 * L_P + 1, DTYPE),
-            y_q,
-            zero,
-            INNER,
-            INNER_FACTORS,
-            OUTER,
-            OUTER_FACTORS,
-            2 * L_1 + 1,
-            N_OUT,
-        )
-        w = tl.where(inside, tl.load(weight + e), zero)
+        s = tl.load(edges.src + e)
+        t = tl.load(edges.types + e)
+        x_row = x + (s * mul + channel) * (2 * C.l_in + 1)
+        q_in = _row(geometry.q_in + 3 * s, 3, DTYPE)
+        message = _message(x_row, geometry, t, q_out, q_in, zero, DTYPE, C)
+        w = tl.where(inside, tl.load(edges.weight + e), zero)
         a = _row(phi_p + t * K_P + first_p, SLICE, DTYPE)
         b = _row(phi_q + s * K_Q, K_Q, DTYPE)
         for i in tl.static_range(SLICE):
@@ -276,48 +115,29 @@ def _to_features(
     grad,  # (N_out, mul, K_P, K_Q, 2 l_out + 1)
     phi_p,  # (T, K_P)
     phi_q,  # (N_in, K_Q)
-    harmonics_p,  # (T, 2 l_p + 1)
-    p_offsets,  # (T, 3)
-    q_out,  # (N_out, 3)
-    q_in,  # (N_in, 3)
-    dst,  # (E,)
-    type_,  # (E,)
-    weight,  # (E,)
-    starts,  # (N_in + 1,)
-    order,  # (E,)
+    geometry,
+    edges,
     out,  # (N_in, mul, 2 l_in + 1)
     mul,
-    L_P: tl.constexpr,
-    L_Q: tl.constexpr,
-    L_IN: tl.constexpr,
-    L_1: tl.constexpr,
-    L_OUT: tl.constexpr,
-    SIGNS: tl.constexpr,
-    JOINT: tl.constexpr,
-    MONOMIALS: tl.constexpr,
-    MONOMIAL_FACTORS: tl.constexpr,
-    INNER: tl.constexpr,
-    INNER_FACTORS: tl.constexpr,
-    OUTER: tl.constexpr,
-    OUTER_FACTORS: tl.constexpr,
+    C: tl.constexpr,
     K_P: tl.constexpr,
     K_Q: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    DTYPE: tl.constexpr = weight.dtype.element_ty
-    N_IN: tl.constexpr = 2 * L_IN + 1
-    N_OUT: tl.constexpr = 2 * L_OUT + 1
+    DTYPE: tl.constexpr = edges.weight.dtype.element_ty
+    N_IN: tl.constexpr = 2 * C.l_in + 1
+    N_OUT: tl.constexpr = 2 * C.l_out + 1
     row = tl.program_id(0).to(tl.int64)  # of (N_in, mul)
     node, channel = row // mul, row % mul
-    begin, end = tl.load(starts + node), tl.load(starts + node + 1)
-    origin = _row(q_in + 3 * node, 3, DTYPE)
+    begin, end = tl.load(edges.starts + node), tl.load(edges.starts + node + 1)
+    q_in = _row(geometry.q_in + 3 * node, 3, DTYPE)
     zero = tl.zeros((BLOCK,), DTYPE)
     total = (zero,) * N_IN
     for first in range(begin, end, BLOCK):
         position, inside = _lanes(first, end, BLOCK)
-        e = tl.load(order + position)
-        n = tl.load(dst + e)
-        t = tl.load(type_ + e)
+        e = tl.load(edges.order + position)
+        n = tl.load(edges.dst + e)
+        t = tl.load(edges.types + e)
         to_out = (zero,) * N_OUT
         # Not unrolled: Triton's compile time grows with the square of the number of loads.
         for k in range(K_P * K_Q):
@@ -325,21 +145,12 @@ def _to_features(
             b = tl.load(phi_q + node * K_Q + k % K_Q).to(DTYPE)
             g = _row(grad + ((n * mul + channel) * (K_P * K_Q) + k) * N_OUT, N_OUT, DTYPE)
             to_out = _add_product(to_out, a * b, g, 0, N_OUT)
-        y_p = _row(harmonics_p + t * (2 * L_P + 1), 2 * L_P + 1, DTYPE)
-        y_q = _harmonics(
-            _row(p_offsets + 3 * t, 3, DTYPE),
-            _row(q_out + 3 * n, 3, DTYPE),
-            origin,
-            zero,
-            SIGNS,
-            JOINT,
-            L_Q,
-            MONOMIALS,
-            MONOMIAL_FACTORS,
-        )
-        to_1 = _coupled(y_p, to_out, zero, OUTER, OUTER_FACTORS, 0, 2, 1, 2 * L_1 + 1)
-        to_in = _coupled(y_q, to_1, zero, INNER, INNER_FACTORS, 0, 2, 1, N_IN)
-        w = tl.where(inside, tl.load(weight + e), zero)
+        y_p = _row(geometry.harmonics_p + t * (2 * C.l_p + 1), 2 * C.l_p + 1, DTYPE)
+        q_out = _row(geometry.q_out + 3 * n, 3, DTYPE)
+        y_q = _harmonics(geometry, t, q_out, q_in, zero, DTYPE, C)
+        to_1 = _coupled(y_p, to_out, zero, C.outer, C.outer_factors, 0, 2, 1, 2 * C.l_1 + 1)
+        to_in = _coupled(y_q, to_1, zero, C.inner, C.inner_factors, 0, 2, 1, N_IN)
+        w = tl.where(inside, tl.load(edges.weight + e), zero)
         total = _add_product(total, w, to_in, 0, N_IN)
     for i in tl.static_range(N_IN):
         tl.store(out + row * N_IN + i, tl.sum(total[i], axis=0))
@@ -350,39 +161,19 @@ def _to_radial(
     grad,  # (N_out, mul, K_P, K_Q, 2 l_out + 1)
     x,  # (N_in, mul, 2 l_in + 1)
     other,  # (N_in, K_Q) if the gradient is that of phi_p, else (T, K_P)
-    harmonics_p,  # (T, 2 l_p + 1)
-    p_offsets,  # (T, 3)
-    q_out,  # (N_out, 3)
-    q_in,  # (N_in, 3)
-    dst,  # (E,)
-    src,  # (E,)
-    type_,  # (E,)
-    weight,  # (E,)
-    starts,  # (R + 1,) for R edge types or input nodes
-    order,  # (E,)
+    geometry,
+    edges,
     out,  # (R, splits, mul, K)
     mul,
     splits,
-    L_P: tl.constexpr,
-    L_Q: tl.constexpr,
-    L_IN: tl.constexpr,
-    L_1: tl.constexpr,
-    L_OUT: tl.constexpr,
-    SIGNS: tl.constexpr,
-    JOINT: tl.constexpr,
-    MONOMIALS: tl.constexpr,
-    MONOMIAL_FACTORS: tl.constexpr,
-    INNER: tl.constexpr,
-    INNER_FACTORS: tl.constexpr,
-    OUTER: tl.constexpr,
-    OUTER_FACTORS: tl.constexpr,
+    C: tl.constexpr,
     K_P: tl.constexpr,
     K_Q: tl.constexpr,
     OF_P: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    DTYPE: tl.constexpr = weight.dtype.element_ty
-    N_OUT: tl.constexpr = 2 * L_OUT + 1
+    DTYPE: tl.constexpr = edges.weight.dtype.element_ty
+    N_OUT: tl.constexpr = 2 * C.l_out + 1
     K: tl.constexpr = K_P if OF_P else K_Q
     K_OTHER: tl.constexpr = K_Q if OF_P else K_P
     # Steps in (K_P, K_Q) along either.
@@ -390,7 +181,7 @@ def _to_radial(
     STEP_OTHER: tl.constexpr = 1 if OF_P else K_Q
     program = tl.program_id(0).to(tl.int64)
     channel, split, row = program % mul, program // mul % splits, program // mul // splits
-    begin, end = tl.load(starts + row), tl.load(starts + row + 1)
+    begin, end = tl.load(edges.starts + row), tl.load(edges.starts + row + 1)
     share = tl.cdiv(end - begin, splits)
     begin += split * share
     end = tl.minimum(begin + share, end)
@@ -398,34 +189,15 @@ def _to_radial(
     total = (zero,) * K
     for first in range(begin, end, BLOCK):
         position, inside = _lanes(first, end, BLOCK)
-        e = tl.load(order + position)
-        n = tl.load(dst + e)
-        s = tl.load(src + e)
-        t = tl.load(type_ + e)
-        y_q = _harmonics(
-            _row(p_offsets + 3 * t, 3, DTYPE),
-            _row(q_out + 3 * n, 3, DTYPE),
-            _row(q_in + 3 * s, 3, DTYPE),
-            zero,
-            SIGNS,
-            JOINT,
-            L_Q,
-            MONOMIALS,
-            MONOMIAL_FACTORS,
-        )
-        message = _message(
-            _row(x + (s * mul + channel) * (2 * L_IN + 1), 2 * L_IN + 1, DTYPE),
-            _row(harmonics_p + t * (2 * L_P + 1), 2 * L_P + 1, DTYPE),
-            y_q,
-            zero,
-            INNER,
-            INNER_FACTORS,
-            OUTER,
-            OUTER_FACTORS,
-            2 * L_1 + 1,
-            N_OUT,
-        )
-        w = tl.where(inside, tl.load(weight + e), zero)
+        e = tl.load(edges.order + position)
+        n = tl.load(edges.dst + e)
+        s = tl.load(edges.src + e)
+        t = tl.load(edges.types + e)
+        x_row = x + (s * mul + channel) * (2 * C.l_in + 1)
+        q_out = _row(geometry.q_out + 3 * n, 3, DTYPE)
+        q_in = _row(geometry.q_in + 3 * s, 3, DTYPE)
+        message = _message(x_row, geometry, t, q_out, q_in, zero, DTYPE, C)
+        w = tl.where(inside, tl.load(edges.weight + e), zero)
         other_row = other + (s if OF_P else t) * K_OTHER
         for i in tl.static_range(K):
             for j in range(K_OTHER):
@@ -440,21 +212,19 @@ def _to_radial(
 # -- launches ------------------------------------------------------------------------------------
 
 
-def sum_over_edges(
-    x: Tensor, phi_p: Tensor, phi_q: Tensor, geometry: Geometry, edges: NodeCsr, coupling: Coupling
-) -> Tensor:
-    """As `tripq.kernels.nodes.sum_over_edges`."""
-    n_nodes, mul = len(geometry.q_out), x.shape[1]
-    k_p, k_q, n_out = phi_p.shape[1], phi_q.shape[1], 2 * coupling.l_out + 1
-    out = torch.empty(n_nodes, mul, k_p, k_q, n_out, dtype=x.dtype, device=x.device)
+def sum_over_edges(x: Tensor, phi_p: Tensor, phi_q: Tensor, fixed: Constants) -> Tensor:
+    """As `tripq.kernels.nodes_twin.sum_over_edges`."""
+    edges = fixed.edges
+    shape = n_nodes, mul, k_p, k_q, n_out = fixed.shape(x, phi_p, phi_q)
+    out = torch.empty(shape, dtype=x.dtype, device=x.device)
     held = slice_of(k_p, k_q * n_out * edges.weight.element_size() // 4)
     _launch(
         _sum,
         n_nodes * mul * (k_p // held),
-        (x, phi_p, phi_q, *geometry),
-        (edges.src, edges.type, edges.weight, edges.output_starts, out),
-        mul,
-        **constants(coupling),
+        (x, phi_p, phi_q),
+        fixed,
+        (edges.output_starts, None),
+        (out, mul),
         K_P=k_p,
         K_Q=k_q,
         SLICE=held,
@@ -462,25 +232,19 @@ def sum_over_edges(
     return out
 
 
-def gradient_for_features(
-    grad: Tensor,
-    phi_p: Tensor,
-    phi_q: Tensor,
-    geometry: Geometry,
-    edges: NodeCsr,
-    coupling: Coupling,
-) -> Tensor:
-    """As `tripq.kernels.nodes.gradient_for_features`."""
+def gradient_for_features(grad: Tensor, phi_p: Tensor, phi_q: Tensor, fixed: Constants) -> Tensor:
+    """As `tripq.kernels.nodes_twin.gradient_for_features`."""
+    edges = fixed.edges
     n_nodes, mul = len(phi_q), grad.shape[1]
-    shape = n_nodes, mul, 2 * coupling.l_in + 1
+    shape = n_nodes, mul, 2 * fixed.coupling.l_in + 1
     out = torch.empty(shape, dtype=grad.dtype, device=grad.device)
     _launch(
         _to_features,
         n_nodes * mul,
-        (grad, phi_p, phi_q, *geometry),
-        (edges.dst, edges.type, edges.weight, edges.input_starts, edges.input_order, out),
-        mul,
-        **constants(coupling),
+        (grad, phi_p, phi_q),
+        fixed,
+        (edges.input_starts, edges.input_order),
+        (out, mul),
         K_P=phi_p.shape[1],
         K_Q=phi_q.shape[1],
     )
@@ -488,16 +252,10 @@ def gradient_for_features(
 
 
 def gradient_for_radial(
-    grad: Tensor,
-    x: Tensor,
-    phi_p: Tensor,
-    phi_q: Tensor,
-    geometry: Geometry,
-    edges: NodeCsr,
-    coupling: Coupling,
-    of_p: bool,
+    grad: Tensor, x: Tensor, phi_p: Tensor, phi_q: Tensor, fixed: Constants, of_p: bool
 ) -> Tensor:
-    """As `tripq.kernels.nodes.gradient_for_radial`."""
+    """As `tripq.kernels.nodes_twin.gradient_for_radial`."""
+    edges = fixed.edges
     wanted, other = (phi_p, phi_q) if of_p else (phi_q, phi_p)
     starts, order = (
         (edges.type_starts, edges.type_order) if of_p else (edges.input_starts, edges.input_order)
@@ -510,11 +268,10 @@ def gradient_for_radial(
     _launch(
         _to_radial,
         n_rows * splits * mul,
-        (grad, x, other, *geometry),
-        (edges.dst, edges.src, edges.type, edges.weight, starts, order, partial),
-        mul,
-        splits,
-        **constants(coupling),
+        (grad, x, other),
+        fixed,
+        (starts, order),
+        (partial, mul, splits),
         K_P=phi_p.shape[1],
         K_Q=phi_q.shape[1],
         OF_P=of_p,
@@ -526,19 +283,23 @@ def _launch(
     kernel: Any,
     programs: int,
     inputs: tuple[Tensor, ...],
-    edges: tuple[Tensor, ...],
-    *sizes: int,
-    **constants: Any,
+    fixed: Constants,
+    listed: tuple[Tensor, Tensor | None],
+    results: tuple[Any, ...],
+    **sizes: Any,
 ) -> None:
-    """One program a warp; `inputs` may have strides."""
+    """One program a warp; inputs and geometry may have strides."""
     if programs == 0:
         return
+    edges = fixed.edges
     with torch.cuda.device_of(inputs[0]):
         kernel[(programs,)](
             *(t.contiguous() for t in inputs),
-            *edges,
-            *sizes,
-            **constants,
+            Geometry(*(t.contiguous() for t in fixed.geometry)),
+            Edges(edges.dst, edges.src, edges.type, edges.weight, *listed),
+            *results,
+            C=compiled(fixed.coupling),
+            **sizes,
             BLOCK=BLOCK,
             num_warps=1,
             enable_fp_fusion=True,
@@ -549,40 +310,3 @@ def slice_of(k_p: int, registers: int) -> int:
     """Number of radial functions of p at a time, given the registers for one."""
     divisors = (n for n in range(k_p, 1, -1) if k_p % n == 0)
     return next((n for n in divisors if n * registers <= _ACCUMULATORS), 1)
-
-
-@cache
-def constants(coupling: Coupling) -> dict[str, Any]:
-    """Compile-time constants of the kernels: the orders, polynomials and coefficients."""
-    l_p, l_q, l_in, l_1, l_out, signs, joint = coupling
-    monomials, factors = harmonic_polynomial(l_q)
-    inner, inner_factors = _nonzero(l_q, l_in, l_1)
-    outer, outer_factors = _nonzero(l_p, l_1, l_out)
-    return {
-        "L_P": l_p,
-        "L_Q": l_q,
-        "L_IN": l_in,
-        "L_1": l_1,
-        "L_OUT": l_out,
-        "SIGNS": signs,
-        "JOINT": joint,
-        "MONOMIALS": monomials,
-        "MONOMIAL_FACTORS": tuple(2 * c / len(signs) for c in factors),
-        "INNER": inner,
-        "INNER_FACTORS": inner_factors,
-        "OUTER": outer,
-        "OUTER_FACTORS": outer_factors,
-    }
-
-
-def _nonzero(l_a: int, l_b: int, l_c: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Three indices of each Clebsch-Gordan coefficient, and its value."""
-    coefficients = clebsch_gordan(l_a, l_b, l_c)
-    where = [
-        tuple(int(i) for i in index)
-        for index in zip(*coefficients.nonzero(), strict=True)
-        if abs(coefficients[index]) > 1e-12
-    ]
-    return tuple(i for index in where for i in index), tuple(
-        float(coefficients[index]) for index in where
-    )

@@ -24,38 +24,26 @@ differentiated any number of times.  The harmonics are constant.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tripq.domain.adjacency import Adjacency, Csr
-from tripq.kernels.launch import accumulation_dtype, needs_twin, runs_in_triton
-from tripq.so3.recoupling import clebsch_gordan
-
-
-@dataclass(frozen=True)
-class Coupling:
-    """A group of small features, a block of big ones, and the harmonic between them.
-
-    Attributes
-    ----------
-    small, big : int
-        Numbers of the tensors.
-    first : int
-        First row of the block.
-    l : int
-        Order of the harmonic.
-    """
-
-    small: int
-    big: int
-    first: int
-    l: int
+from tripq.kernels.launch import accumulation_dtype
+from tripq.kernels.operators import operator
+from tripq.kernels.tensor_product_twin import (
+    Coupling,
+    Product,
+    contract_twin,
+    correlate_twin,
+    empty_big,
+    empty_small,
+    expand_twin,
+    rows_of,
+    small_shape,
+)
 
 
 def expand(
@@ -94,11 +82,12 @@ def expand(
     groups = [((x.shape[1] - 1) // 2, x.shape[2]) for x in small]
     n_out, lanes = len(edges.by_output.starts) - 1, small[0].shape[3]
     _check(phi, harmonics, edges, couplings, groups, orders)
-    _check_shapes(small, [_small_shape(len(edges.by_input.starts) - 1, lanes, g) for g in groups])
+    _check_shapes(small, [small_shape(len(edges.by_input.starts) - 1, lanes, g) for g in groups])
     if not couplings:
         return [small[0].new_zeros(n_out, 0, 2 * l + 1, lanes) for l in orders]
     lists = [*_tensors(edges.by_output), *_tensors(edges.by_input), *edges.by_type]
-    return _expanded(small, phi, harmonics, lists, _flat(couplings), list(orders), False)
+    big: list[Tensor] = _expand(small, phi, harmonics, lists, _flat(couplings), list(orders), False)
+    return big
 
 
 def contract(
@@ -134,286 +123,22 @@ def contract(
     n_out, n_in = (len(csr.starts) - 1 for csr in (edges.by_output, edges.by_input))
     lanes = big[0].shape[3]
     _check(phi, harmonics, edges, couplings, outputs, orders)
-    rows = _rows(couplings, outputs, len(orders), phi.shape[1])
+    rows = rows_of(couplings, outputs, len(orders), phi.shape[1])
     _check_shapes(big, [(n_in, r, 2 * l + 1, lanes) for r, l in zip(rows, orders, strict=True)])
     if not couplings:
-        return [big[0].new_zeros(_small_shape(n_out, lanes, group)) for group in outputs]
+        return [big[0].new_zeros(small_shape(n_out, lanes, group)) for group in outputs]
     by_type, inputs, outs = edges.by_type
     lists = [*_tensors(edges.by_input), *_tensors(edges.by_output), by_type, outs, inputs]
     flat_outputs = [n for group in outputs for n in group]
-    return _contracted(big, phi, harmonics, lists, _flat(couplings), flat_outputs, True)
+    small: list[Tensor] = _contract(
+        big, phi, harmonics, lists, _flat(couplings), flat_outputs, True
+    )
+    return small
 
 
 # -- the three operators -------------------------------------------------------------------------
 #
-# Their edges are nine tensors: the lists by the big end and by the small end, and by type with
-# small ends before big ones. `to_small` tells which order the coefficients couple to.
-
-
-@torch.library.custom_op("tripq::expand", mutates_args=())
-def _expand(
-    small: Sequence[Tensor],
-    phi: Tensor,
-    harmonics: Tensor,
-    edges: Sequence[Tensor],
-    couplings: Sequence[int],
-    orders: Sequence[int],
-    to_small: bool,
-) -> list[Tensor]:
-    args = small, phi, harmonics, edges, _unflat(couplings), orders, to_small
-    if runs_in_triton(phi):
-        from tripq.kernels import tensor_product_triton
-
-        return tensor_product_triton.expand(*args)
-    with torch.autocast(phi.device.type, enabled=False):
-        return expand_twin(*args)
-
-
-@torch.library.custom_op("tripq::contract", mutates_args=())
-def _contract(
-    big: Sequence[Tensor],
-    phi: Tensor,
-    harmonics: Tensor,
-    edges: Sequence[Tensor],
-    couplings: Sequence[int],
-    groups: Sequence[int],
-    to_small: bool,
-) -> list[Tensor]:
-    args = big, phi, harmonics, edges, _unflat(couplings), _pairs(groups), to_small
-    if runs_in_triton(phi):
-        from tripq.kernels import tensor_product_triton
-
-        return tensor_product_triton.contract(*args)
-    with torch.autocast(phi.device.type, enabled=False):
-        return contract_twin(*args)
-
-
-@torch.library.custom_op("tripq::correlate", mutates_args=())
-def _correlate(
-    small: Sequence[Tensor],
-    big: Sequence[Tensor],
-    harmonics: Tensor,
-    edges: Sequence[Tensor],
-    couplings: Sequence[int],
-    n_radial: int,
-    to_small: bool,
-) -> Tensor:
-    args = small, big, harmonics, edges, _unflat(couplings), n_radial, to_small
-    if runs_in_triton(harmonics):
-        from tripq.kernels import tensor_product_triton
-
-        return tensor_product_triton.correlate(*args)
-    with torch.autocast(harmonics.device.type, enabled=False):
-        return correlate_twin(*args)
-
-
-def _expanded(
-    small: Sequence[Tensor],
-    phi: Tensor,
-    harmonics: Tensor,
-    edges: Sequence[Tensor],
-    couplings: Sequence[int],
-    orders: Sequence[int],
-    to_small: bool,
-) -> list[Tensor]:
-    """`_expand`, or its twin for derivatives that the operator lacks."""
-    if needs_twin():
-        with torch.autocast(phi.device.type, enabled=False):
-            return expand_twin(small, phi, harmonics, edges, _unflat(couplings), orders, to_small)
-    result: list[Tensor] = _expand(small, phi, harmonics, edges, couplings, orders, to_small)
-    return result
-
-
-def _contracted(
-    big: Sequence[Tensor],
-    phi: Tensor,
-    harmonics: Tensor,
-    edges: Sequence[Tensor],
-    couplings: Sequence[int],
-    groups: Sequence[int],
-    to_small: bool,
-) -> list[Tensor]:
-    """`_contract`, likewise."""
-    if needs_twin():
-        args = big, phi, harmonics, edges, _unflat(couplings), _pairs(groups), to_small
-        with torch.autocast(phi.device.type, enabled=False):
-            return contract_twin(*args)
-    result: list[Tensor] = _contract(big, phi, harmonics, edges, couplings, groups, to_small)
-    return result
-
-
-def _correlated(
-    small: Sequence[Tensor],
-    big: Sequence[Tensor],
-    harmonics: Tensor,
-    edges: Sequence[Tensor],
-    couplings: Sequence[int],
-    n_radial: int,
-    to_small: bool,
-) -> Tensor:
-    """`_correlate`, likewise."""
-    if needs_twin():
-        args = small, big, harmonics, edges, _unflat(couplings), n_radial, to_small
-        with torch.autocast(harmonics.device.type, enabled=False):
-            return correlate_twin(*args)
-    result: Tensor = _correlate(small, big, harmonics, edges, couplings, n_radial, to_small)
-    return result
-
-
-# -- what they compute ---------------------------------------------------------------------------
-
-
-def expand_twin(
-    small: Sequence[Tensor],
-    phi: Tensor,
-    harmonics: Tensor,
-    edges: Sequence[Tensor],
-    couplings: Sequence[Coupling],
-    orders: Sequence[int],
-    to_small: bool,
-) -> list[Tensor]:
-    """The derivative by the big features, in plain torch."""
-    starts, s, t = edges[:3]
-    d = _ends(starts)
-    big = empty_big(small, phi, edges, couplings, orders)
-    blocks: list[list[Tensor]] = [[x[:, :0].to(phi.dtype)] for x in big]
-    for c in sorted(couplings, key=lambda c: c.first):
-        x = small[c.small][s].to(phi.dtype)
-        angular = _angular(harmonics, c.l, (x.shape[1] - 1) // 2, orders[c.big], to_small)
-        block = torch.einsum("ek,egj,egci->ekcji", phi[t], angular[t], x).flatten(1, 2)
-        zeros = block.new_zeros(len(big[c.big]), *block.shape[1:])
-        blocks[c.big].append(zeros.index_add(0, d, block))
-    return [torch.cat(rows, dim=1).to(small[0].dtype) for rows in blocks]
-
-
-def contract_twin(
-    big: Sequence[Tensor],
-    phi: Tensor,
-    harmonics: Tensor,
-    edges: Sequence[Tensor],
-    couplings: Sequence[Coupling],
-    groups: Sequence[tuple[int, int]],
-    to_small: bool,
-) -> list[Tensor]:
-    """The derivative by the small features, in plain torch."""
-    starts, d, t = edges[3:6]
-    s = _ends(starts)
-    small = empty_small(big, edges, groups)
-    total = [torch.zeros_like(x, dtype=phi.dtype) for x in small]
-    for c in couplings:
-        l_small, mul = groups[c.small]
-        l_big = (big[c.big].shape[2] - 1) // 2
-        angular = _angular(harmonics, c.l, l_small, l_big, to_small)
-        block = big[c.big][:, c.first : c.first + phi.shape[1] * mul]
-        x = block[d].to(phi.dtype).unflatten(1, (phi.shape[1], mul))
-        block = torch.einsum("ekcji,ek,egj->egci", x, phi[t], angular[t])
-        total[c.small] = total[c.small].index_add(0, s, block)
-    return [x.to(big[0].dtype) for x in total]
-
-
-def correlate_twin(
-    small: Sequence[Tensor],
-    big: Sequence[Tensor],
-    harmonics: Tensor,
-    edges: Sequence[Tensor],
-    couplings: Sequence[Coupling],
-    n_radial: int,
-    to_small: bool,
-) -> Tensor:
-    """The derivative by the radial functions, in plain torch."""
-    starts, s, d = edges[6:]
-    t = _ends(starts)
-    total = harmonics.new_zeros(len(harmonics), n_radial)
-    for c in couplings:
-        x = small[c.small][s].to(total.dtype)
-        l_small, l_big = ((n - 1) // 2 for n in (x.shape[1], big[c.big].shape[2]))
-        angular = _angular(harmonics, c.l, l_small, l_big, to_small)
-        block = big[c.big][:, c.first : c.first + n_radial * x.shape[2]]
-        y = block[d].to(total.dtype).unflatten(1, (n_radial, x.shape[2]))
-        total = total.index_add(0, t, torch.einsum("egj,egci,ekcji->ek", angular[t], x, y))
-    return total
-
-
-def coefficients(l: int, l_small: int, l_big: int, to_small: bool) -> NDArray[np.float64]:
-    """Clebsch-Gordan coefficients, shape (2 l + 1, 2 l_small + 1, 2 l_big + 1)."""
-    if to_small:
-        return clebsch_gordan(l, l_big, l_small).transpose(0, 2, 1)
-    return clebsch_gordan(l, l_small, l_big)
-
-
-def _angular(harmonics: Tensor, l: int, l_small: int, l_big: int, to_small: bool) -> Tensor:
-    """Matrices between the components of both ends, (T, 2 l_small + 1, 2 l_big + 1)."""
-    c = harmonics.new_tensor(coefficients(l, l_small, l_big, to_small))
-    return torch.einsum("tm,mgj->tgj", harmonics[:, l * l : (l + 1) ** 2], c)
-
-
-def _ends(starts: Tensor) -> Tensor:
-    """The node (or type) of each edge of a list, (E,)."""
-    return torch.arange(len(starts) - 1, device=starts.device).repeat_interleave(starts.diff())
-
-
-# -- shapes and derivatives ----------------------------------------------------------------------
-
-
-def empty_big(
-    small: Sequence[Tensor],
-    phi: Tensor,
-    edges: Sequence[Tensor],
-    couplings: Sequence[Coupling],
-    orders: Sequence[int],
-) -> list[Tensor]:
-    """Big tensors to be written."""
-    n, lanes = len(edges[0]) - 1, small[0].shape[3]
-    groups = [(0, x.shape[2]) for x in small]
-    rows = _rows(couplings, groups, len(orders), phi.shape[1])
-    return [small[0].new_empty(n, r, 2 * l + 1, lanes) for r, l in zip(rows, orders, strict=True)]
-
-
-def empty_small(
-    big: Sequence[Tensor], edges: Sequence[Tensor], groups: Sequence[tuple[int, int]]
-) -> list[Tensor]:
-    """Small tensors to be written."""
-    n, lanes = len(edges[3]) - 1, big[0].shape[3]
-    return [big[0].new_empty(_small_shape(n, lanes, group)) for group in groups]
-
-
-@_expand.register_fake
-def _(
-    small: Sequence[Tensor],
-    phi: Tensor,
-    harmonics: Tensor,
-    edges: Sequence[Tensor],
-    couplings: Sequence[int],
-    orders: Sequence[int],
-    to_small: bool,
-) -> list[Tensor]:
-    return empty_big(small, phi, edges, _unflat(couplings), orders)
-
-
-@_contract.register_fake
-def _(
-    big: Sequence[Tensor],
-    phi: Tensor,
-    harmonics: Tensor,
-    edges: Sequence[Tensor],
-    couplings: Sequence[int],
-    groups: Sequence[int],
-    to_small: bool,
-) -> list[Tensor]:
-    return empty_small(big, edges, _pairs(groups))
-
-
-@_correlate.register_fake
-def _(
-    small: Sequence[Tensor],
-    big: Sequence[Tensor],
-    harmonics: Tensor,
-    edges: Sequence[Tensor],
-    couplings: Sequence[int],
-    n_radial: int,
-    to_small: bool,
-) -> Tensor:
-    return harmonics.new_empty(len(harmonics), n_radial)
+# Their edges are the nine tensors of `Product`.
 
 
 def _save_expand(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
@@ -430,11 +155,11 @@ def _backward_expand(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
     grad_phi = None
     grad_small: Sequence[Tensor | None] = [None] * (len(ctx.groups) // 2)
     if any(ctx.needs_input_grad[0]):
-        grad_small = _contracted(
+        grad_small = _contract(
             grads, phi, harmonics, edges, ctx.couplings, ctx.groups, ctx.to_small
         )
     if ctx.needs_input_grad[1]:
-        grad_phi = _correlated(
+        grad_phi = _correlate(
             small, grads, harmonics, edges, ctx.couplings, phi.shape[1], ctx.to_small
         )
     return grad_small, grad_phi, None, [None] * 9, None, None, None
@@ -453,9 +178,9 @@ def _backward_contract(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
     grad_phi = None
     grad_big: Sequence[Tensor | None] = [None] * len(ctx.orders)
     if any(ctx.needs_input_grad[0]):
-        grad_big = _expanded(grads, phi, harmonics, edges, ctx.couplings, ctx.orders, ctx.to_small)
+        grad_big = _expand(grads, phi, harmonics, edges, ctx.couplings, ctx.orders, ctx.to_small)
     if ctx.needs_input_grad[1]:
-        grad_phi = _correlated(
+        grad_phi = _correlate(
             grads, big, harmonics, edges, ctx.couplings, phi.shape[1], ctx.to_small
         )
     return grad_big, grad_phi, None, [None] * 9, None, None, None
@@ -476,15 +201,62 @@ def _backward_correlate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     grad_small: Sequence[Tensor | None] = [None] * len(small)
     grad_big: Sequence[Tensor | None] = [None] * len(big)
     if any(ctx.needs_input_grad[0]):
-        grad_small = _contracted(big, grad, harmonics, edges, ctx.couplings, groups, ctx.to_small)
+        grad_small = _contract(big, grad, harmonics, edges, ctx.couplings, groups, ctx.to_small)
     if any(ctx.needs_input_grad[1]):
-        grad_big = _expanded(small, grad, harmonics, edges, ctx.couplings, orders, ctx.to_small)
+        grad_big = _expand(small, grad, harmonics, edges, ctx.couplings, orders, ctx.to_small)
     return grad_small, grad_big, None, [None] * 9, None, None, None
 
 
-_expand.register_autograd(_backward_expand, setup_context=_save_expand)
-_contract.register_autograd(_backward_contract, setup_context=_save_contract)
-_correlate.register_autograd(_backward_correlate, setup_context=_save_correlate)
+def _read(
+    first: Sequence[Tensor],
+    second: Any,
+    harmonics: Tensor,
+    edges: Sequence[Tensor],
+    couplings: Sequence[int],
+    last: Any,
+    to_small: bool,
+) -> tuple[Any, ...]:
+    """The arguments of an operator as those of its twin."""
+    return first, second, Product(harmonics, edges, _unflat(couplings), to_small), last
+
+
+def _read_groups(*args: Any) -> tuple[Any, ...]:
+    *others, groups = _read(*args)
+    return *others, _pairs(groups)
+
+
+_SHARED = "Tensor harmonics, Tensor[] edges, SymInt[] couplings"
+
+_expand = operator(
+    "expand",
+    f"(Tensor[] small, Tensor phi, {_SHARED}, SymInt[] orders, bool to_small) -> Tensor[]",
+    empty_big,
+    twin=expand_twin,
+    kernel="tensor_product_triton.expand",
+    read=_read,
+    keep=_save_expand,
+    differentiate=_backward_expand,
+)
+_contract = operator(
+    "contract",
+    f"(Tensor[] big, Tensor phi, {_SHARED}, SymInt[] groups, bool to_small) -> Tensor[]",
+    lambda big, _, product, groups: empty_small(big, product, groups),
+    twin=contract_twin,
+    kernel="tensor_product_triton.contract",
+    read=_read_groups,
+    keep=_save_contract,
+    differentiate=_backward_contract,
+)
+_correlate = operator(
+    "correlate",
+    f"(Tensor[] small, Tensor[] big, {_SHARED}, SymInt n_radial, bool to_small) -> Tensor",
+    lambda _, __, product, n: product.harmonics.new_empty(product.harmonics.shape[0], n),
+    twin=correlate_twin,
+    kernel="tensor_product_triton.correlate",
+    read=_read,
+    keep=_save_correlate,
+    differentiate=_backward_correlate,
+)
 
 
 # -- arguments -----------------------------------------------------------------------------------
@@ -531,21 +303,6 @@ def _check_shapes(tensors: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) 
     for x, shape in zip(tensors, shapes, strict=True):
         if tuple(x.shape) != shape:
             raise ValueError(f"features of shape {tuple(x.shape)} should be of shape {shape}")
-
-
-def _rows(
-    couplings: Sequence[Coupling], groups: Sequence[tuple[int, int]], n_big: int, n_radial: int
-) -> list[int]:
-    """Number of rows of each big tensor."""
-    rows = [0] * n_big
-    for c in couplings:
-        rows[c.big] += n_radial * groups[c.small][1]
-    return rows
-
-
-def _small_shape(n: int, lanes: int, group: tuple[int, int]) -> tuple[int, int, int, int]:
-    l, mul = group
-    return n, 2 * l + 1, mul, lanes
 
 
 def _tensors(csr: Csr) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,7 +20,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tripq.kernels.tensor_product import Coupling, coefficients, empty_big, empty_small
+from tripq.kernels.tensor_product_twin import (
+    Coupling,
+    Product,
+    coefficients,
+    empty_big,
+    empty_small,
+)
 
 # A coefficient whose square is smaller than this is zero by symmetry.
 _ZERO = 1e-24
@@ -274,19 +280,13 @@ def correlate_kernel(
 
 
 def expand(
-    small: Sequence[Tensor],
-    phi: Tensor,
-    harmonics: Tensor,
-    edges: Sequence[Tensor],
-    couplings: Sequence[Coupling],
-    orders: Sequence[int],
-    to_small: bool,
+    small: Sequence[Tensor], phi: Tensor, product: Product, orders: Sequence[int]
 ) -> list[Tensor]:
     """As `tensor_product.expand_twin`."""
-    big = empty_big(small, phi, edges, couplings, orders)
-    small, tables = _contiguous(small), _contiguous([harmonics, *edges[:3]])
+    big = empty_big(small, phi, product, orders)
+    small, tables = _contiguous(small), _contiguous([product.harmonics, *product.edges[:3]])
     n_nodes = big[0].shape[0]
-    for c, radial, sizes in _pieces(couplings, small, big, phi.shape[1], harmonics, to_small):
+    for c, radial, sizes in _pieces(small, big, product, phi.shape[1]):
         n_programs = n_nodes * triton.cdiv(sizes["n_lanes"], sizes["BLOCK"])
         features = small[c.small], big[c.big], phi[:, radial].contiguous()
         _launch(expand_kernel, n_programs, *features, *tables, n_nodes, **sizes)
@@ -294,20 +294,14 @@ def expand(
 
 
 def contract(
-    big: Sequence[Tensor],
-    phi: Tensor,
-    harmonics: Tensor,
-    edges: Sequence[Tensor],
-    couplings: Sequence[Coupling],
-    groups: Sequence[tuple[int, int]],
-    to_small: bool,
+    big: Sequence[Tensor], phi: Tensor, product: Product, groups: Sequence[tuple[int, int]]
 ) -> list[Tensor]:
     """As `tensor_product.contract_twin`."""
-    small = [torch.empty_like(x, dtype=phi.dtype) for x in empty_small(big, edges, groups)]
-    big, tables = _contiguous(big), _contiguous([harmonics, *edges[3:6]])
+    small = [torch.empty_like(x, dtype=phi.dtype) for x in empty_small(big, product, groups)]
+    big, tables = _contiguous(big), _contiguous([product.harmonics, *product.edges[3:6]])
     n_nodes = small[0].shape[0]
     written = set()
-    for c, radial, sizes in _pieces(couplings, small, big, phi.shape[1], harmonics, to_small):
+    for c, radial, sizes in _pieces(small, big, product, phi.shape[1]):
         n_programs = n_nodes * triton.cdiv(sizes["n_lanes"], sizes["BLOCK"])
         features = small[c.small], big[c.big], phi[:, radial].contiguous()
         add = c.small in written
@@ -319,23 +313,17 @@ def contract(
 
 
 def correlate(
-    small: Sequence[Tensor],
-    big: Sequence[Tensor],
-    harmonics: Tensor,
-    edges: Sequence[Tensor],
-    couplings: Sequence[Coupling],
-    n_radial: int,
-    to_small: bool,
+    small: Sequence[Tensor], big: Sequence[Tensor], product: Product, n_radial: int
 ) -> Tensor:
     """As `tensor_product.correlate_twin`."""
     small, big = _contiguous(small), _contiguous(big)
-    tables = _contiguous([harmonics, *edges[6:]])
-    n_types, n_edges = len(harmonics), len(edges[7])
-    total = harmonics.new_zeros(n_types, n_radial)
+    tables = _contiguous([product.harmonics, *product.edges[6:]])
+    n_types, n_edges = len(product.harmonics), len(product.edges[7])
+    total = product.harmonics.new_zeros(n_types, n_radial)
     if n_edges == 0:
         return total
     edges_of_type = triton.cdiv(n_edges, n_types)
-    for c, radial, sizes in _pieces(couplings, small, big, n_radial, harmonics, to_small):
+    for c, radial, sizes in _pieces(small, big, product, n_radial):
         # Many types with few edges and many lanes in the q-stage, the reverse in the p-stage.
         n_blocks = triton.cdiv(sizes["n_lanes"], sizes["BLOCK"])
         lane_splits = min(n_blocks, triton.cdiv(_PROGRAMS, n_types))
@@ -349,16 +337,11 @@ def correlate(
 
 
 def _pieces(
-    couplings: Sequence[Coupling],
-    small: Sequence[Tensor],
-    big: Sequence[Tensor],
-    n_radial: int,
-    harmonics: Tensor,
-    to_small: bool,
+    small: Sequence[Tensor], big: Sequence[Tensor], product: Product, n_radial: int
 ) -> Iterator[tuple[Coupling, slice, dict[str, Any]]]:
     """Every coupling with as many radial functions as fit at once, and the sizes of a launch."""
-    size = harmonics.element_size()
-    for c in couplings:
+    size = product.harmonics.element_size()
+    for c in product.couplings:
         _, n_small, mul, inner = small[c.small].shape
         _, n_rows, n_big, _ = big[c.big].shape
         if mul * inner >= 2**31:
@@ -374,8 +357,8 @@ def _pieces(
                 "inner": inner,
                 "n_rows": n_rows,
                 "first": c.first + k * mul,
-                "n_harmonics": harmonics.shape[1],
-                **constants(c.l, n_small, n_big, n_k, to_small),
+                "n_harmonics": product.harmonics.shape[1],
+                **constants(c.l, n_small, n_big, n_k, product.to_small),
                 **tile(mul * inner, (n_small + n_big + n_k * (n_big + 1)) * size),
             }
             yield c, slice(k, k + n_k), sizes

@@ -15,8 +15,8 @@ from measure import NotMeasured
 from torch import Tensor, nn
 
 from tripq import PQGraph, PQTensorFieldLayer
-from tripq.domain.graph import ScanGraph
 from tripq.domain.nodes import NodeSpace
+from tripq.domain.scan_graph import ScanGraph
 from tripq.networks.blocks import graph_radius, receptive_field
 from tripq.scans import DWI
 

@@ -29,15 +29,11 @@ Real scans are those of ``tests/dwi/test_real_scans.py``, in a folder of that la
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-# Torch imports the standard library's `profile`, which a file of this folder would hide.
-_HERE = Path(__file__).parent.resolve()
-sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != _HERE] + [str(_HERE)]
+import last_on_path  # isort: split
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -51,7 +47,7 @@ from tripq.scans.order import MIN_DIRECTIONS, Order, volume_order
 from tripq.simulate import GradientTable, Grid, add_rician_noise, default_anatomy
 from tripq.tasks.lesions.simulate import simulate_subject
 
-PAGE = _HERE.parent / "docs" / "frames.md"
+PAGE = Path(__file__).parents[1] / "docs" / "frames.md"
 BEGIN, END = "<!-- python perf/frame_check.py --save -->", "<!-- end -->"
 BEGIN_ORDER = "<!-- python perf/frame_check.py --order --save -->"
 

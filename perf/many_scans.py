@@ -22,18 +22,15 @@ matters.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-# Torch imports the standard library's `profile`, which a file of this folder would hide.
-_HERE = Path(__file__).parent.resolve()
-sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != _HERE] + [str(_HERE)]
+import last_on_path  # isort: split
 
 import json
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter, process_time
 from typing import Annotated

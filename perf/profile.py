@@ -11,17 +11,13 @@ so that running out of memory or of time is a line in a table.
 
 from __future__ import annotations
 
+import last_on_path  # isort: split
+
 import sys
-from pathlib import Path
-
-# This file's name hides the standard library's `profile`, which torch imports; from the end of the
-# path, this folder still gives the modules beside this one.
-_HERE = Path(__file__).parent.resolve()
-sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != _HERE] + [str(_HERE)]
-
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer

@@ -28,16 +28,13 @@ layers with neighbours by 8, so that the sums over these stay what they were.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-# Torch imports the standard library's `profile`, which a file of this folder would hide.
-_HERE = Path(__file__).parent.resolve()
-sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != _HERE] + [str(_HERE)]
+import last_on_path  # isort: split
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Annotated, Literal
 
 import matplotlib as mpl

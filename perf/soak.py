@@ -25,21 +25,18 @@ of both short trainings equal, bit by bit.  The exit status is 1 if anything is 
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-# Torch imports the standard library's `profile`, which a file of this folder would hide.
-_HERE = Path(__file__).parent.resolve()
-sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != _HERE] + [str(_HERE)]
+import last_on_path  # isort: split
 
 import ctypes
 import gc
 import json
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 

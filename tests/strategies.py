@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from tripq import PQGraph, PQTensorFieldLayer, Radial
 from tripq.backends.plan import Backend
+from tripq.domain.quadrature import Quadrature
 from tripq.nn.layer import OnGraph
 from tripq.so3.paths import Group
 from tripq.testing import representation
@@ -347,12 +348,12 @@ def domains(draw: st.DrawFn, form: Form) -> Domain:
 
 
 @st.composite
-def radials(draw: st.DrawFn) -> Radial:
+def radials(draw: st.DrawFn, *, fixed: bool = False) -> Radial:
     """Radial functions of every kind; without perceptrons, which take e3nn long to compile."""
     return Radial(
         draw(st.sampled_from(("gaussian", "cosine", "bessel", "smooth_finite"))),
         draw(st.integers(1, 2)),
-        learnable=draw(st.booleans()),
+        learnable=not fixed and draw(st.booleans()),
     )
 
 
@@ -375,11 +376,13 @@ def layers(
     filter: str | None = None,
     group: Group | None = None,
     antipodal: bool | None = None,
+    quadrature: Quadrature | None = None,
     ends: Sequence[tuple[OnGraph | None, OnGraph | None]] = ENDS[:2],
 ) -> PQTensorFieldLayer:
     """Layers with any options; those given are kept, and a `domain` is one that they must fit.
 
-    With ``ends=ENDS`` some expand maps to directions.
+    With ``ends=ENDS`` some expand maps to directions.  Integrals have fixed radial functions of
+    distance, as the back end ``"triton"`` needs them.
     """
 
     def drawn(value, choices):  # type: ignore[no-untyped-def]
@@ -387,6 +390,10 @@ def layers(
 
     torch.manual_seed(draw(seeds))
     group = drawn(group, GROUPS)
+    filter = drawn(filter, FILTERS)
+    # The definition of an integral of a "diff" filter evaluates each edge at every point of a
+    # voxel: tests/laws/test_sampling.py does that on a small graph.
+    quadrature = drawn(quadrature, ("sum",) if "diff" in filter else ("integral", "sum"))
     irreps_out = draw(irreps())
     q_in, q_out = draw(st.sampled_from(ends))
     same_nodes = q_in == q_out and (domain is None or domain.q_out is None)
@@ -395,13 +402,14 @@ def layers(
         irreps_out,
         RADIUS,
         q_max=Q_MAX,
-        filter=drawn(filter, FILTERS),
+        filter=filter,
         selection=draw(st.sampled_from(("paper", "tp1", "all"))),
         lmax_p=draw(st.integers(0, 2)),
         lmax_q=draw(st.integers(0, 2)),
         lmax_filter=draw(st.sampled_from((None, 1, 2))),
-        p_radial=draw(radials()),
+        p_radial=draw(radials(fixed=quadrature == "integral")),
         q_radial=draw(radials()),
+        quadrature=quadrature,
         q_directions=draw(st.sampled_from(("vectors", "unit"))),
         group=group,
         antipodal=drawn(antipodal, (False, True)),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from paper.plan import USUAL, Condition
+from paper.plan import USUAL, Condition, VoxelSize
 from tripq.scans import DWI, DWIError
 from tripq.scans.angular import resample_directions
 from tripq.simulate import Anatomy
@@ -55,7 +55,7 @@ class Scans:
             max_rotation=condition.max_rotation,
             pose=condition.pose,
             turn_tables=condition.turn_tables,
-            anatomy=_anatomy(sources.fibres, voxel_size),
+            anatomy=_anatomy(sources.fibres, condition.voxel_size or voxel_size),
             patients=missing,
         )
 
@@ -64,8 +64,8 @@ class Scans:
         return load_cohort(self.folder / condition.name, [f"sub-{p}" for p in patients])
 
 
-@cache  # every condition has the same, and it takes seconds
-def _anatomy(fibres: Path, voxel_size: float) -> Anatomy:
+@cache  # most conditions have the same, and it takes seconds
+def _anatomy(fibres: Path, voxel_size: VoxelSize) -> Anatomy:
     return cohort_anatomy(fibres, voxel_size)
 
 

@@ -11,8 +11,14 @@ from numpy.typing import NDArray
 
 from paper.results import Result, Run
 from paper.statistics import Estimate
+from tripq.report.slices import AxialSlices
 from tripq.tasks.lesions.datasets import LabelledSubject
-from tripq.tasks.lesions.figures import NETWORK_COLOURS, AxialSlices, comparison_figure
+from tripq.tasks.lesions.figures import (
+    NETWORK_COLOURS,
+    comparison_figure,
+    overlay_probability,
+    overlay_truth,
+)
 
 SIMULATED = "simulated diffusion signal, outlines of real lesions"
 
@@ -98,13 +104,13 @@ def figure_3(
     grid = figure.subplots(len(results), len(shares) + 1, squeeze=False)
     for row, (name, by_share) in zip(grid, results.items(), strict=True):
         slices.draw(row[0], index)
-        slices.overlay_lesion(row[0], truth[index])
+        overlay_truth(slices, row[0], truth[index])
         row[0].set_ylabel(name)
         for axes, share in zip(row[1:], shares, strict=True):
             slices.draw(axes, index)
             if share in by_share:
                 probability = read_maps(folder, by_share[share].run, subjects)[shown]
-                slices.overlay_probability(axes, slices.volume(probability)[index])
+                overlay_probability(slices, axes, slices.volume(probability)[index])
     grid[0, 0].set_title("truth")
     for axes, share in zip(grid[0, 1:], shares, strict=True):
         axes.set_title(f"{100 * share:g} %")

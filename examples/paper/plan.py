@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from tripq.filters.radial import Radial
 from tripq.networks.conv import ConvSegmenter
 from tripq.nn.layer import Group
 from tripq.scans import B_REFERENCE
@@ -79,6 +80,9 @@ def split_patients(
 # -- scans ---------------------------------------------------------------------------------------
 
 
+VoxelSize = float | tuple[float, float, float]
+
+
 @dataclass(frozen=True, eq=False)
 class Condition:
     """How the heads are scanned.
@@ -99,6 +103,8 @@ class Condition:
         Whether each subject has its table turned in a way of its own.
     seed : int
         Of the heads, the severity of their lesions and the noise.
+    voxel_size : float or (float, float, float), optional
+        In mm; that of the plan if not given.
     """
 
     name: str
@@ -108,6 +114,7 @@ class Condition:
     pose: int = 0
     turn_tables: bool = False
     seed: int = 0
+    voxel_size: VoxelSize | None = None
 
     @property
     def q(self) -> NDArray[np.float64]:
@@ -231,6 +238,8 @@ def _equivariant(
             selection=selection,
             group=group,
             antipodal=antipodal,
+            p_radial=Radial("gaussian", 3),
+            quadrature="sum",
         )
 
     return Contender(

@@ -146,6 +146,19 @@ def test_derivatives_are_those_of_the_definition(backend, filter, form, kind):
                 assert relative_error(f, m) < LIMIT, derivative.__name__
 
 
+@every_kind
+@pytest.mark.parametrize("backend", ["recoupled", "dense", "fourier"])
+def test_derivatives_of_an_integral_are_those_of_the_definition(backend, kind):
+    domain = small_domain("grid")
+    graph = domain.graph()
+    ours, slow = (tiny_layer("tp", b, quadrature="integral") for b in (backend, "edges"))
+    x = features(ours, domain)
+    for derivative in DERIVATIVES[kind]:
+        found, measure = (tree_leaves(derivative(layer, x, graph)) for layer in (ours, slow))
+        for f, m in zip(found, measure, strict=True):
+            assert relative_error(f, m) < LIMIT, derivative.__name__
+
+
 def test_the_definition_has_the_derivatives_of_differences():
     domain, step = small_domain("grid"), 1e-6
     layer, graph = tiny_layer("tp", "edges"), domain.graph()

@@ -16,7 +16,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from tripq.commands import app, scans, segmenting
+from tripq.commands import app, applying, scans, segmenting
 from tripq.infra import files
 from tripq.networks.checkpoint import save_network
 from tripq.report.page import Picture
@@ -70,6 +70,20 @@ def write_weights(path: Path, **notes: str) -> Path:
 
 
 @pytest.fixture
+def own_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Install a package with a task; its name."""
+    about = tmp_path / "site" / "diffusivity-1.0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: diffusivity\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(
+        "[tripq.tasks]\nmean-diffusivity = diffusivity:DiffusivityCommands\n"
+    )
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "programs"))
+    monkeypatch.syspath_prepend(str(about.parent))
+    return "mean-diffusivity"
+
+
+@pytest.fixture
 def scan(tmp_path: Path) -> Path:
     return write_scan(tmp_path / "dwi.nii.gz")
 
@@ -99,7 +113,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(segmentation, "segment", guess)
     monkeypatch.setattr(scans, "read_brain", read_dwi_without_a_mask)
-    monkeypatch.setattr(segmenting, "check_table", lambda dwi, frame: ())
+    monkeypatch.setattr(applying, "check_table", lambda dwi, frame: ())
 
     def write_page(path: Path, *_: Any, **__: Any) -> None:
         files.write_text(path, "<html></html>")

@@ -52,8 +52,8 @@ def test_in_the_wrong_order_no_table_fits(best: Change, lead: float, scan: Path)
     wrong = Order(explained=0.42, usual=0.4, chance=0.4, n_directions=32)
     verdict = weigh(found(best, lead), wrong, read_dwi(scan), "fsl")
     assert (verdict.table, verdict.frame, verdict.status) == ("wrong order", None, 1)
-    assert verdict.advice.startswith("no table fits, however its axes are turned: ")
-    assert "explain 42% of how the volumes differ, and in random order 40%" in verdict.advice
+    assert verdict.advice.startswith("no table fits, with any flip or permutation of its axes: ")
+    assert "explain 42% of the variation between volumes, and in random order 40%" in verdict.advice
 
 
 def write_rods(folder: Path, b_value: float = 1000.0) -> tuple[Path, Path]:

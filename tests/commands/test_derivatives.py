@@ -135,5 +135,5 @@ def test_what_its_owner_has_written_stays(tmp_path: Path) -> None:
     path.write_text(json.dumps({**about, "DatasetLinks": "nonsense"}))
     assert describe(tmp_path, tmp_path / "a") == {tmp_path / "a": "raw"}
     path.write_text('{"GeneratedBy": [{"Name": "fMRIPrep"}]}')
-    with pytest.raises(BIDSError, match="a dataset of fMRIPrep: take another folder"):
+    with pytest.raises(BIDSError, match="a dataset of fMRIPrep: choose another folder"):
         describe(tmp_path, tmp_path / "a")

@@ -144,7 +144,7 @@ def test_brain_masks_of_another_folder_are_taken_and_what_they_cut_off_is_told(
     done = score("--masks", tmp_path / "masks")
     assert done.status == 0
     assert cohort.scores()["scans"][0]["voxels"] == brain.sum()
-    assert "8 lesion voxels lie outside the brain mask" in done.stderr
+    assert "8 lesion voxels are outside the brain mask" in done.stderr
     missing = score("--masks", tmp_path / "nowhere", "--overwrite")
     assert (missing.status, "no such folder" in missing.error) == (1, True)
 
@@ -171,7 +171,7 @@ def test_a_map_without_truth_and_values_that_are_no_probabilities_are_reported(
     save(cohort.map("sub-02"), cohort.probability["sub-02"] - 2)
     done = score("--overwrite")
     assert done.status == 1
-    assert "no probabilities from 0 to 1" in done.stderr
+    assert "not probabilities from 0 to 1" in done.stderr
     assert "none of 2 maps can be scored" in done.stderr
     assert list(cohort.rows()) == ["sub-02", "all"]  # of the first call
 
@@ -180,7 +180,7 @@ def test_truth_without_a_map_is_told(score, cohort: Cohort) -> None:
     cohort.map("sub-01").unlink()
     done = score()
     assert done.status == 0
-    assert "1 of 2 lesion masks belong to no map" in done.stderr
+    assert "1 of 2 lesion masks have no scored map" in done.stderr
 
 
 @pytest.mark.parametrize("label", ["02", "sub-02"])
@@ -193,7 +193,7 @@ def test_participants_are_chosen(score, cohort: Cohort, label: str) -> None:
     assert tuple(cohort.rows()) == ("sub-02", "all")
     assert cohort.rows()["sub-02"] == among_others
     assert "sub-01" not in done.stdout + done.stderr
-    assert "belong to no map" not in done.stderr
+    assert "have no scored map" not in done.stderr
 
 
 def test_several_participants_stand_in_a_row(score, cohort: Cohort) -> None:
@@ -222,7 +222,7 @@ def test_thresholds_must_be_known_and_agree(score, cohort: Cohort) -> None:
     done = score()
     assert done.status == 1
     assert "with its threshold: give --threshold" in done.stderr
-    assert "'high', no number from 0 to 1" in done.stderr
+    assert "'high', not a number from 0 to 1" in done.stderr
     assert not cohort.out.exists()
 
 
@@ -254,3 +254,61 @@ def test_two_maps_of_one_scan_are_refused(score, cohort: Cohort) -> None:
     assert f"{twin}: a map of the same scan as {first}/dwi/{twin.name}.gz: keep one" in done.stderr
     assert f"{twin}.gz: a map of the same scan as {first}/dwi/{twin.name}: keep one" in done.stderr
     assert [*cohort.rows()] == [f"{second}_space-ACPC", second, "all"]
+
+
+def test_maps_of_a_task_of_another_package_are_scored(
+    call: Call, own_task: str, tmp_path: Path
+) -> None:
+    maps, truth, out = tmp_path / "maps", tmp_path / "truth", tmp_path / "out"
+    rng = np.random.default_rng(0)
+    differences = []
+    for seed, name in enumerate(SUBJECTS):
+        known = rng.uniform(0.5, 3, (9, 8, 7)).astype(np.float32)
+        found = known + rng.normal(0.1 * (seed + 1), 0.05, known.shape).astype(np.float32)
+        brain = np.ones(known.shape, bool)
+        brain[:4] = False
+        save(maps / name / "dwi" / f"{name}_space-orig_md.nii.gz", found)
+        save(truth / name / "dwi" / f"{name}_md.nii.gz", known)
+        save(truth / name / "dwi" / f"{name}_desc-brain_mask.nii.gz", brain)
+        differences.append((found - known)[brain].astype(float))
+    save(maps / "sub-03" / "dwi" / "sub-03_md.nii.gz", np.ones((9, 8, 7)))
+    done = call("evaluate", maps, truth, "-o", out, "--task", own_task)
+    assert done.status == 1
+    assert "no *_md.nii.gz in" in done.error
+    assert "sub-03" in done.error
+    scores = json.loads((out / "scores.json").read_text())
+    assert [row["scan"] for row in scores["scans"]] == [*SUBJECTS]
+    everything = np.concatenate(differences)
+    for row, expected in zip(
+        (*scores["scans"], scores["pooled"]), (*differences, everything), strict=True
+    ):
+        assert row["mean_absolute_error"] == pytest.approx(np.abs(expected).mean(), rel=1e-4)
+        assert row["bias"] == pytest.approx(expected.mean(), rel=1e-4)
+        assert row["rms_error"] == pytest.approx(np.sqrt((expected**2).mean()), rel=1e-4)
+        assert row["voxels"] == len(expected)
+    assert "threshold" not in scores
+    page = (out / "report.html").read_text()
+    assert "mean absolute error, µm²/ms" in page
+    assert "Not scored: sub-03/dwi/sub-03_md.nii.gz" in page
+    with (out / "scores.tsv").open(newline="") as file:
+        assert [row["scan"] for row in csv.DictReader(file, delimiter="\t")] == [*SUBJECTS, "all"]
+    again = call("evaluate", maps, truth, "-o", out, "--task", own_task, "--threshold", 0.5)
+    assert again.error.startswith("error: --threshold: the maps of the task mean-diffusivity have")
+
+
+def test_another_grid_of_a_known_map_is_an_error_that_names_both(
+    call: Call, own_task: str, tmp_path: Path
+) -> None:
+    found = save(tmp_path / "maps/sub-01/sub-01_md.nii.gz", np.ones((5, 4, 3)))
+    known = save(tmp_path / "truth/sub-01/sub-01_md.nii.gz", np.ones((5, 4, 3)), np.eye(4))
+    given = (tmp_path / "maps", tmp_path / "truth", "-o", tmp_path / "out", "--task", own_task)
+    done = call("evaluate", *given)
+    first, _ = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert first.startswith(f"error: {known}: the known map is on another grid")
+    assert str(found) in first
+
+
+def test_the_task_of_an_evaluation_must_exist(call: Call, tmp_path: Path) -> None:
+    done = call("evaluate", tmp_path, tmp_path, "-o", tmp_path / "out", "--task", "colours")
+    assert done.status == 2
+    assert "lesions" in done.stderr

@@ -26,7 +26,7 @@ import torch
 
 from tests.commands.conftest import Call, write_scan
 from tests.commands.test_segment_bids import summary
-from tripq.commands import segmenting
+from tripq.commands import applying, segmenting
 from tripq.infra import files
 from tripq.tasks.lesions import segmentation
 from tripq.tasks.lesions.names import find_lesion_maps
@@ -143,7 +143,7 @@ def test_a_full_disk_ends_a_run_at_the_first_scan(
 ) -> None:
     """The others would be computed for nothing; a scan that cannot be used stops nobody."""
     read: list[str] = []
-    read_scan = segmenting.read_scan
+    read_scan = applying.read_scan
 
     def noted(found: Any, *others: Any) -> Any:
         read.append(found.scan.name)
@@ -152,7 +152,7 @@ def test_a_full_disk_ends_a_run_at_the_first_scan(
     def full(values: Any, dwi: Any, path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(segmenting, "read_scan", noted)
+    monkeypatch.setattr(applying, "read_scan", noted)
     monkeypatch.setattr(segmenting, "write_map", full)
     done = call("segment-bids", raw, tmp_path / "out", "participant", "--weights", weights)
     assert (done.status, read) == (1, ["sub-01_dwi.nii.gz"])
@@ -301,7 +301,7 @@ def test_too_little_memory_for_good_names_the_scan_and_leaves_nothing(
     arguments = ("segment", scan, "--mask", mask, "--weights", weights, "-o", tmp_path / "out")
     for place, reason in (
         (segmentation, "segment"),
-        (segmenting, "read_scan"),
+        (applying, "read_scan"),
         (segmenting, "write_subject_report"),
     ):
         with monkeypatch.context() as patch:
@@ -309,7 +309,7 @@ def test_too_little_memory_for_good_names_the_scan_and_leaves_nothing(
             done = call(*arguments)
         assert done.status == 1
         assert done.error.startswith(f"error: {scan}: out of memory")
-        assert done.error.endswith("Close other programs or take a larger machine.")
+        assert done.error.endswith("Close other programs or use a larger machine.")
         assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 

@@ -21,7 +21,7 @@ def test_a_scan_is_described(call: Call, tmp_path: Path) -> None:
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert "grid 20 x 19 x 18" in lines
     assert "voxel size 2.5 x 2.5 x 2.5 mm" in lines
-    assert "voxels 6,840 of 6,840 can be used" in lines
+    assert "voxels 6,840 of 6,840 usable" in lines
     assert "volumes 6, 1 of them b0" in lines
     assert "orientation LAS, determinant of the affine negative" in lines
     assert "shell b = 1000 s/mm2, 2 directions" in lines

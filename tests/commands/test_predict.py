@@ -7,8 +7,15 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
+import torch
 
 from tests.commands.conftest import Call, write_weights
+from tripq.commands import applying
+from tripq.networks import VoxelNetwork, save_network
+from tripq.networks.blocks import predict_blocks
+from tripq.scans import read_dwi
+from tripq.tasks.lesions import segmentation
 
 
 def test_maps_of_lesions_are_those_of_segment(
@@ -26,10 +33,10 @@ def test_maps_of_lesions_are_those_of_segment(
         np.testing.assert_array_equal(mine.get_fdata(), theirs.get_fdata())
         np.testing.assert_array_equal(mine.affine, theirs.affine)
     again = call("predict", *given, "-o", tmp_path / "maps")
-    assert "is there already" in again.error
+    assert "exists already" in again.error
     before = (tmp_path / "results/dwi_label-lesion_probseg.nii.gz").read_bytes()
     over = call("predict", *given, "-o", tmp_path / "results")
-    assert "dwi_label-lesion_probseg.nii.gz: is there already" in over.error
+    assert "dwi_label-lesion_probseg.nii.gz: exists already" in over.error
     assert (tmp_path / "results/dwi_label-lesion_probseg.nii.gz").read_bytes() == before
     assert not (tmp_path / "results/dwi_maps.json").exists()
 
@@ -41,4 +48,61 @@ def test_a_network_of_an_unknown_task_is_refused_by_name(
     done = call("predict", scan, "--mask", mask, "--weights", weights, "-o", tmp_path / "maps")
     assert done.status == 1
     assert done.error.startswith(f"error: {weights}: the task 'os.system' is unknown; there are: ")
+    assert not (tmp_path / "maps").exists()
+
+
+def test_a_task_of_another_package_has_maps_and_a_page(
+    call: Call, scan: Path, mask: Path, own_task: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    network = VoxelNetwork("1x0e", p_radius=2.9, q_features="4x0e", p_features="3x0e", n_p_layers=1)
+    weights = tmp_path / "diffusivity.safetensors"
+    save_network(network, weights, {"task": own_task, "voxel_size_mm": "2"})
+    out = tmp_path / "maps"
+    done = call("predict", scan, "--mask", mask, "--weights", weights, "-o", out)
+    assert done.status == 0, done.stderr
+    dwi = read_dwi(scan, mask=mask)
+    expected = predict_blocks(network.eval(), dwi)[:, 0]
+    found = nib.load(out / "dwi_md.nii.gz").get_fdata()[dwi.mask]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    about = json.loads((out / "dwi_maps.json").read_text())
+    assert (about["Task"], about["Maps"]) == (own_task, ["dwi_md.nii.gz", "dwi_positive.nii.gz"])
+    assert set(about["Inputs"]) == {"Scan", "BVal", "BVec", "BrainMask"}
+    page = (out / "dwi_maps.html").read_text()
+    for words in ("mean-diffusivity maps", "µm²/ms", "VoxelNetwork", "p_radius", "2.9"):
+        assert words in page
+
+
+def test_a_doubtful_table_is_a_caution_as_for_segment(
+    call: Call,
+    scan: Path,
+    mask: Path,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    doubt = "Gradient table: try --frame voxel."
+    monkeypatch.setattr(applying, "check_table", lambda dwi, frame: (doubt,))
+    out = tmp_path / "maps"
+    given = (scan, "--mask", mask, "--weights", weights, "--shell", 1000)
+    done = call("predict", *given, "-o", out)
+    assert f"caution: {scan}: {doubt}" in done.stderr
+    about = json.loads((out / "dwi_maps.json").read_text())
+    assert about["Cautions"][0] == doubt
+    assert about["Shells"] == [1000]
+    assert f"<strong>Caution:</strong> {doubt}" in (out / "dwi_maps.html").read_text()
+
+
+def test_errors_name_the_quantity_of_the_task(
+    call: Call,
+    scan: Path,
+    mask: Path,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nowhere = np.full(int(nib.load(mask).get_fdata().sum()), np.nan, np.float32)
+    monkeypatch.setattr(segmentation, "segment", lambda network, dwi, **how: nowhere)
+    done = call("predict", scan, "--mask", mask, "--weights", weights, "-o", tmp_path / "maps")
+    assert "of the probabilities that" in done.error
     assert not (tmp_path / "maps").exists()

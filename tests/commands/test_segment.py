@@ -105,7 +105,7 @@ def test_without_a_mask_the_brain_is_found_and_that_is_said(
 ) -> None:
     done = call("segment", scan, "--weights", weights, "-o", tmp_path)
     assert done.status == 0
-    assert "no mask: looking for the brain in b0" in done.stderr
+    assert "no mask: extracting the brain from b0" in done.stderr
     about = json.loads((tmp_path / "dwi_label-lesion_probseg.json").read_text())
     assert about["BrainMask"] == "median_otsu of dipy, from b0"
     assert any("Brain found by median_otsu" in note for note in about["Notes"])
@@ -140,7 +140,7 @@ def test_results_are_replaced_only_if_asked(
     before = sidecar.read_bytes()
     refused = call(*arguments)
     assert refused.status == 1
-    assert refused.error.endswith("probseg.nii.gz: is there already; --overwrite replaces it.")
+    assert refused.error.endswith("probseg.nii.gz: exists already; --overwrite replaces it.")
     assert sidecar.read_bytes() == before
     assert call(*arguments, "--overwrite").status == 0
     assert json.loads(sidecar.read_text())["Threshold"] == 0.5
@@ -187,7 +187,7 @@ def test_the_shipped_weights_are_the_default(
     monkeypatch.setattr("tripq.tasks.lesions.weights._FILE", tmp_path / "none.safetensors")
     refused = call("segment", scan, "-o", tmp_path)
     assert refused.status == 1
-    assert "none.safetensors: this installation of tripq comes without" in refused.error
+    assert "none.safetensors: this installation of tripq has no" in refused.error
     assert "--weights FILE" in refused.error
     monkeypatch.setattr("tripq.tasks.lesions.weights._FILE", weights)
     assert call("segment", scan, "-o", tmp_path).status == 0
@@ -261,7 +261,7 @@ def test_quiet_is_quiet_and_the_log_has_all(
     log = tmp_path / "logs" / "run.txt"
     done = call("segment", scan, "--weights", weights, "-o", tmp_path, "--quiet", "--log", log)
     assert (done.status, done.stdout, done.stderr) == (0, "", "")
-    assert "looking for the brain in b0" in log.read_text()
+    assert "extracting the brain from b0" in log.read_text()
     assert "command: " in log.read_text()
 
 
@@ -330,7 +330,7 @@ def test_help_names_every_option_with_an_example(call: Call) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["segment", "segment-bids", "train", "evaluate", "info", "check"]
+    "command", ["segment", "segment-bids", "train", "predict", "evaluate", "info", "check"]
 )
 def test_help_is_as_wide_as_the_screen_and_its_examples_stand_out(
     command: str, call: Call, monkeypatch: pytest.MonkeyPatch

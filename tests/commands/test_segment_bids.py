@@ -17,7 +17,7 @@ import pytest
 
 from tests.commands.conftest import Call, Outcome, write_mask, write_scan, write_weights
 from tripq import __version__
-from tripq.commands import segmenting
+from tripq.commands import applying, segmenting
 from tripq.commands.derivatives import Row
 from tripq.commands.segment_bids import Sparingly
 from tripq.scans.bids import BIDSScan
@@ -120,7 +120,7 @@ def test_one_bad_scan_is_reported_and_does_not_stop_the_rest(
     rows = summary(out)
     assert [row["status"] for row in rows.values()] == ["failed", "failed", "done"]
     assert "sub-01_dwi.nii.gz: cannot be read as NIfTI" in rows[SCANS[0]]["reason"]
-    assert "no .bval file holds for it" in rows[SCANS[1]]["reason"]
+    assert "no .bval file applies to this scan" in rows[SCANS[1]]["reason"]
     assert "sub-01_dwi.nii.gz: cannot be read as NIfTI" in done.stdout
     assert done.stdout.count(SCANS[0]) == 2  # in the table, and before the reason
     assert not any("sub-01" in name for name in written(out))
@@ -129,14 +129,14 @@ def test_one_bad_scan_is_reported_and_does_not_stop_the_rest(
 def test_even_a_mistake_in_the_program_does_not_stop_the_rest(
     segment_all, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read_scan = segmenting.read_scan
+    read_scan = applying.read_scan
 
     def broken(files, *others):
         if "sub-01" in files.scan.name:
             raise KeyError("made up")
         return read_scan(files, *others)
 
-    monkeypatch.setattr(segmenting, "read_scan", broken)
+    monkeypatch.setattr(applying, "read_scan", broken)
     done = segment_all("--log", tmp_path / "log.txt")
     assert done.status == 1
     assert [row["status"] for row in summary(out).values()] == ["failed", "done", "done"]
@@ -283,7 +283,7 @@ def test_the_results_are_a_dataset_of_their_own(
     (out / "dataset_description.json").write_text('{"GeneratedBy": [{"Name": "fMRIPrep"}]}')
     refused = segment_all()
     assert refused.status == 1
-    assert "a dataset of fMRIPrep: take another folder" in refused.error
+    assert "a dataset of fMRIPrep: choose another folder" in refused.error
 
 
 @pytest.mark.parametrize("words", [("01",), ("group", "--participant-label", "01")])
@@ -489,7 +489,7 @@ def test_the_group_level_says_what_is_missing_and_where_settings_differ(
 ) -> None:
     nothing = segment_all(level="group")
     assert nothing.status == 1
-    assert nothing.error.endswith("no such folder; the level 'participant' makes it.")
+    assert nothing.error.endswith("no such folder; the level 'participant' creates it.")
     write_scan(raw / "sub-03/dwi/sub-03_dwi.nii.gz", b_values=(0, 0, 5))
     (raw / "sub-02_ses-a_dwi.bval").unlink()
     segment_all("--participant-label", "01")
@@ -497,8 +497,8 @@ def test_the_group_level_says_what_is_missing_and_where_settings_differ(
     assert done.status == 1
     rows = [*summary(out).values()]
     assert [row["status"] for row in rows] == ["there already", "failed", "failed", "left out"]
-    assert "no .bval file holds for it" in rows[1]["reason"]
-    assert rows[2]["reason"].startswith("no result: the level 'participant' makes it")
+    assert "no .bval file applies to this scan" in rows[1]["reason"]
+    assert rows[2]["reason"].startswith("no result: run the level 'participant'")
     assert "different settings" not in (out / "report.html").read_text(encoding="utf-8")
     segment_all("--participant-label", "02", "--session-label", "b", "--shell", 1000)
     segment_all(level="group")
@@ -593,7 +593,7 @@ def test_options_of_bids_apps(
         monkeypatch.delenv(name)
     monkeypatch.setattr(tempfile, "tempdir", None)
     used: list[int | None] = []
-    monkeypatch.setattr(segmenting, "use_threads", used.append)
+    monkeypatch.setattr(applying, "use_threads", used.append)
     work = tmp_path / "work"
     words = ("--participant_label", "sub-01", "-w", work, "--overwrite")
     for more in (("--nprocs", 3), ("--n_cpus", 2, "--omp-nthreads", 1), ("--omp-nthreads", 5)):

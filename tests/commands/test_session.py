@@ -34,7 +34,7 @@ def end(error: BaseException, capsys: pytest.CaptureFixture[str], **options) -> 
         (DWIError("two\nlines"), 1, "error: two lines"),
         (OSError(errno.ENOSPC, "No space left on device", "out"), 1, "error: out: No space left"),
         (MemoryError("a.nii: out of memory."), 1, "error: a.nii: out of memory. Close other"),
-        (RuntimeError("shapes"), 1, "error: RuntimeError: shapes. This is a mistake in tripq"),
+        (RuntimeError("shapes"), 1, "error: RuntimeError: shapes. This is a bug in tripq"),
         (KeyboardInterrupt(), 130, "error: interrupted; no file is half-written."),
     ],
 )

@@ -117,7 +117,7 @@ def test_what_is_trained_tells_what_it_is_and_segments_a_scan(
     assert notes["fewest_directions"] == "6"
     assert notes["task"] == "lesions"
     assert notes["caution"] == "for research only, not for diagnosis"
-    assert notes["data"] == "data: 2 scans to train on, 1 to validate on"
+    assert notes["data"] == "data: 2 scans for training, 1 for validation"
     assert [step for step, _ in record(out)["record"]["scores"]] == [2, 4]
     assert "sub-03" in (out / "validation.html").read_text()
     assert "step 4: average precision" in (out / "training.log").read_text()
@@ -154,12 +154,12 @@ def test_an_interrupted_training_goes_on_and_ends_the_same(
     monkeypatch.setattr(Watch, "__call__", interrupted)
     stopped = fit("--overwrite", "-o", tmp_path / "again")
     assert stopped.status == 130
-    assert "call it again to go on" in stopped.stderr
+    assert "run it again to resume" in stopped.stderr
     assert not weights(tmp_path / "again").exists()
     monkeypatch.setattr(Watch, "__call__", fit_report)
     done = fit("-o", tmp_path / "again")
     assert done.status == 0, done.stderr
-    assert "training goes on" in done.stderr
+    assert "training resumes" in done.stderr
     assert "step 2: " not in done.stderr
     for name, values in load_network(weights(tmp_path / "again")).state_dict().items():
         np.testing.assert_array_equal(values, undisturbed[name])
@@ -183,7 +183,7 @@ def test_a_finished_training_is_not_repeated(fit, out: Path) -> None:
     weights(out).unlink()
     done = fit()
     assert done.status == 0
-    assert "training was finished" in done.stderr
+    assert "training is finished" in done.stderr
     assert "step 2: " not in done.stderr
     assert read_notes(weights(out)) == notes
     for name, values in load_file(weights(out)).items():
@@ -215,15 +215,15 @@ def test_the_process_ends_with_130_at_ctrl_c(
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
-    assert "call it again to go on" in stderr
+    assert "run it again to resume" in stderr
     assert last.exists()
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[training]\nlearning_rat = 1", "[training] learning_rat: no such key; there are steps"),
-        ("[trainign]", "[trainign]: no such key; there are network, training, split, notes"),
+        ("[training]\nlearning_rat = 1", "[training] learning_rat: no such key; known keys: steps"),
+        ("[trainign]", "[trainign]: no such key; known keys: network, training, split, notes"),
         ("[training]\nlearning_rate = -1", "[training] learning_rate: "),
         ("[training]\nsteps = 1.5", "[training] steps: "),
         ("[training]\nsteps = true", "[training] steps: "),
@@ -234,8 +234,8 @@ def test_the_process_ends_with_130_at_ctrl_c(
         ("[network]\nfilter = 'x'", "[network]: "),
         ("[split]\nvalidation = ['09']", "[split] validation: "),
         ("[split]\nvalidation = []", "[split] validation: "),
-        ("[split]\nvalidation = ['01', '02', '03']", "no participant is left to train on"),
-        ("[training", "no TOML"),
+        ("[split]\nvalidation = ['01', '02', '03']", "no participant is left for training"),
+        ("[training", "not valid TOML"),
     ],
 )
 def test_a_bad_setting_is_one_line_with_file_and_key(
@@ -265,19 +265,26 @@ def test_a_task_that_there_is_not_is_told_with_those_that_there_are(call: Call) 
     for arguments in (("--example-config", "--task", "x"), ("--task", "x", "--example-config")):
         refused = call("train", *arguments)
         assert refused.status == 2
-        assert "'x' is no task; there are: lesions" in refused.stderr
+        assert "unknown task 'x'; known: lesions" in refused.stderr
     for place in (0, 2):
         words = ["--task", "lesions"]
         words.insert(place, "--example-config")
         assert call("train", *words).stdout == example_config(LesionConfig)
 
 
-def test_scans_of_other_voxels_are_an_error_that_names_the_scan(fit, data: Path) -> None:
+def test_a_sum_refuses_scans_of_other_voxels_by_name(fit, data: Path, config: Path) -> None:
     write_labelled(data, "sub-02", voxel_size=2.3)
+    config.write_text(config.read_text().replace("[network]", '[network]\nquadrature = "sum"'))
     done = fit()
     assert done.status == 1
     assert "sub-02_dwi.nii.gz: voxels of 2.3 x 2.3 x 2.3 mm" in done.error
-    assert "tripq.scans.resampling" in done.error
+    assert 'choose quadrature = "integral", or resample' in done.error
+
+
+def test_an_integral_is_trained_on_scans_of_several_voxel_sizes(fit, data: Path, out: Path) -> None:
+    write_labelled(data, "sub-02", voxel_size=2.3)
+    assert fit().status == 0
+    assert read_notes(weights(out))["voxel_size_mm"] == "2 2.3"
 
 
 def test_a_mask_of_another_grid_is_an_error_that_names_it(fit, data: Path) -> None:
@@ -293,7 +300,7 @@ def test_nobody_can_be_validated_on_without_a_lesion(fit, data: Path, config: Pa
     nib.Nifti1Image(np.zeros(SHAPE, np.uint8), AFFINE).to_filename(path)
     done = fit()
     assert done.status == 1
-    assert f"{config}: [split]: the participants to validate on (03) have no lesion" in done.error
+    assert f"{config}: [split]: the validation participants (03) have no lesion" in done.error
 
 
 def test_scans_without_known_lesions_are_left_out_aloud(fit, data: Path) -> None:
@@ -312,7 +319,7 @@ def test_participants_are_drawn_once_and_for_all() -> None:
     assert drawn == draw_validation(labels[::-1], share=0.3, seed=1)
     assert {draw_validation(labels, seed=seed) for seed in range(5)} != {drawn}
     assert len(draw_validation(labels[:2], share=0.9)) == 1
-    with pytest.raises(ValueError, match="another to validate on"):
+    with pytest.raises(ValueError, match="another for validation"):
         draw_validation(labels[:1])
 
 

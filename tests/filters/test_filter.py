@@ -20,9 +20,9 @@ from tests.strategies import (
     seeds,
     table_of,
 )
+from tests.trust.bounds import bounded
 from tripq import PQTensorFieldLayer, Radial
 from tripq.filters import filter as filter_module
-from tripq.filters.filter import weights_at_most
 from tripq.so3.harmonics import spherical_harmonics, unit_vectors
 
 
@@ -55,14 +55,13 @@ def test_the_weights_of_the_paths_share_out_one_parameter(kind):
     assert filter.weight[0] == 7.0, "a view, not a copy"
 
 
-def test_a_limit_is_on_the_weights_of_all_filters_together():
-    number = filter_of("q").weight.numel()
-    with weights_at_most(2 * number):
-        filter_of("q")
-        filter_of("q")
-        with pytest.raises(ValueError, match=f"needs {number:,} weights, and only 0 are left"):
-            filter_of("q")
-    filter_of("q")
+@pytest.mark.parametrize("kind", ["tp", "diff", "p", "q"])
+def test_a_filter_without_values_is_as_large_and_takes_no_memory(kind):
+    number = filter_of(kind).weight.numel()
+    with bounded(5, 5, with_torch=True), torch.device("meta"):
+        assert filter_of(kind).weight.numel() == number
+        (wide,) = PQTensorFieldLayer("20000x0e", "20000x0e", 3.0, filter=kind).filters
+    assert wide.weight.numel() >= 20_000**2
 
 
 @pytest.mark.parametrize("kind", FILTERS)
@@ -96,7 +95,7 @@ def test_initial_weights_are_deviates_over_the_root_of_the_number_of_terms(kind)
     terms = {0: 0.0, 2: 0.0}
     for path, weight in filter.path_weights():
         _, mul_in, _, k_q_out, k_q_in = weight.shape
-        neighbours = float(squares[(lengths > 0) | (path.l_p == 0)].sum())
+        neighbours = float(squares[(lengths > 0) | (path.outer == 0)].sum())
         terms[path.l_out] += mul_in * k_q_out * k_q_in * neighbours
     torch.manual_seed(0)
     filter.reset_parameters()

@@ -33,12 +33,13 @@ class Resources:
 
 def compile_kernel(
     kernel: Any,
-    types: Mapping[str, str],
+    types: Mapping[str, str | tuple[str, ...]],
     constants: Mapping[str, Any],
     target: str,
     num_warps: int = 4,
 ) -> Resources:
-    """Compile `kernel` for a target; types are Triton's, such as ``"*fp32"`` or ``"i64"``.
+    """Compile `kernel` for a target; types are Triton's, such as ``"*fp32"`` or ``"i64"``,
+    or tuples of them.
 
     Raises whatever the compiler raises where the kernel does not lower.
     """

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.kernels.ahead_of_time import TARGETS, compile_kernel
-from tripq.kernels import mixing
 from tripq.kernels.mixing import mix, mix_grad_a_twin, mix_grad_w_twin, mix_twin
 
 sizes = st.integers(0, 4)
@@ -71,22 +70,6 @@ def scattered(x):
     return view.copy_(x)
 
 
-@pytest.fixture
-def poisoned(monkeypatch):
-    """Memory that is not yet written holds NaN."""
-
-    def poison(allocate):
-        def allocate_nan(*args, **kwargs):
-            out = allocate(*args, **kwargs)
-            return out.fill_(torch.nan) if out.is_floating_point() else out
-
-        return allocate_nan
-
-    monkeypatch.setattr(torch, "empty", poison(torch.empty))
-    monkeypatch.setattr(torch, "empty_like", poison(torch.empty_like))
-    monkeypatch.setattr(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty))
-
-
 # -- what is computed ------------------------------------------------------------------------------
 
 
@@ -123,9 +106,9 @@ def test_the_larger_type_is_taken():
 @shapes
 def test_operators(shape):
     a, w, grad = operands(shape, torch.float32)
-    torch.library.opcheck(mixing._mix_grad_a, (grad, w))
-    torch.library.opcheck(mixing._mix_grad_w, (grad, a))
-    torch.library.opcheck(mixing._mix, (a.requires_grad_(), w.requires_grad_()))
+    torch.library.opcheck(torch.ops.tripq.mix_grad_a.default, (grad, w))
+    torch.library.opcheck(torch.ops.tripq.mix_grad_w.default, (grad, a))
+    torch.library.opcheck(torch.ops.tripq.mix.default, (a.requires_grad_(), w.requires_grad_()))
 
 
 def test_compiled_mixing_is_the_same():
@@ -197,9 +180,9 @@ def test_kernels_of_empty_tensors(empty, triton_device, poisoned):
 
 def test_kernels_are_operators(triton_device):
     a, w, grad = operands((2, 3, 4, 3, 5), torch.float32, triton_device)
-    torch.library.opcheck(mixing._mix_grad_a, (grad, w))
-    torch.library.opcheck(mixing._mix_grad_w, (grad, a))
-    torch.library.opcheck(mixing._mix, (a.requires_grad_(), w.requires_grad_()))
+    torch.library.opcheck(torch.ops.tripq.mix_grad_a.default, (grad, w))
+    torch.library.opcheck(torch.ops.tripq.mix_grad_w.default, (grad, a))
+    torch.library.opcheck(torch.ops.tripq.mix.default, (a.requires_grad_(), w.requires_grad_()))
 
 
 # -- other devices ---------------------------------------------------------------------------------

@@ -16,15 +16,11 @@ from tests.kernels.ahead_of_time import compile_kernel
 from tests.strategies import RADIUS, Nodes, layers, relative_error, seeds, table_of
 from tripq.backends.edges import evaluate
 from tripq.filters.filter import PQFilter
-from tripq.kernels import nodes, nodes_triton
-from tripq.kernels.nodes import (
-    Coupling,
-    Geometry,
-    NodeCsr,
-    Term,
-    aggregate_nodes,
-    harmonic_polynomial,
-)
+from tripq.kernels import nodes_triton, nodes_twin
+from tripq.kernels.launch import accumulation_dtype
+from tripq.kernels.nodes import aggregate_nodes
+from tripq.kernels.nodes_arguments import Constants, Coupling, Geometry, NodeCsr, Term
+from tripq.kernels.nodes_constants import compiled, harmonic_polynomial
 from tripq.so3.harmonics import spherical_harmonics, unit_vectors
 from tripq.so3.recoupling import clebsch_gordan
 
@@ -95,7 +91,7 @@ class Problem:
 
     def to(self, device=None, dtype=None):
         """The same with leaves that take gradients."""
-        exact = None if dtype is None else nodes.accumulation_dtype(dtype)
+        exact = None if dtype is None else accumulation_dtype(dtype)
         leaves = (t.to(device, dtype).requires_grad_() for t in (self.x, self.phi_p, self.phi_q))
         return Problem(
             *leaves,
@@ -128,15 +124,15 @@ class Problem:
 
     def twin(self, grad=None):
         """The sum and, for its gradient `grad`, those of x, phi_p and phi_q, all by the twin."""
-        constants = self.geometry, self.edges, self.coupling
+        fixed = Constants(self.geometry, self.edges, self.coupling)
         x, phi_p, phi_q = (t.detach() for t in self.leaves)
-        found = nodes.sum_over_edges(x, phi_p, phi_q, *constants)
+        found = nodes_twin.sum_over_edges(x, phi_p, phi_q, fixed)
         grad = torch.ones_like(found) if grad is None else grad
         return (
             found,
-            nodes.gradient_for_features(grad, phi_p, phi_q, *constants),
-            nodes.gradient_for_radial(grad, x, phi_p, phi_q, *constants, True),
-            nodes.gradient_for_radial(grad, x, phi_p, phi_q, *constants, False),
+            nodes_twin.gradient_for_features(grad, phi_p, phi_q, fixed),
+            nodes_twin.gradient_for_radial(grad, x, phi_p, phi_q, fixed, True),
+            nodes_twin.gradient_for_radial(grad, x, phi_p, phi_q, fixed, False),
         )
 
 
@@ -220,7 +216,7 @@ def test_gradients_are_derivatives(case):
 def test_chunks_of_edges_change_nothing(case, monkeypatch):
     problem = Problem.random(case)
     at_once = problem.twin()
-    monkeypatch.setattr(nodes, "_CHUNK", 1)
+    monkeypatch.setattr(nodes_twin, "_CHUNK", 1)
     for in_chunks, expected in zip(problem.twin(), at_once, strict=True):
         assert relative_error(in_chunks, expected) < 1e-13
 
@@ -308,12 +304,15 @@ def test_operators_are_registered_as_torch_wants_them(name):
     c = problem.coupling
     geometry, edges = list(problem.geometry), problem.edges.tensors()
     same = geometry, edges, list(c[:5]), list(c.signs), c.joint
-    torch.library.opcheck(nodes._node_sum, (*problem.leaves, *same))
+    torch.library.opcheck(torch.ops.tripq.node_sum.default, (*problem.leaves, *same))
     grad = torch.randn_like(problem.sum()).detach()
     x, phi_p, phi_q = (t.detach() for t in problem.leaves)
-    torch.library.opcheck(nodes._gradient_for_features, (grad, phi_p, phi_q, *same))
+    operators = torch.ops.tripq
+    arguments = grad, phi_p, phi_q, *same
+    torch.library.opcheck(operators.node_sum_gradient_for_features.default, arguments)
     for of_p in (True, False):
-        torch.library.opcheck(nodes._gradient_for_radial, (grad, x, phi_p, phi_q, *same, of_p))
+        arguments = grad, x, phi_p, phi_q, *same, of_p
+        torch.library.opcheck(operators.node_sum_gradient_for_radial.default, arguments)
 
 
 def test_compiled_is_eager():
@@ -380,18 +379,6 @@ def test_coordinates_have_no_gradient(name):
 # -- the kernels ---------------------------------------------------------------------------------
 
 LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
-
-
-@pytest.fixture
-def poisoned(monkeypatch):
-    """Let new tensors start as NaN: what is not written shows."""
-    empty = torch.empty
-
-    def poison(*args, **options):
-        result = empty(*args, **options)
-        return result.fill_(torch.nan) if result.is_floating_point() else result
-
-    monkeypatch.setattr(torch, "empty", poison)
 
 
 def assert_kernels_equal_the_twin(problem, device, dtype):
@@ -494,7 +481,8 @@ def resources(name, orders, target, *, radial=(3, 3), half="fp32", full="fp32", 
     kernel = getattr(nodes_triton, name)
     coupling = Coupling(*orders, (1, 1), False)
     width = radial[1] * (2 * orders[-1] + 1) * int(full[2:]) // 32
-    constants = nodes_triton.constants(coupling) | {
+    constants = {
+        "C": compiled(coupling),
         "K_P": radial[0],
         "K_Q": radial[1],
         "SLICE": nodes_triton.slice_of(radial[0], width),
@@ -502,8 +490,8 @@ def resources(name, orders, target, *, radial=(3, 3), half="fp32", full="fp32", 
         "BLOCK": nodes_triton.BLOCK,
     }
     types = dict.fromkeys(("x", "phi_p", "phi_q", "other", "grad", "out"), f"*{half}")
-    types |= dict.fromkeys(("harmonics_p", "p_offsets", "q_out", "q_in", "weight"), f"*{full}")
-    types |= dict.fromkeys(("src", "dst", "type_", "starts", "order"), "*i64")
+    types["geometry"] = Geometry(*[f"*{full}"] * 4)
+    types["edges"] = nodes_triton.Edges("*i64", "*i64", "*i64", f"*{full}", "*i64", "*i64")
     # Triton turns a size of 1 into a constant.
     constants |= sizes or {}
     types |= {} if sizes else dict.fromkeys(("mul", "splits"), "i32")

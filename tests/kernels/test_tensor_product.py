@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tests.kernels.ahead_of_time import TARGETS, compile_kernel
 from tripq.domain.adjacency import Adjacency
-from tripq.kernels import tensor_product
 from tripq.kernels.tensor_product import Coupling, contract, expand
+from tripq.kernels.tensor_product_twin import Product, contract_twin, correlate_twin, expand_twin
 from tripq.so3.harmonics import spherical_harmonics
 
 L = 2  # highest order of a harmonic here
@@ -291,25 +291,6 @@ def test_what_does_not_fit_together_is_refused():
 # -- the Triton kernels --------------------------------------------------------------------------
 
 
-@pytest.fixture
-def poisoned(monkeypatch):
-    """New tensors hold NaN until they are written."""
-
-    def poison(create):
-        def poisoned(*args, **kwargs):
-            x = create(*args, **kwargs)
-            return x.fill_(torch.nan) if x.is_floating_point() else x
-
-        return poisoned
-
-    for owner, name in (
-        (torch, "empty"),
-        (torch, "empty_like"),
-        (torch.Tensor, "new_empty"),
-    ):
-        monkeypatch.setattr(owner, name, poison(getattr(owner, name)))
-
-
 def by_block(problem, big):
     """Rows of big tensors, coupling by coupling."""
     n_radial = problem.phi.shape[1]
@@ -336,34 +317,30 @@ def assert_is_twin(problem, tolerance):
         [x.double() for x in features]
         for features in (problem.small, problem.big, problem.small_out, problem.big_out)
     )
-    tables = problem.phi.double(), problem.harmonics.double()
+    phi_64, harmonics = problem.phi.double(), problem.harmonics.double()
 
     def assert_close(found, expected):
         assert all(x.dtype == problem.small[0].dtype for x in found)
         assert_all_close([x.double().contiguous() for x in found], expected, tolerance)
 
     found = problem.expand(small, phi)
-    shared = lists(problem, True), problem.couplings
-    expected = tensor_product.expand_twin(small_64, *tables, *shared, problem.orders, False)
+    product = Product(harmonics, lists(problem, True), problem.couplings, False)
+    expected = expand_twin(small_64, phi_64, product, problem.orders)
     assert_close(by_block(problem, found), by_block(problem, expected))
     *gradients, gradient_phi = torch.autograd.grad(found, (*small, phi), problem.big_out)
-    expected = tensor_product.contract_twin(big_out, *tables, *shared, problem.groups, False)
+    expected = contract_twin(big_out, phi_64, product, problem.groups)
     assert_close(gradients, expected)
-    expected = tensor_product.correlate_twin(
-        small_64, big_out, tables[1], *shared, phi.shape[1], False
-    )
+    expected = correlate_twin(small_64, big_out, product, phi.shape[1])
     assert_all_close([gradient_phi.double()], [expected], tolerance)
 
     found = problem.contract(big, phi)
-    shared = lists(problem, False), problem.couplings
-    expected = tensor_product.contract_twin(big_64, *tables, *shared, problem.groups, True)
+    product = Product(harmonics, lists(problem, False), problem.couplings, True)
+    expected = contract_twin(big_64, phi_64, product, problem.groups)
     assert_close(found, expected)
     *gradients, gradient_phi = torch.autograd.grad(found, (*big, phi), problem.small_out)
-    expected = tensor_product.expand_twin(small_out, *tables, *shared, problem.orders, True)
+    expected = expand_twin(small_out, phi_64, product, problem.orders)
     assert_close(by_block(problem, gradients), by_block(problem, expected))
-    expected = tensor_product.correlate_twin(
-        small_out, big_64, tables[1], *shared, phi.shape[1], True
-    )
+    expected = correlate_twin(small_out, big_64, product, phi.shape[1])
     assert_all_close([gradient_phi.double()], [expected], tolerance)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from tripq import PQGraph
 from tripq.networks.apply import Model, apply_model, load_model
 from tripq.networks.blocks import predict_blocks
-from tripq.networks.checkpoint import save_network
+from tripq.networks.checkpoint import CheckpointError, save_network
 from tripq.networks.paper import PaperSegmenter
 from tripq.scans import DWI, DWIError
 from tripq.scans.resampling import map_back, resample
@@ -45,7 +46,7 @@ def make_model(network: nn.Module) -> Model:
         path=Path("net.safetensors"),
         sha256="",
         network=network.eval(),
-        voxel_size=2.0,
+        voxel_sizes=(2.0, 2.0),
         b_values=(1000.0,),
         caution="",
     )
@@ -63,6 +64,36 @@ def test_each_value_of_an_output_is_brought_back_as_a_map_is(edge: float) -> Non
         values = expected[:, i, j]
         wanted = values if suited is dwi else map_back(values, suited, dwi)
         np.testing.assert_array_equal(found.output[:, i, j], wanted)
+
+
+@pytest.mark.parametrize(("edge", "suitable"), [(1.6, 1.6), (2.4, 2.4), (3.3, 3.0), (1.2, 1.5)])
+def test_nothing_is_resampled_within_the_range_of_the_training(
+    edge: float, suitable: float
+) -> None:
+    network, dwi = Pairs(), make_scan(edge)
+    found = apply_model(replace(make_model(network), voxel_sizes=(1.5, 3.0)), dwi)
+    if edge == suitable:
+        np.testing.assert_array_equal(found.output, predict_blocks(network, dwi))
+        assert not any("resampled" in note for note in found.notes)
+        return
+    suited = resample(dwi, suitable)
+    expected = map_back(predict_blocks(network, suited)[:, 0, 0], suited, dwi)
+    np.testing.assert_array_equal(found.output[:, 0, 0], expected)
+    assert any(f"resampled to {suitable:g} mm" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("note", "sizes"), [("2", (2.0, 2.0)), ("1.5 3", (1.5, 3.0)), ("3, 1.5", (1.5, 3.0))]
+)
+def test_a_file_says_for_which_voxels_it_is(
+    note: str, sizes: tuple[float, float], tmp_path: Path
+) -> None:
+    path = tmp_path / "net.safetensors"
+    save_network(PaperSegmenter(), path, {"voxel_size_mm": note})
+    assert load_model(path).voxel_sizes == sizes
+    save_network(PaperSegmenter(), path, {"voxel_size_mm": "1 2 3"})
+    with pytest.raises(CheckpointError, match="'1 2 3', not one edge, or the shortest"):
+        load_model(path)
 
 
 def test_an_output_that_is_no_number_is_refused() -> None:

@@ -19,6 +19,7 @@ from tripq.networks.checkpoint import CheckpointError, load_network, read_notes,
 from tripq.networks.conv import ConvSegmenter
 from tripq.networks.encoder import Encoder, VoxelNetwork
 from tripq.networks.paper import PaperSegmenter
+from tripq.networks.registry import register_network
 from tripq.tasks.lesions.segmenter import LesionSegmenter
 
 Q = np.concatenate([np.zeros((1, 3)), np.eye(3)])
@@ -68,14 +69,26 @@ def test_equal_networks_give_equal_files(tmp_path: Path) -> None:
         assert torch.equal(values, network.state_dict()[name])
 
 
-def test_a_file_from_before_radial_functions_were_arguments_is_read(tmp_path: Path) -> None:
-    path = tiny(tmp_path / "net.safetensors")
+def test_a_file_from_before_an_argument_is_the_network_that_was_saved(tmp_path: Path) -> None:
+    """Of before there were other radial functions, integrals and O(3) in every layer."""
+    path = tmp_path / "net.safetensors"
+    older = {"p_radial": Radial("gaussian", 3), "q_radial": Radial("gaussian", 3)}
+    torch.manual_seed(0)
+    network = LesionSegmenter(
+        q_features="4x0e + 2x2e", p_features="4x0e", n_p_layers=1, **older, quadrature="sum"
+    ).eval()
+    save_network(network, path)
     arguments = json.loads(read_notes(path)["arguments"])
-    del arguments["p_radial"], arguments["q_radial"]
+    for name in (*older, "quadrature", "group"):
+        del arguments[name]
     save_file(
         load_file(path), path, {"network": "LesionSegmenter", "arguments": json.dumps(arguments)}
     )
-    assert load_network(path).p_radial == Radial()
+    found = load_network(path)
+    graph = PQGraph.from_grid(np.ones((4, 4, 4)), np.diag([2.0, 2, 2, 1]), np.eye(3), 3.0)
+    signal = torch.rand(64, 3)
+    assert (found.p_radial, found.quadrature) == (older["p_radial"], "sum")
+    assert found(signal, graph).equal(network(signal, graph))
 
 
 def test_outputs_of_a_size_that_no_file_has_are_refused(tmp_path: Path) -> None:
@@ -168,11 +181,16 @@ def tiny(path: Path, **notes: str) -> Path:
     ("argument", "value", "reason"),
     [
         ("q_features", "1000000000x0e", "more features than there are weights"),
-        ("q_features", "30x0e+1x2e", "a filter needs .* weights, and only"),
+        (
+            "q_features",
+            "30x0e+1x2e",
+            r"the tensor blocks\.0\..* is \(\d+,\) of torch.float32, not \(\d+,\)",
+        ),
         ("q_features", "1x1000e", "orders go up to 11"),
         ("q_features", 5, "the argument q_features is 5"),
         ("p_features", "1x0e+" * 300, "the argument p_features is '1x0e"),
         ("n_p_layers", 10**9, "n_p_layers is 1000000000"),
+        ("n_p_layers", 20, r"the tensor blocks\.1\..* is missing"),
         ("n_p_layers", True, "the argument n_p_layers is True"),
         ("p_radius", 1e9, "a radius of 1e.09 mm reaches 5e.08 voxels far"),
         ("p_radius", float("nan"), "arguments: no JSON: NaN is no number"),
@@ -210,6 +228,24 @@ def test_convolutions_as_wide_as_a_stranger_says_take_no_memory(tmp_path: Path) 
     save_file({"layers.0.bias": torch.zeros(10**5)}, path, metadata)
     with bounded(20, 50, with_torch=True), pytest.raises(CheckpointError, match="is missing"):
         load_network(path)
+
+
+class Counted(nn.Module):
+    """A network whose constructor needs values, which the meta device does not have."""
+
+    def __init__(self, *, size: int = 2) -> None:
+        super().__init__()
+        self.size = size
+        self.weight = nn.Parameter(torch.zeros(int(torch.ones(size).sum())))
+
+
+def test_a_network_that_needs_values_to_be_built_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tripq.networks.registry._registered", {})
+    save_network(register_network(Counted)(), tmp_path / "net.safetensors")
+    with pytest.raises(CheckpointError, match="Counted cannot be built on the meta device"):
+        load_network(tmp_path / "net.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from tripq.testing import assert_equivariant
 SMALL = {"q_features": "4x0e + 2x2e", "p_features": "4x0e + 2x1o + 2x2e", "n_p_layers": 1}
 Q = np.concatenate([np.zeros((1, 3)), np.eye(3), [[0.6, 0.8, 0]]])
 GRAPH = PQGraph.from_grid(np.ones((3, 3, 3)), np.diag([2.0, 2, 2, 1]), Q, radius=3.6)
-RADIALS = {"p_radial": Radial("cosine", 2), "q_radial": Radial("bessel", 4, hidden=(3,))}
+RADIALS = {"p_radial": Radial("gaussian", 2), "q_radial": Radial("bessel", 4, hidden=(3,))}
 
 #: Of a segmenter of version 0.1: how many tensors, and the SHA-256 of their names and shapes.
 STATE = (22, "eb93809969c07be3f5dbf0479fe34ae0676f230beac91ae167d49f47c7843523")
@@ -33,7 +33,8 @@ def test_an_option_of_the_encoder_is_one_of_each_network():
     ours = arguments(Encoder)
     assert arguments(LesionSegmenter) == ours
     assert arguments(VoxelNetwork) == {"irreps_out": "1x0e", **ours}
-    given = {**ours, **SMALL, **RADIALS, "q_max": 1.5, "group": "O3", "p_radius": 3.0}
+    given = {**ours, **SMALL, **RADIALS, "q_max": 1.5, "group": "O3"}
+    given |= {"quadrature": "sum", "p_radius": 3.6}
     given |= {"batch_norm": False, "filter": "tp", "selection": "tp1", "antipodal": False}
     assert not [name for name in ours if given[name] == ours[name]]
     for network in (Encoder, VoxelNetwork, LesionSegmenter):
@@ -75,7 +76,8 @@ def test_a_segmenter_is_a_voxel_network_of_one_scalar():
 
 def test_a_segmenter_has_the_weights_it_always_had():
     """Names, shapes and order, so that files and seeds give the networks that they gave before."""
-    state = LesionSegmenter().state_dict()
+    network = LesionSegmenter(p_radius=3.6, p_radial=Radial("gaussian", 3), quadrature="sum")
+    state = network.state_dict()
     listed = "\n".join(f"{name} {tuple(value.shape)}" for name, value in state.items())
     assert len(state) == STATE[0]
     assert hashlib.sha256(listed.encode()).hexdigest() == STATE[1]

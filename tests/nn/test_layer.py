@@ -315,7 +315,9 @@ def test_a_layer_asks_for_q_max_of_the_directions_that_it_uses():
         (reducing, torch.ones(3, 4, 1), down),
         (expanding, torch.ones(3, 1), up),
     ):
-        with pytest.raises(ValueError, match=r"a q-vector of length 3\.4, beyond the q_max = 2"):
+        with pytest.raises(
+            ValueError, match=r"a q-vector of length 3\.4, larger than the q_max = 2"
+        ):
             layer(x, graph)
 
 
@@ -848,12 +850,12 @@ def test_nothing_of_the_size_of_the_product_of_the_edges_is_made():
     ("options", "message"),
     [
         ({"filter": "pp"}, "unknown filter 'pp'"),
-        ({"selection": "any"}, "selection is one of 'paper', 'tp1', 'all', not 'any'"),
+        ({"selection": "any"}, "selection must be one of 'paper', 'tp1', 'all', not 'any'"),
         ({"selection": "all"}, 'selection="all" needs lmax_p'),
-        ({"group": "SO2"}, "group is one of 'SO3', 'O3', not 'SO2'"),
-        ({"q_directions": "none"}, "q_directions is one of 'vectors', 'unit'"),
-        ({"backend": "fast"}, "backend is one of 'auto', 'edges', 'dense', 'fourier', 'rec"),
-        ({"memory_budget": 0}, "memory_budget is a number of bytes, not 0"),
+        ({"group": "SO2"}, "group must be one of 'SO3', 'O3', not 'SO2'"),
+        ({"q_directions": "none"}, "q_directions must be one of 'vectors', 'unit'"),
+        ({"backend": "fast"}, "backend must be one of 'auto', 'edges', 'dense', 'fourier', 'rec"),
+        ({"memory_budget": 0}, "memory_budget must be a positive number of bytes, not 0"),
         ({"p_radius": -1.0}, "p_radius must be a length in mm, not -1.0"),
         ({"q_max": 0.0}, "q_max must be positive, not 0.0"),
         ({"lmax_q": -1}, "lmax_q must be at least 0"),
@@ -862,8 +864,8 @@ def test_nothing_of_the_size_of_the_product_of_the_edges_is_made():
             {"self_interaction": True, "q_in": None, "q_out": "graph"},
             "expands a map (q_out='graph')",
         ),
-        ({"q_out": "grid"}, "q_out is one of 'input', 'graph', not 'grid'"),
-        ({"q_in": "input"}, "q_in is one of 'graph', not 'input'"),
+        ({"q_out": "grid"}, "q_out must be one of 'input', 'graph', not 'grid'"),
+        ({"q_in": "input"}, "q_in must be one of 'graph', not 'input'"),
         ({"irreps_out": "1x1o", "bias": True}, "a bias is added to scalars, and the output 1x1o"),
         ({"irreps_out": "1x0o", "bias": True, "group": "O3"}, "the output 1x0o has none"),
         ({"q_in": None, "filter": "q"}, "a map without q-space has p-offsets only"),
@@ -885,7 +887,7 @@ def test_features_and_graphs_that_do_not_fit_are_refused():
             layer(x, graph)
 
     refused(
-        r"the shape \(3, 4\), but this layer takes \(V, Q, dim_in\)", layer, torch.ones(3, 4), graph
+        r"the shape \(3, 4\), but this layer needs \(V, Q, dim_in\)", layer, torch.ones(3, 4), graph
     )
     refused(r"with dim_in = 2 \(2x0e\)", layer, torch.ones(3, 4, 1), graph)
     refused("the features have 2 rows, but the graph has 3", layer, torch.ones(2, 4, 2), graph)
@@ -896,17 +898,19 @@ def test_features_and_graphs_that_do_not_fit_are_refused():
     narrow = PQGraph.from_points(p, q, RADIUS / 2)
     refused("build the graph with radius=3 or more", layer, torch.ones(3, 4, 2), narrow)
     strong = PQGraph.from_points(p, 2 * q, RADIUS)
-    refused("a q-vector of length 3.4, beyond the q_max = 2", layer, torch.ones(3, 4, 2), strong)
+    refused(
+        "a q-vector of length 3.4, larger than the q_max = 2", layer, torch.ones(3, 4, 2), strong
+    )
     refused("but the graph is on cpu", layer, torch.ones(3, 4, 2, device="meta"), graph)
     resampled = PQGraph.from_points(p, q, RADIUS, q_out=q[:2])
     interacting = PQTensorFieldLayer("2x0e", "1x0e", RADIUS, self_interaction=True)
-    refused("has nodes of its own", interacting, torch.ones(3, 4, 2), resampled)
+    refused("has different nodes", interacting, torch.ones(3, 4, 2), resampled)
     nodes = PQGraph.from_nodes(p, q[:3], RADIUS)
-    refused(r"takes \(N, dim_in\)", layer, torch.ones(3, 4, 2), nodes)
+    refused(r"needs \(N, dim_in\)", layer, torch.ones(3, 4, 2), nodes)
     on_map = PQTensorFieldLayer("2x0e", "1x0e", RADIUS, q_in=None)
-    refused(r"takes \(V, dim_in\)", on_map, torch.ones(3, 4, 2), graph)
+    refused(r"needs \(V, dim_in\)", on_map, torch.ones(3, 4, 2), graph)
     expanding = PQTensorFieldLayer("2x0e", "1x0e", RADIUS, q_in=None, q_out="graph")
-    refused(r"takes \(V, dim_in\)", expanding, torch.ones(3, 4, 2), graph)
+    refused(r"needs \(V, dim_in\)", expanding, torch.ones(3, 4, 2), graph)
     refused("built without q-space", expanding, torch.ones(3, 2), without)
 
 

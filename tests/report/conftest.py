@@ -8,8 +8,10 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 import html5lib
+import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 from numpy.typing import NDArray
 
 from tripq.scans import DWI
@@ -17,6 +19,23 @@ from tripq.scans import DWI
 OBLIQUE = np.array(
     [[-4.8, 1.4, 0.0, 60.0], [1.4, 4.8, 0.0, -90.0], [0.0, 0.0, 5.0, -30.0], [0.0, 0.0, 0.0, 1.0]]
 )
+
+
+def make_scan(axes: str = "RAS") -> DWI:
+    """A box of 6 x 8 x 10 voxels of 2 x 2 x 3 mm, stored along the given axes."""
+    shape = (6, 8, 10)
+    stored = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(tuple(axes)))
+    affine = np.diag([2.0, 2.0, 3.0, 1.0]) @ inv_ornt_aff(stored, shape)
+    mask = nib.orientations.apply_orientation(np.ones(shape, bool), stored)
+    n = mask.size
+    return DWI(
+        signal=np.ones((n, 3), dtype=np.float32),
+        b_values=np.array([0.0, 1000, 1000]),
+        q=np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]),
+        mask=mask,
+        affine=affine,
+        b0=np.linspace(50, 100, n, dtype=np.float32),
+    )
 
 
 @dataclass(frozen=True, eq=False)

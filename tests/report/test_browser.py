@@ -126,6 +126,22 @@ def test_the_viewer_draws_the_scan_and_the_lesions(reader: Reader) -> None:
     reader.set("opacity", 0.7)
 
 
+def test_the_crosshair_is_seen_in_three_planes(reader: Reader) -> None:
+    size = reader.browser.get_window_size()
+    reader.browser.set_window_size(size["width"], 600)  # a millimetre is about a pixel
+    reader.set("crosshair", False)
+    without = reader.canvas().astype(int)
+    reader.set("crosshair", True)
+    changed = np.abs(reader.canvas() - without).max(axis=2) > 10
+    reader.set("crosshair", False)
+    reader.browser.set_window_size(size["width"], size["height"])
+    for lines in (changed, changed.T):
+        places = np.flatnonzero(lines.mean(axis=1) > 0.1)
+        first, second = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)
+        # the first runs through two planes
+        assert lines[first].sum(axis=1).max() > 1.3 * lines[second].sum(axis=1).max()
+
+
 def test_a_lesion_on_the_right_is_seen_on_the_left(reader: Reader, case: Any) -> None:
     lesions = find_lesions(case.dwi, case.probability, 0.5)
     assert [lesion.side for lesion in lesions] == ["right", "left", "left"]

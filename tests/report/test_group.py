@@ -66,5 +66,5 @@ def test_without_results_there_is_nothing_to_compare(
     [{}, {"lesions": 1}, {"lesions": 1, "total_ml": 1.0, "failure": "no"}, {"total_ml": 1.0}],
 )
 def test_a_subject_has_either_a_result_or_a_reason(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="sub-01: needs lesions and total_ml, or else a failure"):
+    with pytest.raises(ValueError, match="sub-01: needs either lesions and total_ml, or a failure"):
         SubjectSummary("sub-01", **wrong)

@@ -106,7 +106,7 @@ def test_a_folder_above_many_scans_is_listed_once_for_all(
 
 def test_a_table_that_is_missing_or_double_is_told(tmp_path: Path) -> None:
     make(tmp_path, "sub-01/dwi/sub-01_acq-x_run-1_dwi.nii.gz", "sub-02_dwi.bvec")
-    with pytest.raises(BIDSError, match=r"sub-01_acq-x_run-1_dwi.nii.gz: no .bvec file holds"):
+    with pytest.raises(BIDSError, match=r"sub-01_acq-x_run-1_dwi.nii.gz: no .bvec file applies"):
         only(tmp_path).table(".bvec")
     make(tmp_path, "acq-x_dwi.bvec", "run-1_dwi.bvec")
     with pytest.raises(BIDSError, match=r"(acq-x|run-1)_dwi.bvec and .* hold for it alike"):

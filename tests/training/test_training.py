@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tripq import PQGraph
+from tripq.domain.voxels import neighbour_steps
 from tripq.filters.filter import TYPICAL_VOXEL_MM
 from tripq.networks.conv import ConvSegmenter
 from tripq.scans import DWI
@@ -245,9 +246,9 @@ def test_a_small_gain_is_no_rise() -> None:
 
 
 def test_stopping_needs_scans_to_validate_on(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="needs scans to validate on"):
+    with pytest.raises(ValueError, match="needs validation scans"):
         train(convolutional(), boxes(), Budget(steps=1), stopping=Stopping())
-    with pytest.raises(ValueError, match="give stopping as well"):
+    with pytest.raises(ValueError, match="folder needs stopping"):
         train(convolutional(), boxes(), Budget(steps=1), folder=tmp_path)
     for numbers in ({"every": 0}, {"patience": 0}, {"warm_up": 0}, {"decay": 1.0}, {"rise": -1.0}):
         with pytest.raises(ValueError, match="stopping needs"):
@@ -350,7 +351,7 @@ def test_no_checkpoint_can_run_a_program(tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "more": Payload(traces)}, folder / "last.ckpt")
     patches = boxes(validation=[labelled_scan(2)])
     how = {"stopping": Stopping(every=1), "folder": folder}
-    with pytest.raises(ValueError, match=r"checkpoints/last\.ckpt: damaged, or made by something"):
+    with pytest.raises(ValueError, match=r"checkpoints/last\.ckpt: damaged, or written by another"):
         train(convolutional(), patches, Budget(steps=2), **how)  # type: ignore[arg-type]
     assert not traces.exists()
     torch.load(folder / "last.ckpt", weights_only=False)
@@ -377,7 +378,7 @@ def test_a_damaged_folder_of_checkpoints_says_so(
     if content is not None:
         (tmp_path / name).write_bytes(content)
     patches = boxes(validation=[labelled_scan(2)])
-    with pytest.raises(ValueError, match=rf"{name}: .* Begin anew: remove .*--overwrite"):
+    with pytest.raises(ValueError, match=rf"{name}: .* To start again, remove .*--overwrite"):
         train(
             convolutional(), patches, Budget(steps=2), stopping=Stopping(every=1), folder=tmp_path
         )
@@ -425,17 +426,18 @@ def test_the_settings_of_a_network_are_the_arguments_of_its_constructor():
 
 def test_by_default_the_command_trains_the_network_of_the_library():
     """On voxels of 2 mm, which the default radius is for; elsewhere the radius follows them."""
-    ours, default = build_segmenter(SegmenterConfig(), TYPICAL_VOXEL_MM), LesionSegmenter()
+    sizes = (TYPICAL_VOXEL_MM, TYPICAL_VOXEL_MM)
+    ours, default = build_segmenter(SegmenterConfig(), sizes), LesionSegmenter()
     assert repr(ours) == repr(default)
     assert {name: getattr(ours, name) for name in defaults(LesionSegmenter)} == defaults(
         LesionSegmenter
     )
     assert ours.state_dict().keys() == default.state_dict().keys()
     for size in (1.25, 2.0, 2.5):
-        affine = np.diag([size, size, size, 1])
-        radius = build_segmenter(SegmenterConfig(n_p_layers=0), size).p_radius
-        graph = PQGraph.from_grid(np.ones((3, 3, 3)), affine, None, radius)
-        assert len(graph.scans[0].edges.offsets) == 27
+        radius = build_segmenter(SegmenterConfig(n_p_layers=0), (size, size)).p_radius
+        assert len(neighbour_steps(size * np.eye(3), radius, "integral")) == 27
+    several = build_segmenter(SegmenterConfig(n_p_layers=0), (1.0, 4.0))
+    assert several.p_radius == default.p_radius, "of the geometric mean"
 
 
 #: Settings of which nothing in the library has a default: how long to train at most.

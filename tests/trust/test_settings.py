@@ -27,7 +27,7 @@ LONG_KEY = "a." * (MAX_CONFIG_BYTES // 2 - 4) + "b = 1\n"
         ("[training]\nlearning_rate = nan", r"\[training\] learning_rate: "),
         ("[training]\nlearning_rate = inf", r"\[training\] learning_rate: "),
         (f'[network]\ngroup = "{"x" * 9000}"', r"\[network\] group: "),
-        (f"{'x' * 9000} = 1", "no such key; there are "),
+        (f"{'x' * 9000} = 1", "no such key; known keys: "),
         ("#" * (MAX_CONFIG_BYTES + 1), "too large: more than 16,384 bytes"),
     ],
     ids=lambda text: f"{text[:20]}",

@@ -71,7 +71,7 @@ class Request:
             filter.weight.dtype,
             filter.weight.device,
             budget,
-            _differentiated(edges.offsets),
+            any(_differentiated(t) for t in (edges.offsets, edges.weights) if t is not None),
             any(_differentiated(t) for t in of_q),
         )
 

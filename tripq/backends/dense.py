@@ -25,7 +25,6 @@ from tripq.backends.tables import (
     Index,
     Terms,
     coefficient_matrix,
-    embed_p,
     embed_q,
 )
 from tripq.domain.nodes import NodeSpace
@@ -44,14 +43,12 @@ def evaluate(
     """The sum over all edges; shapes as in `tripq.backends`."""
     assert isinstance(q, QSpace)  # see `grid_obstacle`
     assert edges.grid is not None
-    assert edges.steps is not None
     n_voxels, n_out = x.shape[0], len(q.q_out)
     if not filter.paths or n_voxels == 0:
         return x.new_zeros(n_voxels, n_out, filter.dim_out)
     shape, position = edges.grid.cropped
     volume = _to_volume(x, shape, position)
-    offsets = edges.offsets.to(accumulation_dtype(x.dtype))  # x may be half under autocast
-    builder = DenseFilter(filter, offsets, edges.steps, edges.margin, q)
+    builder = DenseFilter(filter, edges, q, accumulation_dtype(x.dtype))  # half under autocast
     coefficients = builder.coefficients()
 
     def convolved(part: slice, volume: Tensor, coefficients: Tensor) -> Tensor:
@@ -72,24 +69,23 @@ class DenseFilter:
     ----------
     filter : PQFilter
         Its weights and functions.
-    offsets, steps : Tensors of shape (T, 3)
-        The offsets p_out - p_in in mm and in voxels.
-    margin : (int, int, int)
-        How many voxels they reach along each axis.
+    edges : PEdges
+        The p-edges of a grid.
     q : QSpace
         The directions.
+    dtype : torch.dtype
+        In which it is made.
     """
 
     filter: PQFilter
-    offsets: Tensor
-    steps: Tensor
-    margin: tuple[int, int, int]
+    edges: PEdges
     q: QSpace
+    dtype: torch.dtype
 
     @property
     def cells(self) -> tuple[int, int, int]:
         """Shape of the smallest box around the offsets, in voxels."""
-        x, y, z = self.margin
+        x, y, z = self.edges.margin
         return 2 * x + 1, 2 * y + 1, 2 * z + 1
 
     @property
@@ -125,29 +121,33 @@ class DenseFilter:
 
     def _on_separate_offsets(self, mixed: Tensor, q: QSpace) -> Tensor:
         """(Q, dim_out, B_q, dim_in, B_p) to (Q, dim_out, Q_in, dim_in, cells)."""
-        embedding = embed_q(self.offsets.new_zeros(3), q, self.filter)
+        origin = torch.zeros(3, dtype=self.dtype, device=mixed.device)
+        embedding = embed_q(origin, q, self.filter)
         inner = torch.cat([e.flatten(1, 2) for e in embedding.values()], dim=1)
-        embedding = embed_p(self.offsets, self.filter)
+        embedding = self.filter.embed_p(self.edges, self.dtype)
         outer = torch.cat([e.flatten(1) for e in embedding.values()], dim=1)
         by_direction = inner.transpose(1, 2)[:, None] @ mixed.flatten(3)
         return by_direction.unflatten(3, mixed.shape[3:]) @ self._on_cells(outer.T)
 
     def _on_joint_offsets(self, mixed: Tensor, q: QSpace) -> Tensor:
         """The same for a ``"diff"`` filter, whose inner harmonics are those of both offsets."""
-        inner = torch.cat(
-            [e.flatten(2, 3) for e in embed_q(self.offsets, q, self.filter).values()], dim=2
-        )
-        phi = self.filter.phi_p(self.offsets.norm(dim=-1))
-        return self._on_cells(
-            torch.einsum("tcbi,cubvt->cuivt", inner, torch.einsum("cubvk,tk->cubvt", mixed, phi))
-        )
+        total = mixed.new_zeros(())
+        for edges in self.edges.at_points():
+            embedding = embed_q(edges.offsets.to(self.dtype), q, self.filter)
+            inner = torch.cat([e.flatten(2, 3) for e in embedding.values()], dim=2)
+            phi = self.filter.radial_p(edges, self.dtype)
+            total = total + torch.einsum(
+                "tcbi,cubvt->cuivt", inner, torch.einsum("cubvk,tk->cubvt", mixed, phi)
+            )
+        return self._on_cells(total)
 
     def _on_cells(self, values: Tensor) -> Tensor:
         """Values (..., T) at the offsets to (..., cells), zero at others."""
         x, y, z = self.cells
-        strides = torch.tensor([y * z, z, 1], device=self.steps.device)
+        assert self.edges.steps is not None
+        strides = torch.tensor([y * z, z, 1], device=values.device)
         # conv3d takes the filter at in - out, from the corner of the box.
-        place = (x * y * z) // 2 - (self.steps * strides).sum(dim=1)
+        place = (x * y * z) // 2 - (self.edges.steps * strides).sum(dim=1)
         filled = values.new_zeros(*values.shape[:-1], x * y * z)
         return filled.index_copy(-1, place, values)
 

@@ -5,15 +5,20 @@ Slow, and the measure of every other back end.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from tripq.backends.base import BackEnd, Request, Work, no_obstacle
+from tripq.backends.parts import recomputed
 from tripq.backends.precision import full_precision
 from tripq.domain.nodes import NodeSpace
 from tripq.domain.qspace import QSpace
 from tripq.domain.voxels import PEdges
 from tripq.filters.filter import PQFilter
+from tripq.infra.chunks import chunks
 
 # A filter is made by steps that hold a few of its size at a time.
 _INTERMEDIATES = 4
@@ -31,39 +36,69 @@ def evaluate(
 
 def _on_product(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: int) -> Tensor:
     weights = q.weights.to(x.dtype)
-    out = x.new_zeros(x.shape[0], len(q.q_out), filter.dim_out)
-    for part in _chunks(len(edges.dst), filter, weights.numel(), x, budget):
+    radial = filter.radial_q_in(q, x.dtype)
+
+    def messages(part: slice, x: Tensor) -> Tensor:
+        types = edges.type[part]
         kernel = filter.kernel(
-            edges.offsets[edges.type[part]][:, None, None].to(x.dtype),
+            edges.offsets[types][:, None, None].to(x.dtype),
             q.q_out[None, :, None].to(x.dtype),
             q.q_in[None, None, :].to(x.dtype),
+            rule=edges.rule,
+            phi_q_in=radial,
         )
-        messages = torch.einsum("epqoi,pq,eqi->epo", kernel, weights, x[edges.src[part]])
-        out = out.index_add(0, edges.dst[part], messages)
+        features = _weighted(x[edges.src[part]], edges, types)
+        return torch.einsum("epqoi,pq,eqi->epo", kernel, weights, features)
+
+    out = x.new_zeros(x.shape[0], len(q.q_out), filter.dim_out)
+    for part in _chunks(len(edges.dst), edges, filter, weights.numel(), x, budget):
+        out = out.index_add(0, edges.dst[part], _evaluated(partial(messages, part), x, edges))
     return out
 
 
 def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter, budget: int) -> Tensor:
     joined = nodes.edges
-    out = x.new_zeros(len(nodes.q_out), filter.dim_out)
-    for part in _chunks(len(joined.dst), filter, 1, x, budget):
+    radial = filter.radial_q_in(nodes, x.dtype)
+
+    def messages(part: slice, x: Tensor) -> Tensor:
+        types, src = edges.type[joined.p_edge[part]], joined.src[part]
         kernel = filter.kernel(
-            edges.offsets[edges.type[joined.p_edge[part]]].to(x.dtype),
+            edges.offsets[types].to(x.dtype),
             nodes.q_out[joined.dst[part]].to(x.dtype),
-            nodes.q[joined.src[part]].to(x.dtype),
+            nodes.q[src].to(x.dtype),
+            rule=edges.rule,
+            phi_q_in=radial[src],
         )
         weights = joined.weights[part].to(x.dtype)
-        messages = torch.einsum("eoi,e,ei->eo", kernel, weights, x[joined.src[part]])
-        out = out.index_add(0, joined.dst[part], messages)
+        return torch.einsum("eoi,e,ei->eo", kernel, weights, _weighted(x[src], edges, types))
+
+    out = x.new_zeros(len(nodes.q_out), filter.dim_out)
+    for part in _chunks(len(joined.dst), edges, filter, 1, x, budget):
+        out = out.index_add(0, joined.dst[part], _evaluated(partial(messages, part), x, edges))
     return out
 
 
+def _evaluated(messages: Callable[[Tensor], Tensor], x: Tensor, edges: PEdges) -> Tensor:
+    """The messages of a chunk; filters at the points of voxels are too many to be kept."""
+    return messages(x) if edges.rule is None else recomputed(messages, x)
+
+
+def _weighted(features: Tensor, edges: PEdges, types: Tensor) -> Tensor:
+    """Features (E, ...) times the quadrature weights of the p-offsets."""
+    if edges.weights is None:
+        return features
+    weights = edges.weights[types].to(features.dtype)
+    return features * weights.view(-1, *[1] * (features.ndim - 1))
+
+
 def _chunks(
-    n_edges: int, filter: PQFilter, per_edge: int, x: Tensor, budget: int
-) -> tuple[Tensor, ...]:
+    n_edges: int, edges: PEdges, filter: PQFilter, per_edge: int, x: Tensor, budget: int
+) -> list[slice]:
+    """Without edges one chunk of none, so that derivatives are 0, not missing."""
     size = _INTERMEDIATES * filter.dim_out * filter.dim_in * per_edge * x.element_size()
-    step = max(1, budget // max(1, size))
-    return torch.arange(n_edges, device=x.device).split(step)
+    if edges.rule is not None and filter.joint:
+        size *= len(edges.rule.points)
+    return chunks(n_edges, size, budget) or [slice(0, 0)]
 
 
 # -- what it takes -------------------------------------------------------------------------------

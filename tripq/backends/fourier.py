@@ -25,12 +25,11 @@ from tripq.backends.precision import full_precision
 from tripq.backends.spectral.convolution import bytes_per_place, convolve
 from tripq.backends.spectral.stages import Layout, Operands
 from tripq.backends.spectral.tiles import Tiles
-from tripq.backends.tables import Index, Terms, coefficient_matrix, embed_p
+from tripq.backends.tables import Index, Terms, coefficient_matrix
 from tripq.domain.nodes import NodeSpace
 from tripq.domain.qspace import QSpace
 from tripq.domain.voxels import PEdges, VoxelGrid
 from tripq.filters.filter import PQFilter
-from tripq.filters.radial import ConstantFunction, RadialFunctions
 from tripq.filters.sparse import SparseMatrix
 from tripq.infra.kept import kept_with_owner
 from tripq.kernels.launch import needs_twin
@@ -51,8 +50,9 @@ def evaluate(
         return x.new_zeros(x.shape[0], len(q.q_out), filter.dim_out)
     largest = budget // bytes_per_place(x, len(q.q_out), filter.dim_out)
     tiles = _tiles(edges.grid, edges.margin, largest)
-    out = _Shells.of(q, True, filter.phi_q_out, 2 * filter.radial[1], x)
-    into = _Shells.of(q, False, filter.phi_q_in, filter.radial[2], x)
+    at_outputs = filter.phi_q_out(q.q_out.to(x.dtype).norm(dim=-1))
+    out = _Shells.of(q, True, at_outputs, 2 * filter.radial[1])
+    into = _Shells.of(q, False, filter.radial_q_in(q, x.dtype), filter.radial[2])
     order = torch.cat(out.directions)
     ends = [0, *accumulate(len(shell) for shell in out.directions)]
     groups = _groups(filter)
@@ -73,7 +73,7 @@ def evaluate(
         y = torch.cat([harmonics[l] for l in group.orders], dim=-1)
         whole = torch.einsum("oi,oj,ik,iob->ijkbo", weights, out.factors[order], into.factors, y)
         embeddings += [whole[shell].flatten(1, 3) for shell in into.directions]
-    outer = embed_p(edges.offsets.to(x.dtype), filter)
+    outer = filter.embed_p(edges, x.dtype)
     functions = torch.cat([outer[l].flatten(1) for l in _outer_orders(filter)], dim=1)
     transfer = tiles.transfer(edges.steps, functions, layout.n_even)
     operands = Operands(transfer, _coefficients(filter, groups, out, into), embeddings)
@@ -112,32 +112,32 @@ class _Shells:
         cls,
         space: QSpace,
         outputs: bool,
-        phi: RadialFunctions | ConstantFunction,
+        values: Tensor,
         most: int,
-        like: Tensor,
     ) -> _Shells:
-        """On shells if there are no more than `most`; dtype as `like`."""
+        """On shells if there are no more than `most`, of the `values` (Q, K) of K functions."""
         q = space.q_out if outputs else space.q_in
+        number = values.shape[1]
         differentiated = q.requires_grad or needs_twin()
-        if phi.number == 1 or differentiated or len(_lengths(space, outputs)[0]) > most:
-            identity = torch.eye(phi.number, dtype=like.dtype, device=q.device)
-            values = phi(q.norm(dim=-1).to(like.dtype))
+        if number == 1 or differentiated or len(_same_lengths(space, outputs)) > most:
+            identity = torch.eye(number, dtype=values.dtype, device=q.device)
             return cls((torch.arange(len(q), device=q.device),), identity[None], values)
-        lengths, directions = _lengths(space, outputs)
-        values = phi(lengths.to(like.dtype))
+        directions = _same_lengths(space, outputs)
+        first = torch.stack([some[0] for some in directions])
         factors = torch.ones_like(values[:1, :1]).expand(len(q), 1)
-        return cls(directions, values[:, None], factors)
+        return cls(directions, values[first][:, None], factors)
 
 
 @kept_with_owner
-def _lengths(space: QSpace, outputs: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The different lengths of the output or input q-vectors, and the directions of each."""
+def _same_lengths(space: QSpace, outputs: bool) -> tuple[Tensor, ...]:
+    """The output or input directions of each length, by ascending length."""
     # In the precision of the graph, or rounding would part a shell.
     q = space.q_out if outputs else space.q_in
     lengths, order = q.detach().norm(dim=-1).sort(stable=True)
     first = lengths.diff(prepend=lengths[:1] - 1) > _SAME_LENGTH * lengths[-1:]
     counts = first.cumsum(0).sub(1).bincount().tolist()
-    return lengths[first], order.split(counts)
+    parts: tuple[Tensor, ...] = order.split(counts)
+    return parts
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tripq.infra.chunks import chunks
 from tripq.kernels.launch import (
     DEFAULT_BUDGET,
     gradients_of_twin,
@@ -140,15 +141,15 @@ def _multiply_then_gather(z: Tensor, m: Tensor, table: Tensor, budget: int) -> T
     matrix = m.permute(0, 2, 1).reshape(n_types * n_out, n_in)
     padded = torch.cat([z, z.new_zeros(1, n, n_in)])
     out = z.new_empty(n_voxels, n, n_out)
-    held = budget // z.element_size()
-    step = max(1, held // (n_types * n_out * (n_voxels + 1)))
-    for part, out_part in zip(padded.split(step, dim=1), out.split(step, dim=1), strict=True):
-        projected = matrix @ part.reshape(-1, n_in).T
-        projected = projected.view(n_types, n_out, n_voxels + 1, part.shape[1])
-        total = z.new_zeros(n_out, n_voxels, part.shape[1])
+    size = z.element_size() * n_types * n_out * (n_voxels + 1)
+    for part in chunks(n, size, budget):
+        columns = padded[:, part]
+        projected = matrix @ columns.reshape(-1, n_in).T
+        projected = projected.view(n_types, n_out, n_voxels + 1, columns.shape[1])
+        total = z.new_zeros(n_out, n_voxels, columns.shape[1])
         for t in range(n_types):
             total += projected[t].index_select(1, table[:, t])
-        out_part.copy_(total.permute(1, 2, 0))
+        out[:, part].copy_(total.permute(1, 2, 0))
     return out
 
 
@@ -172,10 +173,8 @@ def _gathered(z: Tensor, table: Tensor, budget: int) -> Iterator[tuple[slice, Te
     n_voxels, n, width = z.shape
     n_types = table.shape[1]
     padded = torch.cat([z, z.new_zeros(1, n, width)]).view(n_voxels + 1, n * width)
-    held = min(_CACHED, budget) // z.element_size()
-    step = max(1, held // max(1, n_types * n * width))
-    for start in range(0, n_voxels, step):
-        rows = slice(start, min(start + step, n_voxels))
+    size = z.element_size() * n_types * n * width
+    for rows in chunks(n_voxels, size, min(_CACHED, budget)):
         gathered = padded.index_select(0, table[rows].reshape(-1))
         if n > 1:
             gathered = gathered.view(rows.stop - rows.start, n_types, n, width).transpose(1, 2)
@@ -238,7 +237,6 @@ def _(
     return a.new_empty(n_types, a.shape[2], b.shape[2])
 
 
-def _edge_chunks(z: Tensor, m: Tensor, n_edges: int, budget: int) -> Iterator[slice]:
-    held = min(_CACHED, budget) // z.element_size()
-    step = max(1, held // max(1, z.shape[1] * z.shape[2], m.shape[1] * m.shape[2]))
-    return (slice(start, start + step) for start in range(0, n_edges, step))
+def _edge_chunks(z: Tensor, m: Tensor, n_edges: int, budget: int) -> list[slice]:
+    size = z.element_size() * max(z.shape[1] * z.shape[2], m.shape[1] * m.shape[2])
+    return chunks(n_edges, size, min(_CACHED, budget))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from tripq.infra.chunks import chunks
 from tripq.kernels.launch import needs_twin
 
 Result = TypeVar("Result")
@@ -17,12 +18,11 @@ Result = TypeVar("Result")
 
 def parts_of(number: int, size: int, x: Tensor, budget: int) -> tuple[Tensor, ...]:
     """Indices below `number`, as many at a time as the budget allows; each makes `size` numbers."""
-    if number == 0:
-        return ()
-    return torch.arange(number, device=x.device).split(_step(size, x, budget))
+    every = torch.arange(number, device=x.device)
+    return tuple(every[part] for part in chunks(number, x.element_size() * size, budget))
 
 
-def recomputed(function: Callable[..., Result], *args: Tensor) -> Result:
+def recomputed(function: Callable[..., Result], *args: Tensor | None) -> Result:
     """Evaluate a part so that the backward pass recomputes it instead of keeping it.
 
     In forward mode and in `torch.func` it is kept: they know of no second evaluation.
@@ -35,7 +35,7 @@ def recomputed(function: Callable[..., Result], *args: Tensor) -> Result:
     if needs_twin():
         return function(*args)
 
-    def as_before(*args: Tensor) -> Result:
+    def as_before(*args: Tensor | None) -> Result:
         if needs_twin():
             raise RuntimeError(
                 "this backward pass computes parts of a layer again, in forward-mode AD, which had "
@@ -56,12 +56,7 @@ def by_directions(
     As many at a time as the budget allows, if one makes `size` numbers of the type of ``args[0]``;
     all at once are kept for the backward pass, parts are recomputed in it.
     """
-    step = _step(size, args[0], budget)
-    if number <= step:
+    parts = chunks(number, args[0].element_size() * size, budget)
+    if len(parts) < 2:
         return function(slice(0, number), *args)
-    parts = [slice(start, min(start + step, number)) for start in range(0, number, step)]
     return torch.cat([recomputed(partial(function, part), *args) for part in parts], dim=1)
-
-
-def _step(size: int, x: Tensor, budget: int) -> int:
-    return max(1, budget // max(1, x.element_size() * size))

@@ -28,7 +28,7 @@ from tripq.backends.base import BackEnd, Request, Work, no_obstacle
 from tripq.backends.neighbour_sums import aggregate_on_edges, aggregate_on_grid
 from tripq.backends.parts import by_directions, parts_of, recomputed
 from tripq.backends.precision import full_precision
-from tripq.backends.tables import embed_p, embed_q, mixing_at
+from tripq.backends.tables import embed_q, mixing_at
 from tripq.domain.nodes import NodeSpace
 from tripq.domain.qspace import QSpace
 from tripq.domain.voxels import PEdges
@@ -47,7 +47,8 @@ def evaluate(
     if isinstance(q, NodeSpace):
         return _on_nodes(x, edges, q, filter, budget)
     if filter.joint:
-        return _on_joint_offsets(x, edges, q, filter, budget)
+        parts = (_on_joint_offsets(x, some, q, filter, budget) for some in edges.at_points())
+        return sum(parts, start=x.new_zeros(()))
     if len(q.q_out) == 1:
         return _to_one_direction(x, edges, q, filter, budget)
     return _on_edges(x, edges, q, filter, budget)
@@ -66,7 +67,7 @@ def _on_edges(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: int
         coupled = _couple(aggregated, filter)
         mixing = mixing_at(outputs.q_out.to(x.dtype), filter)
         mixed = [a @ w for a, w in zip(coupled, mixing, strict=True)]
-        p_embedding = embed_p(edges.offsets.to(x.dtype), filter)
+        p_embedding = filter.embed_p(edges, x.dtype)
         return _aggregate_p(mixed, p_embedding, edges, filter, budget)
 
     # Coupled, mixed and gathered features, and the copies that lay them out.
@@ -80,7 +81,7 @@ def _to_one_direction(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, bud
     embedding = embed_q(x.new_zeros(3), q, filter)
     coupled = _couple({l: _aggregate_q(x, e) for l, e in embedding.items()}, filter)
     mixing = mixing_at(q.q_out.to(x.dtype), filter)
-    p_embedding = embed_p(edges.offsets.to(x.dtype), filter)
+    p_embedding = filter.embed_p(edges, x.dtype)
     return _mix_and_aggregate_p(coupled, mixing, p_embedding, edges, filter, budget)
 
 
@@ -193,7 +194,9 @@ def _on_joint_offsets(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, bud
     largest = sum(2 * l + 1 for l in {path.inner for path in filter.paths})
     per_edge = len(q.q_out) * (largest * len(q.q_in) * filter.radial[2] + filter.dim_out)
 
-    def contribution(x: Tensor, offsets: Tensor, dst: Tensor, src: Tensor, *w: Tensor) -> Tensor:
+    def contribution(
+        x: Tensor, offsets: Tensor, weights: Tensor | None, dst: Tensor, src: Tensor, *w: Tensor
+    ) -> Tensor:
         embedding = embed_q(offsets, q, filter)
         features = x[src]
         aggregated = {
@@ -203,15 +206,17 @@ def _on_joint_offsets(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, bud
         mixed = [a @ m for a, m in zip(coupled, w, strict=True)]
         # Each edge is an output voxel with itself as its only neighbour, at its own offset.
         every = torch.arange(len(dst), device=x.device)
-        alone = PEdges.listed(len(dst), offsets, every, every, every)
-        messages = _aggregate_p(mixed, embed_p(offsets, filter), alone, filter, budget)
+        alone = replace(PEdges.listed(len(dst), offsets, every, every, every), weights=weights)
+        messages = _aggregate_p(mixed, filter.embed_p(alone, x.dtype), alone, filter, budget)
         return x.new_zeros(x.shape[0], *messages.shape[1:]).index_add(0, dst, messages)
 
     out = x.new_zeros(x.shape[0], len(q.q_out), filter.dim_out)
     # Several arrays of that size exist at a time.
     for part in parts_of(len(edges.dst), 4 * per_edge, x, budget):
         offsets = edges.offsets[edges.type[part]].to(x.dtype)
-        out = out + recomputed(contribution, x, offsets, edges.dst[part], edges.src[part], *mixing)
+        weights = None if edges.weights is None else edges.weights[edges.type[part]]
+        ends = edges.dst[part], edges.src[part]
+        out = out + recomputed(contribution, x, offsets, weights, *ends, *mixing)
     return out
 
 
@@ -227,12 +232,15 @@ def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter, budg
         for mixing, c, _ in keys
     )
 
+    radial = filter.radial_q_in(nodes, x.dtype)
+    outer = filter.embed_p(edges, x.dtype)
+
     def contribution(x: Tensor, part: Tensor) -> tuple[Tensor, ...]:
         dst, src = joined.dst[part], joined.src[part]
         offsets = edges.offsets[edges.type[joined.p_edge[part]]].to(x.dtype)
         q_out, q_in = nodes.q_out[dst].to(x.dtype), nodes.q[src].to(x.dtype)
         inner = filter.inner_harmonics(offsets, q_out, q_in)
-        phi = filter.phi_q_in(q_in.norm(dim=-1)) * joined.weights[part].to(x.dtype)[:, None]
+        phi = radial[src] * joined.weights[part].to(x.dtype)[:, None]
         features = x[src]
         # One "output direction", and the edges in the place of the voxels.
         aggregated = {
@@ -245,7 +253,8 @@ def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter, budg
                 strict=True,
             )
         )
-        p_embedding = embed_p(offsets, filter)
+        types = edges.type[joined.p_edge[part]]
+        p_embedding = {l: e[types] for l, e in outer.items()}
         sums = []
         for mixing, channels, l in keys:
             l_out = filter.channels_out[channels].l

@@ -23,16 +23,9 @@ def embed_q(p_offset: Tensor, q: QSpace, filter: PQFilter) -> dict[int, Tensor]:
     """Quadrature weight x phi_3 x inner harmonics: l -> (..., Q_out, K_3, 2 l + 1, Q_in)."""
     q_in, q_out = q.q_in.to(p_offset.dtype), q.q_out.to(p_offset.dtype)
     harmonics = filter.inner_harmonics(p_offset[..., None, None, :], q_out[:, None], q_in)
-    phi = filter.phi_q_in(q_in.norm(dim=-1))
+    phi = filter.radial_q_in(q, p_offset.dtype)
     weights = q.weights.to(p_offset.dtype)
     return {l: torch.einsum("oi,ik,...oim->...okmi", weights, phi, y) for l, y in harmonics.items()}
-
-
-def embed_p(offsets: Tensor, filter: PQFilter) -> dict[int, Tensor]:
-    """phi_1 x outer harmonics of the p-offsets: l -> (T, K_1, 2 l + 1)."""
-    phi = filter.phi_p(offsets.norm(dim=-1))
-    harmonics = filter.outer_harmonics(offsets)
-    return {l: torch.einsum("tk,tm->tkm", phi, y) for l, y in harmonics.items()}
 
 
 @dataclass(frozen=True, eq=False)

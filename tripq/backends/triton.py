@@ -31,11 +31,13 @@ from tripq.domain.nodes import NodeSpace
 from tripq.domain.qspace import QSpace
 from tripq.domain.voxels import PEdges
 from tripq.filters.filter import PQFilter, ungrouped
+from tripq.infra.chunks import chunks
 from tripq.infra.kept import kept_with_owner
 from tripq.kernels.embeddings import edge_harmonics
 from tripq.kernels.launch import accumulation_dtype
 from tripq.kernels.mixing import mix
-from tripq.kernels.nodes import NodeCsr, Term, aggregate_nodes
+from tripq.kernels.nodes import aggregate_nodes
+from tripq.kernels.nodes_arguments import NodeCsr, Term
 from tripq.kernels.tensor_product import Coupling, contract, expand
 from tripq.so3.recoupling import Block
 
@@ -62,11 +64,9 @@ def _on_product(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: i
     from_mixed = [_coupling(i, block) for i, m in enumerate(mixings) for block in m.rows]
     outputs = tuple((c.l, c.mul) for c in filter.channels_out)
     exact = accumulation_dtype(x.dtype)  # no coordinates in half precision
-    offsets = edges.offsets.to(exact)
-    phi_p = filter.phi_p(offsets.norm(dim=-1))
-    harmonics_p = edge_harmonics(offsets, _highest(filter, outer=True))
+    embeddings_p = _embeddings_p(edges, filter, exact)
     q_in, q_out, weights = (t.to(exact) for t in (q.q_in, q.q_out, q.weights))
-    phi_q = filter.phi_q_in(q_in.norm(dim=-1))
+    phi_q = filter.radial_q_in(q, exact)
     from_q, to_q = filter.q_ends(q_in), filter.q_ends(q_out)
 
     def part(directions: slice, *small: Tensor) -> Tensor:
@@ -76,7 +76,11 @@ def _on_product(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: i
         coupled = expand(small, phi, inner, q_edges, to_coupled, orders)
         matrices = mixing_at(q_out[directions], filter)
         mixed = [mix(a, w.to(a.dtype)) for a, w in zip(coupled, matrices, strict=True)]
-        summed = contract(mixed, phi_p, harmonics_p, edges.adjacency, from_mixed, outputs)
+        terms = [
+            contract(mixed, phi, harmonics, edges.adjacency, from_mixed, outputs)
+            for phi, harmonics in embeddings_p
+        ]
+        summed = [sum(some) for some in zip(*terms, strict=True)]
         # (V, 2 l + 1, mul, Q) each to (V, Q, dim_out)
         return torch.cat([f.permute(0, 3, 2, 1).flatten(2) for f in summed], dim=2)
 
@@ -87,6 +91,26 @@ def _on_product(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: i
     per_direction = len(x) * sum((m.n_columns + 2 * m.n_rows) * (2 * m.l_1 + 1) for m in mixings)
     out = by_directions(part, len(q_out), per_direction, budget, *small)
     return out.index_select(2, ungrouped(filter.channels_out, x.device))
+
+
+def _embeddings_p(
+    edges: PEdges, filter: PQFilter, dtype: torch.dtype
+) -> list[tuple[Tensor, Tensor]]:
+    """Radial functions (T, K_p) and harmonics (T, S), whose products are the p-embedding summed.
+
+    Averaged over voxels, each radial function has harmonics of its own: one pair for each.
+    """
+    highest = _highest(filter, outer=True)
+    if edges.rule is None:
+        offsets = edges.offsets.to(dtype)
+        return [(filter.radial_p(edges, dtype), edge_harmonics(offsets, highest))]
+    embedding = filter.embed_p(edges, dtype)
+    number = filter.radial[0]
+    of_all = edges.offsets.new_zeros(len(edges.offsets), number, (highest + 1) ** 2, dtype=dtype)
+    for l, values in embedding.items():
+        of_all[:, :, l * l : (l + 1) ** 2] = values
+    one = torch.eye(number, dtype=dtype, device=of_all.device)
+    return [(one[k].expand(len(of_all), -1), of_all[:, k]) for k in range(number)]
 
 
 @kept_with_owner
@@ -129,8 +153,8 @@ def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter, budg
     exact = accumulation_dtype(x.dtype)  # no coordinates in half precision
     offsets = edges.offsets.to(exact)
     q_in, q_out = nodes.q.to(exact), nodes.q_out.to(exact)
-    phi_p = filter.phi_p(offsets.norm(dim=-1)).to(x.dtype)
-    phi_q = filter.phi_q_in(q_in.norm(dim=-1)).to(x.dtype)
+    phi_p = filter.radial_p(edges, exact).to(x.dtype)
+    phi_q = filter.radial_q_in(nodes, exact).to(x.dtype)
     phi_out = filter.phi_q_out(q_out.norm(dim=-1))
     harmonics_p = edge_harmonics(offsets, _highest(filter, outer=True))
     from_q, to_q = filter.q_ends(q_in), filter.q_ends(q_out)
@@ -168,14 +192,12 @@ def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter, budg
     ]
     n_radial = filter.radial[0] * filter.radial[2]
     per_node = sum(n_radial * filter.channels_in[t.group].mul * (2 * t.l_out + 1) for t in terms)
-    step = max(1, budget // max(1, x.element_size() * per_node))
-    if step >= len(q_out):
+    parts = chunks(len(q_out), x.element_size() * per_node, budget)
+    if len(parts) < 2:
         return part(0, len(q_out), *features)
-    parts = [
-        recomputed(partial(part, start, min(start + step, len(q_out))), *features)
-        for start in range(0, len(q_out), step)
-    ]
-    return torch.cat(parts)
+    return torch.cat(
+        [recomputed(partial(part, nodes.start, nodes.stop), *features) for nodes in parts]
+    )
 
 
 @kept_with_owner
@@ -203,6 +225,8 @@ def obstacle(request: Request) -> str | None:
         return "Triton is not installed"
     if request.filter.joint and not request.nodes:
         return 'it has no kernel for a "diff" filter between voxels that share directions'
+    if request.edges.rule is not None and any(True for _ in request.filter.phi_p.parameters()):
+        return "it takes filters averaged over voxels as constants, and their functions are learnt"
     if request.differentiated_p or request.differentiated_q:
         return (
             "it takes coordinates and quadrature weights as constants, and some require gradients"

@@ -1,7 +1,7 @@
 """The command ``tripq``.
 
-A command is a module here; what it computes is the library's.  The library is imported inside the
-commands, since torch takes seconds that neither ``--help`` nor the completion of a shell should.
+Each command is one module; the library does the computation.  The library is imported inside the
+commands, because importing torch takes seconds and ``--help`` and shell completion must be fast.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tripq.commands.train import train
 app = typer.Typer(
     name="tripq",
     help="Multiple sclerosis lesions in diffusion MRI, by rotation-equivariant networks.\n\n"
-    "For research only: nothing here is a medical device.",
+    "For research only: tripq is not a medical device.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -40,12 +40,12 @@ app.command(cls=Command)(check)
 
 @app.callback()
 def main(version: options.Version = False) -> None:
-    """Take the options that stand before a command."""
+    """Handle the options before the name of a command."""
 
 
 def run() -> None:
     """Entry point of the command."""
-    # Threads that wait for each other in a loop are many times slower where another program runs
-    # too.  Read when torch is imported.
+    # Threads that wait actively are many times slower while another program runs.  The variable is
+    # read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app(prog_name="tripq")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tripq.scans.order import Order
 
 UNCLEAR = 3
-"""Exit status where the scan does not tell whether the table fits; where it does not fit, 1."""
+"""Exit status if the scan does not determine whether the table fits; 1 if it does not fit."""
 
 _SHOWN = 4
 
@@ -31,16 +31,16 @@ class Verdict:
     Parameters
     ----------
     table : {"fits", "other frame", "other axes", "wrong order", "cannot tell"}
-        It fits; it would in another frame; with other axes that are those of no frame; in no frame
-        and with no axes; or the scan does not tell.
+        The table fits; it fits in another frame; it fits with other axes, which are those of no
+        frame; it fits in no frame and with no axes; or the scan does not determine it.
     advice : str
-        The same in one line, with what to do.
+        The verdict and the recommended action, in one line.
     coherence : Coherence
-        Of the fibres.
+        Fibre coherence of the tables.
     order : Order
-        Of the directions.
+        Order of the directions.
     frame : {"fsl", "voxel", "world"} or None
-        That fits, where one does.
+        The frame that fits, if any.
     """
 
     table: Literal["fits", "other frame", "other axes", "wrong order", "cannot tell"]
@@ -55,7 +55,7 @@ class Verdict:
         return {"fits": 0, "cannot tell": UNCLEAR}.get(self.table, FAILED)
 
     def as_json(self) -> dict[str, Any]:
-        """All of it for programs."""
+        """All attributes, for programs."""
         return {
             "table": self.table,
             "advice": self.advice,
@@ -84,15 +84,15 @@ def check(
     verbose: options.Verbose = False,
     log: options.LogFile = None,
 ) -> None:
-    """See by the fibres whether the gradient table is read in the right frame.
+    """Check by fibre coherence whether the gradient table is read in the right frame.
 
-    With a table whose axes are flipped or exchanged, fibres do not run on from voxel to voxel.  All
-    4 flips and 6 permutations of the axes are compared by the fibre coherence index (Schilling et
-    al., Magn Reson Imaging 58:82-89, 2019).  Where the directions explain the signal no better than
-    the same ones in random order, no table fits.  It advises and changes nothing.
+    If the axes of the table are flipped or permuted, fibres do not continue from voxel to voxel.
+    All 4 flips and 6 permutations of the axes are compared by the fibre coherence index (Schilling
+    et al., Magn Reson Imaging 58:82-89, 2019).  If the directions explain the signal no better than
+    the same directions in random order, no table fits.  The command changes no file.
 
-    The exit status is 0 if the table fits, 1 if it does not or a file cannot be used, 2 for bad
-    usage, and 3 if the scan does not tell.
+    The exit status is 0 if the table fits, 1 if it does not or a file cannot be used, 2 for invalid
+    usage, and 3 if the scan does not determine whether the table fits.
 
     For example:
 
@@ -116,14 +116,14 @@ def check(
 
 
 def judge(dwi: DWI, frame: Frame) -> Verdict:
-    """Whether the gradient table of a scan fits.
+    """Check whether the gradient table of a scan fits.
 
     Parameters
     ----------
     dwi : DWI
-        Within the brain.
+        The scan, within the brain mask.
     frame : {"fsl", "voxel", "world"}
-        That it was read with.
+        Frame in which its table was read.
 
     Raises
     ------
@@ -137,34 +137,34 @@ def judge(dwi: DWI, frame: Frame) -> Verdict:
 
 
 def weigh(found: Coherence, order: Order, dwi: DWI, frame: Frame) -> Verdict:
-    """A verdict from what the fibres and the order of the directions say.
+    """Derive a verdict from the fibre coherence and the order of the directions.
 
     Parameters
     ----------
     found : Coherence
-        Of the scan.
+        Fibre coherence of the scan.
     order : Order
-        Of the scan.
+        Order of its directions.
     dwi : DWI
         The scan.
     frame : {"fsl", "voxel", "world"}
-        That it was read with.
+        Frame in which its table was read.
     """
     from tripq.scans.coherence import frame_after
 
     if order.is_wrong:
         return Verdict(
             "wrong order",
-            f"no table fits, however its axes are turned: the directions explain "
-            f"{order.explained:.0%} of how the volumes differ, and in random order "
-            f"{order.usual:.0%}. Volumes and directions are in different orders, or the table is "
-            "of another scan, or there is nothing but noise.",
+            f"no table fits, with any flip or permutation of its axes: the directions explain "
+            f"{order.explained:.0%} of the variation between volumes, and in random order "
+            f"{order.usual:.0%}. Volumes and directions are in different orders, or the table "
+            "belongs to another scan, or the scan is noise only.",
             *(found, order),
         )
     if not found.is_clear:
         return Verdict(
             "cannot tell",
-            f"cannot tell: the best of 24 tables leads by {found.margin:.0%} only, in "
+            f"cannot tell: the best of 24 tables leads by only {found.margin:.0%}, in "
             f"{found.n_voxels:,} voxels with fibres.",
             *(found, order),
         )
@@ -179,14 +179,14 @@ def weigh(found: Coherence, order: Order, dwi: DWI, frame: Frame) -> Verdict:
         )
     return Verdict(
         "other axes",
-        f"the table fits in no frame: along the image axes, x y z must become {found.best}. Find "
-        "out how the table was made; nothing was changed.",
+        f"the table fits in no frame: along the image axes, x y z must become {found.best}. Check "
+        "how the table was made; no file was changed.",
         *(found, order),
     )
 
 
 def _ranking(found: Coherence) -> list[str]:
-    """The best tables and the one that was given."""
+    """Lines for the best tables and the given one."""
     lines = [f"{'axes':<9} coherence"]
     for rank, (change, index) in enumerate(found.indices):
         if rank < _SHOWN or change.is_none:

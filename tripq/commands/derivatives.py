@@ -1,4 +1,4 @@
-"""The dataset of results: its description, what is in it, its summary and the page of the group."""
+"""The derivatives dataset: its description, its contents, its summary and the group page."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from tripq.tasks.lesions.names import LABEL, lesion_result
 Status = Literal["done", "done again", "there already", "left out", "failed"]
 
 SUMMARY, PAGE = "summary.tsv", "report.html"
-"""Files about all scans."""
+"""Names of the files about all scans."""
 
 MAX_LESIONS = 10**9
-"""Lesions of a scan, at most: more are a mistake."""
+"""Maximum number of lesions of a scan; a larger number is an error."""
 
 MAX_ML = 1e9
-"""Their volume in ml, at most."""
+"""Maximum lesion volume of a scan in ml."""
 
-_IGNORED = (SUMMARY, PAGE, "*_report.html")  # names that BIDS does not know
+_IGNORED = (SUMMARY, PAGE, "*_report.html")  # names outside the BIDS standard
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Row:
 
     @classmethod
     def of(cls, scan: BIDSScan, status: Status, **columns: str) -> Row:
-        """What is known of a scan."""
+        """Row of a scan; other columns than the given ones are not available."""
         return cls(
             participant_id=printable(f"sub-{scan.subject}"),
             session_id=printable(f"ses-{scan.session}") if scan.session else "n/a",
@@ -58,16 +58,16 @@ class Row:
 
 
 def describe(out_dir: Path, bids_dir: Path, masks: Path | None = None) -> dict[Path, str]:
-    """Say what the dataset of results is, and which datasets it comes from.
+    """Write the description of the derivatives dataset, with links to its source datasets.
 
     Parameters
     ----------
     out_dir : Path
-        Made where it is missing.
+        Folder of the results; created if it does not exist.
     bids_dir : Path
         The dataset with the scans.
     masks : Path, optional
-        That with the brain masks.
+        The dataset with the brain masks.
 
     Returns
     -------
@@ -77,7 +77,7 @@ def describe(out_dir: Path, bids_dir: Path, masks: Path | None = None) -> dict[P
     Raises
     ------
     BIDSError
-        If something else is described there.
+        If the folder contains the description of another dataset.
     """
     path = out_dir / "dataset_description.json"
     about: dict[str, Any] = {
@@ -94,7 +94,7 @@ def describe(out_dir: Path, bids_dir: Path, masks: Path | None = None) -> dict[P
             made_by = about["GeneratedBy"][0]["Name"]
             known = dict(about.get("DatasetLinks", {}))
         if made_by != "tripq":
-            raise BIDSError(f"{path}: a dataset of {made_by}: take another folder.")
+            raise BIDSError(f"{path}: a dataset of {made_by}: choose another folder.")
     links = dict(known)
     names = {bids_dir: _link(links, bids_dir, "raw")}
     if masks is not None:
@@ -108,7 +108,7 @@ def describe(out_dir: Path, bids_dir: Path, masks: Path | None = None) -> dict[P
 
 
 def _link(links: dict[str, str], source: Path, usual: str) -> str:
-    """Name of a dataset among the links, where it is added; each name stays that of one place."""
+    """Name of a dataset in the links, added if missing; each name refers to one location."""
     name, place = dataset_name(source, usual), source.resolve().as_uri()
     for known, its_place in links.items():
         if its_place == place:
@@ -119,7 +119,7 @@ def _link(links: dict[str, str], source: Path, usual: str) -> str:
 
 
 def _numbered(name: str) -> Iterator[str]:
-    """A name, and as many others as are needed."""
+    """A name, followed by numbered variants of it."""
     yield name
     for number in count(2):
         yield f"{name}{number}"
@@ -131,35 +131,37 @@ def results_of(scan: BIDSScan, out_dir: Path) -> ResultFiles:
 
 
 def lesion_columns(about: Mapping[str, Any], sidecar: Path) -> dict[str, str]:
-    """What the summary says about the lesions of a finished scan.
+    """Columns of the summary about the lesions of a finished scan.
 
     Parameters
     ----------
     about : mapping
         The content of the sidecar.
     sidecar : Path
-        For errors.
+        Its path, for errors.
 
     Raises
     ------
     BIDSError
-        If it does not have the numbers that tripq writes.
+        If the numbers that tripq writes are missing or invalid.
     """
     lesions: Any = about.get("LesionCount")
     volume: Any = about.get("LesionVolumeMillilitres")
     are_numbers = type(lesions) is int and type(volume) in (int, float)  # True is neither
     if not are_numbers or not 0 <= lesions <= MAX_LESIONS or not 0 <= volume <= MAX_ML:
-        raise BIDSError(f"{sidecar}: does not tell the lesions; --overwrite replaces it.")
+        raise BIDSError(
+            f"{sidecar}: no valid number or volume of lesions; --overwrite replaces it."
+        )
     return {"lesions": str(lesions), "volume_ml": f"{volume:.4f}"}
 
 
 def read_result(scan: BIDSScan, out_dir: Path) -> tuple[Row, dict[str, str]]:
-    """A finished scan: its row in the summary, and its settings for readers of a page.
+    """Row of a finished scan in the summary, and its settings as shown on a page.
 
     Raises
     ------
     ValueError
-        If its sidecar is not as tripq writes it; the message names it.
+        If its sidecar does not have the content that tripq writes; the message names the sidecar.
     """
     sidecar = results_of(scan, out_dir).sidecar
     about = read_json(sidecar)
@@ -167,13 +169,13 @@ def read_result(scan: BIDSScan, out_dir: Path) -> tuple[Row, dict[str, str]]:
         settings = shown_settings(about)
     except (LookupError, TypeError, ValueError) as error:
         raise BIDSError(
-            f"{sidecar}: does not tell how the map was made; --overwrite replaces it."
+            f"{sidecar}: no valid settings of the map; --overwrite replaces it."
         ) from error
     return Row.of(scan, "there already", **lesion_columns(about, sidecar)), settings
 
 
 def shown_settings(about: Mapping[str, Any]) -> dict[str, str]:
-    """What a map depends on, by its sidecar, for readers of a page."""
+    """Settings that a map depends on, from its sidecar, as shown on a page."""
     weights = about["Weights"]
     shown = {
         "Weights": f"{weights['Name']} (SHA-256 {weights['SHA256']})",
@@ -185,19 +187,19 @@ def shown_settings(about: Mapping[str, Any]) -> dict[str, str]:
 
 
 def find_others(out_dir: Path, bids_dir: Path, scans: Sequence[BIDSScan]) -> list[BIDSScan]:
-    """Scans that have all results but are not in the dataset, or not in it any more.
+    """Scans that have all results but are not, or no longer, in the dataset.
 
     Jobs that each see a part of the dataset can write to one folder.  A sidecar that does not name
-    its scan is left out, and that is said.
+    its scan is left out, with a warning.
 
     Parameters
     ----------
     out_dir : Path
-        The results.
+        Folder of the results.
     bids_dir : Path
         The dataset.
     scans : sequence of BIDSScan
-        Those that are in it.
+        The scans of the dataset.
     """
     known = {lesion_result(scan, "probseg", ".json") for scan in scans}
     others = []
@@ -214,14 +216,14 @@ def find_others(out_dir: Path, bids_dir: Path, scans: Sequence[BIDSScan]) -> lis
         except (OSError, ValueError, LookupError, TypeError):
             is_its_own = False
         if not is_its_own:
-            log.warning("%s: left out: it does not name the scan that it is about.", sidecar)
+            log.warning("%s: left out: it does not name its scan.", sidecar)
         elif results_of(scan, out_dir).are_there:
             others.append(scan)
     return others
 
 
 def write_summary(out_dir: Path, rows: Sequence[Row]) -> None:
-    """Write the table of all scans, by their names."""
+    """Write the table of all scans, sorted by name."""
     text = io.StringIO()
     columns = [column.name for column in fields(Row)]
     writer = csv.DictWriter(text, columns, delimiter="\t", lineterminator="\n")
@@ -236,16 +238,16 @@ def write_page(
     settings: Sequence[Mapping[str, str]],
     title: str,
 ) -> None:
-    """Write the page of the group.
+    """Write the group page.
 
     Parameters
     ----------
     out_dir : Path
-        The results.
+        Folder of the results.
     results : sequence of (BIDSScan, Row)
         All scans.
     settings : sequence of mapping
-        Of the results, for readers; where they differ, the page says so.
+        Settings of the results; if they differ, the page shows a caution.
     title : str
         Name of the dataset.
     """
@@ -268,7 +270,7 @@ def write_page(
 
 
 def _merge(settings: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """All values of each setting, and a caution where there are several.
+    """All values of each setting, and a caution if a setting has several values.
 
     >>> _merge([{"Gradient frame": "fsl"}, {"Gradient frame": "world"}])["Gradient frame"]
     'fsl; world'

@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ScanFiles:
-    """Files of a scan; what is None is found."""
+    """Files of a scan; if None, the table is searched beside it and the brain extracted from b0."""
 
     scan: Path
     bval: Path | None = None
@@ -25,13 +25,13 @@ class Addresses:
     Parameters
     ----------
     scan : str
-        Of the scan, whose grid the results have.
+        URI of the scan; the results have its grid.
     tables : tuple of str
-        Of its gradient table.
+        URIs of its gradient table.
     mask : str or None
-        Of the brain mask, if a file was given.
+        URI of the brain mask, if a file was given.
     probability : str
-        Of the map, from which the lesion mask is made.
+        URI of the map, from which the lesion mask is made.
     """
 
     scan: str
@@ -41,7 +41,7 @@ class Addresses:
 
     @property
     def of_map(self) -> dict[str, Any]:
-        """What the map is made from, and its grid, as BIDS names them."""
+        """Sources and spatial reference of the map, with the keys of BIDS."""
         masks = [] if self.mask is None else [self.mask]
         return {"Sources": [self.scan, *self.tables, *masks], "SpatialReference": self.scan}
 
@@ -53,7 +53,7 @@ class Addresses:
 
 @dataclass(frozen=True)
 class ResultFiles:
-    """Files about a scan, in one folder: what is whole once the sidecar of the map is there."""
+    """Result files of a scan, in one folder; they are complete once the map's sidecar exists."""
 
     probability: Path
     mask: Path
@@ -63,7 +63,7 @@ class ResultFiles:
 
     @classmethod
     def named(cls, name: Callable[[str, str], Path]) -> ResultFiles:
-        """Name the files by a function of suffix and extension, as those of BIDS are."""
+        """Name the files by a function of their BIDS suffix and extension."""
         return cls(
             probability=name("probseg", ".nii.gz"),
             mask=name("mask", ".nii.gz"),
@@ -74,10 +74,10 @@ class ResultFiles:
 
     @property
     def expected(self) -> tuple[Path, ...]:
-        """All that are written."""
+        """All result files."""
         return (self.probability, self.mask, self.mask_sidecar, self.report, self.sidecar)
 
     @property
     def are_there(self) -> bool:
-        """Whether all are written."""
+        """Whether all result files exist."""
         return all(path.is_file() for path in self.expected)

@@ -1,4 +1,4 @@
-"""``tripq info``: what a scan or a checkpoint holds."""
+"""``tripq info``: contents of a scan or a checkpoint."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def info(
     verbose: options.Verbose = False,
     log: options.LogFile = None,
 ) -> None:
-    """Show what a diffusion scan or a checkpoint holds.
+    """Show the contents of a diffusion scan or a checkpoint.
 
-    Of a scan: grid, voxels, orientation, shells, and what the reader has to say about it.  Of a
-    checkpoint: the network, its notes and its SHA-256.  It writes nothing.
+    For a scan: grid, voxels, orientation, shells, and the notes of the reader.  For a checkpoint:
+    the network, its notes and its SHA-256.  No file is written.
 
     For example:
 
@@ -55,7 +55,7 @@ def info(
 
 
 def describe_checkpoint(path: Path) -> list[tuple[str, str]]:
-    """Name and value of what a checkpoint holds."""
+    """Names and values of the contents of a checkpoint."""
     from tripq.infra.files import sha256
     from tripq.networks.checkpoint import load_network, read_notes
 
@@ -74,16 +74,27 @@ def describe_checkpoint(path: Path) -> list[tuple[str, str]]:
 
 
 def _spell_directions(scan: Survey, shell: Shell) -> str:
-    """How many directions a shell has, and volumes, if some have the same direction."""
+    """Number of directions of a shell, and of volumes, if some have the same direction."""
     from tripq.scans.shells import count_directions
 
     different = count_directions(scan.scan.q[shell.indices])
     repeated = "" if different == len(shell) else f" in {len(shell)} volumes"
-    return f"{different} direction{'' if different == 1 else 's'}{repeated}"
+    return (
+        f"{different} direction{'' if different == 1 else 's'}{repeated}{_spell_order(scan, shell)}"
+    )
+
+
+def _spell_order(scan: Survey, shell: Shell) -> str:
+    """The order up to which a shell integrates harmonics exactly; nothing for none."""
+    from tripq.domain.quadrature import exact_order, shell_shares
+
+    directions = scan.scan.q[shell.indices]
+    order = exact_order(directions, shell_shares(directions))
+    return f", integrals exact up to order {order}" if order else ""
 
 
 def describe_scan(scan: Survey, frame: Frame) -> list[tuple[str, str]]:
-    """Name and value of what a scan holds."""
+    """Names and values of the contents of a scan."""
     import nibabel as nib
     import numpy as np
 
@@ -94,13 +105,13 @@ def describe_scan(scan: Survey, frame: Frame) -> list[tuple[str, str]]:
         ("file", str(scan.path)),
         ("grid", " x ".join(map(str, scan.mask.shape))),
         ("voxel size", " x ".join(f"{edge:.4g}" for edge in scan.voxel_size) + " mm"),
-        ("voxels", f"{len(scan.b0):,} of {scan.mask.size:,} can be used"),
+        ("voxels", f"{len(scan.b0):,} of {scan.mask.size:,} usable"),
         ("orientation", f"{codes}, determinant of the affine {determinant}"),
         ("volumes", f"{scan.b0_volumes + weighted}, {scan.b0_volumes} of them b0"),
         *(
             ("shell", f"b = {shell.b_value:.0f} s/mm2, {_spell_directions(scan, shell)}")
             for shell in scan.shells
         ),
-        ("table", f"read in the frame '{frame}'; see whether it fits: tripq check"),
+        ("table", f"read in the frame '{frame}'; to check whether it fits: tripq check"),
         *(("note", note) for note in scan.notes),
     ]

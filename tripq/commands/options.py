@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tripq.tasks import task_names
 Device = Literal["auto", "cpu", "cuda"]
 
 _BESIDE = "the file beside the scan"
-FOUND_BRAIN = "found in b0 by median_otsu of dipy"
+FOUND_BRAIN = "extracted from b0 by median_otsu of dipy"
 
 _LABELS = ("--participant-label", "--session-label")
 _UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
@@ -36,14 +36,14 @@ def parse_memory(text: str) -> float:
     """
     found = re.fullmatch(r"\s*(\d+\.?\d*)\s*([KMGT]I?|)(B?)\s*", text, re.IGNORECASE | re.ASCII)
     if found is None or float(found[1]) == 0 or (size := float(found[1])) == math.inf:
-        raise typer.BadParameter(f"{text[:30]!r} is no amount of memory; write 4GB or 500MB.")
+        raise typer.BadParameter(f"{text[:30]!r} is not a memory size; write 4GB or 500MB.")
     if not found[2] and not found[3]:
         raise typer.BadParameter(f"{text[:30]!r} has no unit; write 4GB or 500MB.")
     return size * _UNITS[found[2].upper()]
 
 
 def threads_of_process(threads: int | None, cpus: int | None, processes: int) -> int | None:
-    """Threads of each process, where all together may use so many cores.
+    """Threads of each process, where all processes together use at most `cpus` cores.
 
     >>> threads_of_process(None, 8, processes=2), threads_of_process(3, 8, processes=2)
     (4, 3)
@@ -55,34 +55,34 @@ def threads_of_process(threads: int | None, cpus: int | None, processes: int) ->
 
 
 def use_work_dir(folder: Path) -> None:
-    """Let this process, and those that it starts, put there what is not a result.
+    """Set the folder for temporary files and caches, for this process and its children.
 
-    Places that the environment names for one of the caches stay.
+    Cache folders that the environment already names are not changed.
     """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["TMPDIR"] = str(folder)
-    tempfile.tempdir = None  # it is chosen anew
+    tempfile.tempdir = None  # reset: it is determined again
     for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR"):
         os.environ.setdefault(name, str(folder / name.lower().removesuffix("_dir")))
 
 
 def show_version(wanted: bool) -> None:
-    """Print the version, and end, if that is wanted."""
+    """Print the version and exit, if `wanted`."""
     if wanted:
         typer.echo(f"tripq {__version__}")
         raise typer.Exit
 
 
 def check_task(name: str) -> str:
-    """Refuse the name of no task, with those that there are."""
+    """Return the name of a task; reject an unknown name with the list of known ones."""
     if name not in task_names():
-        raise typer.BadParameter(f"{name[:30]!r} is no task; there are: {', '.join(task_names())}.")
+        raise typer.BadParameter(f"unknown task {name[:30]!r}; known: {', '.join(task_names())}.")
     return name
 
 
 class Command(TyperCommand):
-    """A command whose help is as wide as the screen, and whose switches do not ask for a value."""
+    """A command with help as wide as the screen and switches shown without a value."""
 
     def __init__(self, *args: Any, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
@@ -91,19 +91,19 @@ class Command(TyperCommand):
             _show_no_value_of_a_switch(parameter)
 
     def get_help_option(self, ctx: Any) -> Any:
-        """Show it as the other switches are."""
+        """Show the help option like the other switches."""
         return _show_no_value_of_a_switch(super().get_help_option(ctx))
 
 
 def _show_no_value_of_a_switch(parameter: Any) -> Any:
-    """Leave out the word ``<bool>`` that Typer shows."""
+    """Remove the word ``<bool>`` that Typer shows."""
     if getattr(parameter, "is_flag", False) and parameter.metavar is None:
         parameter.metavar = ""
     return parameter
 
 
 def unwrap(text: str) -> str:
-    r"""Put each paragraph on one line; those that are indented are left as they are.
+    r"""Put each paragraph on one line; indented paragraphs are unchanged.
 
     >>> unwrap("Look at\nthis.\n\n    tripq info\n\nAnd at\nthat.")
     'Look at this.\n\n    tripq info\n\nAnd at that.'
@@ -115,17 +115,17 @@ def unwrap(text: str) -> str:
 
 
 class BIDSCommand(Command):
-    """A command whose labels may stand in a row, ``--participant-label 01 02``, as in BIDS Apps."""
+    """A command with lists of labels, ``--participant-label 01 02``, as in BIDS Apps."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Give every label an option of its own."""
+        """Repeat the option for every label."""
         return super().parse_args(ctx, spread_labels(args))
 
 
 def spread_labels(arguments: Sequence[str]) -> list[str]:
-    """Repeat an option for labels in front of each of its words.
+    """Repeat an option for labels before each of its values.
 
-    Its older spelling, with ``_``, becomes that with ``-``.
+    The older spelling of the option, with ``_``, is replaced by the one with ``-``.
 
     >>> spread_labels(["in", "out", "participant", "--participant_label", "01", "02", "-q"])
     ['in', 'out', 'participant', '--participant-label', '01', '--participant-label', '02', '-q']
@@ -154,7 +154,7 @@ BVec = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Gradient directions: FSL's, or a table of MRtrix (.b, with --frame world and without "
+        help="Gradient directions: FSL's, or an MRtrix table (.b, with --frame world and without "
         "--bval).",
         show_default=_BESIDE,
     ),
@@ -170,10 +170,10 @@ Mask = Annotated[
 FrameOption = Annotated[
     Frame,
     typer.Option(
-        help="The axes along which the directions are written.  'fsl': the image axes, x negated "
-        "when the determinant of the affine is positive, as FSL, BIDS and dcm2niix write them.  "
-        "'voxel': the image axes as they are stored.  'world': the millimetre axes, as MRtrix "
-        "writes them.  No file tells which; `tripq check` looks at the fibres."
+        help="The axes of the gradient directions.  'fsl': the image axes, with x negated if the "
+        "determinant of the affine is positive, as FSL, BIDS and dcm2niix write them.  'voxel': "
+        "the image axes as stored.  'world': the millimetre axes, as MRtrix writes them.  No file "
+        "records the frame; `tripq check` tests it by the fibres."
     ),
 ]
 ParticipantLabel = Annotated[
@@ -181,7 +181,7 @@ ParticipantLabel = Annotated[
     typer.Option(
         "--participant-label",
         metavar="LABEL...",
-        help="Only these, with or without 'sub-'; behind the folders.",
+        help="Only these, with or without 'sub-'; after the folders.",
         show_default="all",
     ),
 ]
@@ -190,7 +190,7 @@ SessionLabel = Annotated[
     typer.Option(
         "--session-label",
         metavar="LABEL...",
-        help="Only these, with or without 'ses-'; behind the folders.",
+        help="Only these, with or without 'ses-'; after the folders.",
         show_default="all",
     ),
 ]
@@ -200,8 +200,8 @@ Shells = Annotated[
         "--shell",
         metavar="B",
         min=1,
-        help="b-value in s/mm2 of a shell to use; repeat it for more. The others are left out, as "
-        "is right where the network has never seen them.",
+        help="b-value in s/mm2 of a shell to use; repeat the option for more shells.  The others "
+        "are excluded, as recommended for shells that the network was not trained on.",
         show_default="all",
     ),
 ]
@@ -210,7 +210,7 @@ Weights = Annotated[
     typer.Option(
         metavar="FILE",
         help="Checkpoint, .safetensors.",
-        show_default="the one that tripq comes with",
+        show_default="the one included in tripq",
     ),
 ]
 Threshold = Annotated[
@@ -218,20 +218,20 @@ Threshold = Annotated[
     typer.Option(
         min=0,
         max=1,
-        help="Probability from which on a voxel is lesion.",
+        help="Minimum probability of a lesion voxel.",
         show_default="that of the checkpoint",
     ),
 ]
 DeviceOption = Annotated[
-    Device, typer.Option(help="Where to compute; 'auto' takes a CUDA device if there is one.")
+    Device, typer.Option(help="Device; 'auto' uses a CUDA device if one is available.")
 ]
 Memory = Annotated[
     float,
     typer.Option(
         parser=parse_memory,
         metavar="SIZE",
-        help="What the program may take, about: on a CUDA device, of its memory.  Less is slower "
-        "and gives the same map.",
+        help="Approximate memory limit of the program; on a CUDA device, of the device memory.  A "
+        "lower limit is slower and gives the same map.",
     ),
 ]
 Threads = Annotated[
@@ -245,7 +245,7 @@ ThreadsOfProcess = Annotated[
         "--omp-nthreads",
         min=1,
         help="Threads of each process.",
-        show_default="the cores, divided",
+        show_default="the cores, divided by the processes",
     ),
 ]
 CPUs = Annotated[
@@ -255,7 +255,7 @@ CPUs = Annotated[
         "--n-cpus",
         "--n_cpus",
         min=1,
-        help="Cores of this machine to use, by all processes (--devices) together.",
+        help="Total number of cores for all processes (--devices) on this machine.",
         show_default="all",
     ),
 ]
@@ -265,17 +265,17 @@ WorkDir = Annotated[
         "--work-dir",
         "-w",
         metavar="FOLDER",
-        help="Where temporary files and compiled kernels go; made where it is missing.",
-        show_default="where the system has them",
+        help="Folder for temporary files and compiled kernels; created if it does not exist.",
+        show_default="the folders of the system",
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")]
 Version = Annotated[
     bool,
     typer.Option("--version", callback=show_version, is_eager=True, help="Show the version."),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what went wrong.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show errors only.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show more messages.")]
 LogFile = Annotated[
     Path | None, typer.Option("--log", metavar="FILE", help="Append all messages to a file.")
 ]

@@ -1,8 +1,8 @@
-"""``tripq predict``: the maps of a network of any task."""
+"""``tripq predict``: maps from a network of any task."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +11,8 @@ import typer
 from tripq import __version__
 from tripq.commands import options
 from tripq.commands.files import ScanFiles
-from tripq.commands.session import log as messages
 from tripq.commands.session import session
-from tripq.infra.files import sha256, staged, write_json
+from tripq.infra.files import staged, write_json
 from tripq.scans.nifti import split_name
 from tripq.tasks import DEFAULT_TASK, find_task
 
@@ -24,7 +23,7 @@ def predict(
         Path, typer.Option(metavar="FILE", help="Checkpoint, .safetensors, of any task.")
     ],
     out: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the maps go.")
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the maps.")
     ],
     bval: options.BVal = None,
     bvec: options.BVec = None,
@@ -39,67 +38,79 @@ def predict(
     verbose: options.Verbose = False,
     log: options.LogFile = None,
 ) -> None:
-    """Maps of one diffusion scan, on its own grid, by a trained network.
+    """Maps of one diffusion scan, on its own grid, from a trained network.
 
-    The checkpoint says which task the network is for, and the task which maps there are.  Writes
-    each as an image, and how they came about (..._maps.json).
+    The checkpoint records the task of the network, and the task defines the maps.  The command
+    writes each map as an image, a page with all maps (..._maps.html) and their provenance
+    (..._maps.json).
 
     For example:
 
         tripq predict dwi.nii.gz --weights trained/network.safetensors -o maps
     """
     with session(quiet=quiet, verbose=verbose, log_file=log) as screen:
-        from tripq.commands.scans import read_scan
-        from tripq.commands.segmenting import check_memory, choose_device, use_threads
-        from tripq.networks.apply import PROGRAM_BYTES, apply_model, load_model
+        from tripq.commands.applying import (
+            choose_resources,
+            describe_settings,
+            naming_scan,
+            page_settings,
+            read_input,
+            tell_caution,
+        )
+        from tripq.networks.apply import apply_model, load_model
         from tripq.networks.checkpoint import CheckpointError
         from tripq.scans import write_map
 
         stem = split_name(scan)[0].removesuffix("_dwi")
-        about = out / f"{stem}_maps.json"
-        if not overwrite and about.exists():
-            raise FileExistsError(0, "is there already; --overwrite replaces it.", str(about))
-        use_threads(threads)
-        chosen = choose_device(device)
-        check_memory(memory)
+        about_file, page = out / f"{stem}_maps.json", out / f"{stem}_maps.html"
+        _keep((about_file, page), overwrite)
+        chosen, memory = choose_resources(device, memory, threads)
         model = load_model(weights)
         try:
             task = find_task(model.task or DEFAULT_TASK)
         except LookupError as error:
             raise CheckpointError(f"{weights}: {error.args[0]}.") from error
-        if model.caution:
-            messages.warning("%s: %s", weights.name, model.caution)
-        spare = memory - PROGRAM_BYTES if chosen == "cpu" else math.inf
-        dwi = read_scan(ScanFiles(scan, bval, bvec, mask), frame, screen, spare)
-        if shell:
-            dwi = dwi.with_shells(tuple(sorted(set(shell))))
-        with screen.bar(f"applying the network to {scan.name}", "voxels") as report:
-            found = apply_model(
-                model, dwi, predict=task.predict, memory=memory, device=chosen, report=report
-            )
-        for caution in found.cautions:
-            messages.warning("%s: %s", scan, caution)
-        maps = {f"{stem}_{name}.nii.gz": v for name, v in task.maps(model, found).items()}
-        # Another command may have written maps of these names, with a sidecar of its own.
-        for name in maps:
-            if not overwrite and (out / name).exists():
-                raise FileExistsError(
-                    0, "is there already; --overwrite replaces it.", str(out / name)
+        tell_caution(model)
+        with naming_scan(scan):
+            files = ScanFiles(scan, bval, bvec, mask)
+            given = read_input(files, frame, shell or (), chosen, memory, screen)
+            dwi = given.dwi
+            with screen.bar(f"applying the network to {scan.name}", "voxels") as report:
+                found = apply_model(
+                    model,
+                    dwi,
+                    predict=task.predict,
+                    quantity=task.quantity,
+                    memory=memory,
+                    device=chosen,
+                    report=report,
                 )
-        with staged(out, last=about.name) as part:
+        cautions = given.tell(found.notes, found.cautions)
+        by_ending = task.maps(model, found)
+        maps = {f"{stem}_{ending}.nii.gz": values for ending, values in by_ending.items()}
+        # Another command may have written maps of these names, with a different sidecar.
+        _keep([out / name for name in maps], overwrite)
+        about = {
+            "GeneratedBy": [{"Name": "tripq", "Version": __version__}],
+            "Task": task.name,
+            **describe_settings(model, frame, sorted(set(shell or ()))),
+            "Device": chosen,
+            **given.described,
+            "Maps": list(maps),
+            "Notes": list(found.notes),
+            **({"Cautions": list(cautions)} if cautions else {}),
+        }
+        with staged(out, last=about_file.name) as part:
             for name, values in maps.items():
                 write_map(values, dwi, part / name)
-            write_json(
-                part / about.name,
-                {
-                    "GeneratedBy": [{"Name": "tripq", "Version": __version__}],
-                    "Task": task.name,
-                    "Weights": {"Name": weights.name, "SHA256": model.sha256},
-                    "Scan": {"Name": scan.name, "SHA256": sha256(scan)},
-                    "GradientFrame": frame,
-                    "Maps": list(maps),
-                    "Notes": list(found.notes),
-                },
-            )
+            settings = {"Task": task.name, **page_settings(about, found.notes)}
+            task.write_page(part / page.name, model, found, settings)
+            write_json(part / about_file.name, about)
         if not quiet:
-            screen.show(*(f"  {out / name}" for name in (*maps, about.name)))
+            screen.show(*(f"  {out / name}" for name in (*maps, page.name, about_file.name)))
+
+
+def _keep(paths: Sequence[Path], overwrite: bool) -> None:
+    """Refuse to replace files, unless that is asked for."""
+    if not overwrite and (there := [path for path in paths if path.exists()]):
+        raise FileExistsError(0, "exists already; --overwrite replaces it.", str(there[0]))

@@ -19,8 +19,8 @@ Devices = Annotated[
     int,
     typer.Option(
         min=1,
-        help="Processes on this machine, which divide the work: one for each CUDA device, or for "
-        "some cores each.",
+        help="Number of processes on this machine, which divide the work: one for each CUDA "
+        "device, or for each group of cores.",
     ),
 ]
 Nodes = Annotated[
@@ -28,30 +28,30 @@ Nodes = Annotated[
     typer.Option(
         "--num-nodes",
         min=1,
-        help="Machines.  Give the same command on each of them, with MASTER_ADDR in the "
-        "environment naming one.",
+        help="Number of machines.  Run the same command on each, with the environment variable "
+        "MASTER_ADDR set to the name of one of them.",
     ),
 ]
 
 
 def divide(devices: int, nodes: int, threads: int | None) -> None:
-    """Do the command that runs in so many processes, and end as they do.
+    """Start the running command in several processes, and exit with their status.
 
-    Nothing happens where one is enough, or in one of the processes.
+    Return at once if a single process is requested, or in one of the started processes.
 
     Parameters
     ----------
     devices, nodes : int
-        Processes on this machine, and machines.
+        Number of processes on this machine, and of machines.
     threads : int or None
-        Of each process; None divides the cores.
+        Threads of each process; None divides the cores.
 
     Raises
     ------
     typer.Exit
-        When all have ended.
+        When all processes have ended.
     typer.BadParameter
-        If nothing says where the machines meet.
+        If ``MASTER_ADDR`` is not set and there are several machines.
     """
     from torch.distributed import is_torchelastic_launched
 
@@ -59,8 +59,8 @@ def divide(devices: int, nodes: int, threads: int | None) -> None:
         return
     if nodes > 1 and "MASTER_ADDR" not in os.environ:
         raise typer.BadParameter(
-            f"{nodes} machines have to find each other: set MASTER_ADDR to the name of one of them "
-            "(and MASTER_PORT, if 29500 is taken), the same on all."
+            f"{nodes} machines need a common address: set MASTER_ADDR to the name of one of them "
+            "(and MASTER_PORT, if port 29500 is in use), the same on all machines."
         )
     if threads is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -69,7 +69,7 @@ def divide(devices: int, nodes: int, threads: int | None) -> None:
 
 
 def _root(error: ChildFailedError) -> tuple[int, ProcessFailure]:
-    """The process that was the cause: one that was killed, but not by the launcher itself."""
+    """The process that caused the failure: one killed, not by the launcher, otherwise the first."""
     for number, failure in error.failures.items():
         if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
             return number, failure
@@ -78,7 +78,7 @@ def _root(error: ChildFailedError) -> tuple[int, ProcessFailure]:
 
 
 def _launch(devices: int, nodes: int) -> int:
-    """Start this command in all processes of this machine; the exit status."""
+    """Start this command in all processes of this machine; return the exit status."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -94,17 +94,17 @@ def _launch(devices: int, nodes: int) -> int:
         rdzv_endpoint="localhost:0" if alone else f"{os.environ['MASTER_ADDR']}:{port}",
         max_restarts=0,
     )
-    # It tells of each failure in pages; what matters is said below, or by the process.
+    # torch logs pages for each failure; the process or the code below logs one line instead.
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     try:
         elastic_launch(config, sys.executable)("-m", "tripq", *sys.argv[1:])
     except ChildFailedError as error:
         number, failure = _root(error)
         if failure.exitcode > 0:
-            return failure.exitcode  # it has said why
+            return failure.exitcode  # the process has logged the reason
         log.error(
-            "process %d of %d was ended by %s, and the others with it. What was finished is kept: "
-            "give the same command again to go on.",
+            "process %d of %d was ended by %s, and the others were stopped. Finished results are "
+            "kept: run the same command again to resume.",
             number + 1,
             devices * nodes,
             failure.signal_name(),

@@ -16,7 +16,7 @@ from tripq.scans.nifti import split_name
 def segment(
     scan: Annotated[Path, typer.Argument(help="Diffusion scan: 4D NIfTI, .nii or .nii.gz.")],
     out: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the results go.")
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the results.")
     ],
     bval: options.BVal = None,
     bvec: options.BVec = None,
@@ -35,9 +35,9 @@ def segment(
 ) -> None:
     """Lesion map of one diffusion scan, on its own grid.
 
-    Writes the probability of a lesion in every voxel (..._probseg.nii.gz), the voxels at or above
-    the threshold (..._mask.nii.gz), how they came about (..._probseg.json), and a page to look at
-    (..._report.html).  The scan must be corrected for motion and distortion as usual.
+    The command writes the probability of a lesion in every voxel (..._probseg.nii.gz), the voxels
+    at or above the threshold (..._mask.nii.gz), their provenance (..._probseg.json), and a report
+    page (..._report.html).  The scan must be corrected for motion and distortion as usual.
 
     For example:
 
@@ -51,7 +51,7 @@ def segment(
         stem = f"{split_name(scan)[0].removesuffix('_dwi')}_label-lesion"
         results = ResultFiles.named(lambda suffix, extension: out / f"{stem}_{suffix}{extension}")
         if not overwrite and (there := [path for path in results.expected if path.exists()]):
-            raise FileExistsError(0, "is there already; --overwrite replaces it.", str(there[0]))
+            raise FileExistsError(0, "exists already; --overwrite replaces it.", str(there[0]))
         from tripq.commands.segmenting import Settings, segment_files
 
         settings = Settings.choose(weights, threshold, frame, device, memory, threads, shell)
@@ -59,7 +59,7 @@ def segment(
         if not quiet:
             lesions = "1 lesion" if found.count == 1 else f"{found.count} lesions"
             screen.show(
-                f"{lesions}, {found.volume_ml:.2f} ml, from a probability of "
-                f"{settings.threshold:g} on, in {found.seconds:.0f} s:",
+                f"{lesions}, {found.volume_ml:.2f} ml, at a probability of "
+                f"{settings.threshold:g} or more, in {found.seconds:.0f} s:",
                 *(f"  {path}" for path in results.expected),
             )

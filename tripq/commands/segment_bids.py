@@ -47,22 +47,22 @@ if TYPE_CHECKING:
     from tripq.commands.segmenting import Settings
 
 Finished: TypeAlias = tuple[Row, Mapping[str, str]]
-"""A scan with a result, and the settings of it for readers of a page."""
+"""Row of a scan with a result, and the settings of the result as shown on a page."""
 
 _NO_WEIGHTING = "no diffusion-weighted volume"
 
 
 class Sparingly:
-    """Does a task as often as that takes no more than a hundredth of the time.
+    """Runs a repeated task in at most 1 % of the total time.
 
-    What grows with the number of scans can so be done again and again while they are treated.
+    A task whose cost grows with the number of scans can thus be repeated during the run.
     """
 
     def __init__(self) -> None:
         self._not_before = -math.inf
 
     def __call__(self, task: Callable[[], object]) -> None:
-        """Do the task, unless it was done not long ago."""
+        """Run the task, unless its last run is too recent."""
         start = perf_counter()
         if start >= self._not_before:
             task()
@@ -72,11 +72,13 @@ class Sparingly:
 
 def segment_bids(
     bids_dir: Annotated[Path, typer.Argument(help="The dataset.")],
-    out_dir: Annotated[Path, typer.Argument(help="Where the results go: a dataset of its own.")],
+    out_dir: Annotated[
+        Path, typer.Argument(help="Folder for the results, a separate derivatives dataset.")
+    ],
     level: Annotated[
         Literal["participant", "group"],
         typer.Argument(
-            help="'participant': segment the scans.  'group': gather all results in summary.tsv "
+            help="'participant': segment the scans.  'group': collect all results in summary.tsv "
             "and report.html."
         ),
     ],
@@ -86,9 +88,9 @@ def segment_bids(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Derivatives with a *_desc-brain_mask.nii.gz for every scan, on its grid: a path "
-            "from here, or from the dataset.",
-            show_default=f"those beside the scans, else {options.FOUND_BRAIN}",
+            help="Derivatives with a *_desc-brain_mask.nii.gz for every scan, on its grid; the "
+            "path is relative to the working directory or to the dataset.",
+            show_default=f"those beside the scans, otherwise {options.FOUND_BRAIN}",
         ),
     ] = None,
     frame: options.FrameOption = "fsl",
@@ -110,12 +112,12 @@ def segment_bids(
 ) -> None:
     """Lesion maps of all diffusion scans of a BIDS dataset.
 
-    Call it again to go on where it stopped: finished scans are left alone, unless a file has
-    changed that they were made from.  A scan that cannot be used is reported and the others are not
-    held up; a full disk ends it.  The exit status is 1 if any failed.
+    A second call resumes an interrupted one: finished scans are skipped, unless one of their input
+    files has changed.  A scan that cannot be used is reported and the others are segmented; a full
+    disk ends the command.  The exit status is 1 if any scan failed.
 
     summary.tsv and report.html list all scans.  With --participant-label or --session-label, as in
-    the jobs of a cluster, they are left alone: the level 'group' makes them of all results.
+    cluster jobs, they are not written: the level 'group' writes them from all results.
 
     For example:
 
@@ -128,10 +130,10 @@ def segment_bids(
         tripq segment-bids data out group
     """
     if out_dir.resolve() == bids_dir.resolve():
-        raise typer.BadParameter("the results must not go into the dataset itself.")
+        raise typer.BadParameter("the folder of the results must not be the dataset itself.")
     is_part = bool(participant_label or session_label)
     if level == "group" and is_part:
-        raise typer.BadParameter("the level 'group' gathers all results: leave out the labels.")
+        raise typer.BadParameter("the level 'group' collects all results: omit the labels.")
     with session(quiet=quiet, verbose=verbose, log_file=log) as screen:
         if work_dir is not None:
             options.use_work_dir(work_dir)
@@ -164,7 +166,7 @@ class Places:
     data : Path
         The dataset.
     results : Path
-        That of the results.
+        The derivatives dataset of the results.
     masks : Path or None
         Derivatives with the brain masks; None for those beside the scans.
     """
@@ -175,22 +177,23 @@ class Places:
 
 
 def _find_masks(masks: Path, bids_dir: Path) -> Path:
-    """The folder of ``--masks``: a path from the working directory, or from the dataset."""
+    """The folder of ``--masks``, relative to the working directory or to the dataset."""
     found = {path.resolve(): path for path in (bids_dir / masks, masks) if path.is_dir()}
     if not found:
         raise BIDSError(
-            f"{masks}: no such folder, neither here nor in {bids_dir}; --masks names a dataset of "
-            "derivatives."
+            f"{masks}: no such folder, neither here nor in {bids_dir}; --masks names a "
+            "derivatives dataset."
         )
     if len(found) > 1:
         raise BIDSError(
-            f"{masks}: there are {' and '.join(map(str, found))}: give --masks one of these paths."
+            f"{masks}: ambiguous: {' and '.join(map(str, found))} exist; give --masks one of these "
+            "paths."
         )
     return next(iter(found.values()))
 
 
 def _refuse_namesakes(scans: Sequence[BIDSScan]) -> dict[Path, Row]:
-    """Rows of scans whose results would have the names of another scan's; each is an error."""
+    """Rows of scans whose results would have the same names as another's; each is an error."""
     shared = find_namesakes(scans, lambda scan: lesion_result(scan, "probseg", ".nii.gz"))
     rows = {}
     for scan in scans:
@@ -214,9 +217,9 @@ def _segment_all(
     *,
     is_whole: bool,
 ) -> list[Row]:
-    """Segment scans, divided among the processes; the one that leads has all rows at the end.
+    """Segment scans, divided among the processes; rank 0 returns all rows.
 
-    It writes the summary and the page where the scans are the whole dataset.
+    Rank 0 writes the summary and the group page if the scans are the whole dataset.
     """
     from tripq.infra.distributed import by_leader, connected, gather
 
@@ -233,7 +236,7 @@ def _segment_all(
         sparingly = Sparingly()
 
         def tell() -> None:
-            """Write what is known; several processes wait until one can do it for all."""
+            """Write the summary so far; with several processes it is written only at the end."""
             if is_whole and rank.count == 1 and own:
                 known = {place: row for place, (row, _) in earlier.items()} | own
                 write_summary(places.results, [*known.values()])
@@ -247,14 +250,14 @@ def _segment_all(
                     )
                     sparingly(tell)
         except BaseException:
-            with suppress(OSError, BIDSError):  # the first error is the reason
+            with suppress(OSError, BIDSError):  # the first error is the one to report
                 tell()
             raise
         rows = {place: row for some in gather(rank, own) for place, row in some.items()}
     if not rank.leads:
         return []
     if not is_whole:
-        messages.info("summary.tsv and report.html are as they were: the level 'group' makes them.")
+        messages.info("summary.tsv and report.html not changed: the level 'group' writes them.")
         return [rows[scan.relative] for scan in scans]
     of_others = [earlier[scan.relative] for scan in others]
     ordered = [rows[scan.relative] for scan in scans] + [row for row, _ in of_others]
@@ -264,9 +267,9 @@ def _segment_all(
 
 
 def _gather(places: Places, frame: Frame) -> list[Row]:
-    """Write the summary and the page of all results; their rows."""
+    """Write the summary and the group page of all results; return their rows."""
     if not places.results.is_dir():
-        raise BIDSError(f"{places.results}: no such folder; the level 'participant' makes it.")
+        raise BIDSError(f"{places.results}: no such folder; the level 'participant' creates it.")
     scans = find_scans(places.data)
     describe(places.results, places.data)
     refused = _refuse_namesakes(scans)
@@ -287,7 +290,7 @@ def _gather(places: Places, frame: Frame) -> list[Row]:
 
 
 def _read_finished(scans: Sequence[BIDSScan], out_dir: Path) -> dict[Path, Finished]:
-    """Rows of the scans with results, and the settings of these for readers of a page."""
+    """Rows of the scans with results, and their settings as shown on a page."""
     finished: dict[Path, Finished] = {}
     for scan in scans:
         if results_of(scan, out_dir).are_there:
@@ -300,12 +303,12 @@ def _read_finished(scans: Sequence[BIDSScan], out_dir: Path) -> dict[Path, Finis
 
 
 def _without_result(scan: BIDSScan, frame: Frame) -> Row:
-    """Why a scan has no result, as far as its table says."""
+    """Row of a scan without a result, with the reason as far as its table gives one."""
     try:
         bval, bvec = scan.gradient_table(frame)
         if has_only_b0(bval or bvec):
             return Row.of(scan, "left out", reason=_NO_WEIGHTING)
-        reason = "no result: the level 'participant' makes it, or says why it cannot"
+        reason = "no result: run the level 'participant', which creates it or reports the reason"
     except (OSError, ValueError) as error:
         reason = printable(explain(error))
     return Row.of(scan, "failed", reason=reason)
@@ -317,7 +320,7 @@ def _write_group(
     rows: Sequence[Row],
     shown: Sequence[Mapping[str, str]],
 ) -> None:
-    """Write the summary and the page of the group."""
+    """Write the summary and the group page."""
     write_summary(places.results, rows)
     title = places.data.resolve().name
     write_page(places.results, [*zip(scans, rows, strict=True)], shown, title)
@@ -331,7 +334,7 @@ def _segment_one(
     overwrite: bool,
     screen: Session,
 ) -> Row:
-    """Segment a scan unless that is done; whatever is wrong with it becomes its row."""
+    """Segment a scan, unless it is finished; an error becomes a row with the reason."""
     from tripq.commands.segmenting import changed_inputs, made_otherwise, segment_files
 
     results = results_of(scan, places.results)
@@ -345,7 +348,7 @@ def _segment_one(
             if otherwise := made_otherwise(results, settings):
                 raise BIDSError(
                     f"{results.sidecar}: made with other settings ({', '.join(otherwise)}): "
-                    "take another folder, or --overwrite."
+                    "choose another folder, or --overwrite."
                 )
             about = read_json(results.sidecar)
             changed = changed_inputs(about, files, settings.frame)
@@ -358,11 +361,11 @@ def _segment_one(
         found = segment_files(files, results, settings, screen, addresses)
     except Exception as error:
         if _is_full(error):
-            raise  # the others could not be written, either
-        # one scan must not stop the others, whatever is the matter with it
+            raise  # other results could not be written either
+        # no error in one scan may stop the others
         reason = printable(explain(error))
         messages.error(reason)
-        messages.debug("where it happened:", exc_info=True)
+        messages.debug("traceback:", exc_info=True)
         return Row.of(scan, "failed", reason=reason)
     return Row.of(
         scan,
@@ -375,7 +378,7 @@ def _segment_one(
 
 
 def _is_full(error: BaseException | None) -> bool:
-    """Whether an error, or one behind it, is that the disk is full."""
+    """Whether an error, or one of its causes, is a full disk."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -384,7 +387,7 @@ def _is_full(error: BaseException | None) -> bool:
 
 
 def _find_files(scan: BIDSScan, masks: Path | None, frame: Frame) -> ScanFiles | None:
-    """Files of a scan; None if it has b0 volumes only, as scans for distortion correction do."""
+    """Files of a scan; None if it has only b0 volumes, as scans for distortion correction."""
     bval, bvec = scan.gradient_table(frame)
     if has_only_b0(bval or bvec):
         return None
@@ -399,7 +402,7 @@ def _find_files(scan: BIDSScan, masks: Path | None, frame: Frame) -> ScanFiles |
 def _address(
     files: ScanFiles, results: ResultFiles, places: Places, names: Mapping[Path, str]
 ) -> Addresses:
-    """BIDS URIs of the files of a scan; `names` are those of the datasets."""
+    """BIDS URIs of the files of a scan; `names` are the names of the datasets."""
 
     def uri(path: Path, root: Path) -> str:
         return bids_uri(names[root], path.relative_to(root))
@@ -423,5 +426,5 @@ def _show(rows: Sequence[Row], screen: Session) -> None:
 
 
 def _named(row: Row) -> str:
-    """What is wrong with a scan; most reasons name it, and nobody wants to read that twice."""
+    """The error of a scan, with its name unless the reason contains it already."""
     return row.reason if row.scan in row.reason else f"{row.scan}: {row.reason}"

@@ -1,31 +1,30 @@
-"""The lesions of one scan, and the files about them: what both commands that segment do."""
+"""Segmentation of one scan and its result files, shared by both segmenting commands."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import torch
-from threadpoolctl import threadpool_limits
-
 from tripq import __version__
-from tripq.commands.check import judge
+from tripq.commands.applying import (
+    choose_resources,
+    describe_settings,
+    input_files,
+    naming_scan,
+    page_settings,
+    read_input,
+    tell_caution,
+)
 from tripq.commands.derivatives import shown_settings
 from tripq.commands.files import Addresses, ResultFiles, ScanFiles
 from tripq.commands.options import Device
-from tripq.commands.scans import read_scan
-from tripq.commands.session import Session, log
+from tripq.commands.session import Session
 from tripq.infra.files import read_json, sha256, staged, write_json
-from tripq.infra.memory import spell_bytes
-from tripq.infra.rank import Rank
-from tripq.networks.apply import PROGRAM_BYTES
-from tripq.scans import DWI, DWIError, Frame, write_map
-from tripq.scans.read import find_table
+from tripq.scans import Frame, write_map
 from tripq.tasks.lesions.listing import find_lesions
 from tripq.tasks.lesions.pages.subject import write_subject_report
 from tripq.tasks.lesions.segmentation import Model, Segmentation, load_model, segment_scan
@@ -46,15 +45,15 @@ class Settings:
     model : Model
         The network.
     threshold : float
-        Probability from which on a voxel is lesion.
+        Minimum probability of a lesion voxel.
     frame : {"fsl", "voxel", "world"}
-        Of the gradient tables.
+        Frame of the gradient tables.
     device : str
         ``"cpu"`` or ``"cuda"``.
     memory : float
-        Bytes.
+        Memory limit in bytes.
     shells : tuple of float
-        b-values in s/mm2 of the shells to use; all if there is none.
+        b-values in s/mm2 of the shells to use; all shells if empty.
     """
 
     model: Model
@@ -75,16 +74,10 @@ class Settings:
         threads: int | None,
         shells: Sequence[float] | None = None,
     ) -> Settings:
-        """Read the checkpoint and see what this computer has."""
-        use_threads(threads)
-        chosen = choose_device(device)
-        processes = Rank.here().local_count
-        if chosen == "cpu":
-            memory /= processes  # a CUDA device is one process's own
-        check_memory(memory, processes)
+        """Read the checkpoint, and choose device, threads and memory for this computer."""
+        chosen, memory = choose_resources(device, memory, threads)
         model = load_model(weights or default_weights())
-        if model.caution and Rank.here().leads:
-            log.warning("%s: %s", model.path.name, model.caution)
+        tell_caution(model)
         return cls(
             model=model,
             threshold=model.threshold if threshold is None else threshold,
@@ -96,76 +89,25 @@ class Settings:
 
     @cached_property
     def lasting(self) -> dict[str, Any]:
-        """What a map depends on, for its sidecar."""
+        """Settings that a map depends on, for its sidecar."""
         return {
-            "Weights": {
-                "Name": self.model.path.name,
-                "SHA256": self.model.sha256,
-                "Caution": self.model.caution,
-            },
+            **describe_settings(self.model, self.frame, self.shells),
             "Threshold": self.threshold,
-            "GradientFrame": self.frame,
-            **({"Shells": list(self.shells)} if self.shells else {}),
         }
 
     @property
     def shown(self) -> dict[str, str]:
-        """The same for readers of a page."""
+        """The same settings as shown on a page."""
         return shown_settings(self.lasting)
 
 
 @dataclass(frozen=True)
 class Lesions:
-    """How much of a scan is lesion."""
+    """Number and volume of the lesions of a scan, and the run time in seconds."""
 
     count: int
     volume_ml: float
     seconds: float
-
-
-def use_threads(threads: int | None) -> None:
-    """Compute with so many threads of the CPU; None leaves it to the libraries."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-        threadpool_limits(threads)
-
-
-def choose_device(device: Device) -> str:
-    """``"cpu"`` or ``"cuda"``.
-
-    Raises
-    ------
-    ValueError
-        If a CUDA device is asked for, and there is none.
-    """
-    there = torch.cuda.is_available()
-    if device == "cuda" and not there:
-        raise ValueError(
-            "--device cuda: torch finds no CUDA device here. --device auto computes on the CPU "
-            "where there is none."
-        )
-    return "cuda" if there and device != "cpu" else "cpu"
-
-
-def check_memory(memory: float, processes: int = 1) -> None:
-    """Refuse what the program itself would fill."""
-    if memory <= PROGRAM_BYTES:
-        whose = "" if processes == 1 else f" for each of {processes} processes"
-        raise ValueError(
-            f"--memory: {spell_bytes(memory)}{whose} are not enough: the program itself takes "
-            f"{spell_bytes(PROGRAM_BYTES)}, and a scan comes on top. 4GB is the default."
-        )
-
-
-def check_table(dwi: DWI, frame: Frame) -> tuple[str, ...]:
-    """A caution where the scan clearly contradicts its gradient table; nothing is repaired."""
-    try:
-        verdict = judge(dwi, frame)
-    except DWIError:
-        return ()  # too few directions to tell
-    return (
-        () if verdict.table in ("fits", "cannot tell") else (f"Gradient table: {verdict.advice}",)
-    )
 
 
 def segment_files(
@@ -175,27 +117,23 @@ def segment_files(
     screen: Session,
     addresses: Addresses | None = None,
 ) -> Lesions:
-    """Segment a scan and write all about it, or nothing.
+    """Segment a scan and write all its result files, or none.
 
     Parameters
     ----------
     files : ScanFiles
         The scan.
     results : ResultFiles
-        Replaced where they are there.
+        Paths of the results; existing files are replaced.
     settings : Settings
-        How.
+        Settings of the segmentation.
     screen : Session
-        For the bar.
+        Shows the progress bar.
     addresses : Addresses, optional
-        Of the files, if they belong to datasets.
+        BIDS URIs of the files, if they belong to datasets.
     """
-    try:
+    with naming_scan(files.scan):
         return _segment_files(files, results, settings, screen, addresses)
-    except MemoryError as error:
-        if str(files.scan) in str(error):
-            raise
-        raise MemoryError(f"{files.scan}: out of memory: {error}.") from error
 
 
 def _segment_files(
@@ -206,29 +144,15 @@ def _segment_files(
     addresses: Addresses | None,
 ) -> Lesions:
     start = perf_counter()
-    # that of a CUDA device is another memory
-    spare = settings.memory - PROGRAM_BYTES if settings.device == "cpu" else math.inf
-    dwi = read_scan(files, settings.frame, screen, spare)
-    inputs = _inputs(files, settings.frame)
-    log.debug("%s: table %s, %s", files.scan, inputs["BVal"], inputs["BVec"])
-    # now, as the files can change while the network computes
-    fingerprints = {
-        name: {"Name": path.name, "SHA256": sha256(path)} for name, path in inputs.items()
-    }
-    if settings.shells:
-        dwi = dwi.with_shells(settings.shells)
-    _tell(dwi.notes, files)
-    doubts = check_table(dwi, settings.frame)
-    dwi = replace(dwi, notes=(*dwi.notes, *doubts))
-    log.debug("%r", dwi)
+    given = read_input(
+        files, settings.frame, settings.shells, settings.device, settings.memory, screen
+    )
+    dwi = given.dwi
     with screen.bar(f"segmenting {files.scan.name}", "voxels") as report:
         result = segment_scan(
             settings.model, dwi, memory=settings.memory, device=settings.device, report=report
         )
-    cautions = (*doubts, *result.cautions)
-    for caution in cautions:
-        log.warning("%s: %s", files.scan, caution)
-    _tell([note for note in result.notes[len(dwi.notes) :] if note not in cautions], files)
+    cautions = given.tell(result.notes, result.cautions)
     lesions = find_lesions(dwi, result.probability, settings.threshold)
     volume_ml = float(sum(lesion.volume_ml for lesion in lesions))
     found = Lesions(len(lesions), volume_ml, perf_counter() - start)
@@ -243,9 +167,7 @@ def _segment_files(
         **({} if addresses is None else addresses.of_map),
         **settings.lasting,
         "Device": settings.device,
-        "Inputs": fingerprints,
-        "VoxelSizeMillimetres": [round(float(edge), 4) for edge in dwi.voxel_size],
-        "BrainMask": "given" if files.mask is not None else "median_otsu of dipy, from b0",
+        **given.described,
         "LesionCount": found.count,
         "LesionVolumeMillilitres": round(found.volume_ml, 4),
         "Notes": list(result.notes),
@@ -262,7 +184,7 @@ def _segment_files(
 
 
 def made_otherwise(results: ResultFiles, settings: Settings) -> list[str]:
-    """Which of the settings finished results were made with differ from those that are wanted."""
+    """Names of the settings in which finished results differ from the requested ones."""
     try:
         about = read_json(results.sidecar)
     except ValueError:
@@ -272,25 +194,25 @@ def made_otherwise(results: ResultFiles, settings: Settings) -> list[str]:
 
 
 def changed_inputs(about: Mapping[str, Any], files: ScanFiles, frame: Frame) -> list[str]:
-    """Which files of a scan are others than those that its results were made from.
+    """Input files of a scan that have changed since its results were made.
 
     Parameters
     ----------
     about : mapping
-        The sidecar of the results, with the SHA-256 of the files that they were made from.
+        The sidecar of the results, with the SHA-256 of the input files.
     files : ScanFiles
-        Of the scan, as they are now.
+        The current files of the scan.
     frame : {"fsl", "voxel", "world"}
-        Of the gradient table.
+        Frame of the gradient table.
 
     Returns
     -------
     list of str
-        Such as ``"BrainMask"``; also what there was only then, or is only now.
+        Names such as ``"BrainMask"``, including files that were added or removed.
     """
     then = about.get("Inputs")
     then = then if isinstance(then, dict) else {}
-    now = _inputs(files, frame)
+    now = input_files(files, frame)
 
     def is_same(name: str) -> bool:
         known = then.get(name)
@@ -304,18 +226,6 @@ def changed_inputs(about: Mapping[str, Any], files: ScanFiles, frame: Frame) -> 
     return [name for name in {**now, **then} if not is_same(name)]
 
 
-def _inputs(files: ScanFiles, frame: Frame) -> dict[str, Path]:
-    """The files that a map is made from, by their names in its sidecar."""
-    bval, bvec = find_table(files.scan, files.bval, files.bvec, frame)
-    mask = {} if files.mask is None else {"BrainMask": files.mask}
-    return {"Scan": files.scan, "BVal": bval, "BVec": bvec, **mask}
-
-
-def _tell(notes: Sequence[str], files: ScanFiles) -> None:
-    for note in notes:
-        log.info("%s: %s", files.scan.name, note)
-
-
 def _write(
     result: Segmentation,
     results: ResultFiles,
@@ -323,7 +233,7 @@ def _write(
     about: Mapping[str, Any],
     about_mask: Mapping[str, Any],
 ) -> None:
-    """Write all files about a scan, the sidecar of the map last."""
+    """Write all result files of a scan, the sidecar of the map last."""
     with staged(results.sidecar.parent, last=results.sidecar.name) as part:
         write_map(result.probability, result.dwi, part / results.probability.name)
         lesion = result.probability >= settings.threshold
@@ -336,18 +246,11 @@ def _write(
 def _write_report(
     path: Path, result: Segmentation, settings: Settings, about: Mapping[str, Any]
 ) -> None:
-    """Write the page about a scan."""
-    shown = {
-        "tripq": __version__,
-        **settings.shown,
-        "Caution": "\n".join((settings.model.caution, *about.get("Cautions", ()))),
-        "Brain mask": str(about["BrainMask"]),
-        "Notes": " ".join(result.notes),
-    }
+    """Write the report page of a scan."""
     write_subject_report(
         path,
         result.dwi,
         result.probability,
         threshold=settings.threshold,
-        settings={name: text for name, text in shown.items() if text},
+        settings=page_settings(about, result.notes),
     )

@@ -1,4 +1,4 @@
-"""What a command says and shows while it runs, and how it ends when something goes wrong."""
+"""Messages and progress bars of a command, and its exit after an error or a signal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tripq.infra.rank import Rank
 
 
 def _on_one_line(record: logging.LogRecord) -> bool:
-    """Make a message printable: what stands in a file must not look like another message."""
+    """Make a message printable: text from a file must not look like another message."""
     record.msg, record.args = printable(record.getMessage()), ()
     if record.exc_info:
         trace = logging.Formatter().formatException(record.exc_info)
@@ -32,33 +32,33 @@ def _on_one_line(record: logging.LogRecord) -> bool:
 
 
 log = logging.getLogger("tripq")
-"""Where all commands say what they do."""
+"""Logger of all commands."""
 log.addFilter(_on_one_line)
 
 FAILED, INTERRUPTED = 1, 130
-"""Exit statuses; bad usage is 2, which is Typer's."""
+"""Exit statuses; Typer exits with 2 after invalid usage."""
 
 _PREFIXES = {logging.WARNING: "caution: ", logging.ERROR: "error: "}
 
 
 @dataclass
 class Stop:
-    """Whether a signal has asked the command to end.
+    """Record of a signal that ends the command.
 
-    Python raises an exception wherever the program just is when the signal comes.  A destructor or
-    a callback cannot pass it on, such as those of the import machinery, and some programs catch all
-    there is.  So the wish is remembered, and raised again by whatever looks here next.
+    Python raises the exception of a signal wherever the program is at that moment.  Destructors and
+    callbacks, such as those of the import machinery, cannot propagate it, and some libraries catch
+    every exception.  It is therefore stored here, and `heed` raises it again.
 
     Attributes
     ----------
     asked : BaseException or None
-        What the signal raised: ``KeyboardInterrupt``, or ``SystemExit`` for SIGTERM.
+        The exception of the signal: ``KeyboardInterrupt``, or ``SystemExit`` for SIGTERM.
     """
 
     asked: BaseException | None = None
 
     def heed(self) -> None:
-        """Raise what a signal has asked for, if one has."""
+        """Raise the exception of a received signal, if any."""
         if self.asked is not None:
             raise self.asked
 
@@ -68,9 +68,9 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take Ctrl-C and SIGTERM, unless they are ignored or somebody else's; no other thread can.
+        """Handle Ctrl-C and SIGTERM in the main thread, unless another handler is set.
 
-        That an exception was swallowed is not printed.
+        Python prints no message if an exception of these signals could not be propagated.
         """
         usual: dict[signal.Signals, Any] = {
             signal.SIGINT: signal.default_int_handler,
@@ -105,9 +105,9 @@ class Session:
     progress : Progress
         Bars on stderr.
     stop : Stop
-        What every bar looks at.
+        Received signal, checked by every bar.
     results : Console
-        What the user asked for, on stdout.
+        Results, on stdout.
     """
 
     progress: Progress
@@ -116,16 +116,16 @@ class Session:
 
     @contextmanager
     def bar(self, name: str, unit: str = "") -> Iterator[Callable[[int, int], None]]:
-        """Show a bar; call what is yielded with what is done and the number of all.
+        """Show a bar; the yielded function takes the number of finished items and the total.
 
-        Until then it moves to and fro.
+        Until its first call the bar is indeterminate.
         """
         with self.meter(name) as update:
             yield lambda done, total: update(done / total, f"{done:,} of {total:,} {unit}")
 
     @contextmanager
     def meter(self, name: str) -> Iterator[Callable[[float, str], None]]:
-        """Show a bar; call what is yielded with the share that is done and a word on it."""
+        """Show a bar; the yielded function takes the finished fraction and a detail text."""
         self.stop.heed()
         task = self.progress.add_task(printable(name), total=None, detail="")
 
@@ -139,7 +139,7 @@ class Session:
             self.progress.remove_task(task)
 
     def show(self, *lines: str | Table) -> None:
-        """Print what the user asked for, each text on one line; the bars end."""
+        """Print results, each text on one line, after removing the bars."""
         if self.progress.live.is_started:
             self.progress.stop()
         for line in lines:
@@ -148,27 +148,26 @@ class Session:
 
 @contextmanager
 def session(*, quiet: bool, verbose: bool, log_file: Path | None) -> Iterator[Session]:
-    """Run a command: messages, bars, and one line for whatever goes wrong.
+    """Run a command with messages and bars, and report an error in one line.
 
     Parameters
     ----------
     quiet, verbose : bool
-        Show errors alone, or details, too.
+        Show errors only, or details as well.
     log_file : Path or None
-        All messages are appended to it, tracebacks included; those of all processes, if several do
-        the command.
+        File to which all messages are appended, including tracebacks, from all processes of the
+        command.
 
     Raises
     ------
     typer.Exit
         With status 1 in place of an error, and 130 in place of a ``KeyboardInterrupt``.
     SystemExit
-        With status 143, after SIGTERM: a job that a cluster ends leaves nothing half-written,
-        either.
+        With status 143 after SIGTERM, as sent by cluster schedulers; no file is half-written.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     rank = Rank.here()
-    # Of several processes one tells how things go, and the others what the matter is.
+    # Rank 0 reports progress; the other ranks report warnings and errors only.
     usual = logging.INFO if rank.leads else logging.WARNING
     level = logging.ERROR if quiet else logging.DEBUG if verbose else usual
     who = "" if rank.count == 1 else f"process {rank.number + 1} of {rank.count}: "
@@ -181,13 +180,13 @@ def session(*, quiet: bool, verbose: bool, log_file: Path | None) -> Iterator[Se
     )
     progress = Progress(*columns, console=console, transient=True)
     shown = progress if console.is_terminal and not quiet and rank.leads else nullcontext()
-    # Libraries warn of their own affairs: not on the screen.
+    # Warnings of libraries go to the log file, not to the screen.
     logging.captureWarnings(True)
     warnings = logging.getLogger("py.warnings")
     warnings.propagate = False
     warnings.addFilter(_on_one_line)
     warnings.addHandler(logging.NullHandler())
-    of_headers = logging.getLogger("nibabel.global")  # the same stands in its errors
+    of_headers = logging.getLogger("nibabel.global")  # its errors contain the same text
     of_headers.disabled = True
     log.setLevel(logging.DEBUG)
     try:
@@ -207,10 +206,10 @@ def session(*, quiet: bool, verbose: bool, log_file: Path | None) -> Iterator[Se
     except Exception as error:
         if isinstance(error, typer.Exit | typer.BadParameter):
             raise
-        if not log.handlers:  # the log file itself
+        if not log.handlers:  # the log file could not be opened
             log.addHandler(handlers[0])
         log.error(explain(error))
-        log.debug("where it happened:", exc_info=True)
+        log.debug("traceback:", exc_info=True)
         raise typer.Exit(FAILED) from None
     finally:
         logging.captureWarnings(False)
@@ -222,41 +221,41 @@ def session(*, quiet: bool, verbose: bool, log_file: Path | None) -> Iterator[Se
 
 
 def explain(error: Exception) -> str:
-    """What went wrong, in one line.
+    """Describe an error in one line.
 
     >>> explain(FileNotFoundError(2, "No such file or directory", "scan.nii.gz"))
     'scan.nii.gz: No such file or directory'
     >>> explain(KeyError("b0"))
-    "KeyError: 'b0'. This is a mistake in tripq: please report it, with the file of --log."
+    "KeyError: 'b0'. This is a bug in tripq: please report it, with the file of --log."
     """
     text = " ".join(str(error).split())
     if isinstance(error, OSError):
         reason = error.strerror or text
         return f"{error.filename}: {reason}" if error.filename else reason
     if isinstance(error, MemoryError):
-        return f"{text or 'out of memory.'} Close other programs or take a larger machine."
+        return f"{text or 'out of memory.'} Close other programs or use a larger machine."
     if isinstance(error, ValueError | FloatingPointError):
         return text
     return (
-        f"{type(error).__name__}: {text}. This is a mistake in tripq: please report it, with the "
+        f"{type(error).__name__}: {text}. This is a bug in tripq: please report it, with the "
         "file of --log."
     )
 
 
 def need(*modules: str) -> None:
-    """Make sure that packages of the extra ``ms`` are installed.
+    """Check that packages of the extra ``ms`` are installed.
 
     Raises
     ------
     ValueError
-        If one is not; the message says what to install.
+        If one is missing; the message gives the command that installs it.
     """
     if missing := [name for name in modules if find_spec(name) is None]:
         raise ValueError(f"{', '.join(missing)} not installed: pip install 'tripq[ms]'.")
 
 
 class _ConsoleHandler(logging.Handler):
-    """Lines on the screen, above the bars; no markup, as file names may hold brackets."""
+    """Lines on the screen, above the bars; without markup, as file names may contain brackets."""
 
     def __init__(self, console: Console, level: int, who: str) -> None:
         super().__init__(level)
@@ -269,14 +268,14 @@ class _ConsoleHandler(logging.Handler):
 
 
 class _FileHandler(logging.FileHandler):
-    """Appends to a file; where it is full, that is said once, and the work goes on."""
+    """Appends to a file; a full disk causes one warning, and the command continues."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         self.setLevel(logging.CRITICAL + 1)
         log.warning("%s: cannot be written: %s", self.baseFilename, sys.exc_info()[1])
 
     def close(self) -> None:
-        with suppress(OSError):  # what could not be written before cannot be now
+        with suppress(OSError):  # text that could not be written before still cannot
             super().close()
 
 

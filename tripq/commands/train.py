@@ -1,4 +1,4 @@
-"""``tripq train``: a network for scans of one's own."""
+"""``tripq train``: training of a network on the user's scans."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _show_example(context: typer.Context, wanted: bool) -> bool:
 
 def _choose_task(context: typer.Context, name: str) -> str:
     name = options.check_task(name)
-    if context.params.get("example_config"):  # it came first
+    if context.params.get("example_config"):  # parsed before --task
         _print_example(name)
     return name
 
@@ -53,11 +53,11 @@ def _print_example(task: str) -> None:
 
 def train(
     data: Annotated[
-        Path, typer.Argument(help="BIDS dataset with diffusion scans; what is known is in --truth.")
+        Path, typer.Argument(help="BIDS dataset with diffusion scans; the truth is in --truth.")
     ],
     out: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="FOLDER", help="Where the trained network goes."),
+        typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the trained network."),
     ],
     config: Annotated[
         Path | None,
@@ -71,7 +71,7 @@ def train(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Derivatives with what the task has to know of every scan, and a "
+            help="Derivatives with the truth of the task for every scan, and a "
             "*_desc-brain_mask.nii.gz, on its grid.",
             show_default="DATA/derivatives/truth",
         ),
@@ -82,7 +82,7 @@ def train(
             metavar="NAME",
             is_eager=True,
             callback=_choose_task,
-            help="What the network is trained for.",
+            help="Task of the network.",
         ),
     ] = DEFAULT_TASK,
     frame: options.FrameOption = "fsl",
@@ -92,15 +92,15 @@ def train(
         typer.Option(
             parser=options.parse_memory,
             metavar="SIZE",
-            help="What the scans may take, about.  More of them stay in files in the folder of the "
-            "results; training is then as fast as the disk.",
+            help="Approximate memory limit of the scans.  Further scans are stored in files in "
+            "the output folder; the speed of training then depends on the disk.",
         ),
     ] = "8GB",  # type: ignore[assignment]  # parsed by the option
     threads: options.Threads = None,
     devices: ranks.Devices = 1,
     nodes: ranks.Nodes = 1,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Forget an earlier training in this folder.")
+        bool, typer.Option("--overwrite", help="Replace an earlier training in this folder.")
     ] = False,
     example_config: Annotated[
         bool,
@@ -108,7 +108,7 @@ def train(
             "--example-config",
             callback=_show_example,
             is_eager=True,
-            help="Print a file of settings with all defaults, and do nothing else.",
+            help="Print a settings file with all defaults, and exit.",
         ),
     ] = False,
     quiet: options.Quiet = False,
@@ -119,19 +119,19 @@ def train(
             "--log",
             metavar="FILE",
             help="Append all messages to a file.",
-            show_default="training.log in the folder of the results",
+            show_default="training.log in the output folder",
         ),
     ] = None,
 ) -> None:
-    """Train a network for a task, on scans of which is known what it should give.
+    """Train a network for a task on scans with known truth.
 
-    Some participants are left out to validate on: training stops when the score on them gets no
-    better, and the best network is kept.  Call it again to go on where it was interrupted.
+    Some participants are used for validation only: training stops when their score no longer
+    rises, and the best network is kept.  A second call resumes an interrupted training.
 
-    Several processes divide the boxes of each step (n_boxes), and learn what one would.
+    Several processes divide the boxes of each step (n_boxes); the result is that of one process.
 
-    Writes the network (.safetensors) for `tripq predict`, its scores on the participants that it
-    is validated on (validation.html), and how it was trained (training.json).
+    The command writes the network (.safetensors) for `tripq predict`, its scores on the validation
+    participants (validation.html), and a record of the training (training.json).
 
     For example:
 
@@ -144,7 +144,7 @@ def train(
         need(*chosen_task.needed)
         ranks.divide(devices, nodes, threads)
         rank = Rank.here()
-        from tripq.commands.segmenting import choose_device, use_threads
+        from tripq.commands.applying import choose_device, use_threads
         from tripq.infra.distributed import by_leader, connected
         from tripq.training.config import ConfigError, read_config
 
@@ -173,14 +173,14 @@ def train(
 
 
 class Watch:
-    """Tells how training goes: every step on a bar, every validation in a message.
+    """Reports progress of training: every step on a bar, every validation in a message.
 
     Parameters
     ----------
     update : callable
-        Of `Session.meter`.
+        Function yielded by `Session.meter`.
     score : str
-        What a validation gives.
+        Name of the validation score.
     """
 
     def __init__(self, update: Callable[[float, str], None], score: str) -> None:
@@ -190,11 +190,11 @@ class Watch:
         self._told = 0
 
     def __call__(self, progress: Progress) -> None:
-        """Take what is reported after a step."""
+        """Show the progress after a step."""
         now = perf_counter()
         if self._start is None:
             self._start = now, progress.spent
-            self._told = len(progress.scores)  # before an interruption
+            self._told = len(progress.scores)  # reported before an interruption
         self.tell(progress.scores)
         detail = f"step {progress.steps:,}, loss {progress.loss:.3f}"
         if progress.scores:
@@ -206,7 +206,7 @@ class Watch:
         self._update(progress.spent, detail)
 
     def tell(self, scores: Sequence[tuple[int, float]]) -> None:
-        """Say what validations gave that were not told."""
+        """Report the scores of validations that were not reported before."""
         if self._start is not None:
             for step, score in scores[self._told :]:
                 messages.info("step %d: %s %.4f in the validation.", step, self._score, score)
@@ -231,28 +231,28 @@ def _train(
     device: str,
     screen: Session,
 ) -> tuple[nn.Module, TrainingRecord]:
-    """Train, or go on, and tell how it goes."""
+    """Train, or resume training, and report progress."""
     from tripq.training import choose_precision, training_state
 
     state = training_state(folder)
     if state != "new":
-        how = "goes on from the last validation" if state == "interrupted" else "was finished"
+        how = "resumes from the last validation" if state == "interrupted" else "is finished"
         messages.info("%s: training %s.", folder, how)
     precision = choose_precision(settings.training.precision, device)
-    messages.info("trained on the %s in %s.", device, precision)
+    messages.info("training on the %s in %s.", device, precision)
     try:
         with screen.meter("training") as update:
             watch = Watch(update, task.score)
             network, record = task.train(settings, cohort, folder, device, watch)
             watch.tell(record.scores)
     except KeyboardInterrupt:
-        messages.warning("call it again to go on from the last validation in %s.", folder)
+        messages.warning("run it again to resume from the last validation in %s.", folder)
         raise
     return network, record
 
 
 def _claim(folder: Path, wanted: Mapping[str, Any], overwrite: bool) -> None:
-    """Make sure that the checkpoints of a folder, if any, come from the same training."""
+    """Check that the checkpoints of a folder, if any, come from the same training."""
     path = folder / _SETTINGS
     wanted = json.loads(json.dumps({key: wanted[key] for key in wanted if key != "notes"}))
     if overwrite:
@@ -264,17 +264,19 @@ def _claim(folder: Path, wanted: Mapping[str, Any], overwrite: bool) -> None:
         found = {"task": DEFAULT_TASK, **read_json(path)}
     except (OSError, ValueError):
         raise FileExistsError(
-            0, "holds something else; take another folder, or --overwrite.", str(folder)
+            0,
+            "not a folder of tripq checkpoints; choose another folder, or --overwrite.",
+            str(folder),
         ) from None
     if changed := list(_differences(found, wanted)):
         raise ValueError(
-            f"{folder}: a training with other settings ({', '.join(changed)}): take another "
+            f"{folder}: a training with other settings ({', '.join(changed)}): choose another "
             "folder, or --overwrite."
         )
 
 
 def _differences(found: Any, wanted: Any, place: str = "") -> Iterator[str]:
-    """Where two trees differ.
+    """Paths of the keys in which two nested dictionaries differ.
 
     >>> list(_differences({"training": {"steps": 1, "seed": 0}}, {"training": {"steps": 2}}))
     ['training.seed', 'training.steps']
@@ -297,7 +299,7 @@ def _write(
     device: str,
     screen: Session,
 ) -> list[str]:
-    """Write the network and all about it, or nothing; what to show."""
+    """Write the network and its records, or nothing; return the lines to show."""
     from tripq.networks.checkpoint import save_network
 
     network.to(device)
@@ -307,14 +309,14 @@ def _write(
     simulated = "trained on simulated diffusion signal; " if cohort.simulated else ""
     notes = {
         **validation.notes,
-        "voxel_size_mm": f"{cohort.voxel_size:g}",
+        "voxel_size_mm": cohort.voxel_note,
         "b_values": " ".join(map(str, cohort.b_values)),
         "fewest_directions": str(cohort.fewest_directions),
         "caution": simulated + settings.notes.caution,
         "tripq": __version__,
         "task": task.name,
-        "data": f"{settings.notes.data or cohort.name}: {len(cohort.training)} scans to train on, "
-        f"{len(cohort.validation)} to validate on",
+        "data": f"{settings.notes.data or cohort.name}: {len(cohort.training)} scans for training, "
+        f"{len(cohort.validation)} for validation",
     }
     with staged(out, last=_RECORD) as part:
         save_network(network, part / task.weights, notes)
@@ -333,6 +335,6 @@ def _write(
         )
     step, _ = record.best or (record.steps, 0.0)
     return [
-        f"{record.steps:,} steps in {_clock(record.seconds)}; the best was the {step:,}th.",
+        f"{record.steps:,} steps in {_clock(record.seconds)}; best network at step {step:,}.",
         validation.summary,
     ]

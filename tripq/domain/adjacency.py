@@ -29,8 +29,8 @@ class Csr:
     @classmethod
     def build(cls, end: Tensor, other: Tensor, type: Tensor, n_nodes: int) -> Csr:
         """List edges by `end`; edges of one node keep their order."""
-        order = torch.argsort(end, stable=True)
-        return cls(_starts(end[order], n_nodes), other[order], type[order])
+        starts, order = listed_by(end, n_nodes)
+        return cls(starts, other[order], type[order])
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +54,29 @@ class Adjacency:
         cls, dst: Tensor, src: Tensor, type: Tensor, n_out: int, n_in: int, n_types: int
     ) -> Adjacency:
         """List the edges from `src` to `dst`, all of shape (E,) and int64, on any device."""
-        order = torch.argsort(type, stable=True)
+        starts, order = listed_by(type, n_types)
         return cls(
             Csr.build(dst, src, type, n_out),
             Csr.build(src, dst, type, n_in),
-            (_starts(type[order], n_types), src[order], dst[order]),
+            (starts, src[order], dst[order]),
         )
 
 
-def _starts(sorted_: Tensor, n: int) -> Tensor:
-    return torch.searchsorted(sorted_, torch.arange(n + 1, device=sorted_.device))
+def listed_by(key: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """Edges listed by a key (E,) below `number`, those of one key in their order.
+
+    Returns
+    -------
+    starts : Tensor of shape (number + 1,), int64
+        The edges of key n are ``order[starts[n] : starts[n + 1]]``.
+    order : Tensor of shape (E,), int64
+        The permutation that sorts the keys.
+
+    Examples
+    --------
+    >>> import torch
+    >>> listed_by(torch.tensor([2, 0, 2]), 3)
+    (tensor([0, 1, 1, 3]), tensor([1, 0, 2]))
+    """
+    key, order = torch.sort(key, stable=True)
+    return torch.searchsorted(key, torch.arange(number + 1, device=key.device)), order

@@ -36,6 +36,19 @@ def weights_of(values: ArrayLike | Tensor, number: int) -> Tensor:
     return weights
 
 
+def volumes_of(values: ArrayLike | Tensor | None, number: int) -> Tensor | None:
+    """`number` volumes in mm3, finite and not negative; otherwise a `ValueError`."""
+    if values is None:
+        return None
+    volumes = float64(values)
+    if volumes.shape != (number,) or not bool((torch.isfinite(volumes) & (volumes >= 0)).all()):
+        raise ValueError(
+            f"volumes must be {number} lengths cubed in mm3, one for each voxel, not of shape "
+            f"{tuple(volumes.shape)}"
+        )
+    return volumes
+
+
 def checked_radius(radius: float) -> float:
     """A radius in mm, finite and not negative; otherwise a `ValueError`."""
     if not 0 <= radius < float("inf"):

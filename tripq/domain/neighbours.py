@@ -65,17 +65,54 @@ def grid_offsets(linear: NDArray[np.float64], radius: float) -> NDArray[np.int64
     >>> len(grid_offsets(np.diag([2.0, 2.0, 2.0]), 2.0))    # ties are not closer
     1
     """
+    candidates = _offsets_in_box(linear, radius, 0.0)
+    lengths = np.linalg.norm(candidates @ linear.T, axis=1)
+    return candidates[closer_than(lengths, radius)]
+
+
+def voxel_offsets(
+    linear: NDArray[np.float64], points: NDArray[np.float64], radius: float
+) -> NDArray[np.int64]:
+    """Index offsets of voxels that have one of some points closer to the origin than `radius`.
+
+    Parameters
+    ----------
+    linear : ndarray of shape (3, 3)
+        As in `grid_offsets`.
+    points : ndarray of shape (S, 3)
+        Points of a voxel, in mm from its centre.
+    radius : float
+        In mm.
+
+    Returns
+    -------
+    ndarray of shape (T, 3)
+        In lexicographic order.
+
+    Examples
+    --------
+    >>> corners = np.array(list(np.ndindex(2, 2, 2))) * 2.0 - 1.0
+    >>> len(voxel_offsets(np.diag([2.0, 2.0, 2.0]), corners, 3.0))
+    27
+    """
+    candidates = _offsets_in_box(linear, radius, 0.5)
+    centres = candidates @ linear.T
+    nearest = np.full(len(candidates), np.inf)
+    for point in points:
+        np.minimum(nearest, np.linalg.norm(centres + point, axis=1), out=nearest)
+    return candidates[closer_than(nearest, radius)]
+
+
+def _offsets_in_box(linear: NDArray[np.float64], radius: float, margin: float) -> NDArray[np.int64]:
+    """Index offsets in the box around a ball and a margin, in voxels, in lexicographic order."""
     # |d_i| = |row_i(A^-1) A d| <= |row_i(A^-1)| |A d|
-    furthest = np.floor(np.linalg.norm(np.linalg.inv(linear), axis=1) * radius)
+    furthest = np.floor(np.linalg.norm(np.linalg.inv(linear), axis=1) * radius + margin)
     if not np.prod(2 * furthest + 1) <= MAX_OFFSETS:
         raise ValueError(
             f"a radius of {radius:g} mm reaches {furthest.max():g} voxels far: too many neighbours"
         )
-    reach = furthest.astype(int)
-    ranges = [np.arange(-r, r + 1) for r in reach]
-    candidates = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, 3)
-    lengths = np.linalg.norm(candidates @ linear.T, axis=1)
-    return candidates[closer_than(lengths, radius)].astype(np.int64)
+    ranges = [np.arange(-r, r + 1) for r in furthest.astype(np.int64)]
+    return np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
 def grid_neighbours(mask: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -12,8 +12,9 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from tripq.domain.qspace import QEdges, index_pairs, longest, same_shell
-from tripq.domain.voxels import PEdges
+from tripq.domain.checks import coordinates, vectors_of, volumes_of, weights_of
+from tripq.domain.qspace import QEdges, QShells, index_pairs, longest, same_shell
+from tripq.domain.voxels import PEdges, point_edges
 from tripq.infra.kept import kept_property
 
 #: Without given voxels, nodes closer than this (mm) are of one voxel.  Coordinates that went
@@ -51,6 +52,11 @@ class NodeSpace:
         From one input at q = 0 for each voxel to output nodes.
     n_voxels : int
         Number of voxels.
+    given : bool
+        Whether the user gave the weights, which are then used as they are.
+    shares : Tensor of shape (N,), float64, or None
+        Of an integral, as in `QSpace`: the share of its shell in its voxel that each input node
+        stands for.
     """
 
     voxel: Tensor
@@ -62,6 +68,21 @@ class NodeSpace:
     reduction: NodeEdges
     expansion: NodeEdges
     n_voxels: int
+    given: bool = False
+    shares: Tensor | None = None
+
+    @kept_property
+    def integral(self) -> NodeSpace:
+        """The same nodes with weights of an integral over q in every voxel; see `QSpace`."""
+        if self.given:
+            return self
+        shell, shares = _shells_of_voxels(self.q, self.voxel, self.n_voxels)
+        return replace(
+            self,
+            edges=_shared(self.edges, shell, shares),
+            reduction=_shared(self.reduction, shell, shares),
+            shares=shares,
+        )
 
     @kept_property
     def reduced(self) -> NodeSpace:
@@ -84,6 +105,95 @@ class NodeSpace:
     def q_max(self) -> float:
         """The largest |q|."""
         return longest(torch.cat([self.q, self.q_out]))
+
+
+def node_space(
+    p: ArrayLike | Tensor,
+    q: ArrayLike | Tensor,
+    radius: float,
+    voxel: ArrayLike | Tensor | None,
+    q_edges: QEdges | ArrayLike | Tensor,
+    p_out: ArrayLike | Tensor | None,
+    q_out: ArrayLike | Tensor | None,
+    voxel_out: ArrayLike | Tensor | None,
+    q_weights: ArrayLike | Tensor | None,
+    volumes: ArrayLike | Tensor | None,
+) -> tuple[Tensor, PEdges, NodeSpace]:
+    """Centres (V, 3) of the voxels of nodes, their p-edges, and the nodes.
+
+    Arguments and errors are those of ``PQGraph.from_nodes``.
+    """
+    p_in, q_in = vectors_of(p, "p"), vectors_of(q, "q")
+    if len(p_in) != len(q_in):
+        raise ValueError(f"{len(p_in)} voxel centres but {len(q_in)} q-vectors")
+    if (p_out is None) != (q_out is None):
+        raise ValueError("give both p_out and q_out, or neither")
+    resampled = p_out is not None and q_out is not None
+    p_to = vectors_of(p_out, "p_out") if p_out is not None else p_in
+    q_to = vectors_of(q_out, "q_out") if q_out is not None else q_in
+    if len(p_to) != len(q_to):
+        raise ValueError(f"{len(p_to)} output centres but {len(q_to)} output q-vectors")
+
+    if (voxel_out is None) != (voxel is None or not resampled):
+        raise ValueError("voxel_out says of which voxels p_out are: give it if voxel is given")
+    everywhere = torch.cat([p_in, p_to]) if resampled else p_in
+    if voxel is None:
+        numbers = voxels_of(coordinates(everywhere))
+    else:
+        numbers = voxel_numbers(voxel, "voxel", len(p_in))
+        if voxel_out is not None:
+            to = voxel_numbers(voxel_out, "voxel_out", len(p_to))
+            numbers = torch.cat([numbers, to])
+        check_voxel_numbers(numbers)
+    points = centres(everywhere, numbers)
+    voxel_in = numbers[: len(p_in)]
+    voxel_to = numbers[len(p_in) :] if resampled else voxel_in
+    edges = point_edges(points, radius, volumes_of(volumes, len(points)))
+    weights = None if q_weights is None else weights_of(q_weights, len(q_in))
+    every_voxel = torch.arange(len(points))
+    origins = torch.zeros(len(points), 3, dtype=torch.float64)
+    nodes = NodeSpace(
+        voxel_in,
+        q_in,
+        voxel_to,
+        q_to,
+        resampled,
+        node_edges(edges, voxel_to, q_to, voxel_in, q_in, q_edges, weights),
+        node_edges(edges, every_voxel, origins, voxel_in, q_in, "full", weights),
+        node_edges(edges, voxel_to, q_to, every_voxel, origins, "full", None),
+        len(points),
+        weights is not None,
+    )
+    return points, edges, nodes
+
+
+def _shells_of_voxels(q: Tensor, voxel: Tensor, n_voxels: int) -> tuple[Tensor, Tensor]:
+    """Shell of each node, numbered through all voxels, and the share of it that it stands for."""
+    shell = torch.zeros_like(voxel)
+    shares = torch.ones_like(q[:, 0]).detach()
+    order = torch.argsort(voxel, stable=True)
+    known: dict[bytes, QShells] = {}
+    first = 0
+    for some in order.split(torch.bincount(voxel, minlength=n_voxels).tolist()):
+        if not len(some):
+            continue
+        table = q[some].detach()
+        key = coordinates(table).tobytes()
+        shells = known[key] = known.get(key) or QShells.of(table)
+        shell[some] = first + shells.member.to(torch.int64).argmax(dim=0)
+        shares[some] = shells.shares
+        first += len(shells.orders)
+    return shell, shares
+
+
+def _shared(edges: NodeEdges, shell: Tensor, shares: Tensor) -> NodeEdges:
+    """The edges with weights that have the sum 1 for each output node, p-edge and shell."""
+    ends = torch.stack([edges.dst, edges.p_edge, shell[edges.src]])
+    _, group = torch.unique(ends, dim=1, return_inverse=True)
+    weights = shares[edges.src]
+    sums = weights.new_zeros(len(group)).index_add(0, group, weights)
+    sums = sums.clamp(min=torch.finfo(sums.dtype).tiny)
+    return replace(edges, weights=weights / sums[group])
 
 
 def voxels_of(p: NDArray[np.float64]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -10,7 +10,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from tripq.domain.checks import vectors_of, weights_of
+from tripq.domain.checks import coordinates, vectors_of, weights_of
+from tripq.domain.quadrature import exact_order, shell_shares
 from tripq.infra.kept import kept, kept_property
 
 QEdges = Literal["full", "shell"]
@@ -36,6 +37,11 @@ class QSpace:
         Quadrature weight of each q-edge, 0 where there is no edge.
     reduction : Tensor of shape (1, Q_in), float64
         Quadrature weights where q-space is reduced to a single output.
+    given : bool
+        Whether the user gave the weights, which are then used as they are.
+    shares : Tensor of shape (Q_in,), float64, or None
+        Of an integral (`integral`): the share of its shell that each input direction stands for.
+        None for the weights as they are.
     """
 
     q_in: Tensor
@@ -43,6 +49,8 @@ class QSpace:
     resampled: bool
     weights: Tensor
     reduction: Tensor
+    given: bool = False
+    shares: Tensor | None = None
 
     @classmethod
     @kept
@@ -56,7 +64,7 @@ class QSpace:
     def reduced(self) -> QSpace:
         """The same input, joined to a single output at q = 0."""
         origin = torch.zeros_like(self.q_in[:1])
-        return QSpace(self.q_in, origin, True, self.reduction, self.reduction)
+        return QSpace(self.q_in, origin, True, self.reduction, self.reduction, self.given)
 
     @kept_property
     def expanded(self) -> QSpace:
@@ -66,9 +74,70 @@ class QSpace:
         return QSpace(origin, self.q_out, True, weights, weights.new_ones(1, 1))
 
     @kept_property
+    def integral(self) -> QSpace:
+        """The same directions with weights of an integral over q; as it is, if they were given.
+
+        On each shell the weight of a direction is the share of the sphere that it stands for, and
+        the weights of the directions that an output is joined with have the sum 1.  Across shells
+        the filter takes care: it divides each radial function of |q_in| by the sum of its values
+        on the shells.  The weights are constants: no gradient reaches q through them.
+        """
+        if self.given:
+            return self
+        shares = self.shells.shares
+        joined = (self.weights != 0) * shares
+        member = self.shells.member.to(joined.dtype)
+        of_shell = (joined @ member.T).clamp(min=torch.finfo(joined.dtype).tiny)
+        return replace(
+            self, weights=joined / (of_shell @ member), reduction=shares[None], shares=shares
+        )
+
+    @kept_property
+    def shells(self) -> QShells:
+        """The shells of the input directions."""
+        return QShells.of(self.q_in)
+
+    @kept_property
     def q_max(self) -> float:
         """The largest |q|."""
         return longest(torch.cat([self.q_in, self.q_out]))
+
+
+@dataclass(frozen=True, eq=False)
+class QShells:
+    """Directions of one length or nearly, and what each stands for.
+
+    Attributes
+    ----------
+    member : Tensor of shape (S, Q), bool
+        The directions of each shell, by ascending length; see `SHELL_TOLERANCE`.
+    shares : Tensor of shape (Q,), float64
+        The share of its shell that a direction stands for; see
+        `tripq.domain.quadrature.shell_shares`.
+    orders : tuple of int
+        The even order up to which each shell integrates harmonics exactly.
+    """
+
+    member: Tensor
+    shares: Tensor
+    orders: tuple[int, ...]
+
+    @classmethod
+    def of(cls, q: Tensor) -> QShells:
+        """Those of q-vectors (Q, 3)."""
+        vectors = coordinates(q)
+        lengths = np.linalg.norm(vectors, axis=1)
+        order = np.argsort(lengths, kind="stable")
+        steps = np.diff(lengths[order]) > SHELL_TOLERANCE * lengths[order][1:]
+        number = np.empty(len(order), np.int64)
+        number[order] = np.concatenate([[0], np.cumsum(steps)])
+        shares, orders = np.empty(len(order)), []
+        for shell in range(int(number.max()) + 1):
+            some = number == shell
+            shares[some] = shell_shares(vectors[some])
+            orders.append(exact_order(vectors[some], shares[some]))
+        member = torch.from_numpy(number == np.arange(len(orders))[:, None])
+        return cls(member.to(q.device), torch.from_numpy(shares).to(q.device), tuple(orders))
 
 
 def longest(q: Tensor) -> float:
@@ -104,7 +173,7 @@ def shared_q_space(
     else:
         given = weights_of(q_weights, len(q_in))
         weights, reduction = joined * given, given[None, :]
-    return QSpace(q_in, q_to, q_out is not None, weights, reduction)
+    return QSpace(q_in, q_to, q_out is not None, weights, reduction, q_weights is not None)
 
 
 def _joined_directions(q_out: Tensor, q_in: Tensor, q_edges: QEdges | ArrayLike | Tensor) -> Tensor:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from tripq.domain.adjacency import Adjacency
 from tripq.domain.checks import checked_radius, coordinates
-from tripq.domain.neighbours import closer_than, point_neighbours
+from tripq.domain.neighbours import (
+    closer_than,
+    grid_neighbours,
+    grid_offsets,
+    point_neighbours,
+    voxel_offsets,
+)
+from tripq.domain.quadrature import REFERENCE_VOLUME, Quadrature, VoxelRule, voxel_points
 from tripq.infra.kept import kept_property
 
 
@@ -27,6 +37,19 @@ class VoxelGrid:
 
     shapes: tuple[tuple[int, int, int], ...]
     voxels: Tensor
+
+    def neighbours(self, steps: NDArray[np.int64]) -> Tensor:
+        """Number of the voxel at each step (T, 3) out - in, V outside the mask; (V, T)."""
+        voxels = coordinates(self.voxels).astype(np.int64)
+        number = len(voxels)
+        tables = []
+        for volume, shape in enumerate(self.shapes):
+            (rows,) = np.nonzero(voxels[:, 0] == volume)
+            mask = np.zeros(shape, bool)
+            mask[tuple(voxels[rows, 1:].T)] = True
+            table = grid_neighbours(mask, steps)
+            tables.append(np.where(table < len(rows), table + rows[:1].sum(), number))
+        return torch.from_numpy(np.concatenate(tables)).to(self.voxels.device)
 
     def join(self, other: VoxelGrid) -> VoxelGrid:
         """The volumes of both, one list after the other."""
@@ -62,6 +85,14 @@ class PEdges:
         Positions of the voxels, on a grid.
     steps : Tensor of shape (T, 3), int64, or None
         The offsets in voxel indices, on a grid.
+    axes : Tensor of shape (3, 3), float64, or None
+        On a grid the edges of a voxel in mm: the columns of the linear part of the affine.
+    volumes : Tensor of shape (V,), float64, or None
+        Volumes in mm3 of irregular points; None for `REFERENCE_VOLUME` each.
+    weights : Tensor of shape (T,), float64, or None
+        Quadrature weight of each edge type, see `integrated`; None for a sum.
+    rule : VoxelRule or None
+        Points over which filters are averaged around each offset; None for the offset alone.
     """
 
     n_voxels: int
@@ -70,18 +101,30 @@ class PEdges:
     table: Tensor | None = None
     grid: VoxelGrid | None = None
     steps: Tensor | None = None
+    axes: Tensor | None = None
+    volumes: Tensor | None = None
+    weights: Tensor | None = None
+    rule: VoxelRule | None = None
 
     @classmethod
-    def on_grid(cls, offsets: Tensor, steps: Tensor, table: Tensor, grid: VoxelGrid) -> PEdges:
+    def on_grid(
+        cls, offsets: Tensor, steps: Tensor, table: Tensor, grid: VoxelGrid, axes: Tensor
+    ) -> PEdges:
         """Edges of a grid, from its table of neighbours."""
-        return cls(len(table), offsets, None, table, grid, steps)
+        return cls(len(table), offsets, None, table, grid, steps, axes)
 
     @classmethod
     def listed(
-        cls, n_voxels: int, offsets: Tensor, dst: Tensor, src: Tensor, type_: Tensor
+        cls,
+        n_voxels: int,
+        offsets: Tensor,
+        dst: Tensor,
+        src: Tensor,
+        type_: Tensor,
+        volumes: Tensor | None = None,
     ) -> PEdges:
         """Edges one by one, ordered by output voxel."""
-        return cls(n_voxels, offsets, torch.stack([dst, src, type_]))
+        return cls(n_voxels, offsets, torch.stack([dst, src, type_]), volumes=volumes)
 
     @kept_property
     def edge_list(self) -> Tensor:
@@ -143,8 +186,11 @@ class PEdges:
         if bool(keep.all()):
             return self
         if self.table is not None and self.steps is not None and self.grid is not None:
-            return PEdges.on_grid(
-                self.offsets[keep], self.steps[keep], self.table[:, keep], self.grid
+            return replace(
+                self,
+                offsets=self.offsets[keep],
+                steps=self.steps[keep],
+                table=self.table[:, keep],
             )
         kept = keep[self.type]
         renumbered = torch.cumsum(keep, 0) - 1
@@ -154,14 +200,133 @@ class PEdges:
             self.dst[kept],
             self.src[kept],
             renumbered[self.type[kept]],
+            self.volumes,
         )
 
+    def integrated(self, radius: float) -> PEdges:
+        """The edges of an integral over a ball of `radius` mm, see `tripq.domain.quadrature`.
 
-def point_edges(points: Tensor, radius: float) -> PEdges:
-    """Edges between points (V, 3) that are closer than a radius in mm."""
+        On a grid they come from every voxel that meets the ball, not only those with their centre
+        in it.  Irregular points have a volume and no shape: filters are not averaged.  A radius of
+        0 joins each voxel with itself, as a sum does.
+        """
+        if radius == 0:
+            return self.within(radius)
+        if self.axes is None or self.grid is None:
+            near = self.within(radius)
+            if near.volumes is None:
+                weights = torch.ones_like(near.offsets[:, 0])
+            else:
+                weights = near.volumes.new_zeros(len(near.offsets))
+                weights = weights.index_copy(0, near.type, near.volumes[near.src])
+                weights = weights / REFERENCE_VOLUME
+            return replace(near, weights=weights)
+        axes = coordinates(self.axes)
+        points, shares = voxel_points(axes, radius)
+        steps = neighbour_steps(axes, radius, "integral")
+        rule = VoxelRule(torch.from_numpy(points), torch.from_numpy(shares), radius)
+        offsets = torch.from_numpy(steps @ axes.T)
+        volume = abs(float(np.linalg.det(axes)))
+        device = self.axes.device
+        return PEdges(
+            self.n_voxels,
+            offsets.to(device),
+            table=self.grid.neighbours(steps),
+            grid=self.grid,
+            steps=torch.from_numpy(steps).to(device),
+            axes=self.axes,
+            weights=torch.full_like(offsets[:, 0], volume / REFERENCE_VOLUME).to(device),
+            rule=replace(rule, points=rule.points.to(device), shares=rule.shares.to(device)),
+        )
+
+    def of_types(self, part: slice) -> PEdges:
+        """Some of the edge types, without the edges: for tables of embeddings."""
+        weights = None if self.weights is None else self.weights[part]
+        none = torch.empty(3, 0, dtype=torch.int64, device=self.offsets.device)
+        return PEdges(0, self.offsets[part], none, weights=weights, rule=self.rule)
+
+    def at_points(self) -> Iterator[PEdges]:
+        """For each point of the rule the edges at the offsets shifted there, with its weights.
+
+        The sum over them is what `rule` stands for; without a rule they are the edges themselves.
+        """
+        if self.rule is None or self.weights is None:
+            yield self
+            return
+        for point, share in zip(self.rule.points, self.rule.shares, strict=True):
+            offsets = self.offsets + point
+            weights = share * self.weights * inside(offsets.norm(dim=-1), self.rule.radius)
+            yield replace(self, offsets=offsets, weights=weights, rule=None)
+
+
+def neighbour_steps(
+    axes: NDArray[np.float64], radius: float, quadrature: Quadrature
+) -> NDArray[np.int64]:
+    """Index offsets (T, 3), out - in, of the neighbours that a layer sums over on a grid.
+
+    Parameters
+    ----------
+    axes : ndarray of shape (3, 3)
+        Linear part of the affine, in mm.
+    radius : float
+        Of the layer, in mm.
+    quadrature : {"integral", "sum"}
+        Of the layer.
+
+    Examples
+    --------
+    >>> [len(neighbour_steps(2 * np.eye(3), 3.0, kind)) for kind in ("integral", "sum")]
+    [27, 19]
+    """
+    if quadrature == "sum" or radius == 0:
+        return grid_offsets(axes, radius)
+    points, _ = voxel_points(axes, radius)
+    return voxel_offsets(axes, points, radius)
+
+
+def inside(lengths: Tensor, radius: float) -> Tensor:
+    """1.0 where a filter of `radius` mm has its values, 0.0 beyond; dtype as `lengths`."""
+    return closer_than(lengths.detach(), radius).to(lengths.dtype)
+
+
+def point_edges(points: Tensor, radius: float, volumes: Tensor | None = None) -> PEdges:
+    """Edges between points (V, 3) that are closer than a radius in mm; `volumes` (V,) in mm3."""
     dst, src = (
         torch.from_numpy(index)
         for index in point_neighbours(coordinates(points), checked_radius(radius))
     )
     offsets = points[dst] - points[src]
-    return PEdges.listed(len(points), offsets, dst, src, torch.arange(len(dst)))
+    return PEdges.listed(len(points), offsets, dst, src, torch.arange(len(dst)), volumes)
+
+
+def grid_edges(mask: ArrayLike, affine: ArrayLike, radius: float) -> tuple[Tensor, PEdges]:
+    """Centres (V, 3) in mm of the voxels of a mask, and the edges between them.
+
+    Raises
+    ------
+    ValueError
+        As ``PQGraph.from_grid`` says.
+    """
+    values = np.asarray(mask)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ValueError("the mask holds values that are not finite")
+    selected = values != 0
+    if selected.ndim != 3:
+        raise ValueError(f"the mask must be 3D, not of shape {selected.shape}")
+    matrix = np.asarray(affine, dtype=np.float64)
+    if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
+        raise ValueError("the affine must be a finite matrix of shape (4, 4)")
+    linear = matrix[:3, :3]
+    if abs(np.linalg.det(linear)) < 1e-12:
+        raise ValueError("the affine is singular: it has a voxel axis of no length")
+    offsets = grid_offsets(linear, checked_radius(radius))
+    voxels = np.argwhere(selected)
+    x, y, z = selected.shape
+    edges = PEdges.on_grid(
+        torch.from_numpy(offsets @ linear.T),
+        torch.from_numpy(offsets),
+        torch.from_numpy(grid_neighbours(selected, offsets)),
+        VoxelGrid(((x, y, z),), torch.from_numpy(np.pad(voxels, ((0, 0), (1, 0))))),
+        torch.from_numpy(linear.copy()),
+    )
+    return torch.from_numpy(voxels @ linear.T + matrix[:3, 3]), edges

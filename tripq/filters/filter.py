@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tripq.domain.neighbours import grid_offsets
+from tripq.domain.nodes import NodeSpace
+from tripq.domain.qspace import QSpace
+from tripq.domain.quadrature import Quadrature, VoxelRule
+from tripq.domain.voxels import PEdges, grid_edges, inside
 from tripq.filters.radial import ConstantFunction, RadialFunctions
 from tripq.filters.sparse import SparseMatrix
+from tripq.infra.chunks import chunks
 from tripq.infra.kept import kept, kept_with_owner
 from tripq.kernels.embeddings import edge_harmonics
 from tripq.kernels.launch import accumulation_dtype, runs_in_triton
@@ -25,25 +28,9 @@ from tripq.so3.recoupling import Recoupling, clebsch_gordan
 #: Voxel size (mm) of an ordinary diffusion scan, for the scale of the first weights only.
 TYPICAL_VOXEL_MM = 2.0
 
-_weights_left: ContextVar[float] = ContextVar("_weights_left", default=math.inf)
-
-
-@contextmanager
-def weights_at_most(number: int) -> Iterator[None]:
-    """Refuse, inside, to make filters that have more weights than this together.
-
-    For networks whose sizes a stranger names: nothing is allocated before it is refused.
-
-    Raises
-    ------
-    ValueError
-        Where there would be more.
-    """
-    token = _weights_left.set(number)
-    try:
-        yield
-    finally:
-        _weights_left.reset(token)
+#: A radial function of |q| whose sum over the shells is less is not scaled up further: it has next
+#: to no value on any of them.
+LEAST_SUM = 0.1
 
 
 class PQFilter(nn.Module):
@@ -72,6 +59,8 @@ class PQFilter(nn.Module):
         Whether q-offsets are differences of unit vectors.
     antipodal : bool
         Whether the filter is averaged over the signs of the q-vectors.
+    quadrature : {"integral", "sum"}
+        For which of them the first weights are scaled.
     """
 
     def __init__(
@@ -86,6 +75,7 @@ class PQFilter(nn.Module):
         *,
         unit_directions: bool,
         antipodal: bool,
+        quadrature: Quadrature = "sum",
     ) -> None:
         super().__init__()
         self.kind = kind
@@ -97,41 +87,53 @@ class PQFilter(nn.Module):
         self.phi_q_in = phi_q_in
         self.unit_directions = unit_directions
         self.antipodal = antipodal
+        self.quadrature = quadrature
         self.radial = (phi_p.number, phi_q_out.number, phi_q_in.number)
-        number = sum(self._numel(path) for path in paths)
-        if number > _weights_left.get():
-            raise ValueError(
-                f"a filter needs {number:,} weights, and only {_weights_left.get():,} are left"
-            )
-        _weights_left.set(_weights_left.get() - number)
-        self.recoupling = Recoupling.build(paths, channels_in, channels_out, self.radial)
-        self.weight = nn.Parameter(torch.empty(number))
+        self.weight = nn.Parameter(torch.empty(sum(self._numel(path) for path in paths)))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the weights so that features of size 1 give features of about size 1.
 
         Normal deviates, divided for each output order by the root of the number of terms it sums:
-        input channels, radial functions and, each counted with the square of its radial function,
-        the voxels that a grid of `TYPICAL_VOXEL_MM` has within the radius.
+        input channels, radial functions and, each counted with the square of its radial function
+        and quadrature weight, the voxels that a grid of `TYPICAL_VOXEL_MM` has within the radius.
+        On the meta device there are no values to draw.
         """
+        if self.weight.is_meta:
+            return
         terms = dict.fromkeys(((c.l, c.parity) for c in self.channels_out), 0.0)
+        neighbours = self._neighbours()
         for path in self.paths:
             _, mul_in, _, k_q_out, k_q_in = self._shape(path)
-            share = mul_in * k_q_out * k_q_in * self._neighbours(zero_offset=path.l_p == 0)
+            share = mul_in * k_q_out * k_q_in * neighbours[path.outer]
             terms[path.l_out, path.parity_out] += share
         with torch.no_grad():
             for path, weight in self.path_weights():
                 # A path of odd l_p has no term at all within a radius of 0.
                 weight.normal_(0, max(terms[path.l_out, path.parity_out], 1e-6) ** -0.5)
 
-    def _neighbours(self, *, zero_offset: bool) -> float:
-        """Sum of the squared radial functions over the neighbours on a typical grid."""
-        offsets = grid_offsets(TYPICAL_VOXEL_MM * np.eye(3), self.phi_p.end)
-        lengths = torch.from_numpy(TYPICAL_VOXEL_MM * np.linalg.norm(offsets, axis=1))
+    def _neighbours(self) -> dict[int, float]:
+        """Sum of the squared outer embeddings over the neighbours on a typical grid, by order."""
+        affine = np.diag([TYPICAL_VOXEL_MM] * 3 + [1.0])
+        radius = self.phi_p.end
+        _, edges = grid_edges(np.ones((1, 1, 1)), affine, radius)
+        # Averages over voxels hardly change filters that are much wider.
+        if self.quadrature == "integral" and radius < 10 * TYPICAL_VOXEL_MM:
+            edges = edges.integrated(radius)
+        sums: dict[int, float] = {}
         with torch.no_grad():
-            squares = self.phi_p(lengths.to(self.weight.dtype)).square().sum(dim=-1)
-        return float(squares.sum() if zero_offset else squares[lengths > 0].sum())
+            # A radius can reach a million voxels.
+            for part in chunks(len(edges.offsets), 1, 4096):
+                some = edges.of_types(part)
+                for l, e in self.embed_p(some, self.weight.dtype).items():
+                    sums[l] = sums.get(l, 0.0) + float(e.square().sum()) / (2 * l + 1)
+        return sums
+
+    @cached_property
+    def recoupling(self) -> Recoupling:
+        """The tables that make mixing matrices of the weights."""
+        return Recoupling.build(self.paths, self.channels_in, self.channels_out, self.radial)
 
     def path_weights(self) -> Iterator[tuple[Path, Tensor]]:
         """Each path with a view of its weights, (mul_out, mul_in, K_p, K_q_out, K_q_in)."""
@@ -191,6 +193,39 @@ class PQFilter(nn.Module):
         """Harmonics that the fast evaluation couples last: those of the p-offset, if separate."""
         return _harmonics({path.outer for path in self.paths}, p_offset)
 
+    def radial_q_in(self, q: QSpace | NodeSpace, dtype: torch.dtype) -> Tensor:
+        """phi_q_in at the input directions or nodes, (Q_in, K_q_in); of an integral normalised.
+
+        Each function is divided by the sum of its absolute values over the shells, so that what a
+        shell contributes does not shrink where others are measured too.
+        """
+        q_in = q.q if isinstance(q, NodeSpace) else q.q_in
+        phi = self.phi_q_in(q_in.to(dtype).norm(dim=-1))
+        if q.shares is None:
+            return phi
+        sizes = q.shares.to(dtype)[:, None] * phi.abs()
+        if isinstance(q, NodeSpace):
+            sums = phi.new_zeros(q.n_voxels, phi.shape[1]).index_add(0, q.voxel, sizes)[q.voxel]
+        else:
+            sums = sizes.sum(dim=0)
+        return phi / sums.clamp(min=LEAST_SUM)
+
+    def radial_p(self, edges: PEdges, dtype: torch.dtype) -> Tensor:
+        """Quadrature weight x phi_p at each p-offset, without averages over voxels: (T, K_p)."""
+        phi = self.phi_p(edges.offsets.to(dtype).norm(dim=-1))
+        return phi if edges.weights is None else phi * edges.weights.to(dtype)[:, None]
+
+    def embed_p(self, edges: PEdges, dtype: torch.dtype) -> dict[int, Tensor]:
+        """Quadrature weight x phi_p x outer harmonics: l -> (T, K_p, 2 l + 1).
+
+        Of an integral on a grid it is the average over the voxel around each offset.
+        """
+        embedding = self._outer_embedding(edges.offsets.to(dtype), edges.rule)
+        if edges.weights is None:
+            return embedding
+        weights = edges.weights.to(dtype)[:, None, None]
+        return {l: weights * e for l, e in embedding.items()}
+
     def mixing_matrices(self) -> list[Tensor]:
         """The weights, recoupled: for each `Mixing` a tensor (K_q_out, columns, rows)."""
         flat = _mixing_matrix(self).times(self.exact_weight)
@@ -204,41 +239,79 @@ class PQFilter(nn.Module):
 
     # -- the definition ------------------------------------------------------------------------
 
-    def kernel(self, p_offset: Tensor, q_out: Tensor, q_in: Tensor) -> Tensor:
+    def kernel(
+        self,
+        p_offset: Tensor,
+        q_out: Tensor,
+        q_in: Tensor,
+        *,
+        rule: VoxelRule | None = None,
+        phi_q_in: Tensor | None = None,
+    ) -> Tensor:
         """The filter at given offsets, straight from the definition.
 
         Parameters
         ----------
         p_offset, q_out, q_in : Tensors of shape (..., 3)
             Broadcast against each other; mm and sqrt(b / b_ref), world axes.
+        rule : VoxelRule, optional
+            Average the filter over a voxel around each p-offset; 0 beyond the radius.
+        phi_q_in : Tensor of shape (..., K_q_in), optional
+            Values of the radial functions of |q_in|, where they are normalised over shells.
 
         Returns
         -------
         Tensor of shape (..., dim_out, dim_in)
         """
-        inner = self.inner_harmonics(p_offset, q_out, q_in)
-        outer = self.outer_harmonics(p_offset)
-        shape = torch.broadcast_shapes(p_offset.shape, q_out.shape, q_in.shape)[:-1]
-        phi_p = self.phi_p(p_offset.norm(dim=-1))
+        if phi_q_in is None:
+            phi_q_in = self.phi_q_in(q_in.norm(dim=-1))
         phi_q_out = self.phi_q_out(q_out.norm(dim=-1))
-        phi_q_in = self.phi_q_in(q_in.norm(dim=-1))
+        shape = torch.broadcast_shapes(p_offset.shape, q_out.shape, q_in.shape)[:-1]
         result = p_offset.new_zeros(*shape, self.dim_out * self.dim_in)
+        angular = self._angular(p_offset, q_out, q_in, rule)
         for path, weight in self.path_weights():
             weight = weight.to(result.dtype)
             to_filter = coupling_tensor(path.outer, path.inner, path.l_filter, result)
-            angular = torch.einsum(
-                "...p,...q,pqf->...f", outer[path.outer], inner[path.inner], to_filter
-            )
+            filter = torch.einsum("...kpq,pqf->...kf", angular(path), to_filter)
             to_out = coupling_tensor(path.l_filter, path.l_in, path.l_out, result)
-            tensor = torch.einsum("...f,fio->...oi", angular, to_out)
-            scale = torch.einsum("uvabc,...a,...b,...c->...uv", weight, phi_p, phi_q_out, phi_q_in)
-            block = torch.einsum("...uv,...oi->...uovi", scale, tensor)
+            tensor = torch.einsum("...kf,fio->...koi", filter, to_out)
+            scale = torch.einsum("uvkbc,...b,...c->...uvk", weight, phi_q_out, phi_q_in)
+            block = torch.einsum("...uvk,...koi->...uovi", scale, tensor)
             # A compiler foresees other strides of a product than it has.
             block = block.clone(memory_format=torch.contiguous_format).flatten(-4)
             i, o = self.channels_of(path)
             place = self.index_out(o)[:, None] * self.dim_in + self.index_in(i)
             result = result.index_add(-1, place.flatten(), block)
         return result.unflatten(-1, (self.dim_out, self.dim_in))
+
+    def _angular(
+        self, p_offset: Tensor, q_out: Tensor, q_in: Tensor, rule: VoxelRule | None
+    ) -> Callable[[Path], Tensor]:
+        """phi_p x outer x inner harmonics of a path, (..., K_p, 2 l_outer + 1, 2 l_inner + 1)."""
+        if not self.joint:
+            outer = self._outer_embedding(p_offset, rule)
+            inner = self.inner_harmonics(p_offset, q_out, q_in)
+            return lambda path: outer[path.outer][..., None] * inner[path.inner][..., None, None, :]
+        total: dict[int, Tensor] = {}
+        for shifted, share in _points_around(p_offset, rule):
+            phi = (share * self.phi_p(shifted.norm(dim=-1)))[..., None]
+            for l, y in self.inner_harmonics(shifted, q_out, q_in).items():
+                term = phi * y[..., None, :]
+                total[l] = total[l] + term if l in total else term
+        return lambda path: total[path.inner][..., None, :]
+
+    def _outer_embedding(self, p_offset: Tensor, rule: VoxelRule | None) -> dict[int, Tensor]:
+        """phi_p x outer harmonics, averaged over a voxel by a rule: (..., K_p, 2 l + 1)."""
+        if rule is None:
+            phi = self.phi_p(p_offset.norm(dim=-1))
+            harmonics = self.outer_harmonics(p_offset)
+            return {l: phi[..., None] * y[..., None, :] for l, y in harmonics.items()}
+        points = p_offset[..., None, :] + rule.points.to(p_offset.dtype)
+        lengths = points.norm(dim=-1)
+        shares = rule.shares.to(p_offset.dtype) * inside(lengths, rule.radius)
+        phi = shares[..., None] * self.phi_p(lengths)
+        harmonics = self.outer_harmonics(points)
+        return {l: phi.transpose(-1, -2) @ y for l, y in harmonics.items()}
 
     # -- small things --------------------------------------------------------------------------
 
@@ -279,6 +352,18 @@ class PQFilter(nn.Module):
     def extra_repr(self) -> str:
         """Kind, numbers of paths and weights."""
         return f"{self.kind!r}, {len(self.paths)} paths, {self.weight.numel():,} weights"
+
+
+def _points_around(
+    p_offset: Tensor, rule: VoxelRule | None
+) -> Iterator[tuple[Tensor, Tensor | float]]:
+    """The offsets at each point of a rule, with (..., 1) or one share; themselves without one."""
+    if rule is None:
+        yield p_offset, 1.0
+        return
+    for point, share in zip(rule.points.to(p_offset.dtype), rule.shares.tolist(), strict=True):
+        shifted = p_offset + point
+        yield shifted, share * inside(shifted.norm(dim=-1, keepdim=True), rule.radius)
 
 
 @kept_with_owner

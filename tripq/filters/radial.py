@@ -10,7 +10,8 @@ from e3nn.nn import FullyConnectedNet
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tripq.kernels.embeddings import edge_radial, radial_twin
+from tripq.filters.activation import of_size_one
+from tripq.kernels.embeddings import Family, edge_radial, radial_twin
 from tripq.kernels.launch import runs_in_triton
 
 RadialKind = Literal["gaussian", "cosine", "bessel", "smooth_finite"]
@@ -89,17 +90,16 @@ class RadialFunctions(nn.Module):
                 self.shift = nn.Parameter(torch.zeros(radial.number))
         if radial.hidden:
             widths = [radial.number, *radial.hidden, radial.number]
-            self.mlp = FullyConnectedNet(widths, torch.nn.functional.silu)
+            self.mlp = FullyConnectedNet(widths)
+            for layer in [*self.mlp][:-1]:
+                layer.act = of_size_one(torch.nn.functional.silu)
 
     def forward(self, length: Tensor) -> Tensor:
         """Values at `length`, shape (...) -> (..., number)."""
         evaluate = edge_radial if runs_in_triton(length) else radial_twin
         values = evaluate(
             length.flatten(),
-            self.radial.kind,
-            self.number,
-            self._start,
-            self._stop,
+            Family(self.radial.kind, self.number, self._start, self._stop),
             getattr(self, "scale", None),
             getattr(self, "shift", None),
         ).view(*length.shape, self.number)

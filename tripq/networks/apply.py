@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tripq.infra.files import sha256, shortened
+from tripq.infra.files import parse_json, sha256, shortened
 from tripq.infra.memory import is_out_of_memory
 from tripq.networks.blocks import predict_blocks, receptive_field
 from tripq.networks.checkpoint import CheckpointError, load_network, read_notes
@@ -36,8 +36,7 @@ from tripq.scans.resampling import bytes_to_resample, map_back, resample
 from tripq.scans.shells import count_directions
 
 VOXEL_TOLERANCE = 0.05
-"""Voxels may differ from those of the training by this share: the sum over neighbours grows with
-their number, so that other voxels give other features."""
+"""Edges of voxels may lie outside the range of the training by this share."""
 
 COARSE = 1.5
 """Voxels longer than those of the training by this factor are told: what is mixed in a voxel stays
@@ -71,8 +70,9 @@ class Model:
         Of the file.
     network : Module
         In evaluation mode, on the CPU.
-    voxel_size : float or None
-        Edge in mm of the voxels that it was trained on; None if the checkpoint does not say.
+    voxel_sizes : (float, float) or None
+        Shortest and longest edge in mm of the voxels that it was trained on; None if the checkpoint
+        does not say.
     b_values : tuple of float
         In s/mm2, of the training; empty if the checkpoint does not say.
     caution : str
@@ -88,12 +88,22 @@ class Model:
     path: Path
     sha256: str
     network: nn.Module
-    voxel_size: float | None
+    voxel_sizes: tuple[float, float] | None
     b_values: tuple[float, ...]
     caution: str
     fewest_directions: int = 0
     task: str = ""
     notes: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def described(self) -> dict[str, str]:
+        """The network for readers: its name, its size and its arguments."""
+        arguments = parse_json(self.notes.get("arguments", "{}"), "arguments")
+        return {
+            "network": type(self.network).__name__,
+            "number of weights": f"{sum(w.numel() for w in self.network.parameters()):,}",
+            **{name: str(value) for name, value in arguments.items()},
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,8 +150,9 @@ def load_model(path: str | PathLike[str]) -> Model:
     Parameters
     ----------
     path : path
-        Written by `tripq.networks.save_network`.  The notes ``voxel_size_mm``, ``b_values``,
-        ``fewest_directions`` (numbers), ``caution`` and ``task`` are used; each may be missing.
+        Written by `tripq.networks.save_network`.  The notes ``voxel_size_mm`` (one edge, or the
+        shortest and the longest), ``b_values``, ``fewest_directions`` (numbers), ``caution`` and
+        ``task`` are used; each may be missing.
 
     Raises
     ------
@@ -151,22 +162,28 @@ def load_model(path: str | PathLike[str]) -> Model:
     file = Path(path)
     notes = read_notes(file)
     network = load_network(file)
-    voxel_size = note_number(notes, "voxel_size_mm", file)
+    edges = _numbers(notes, "voxel_size_mm", file)
+    if len(edges) > 2:
+        raise CheckpointError(
+            f"{file}: its voxel_size_mm is {shortened(notes['voxel_size_mm'])!r}, not one edge, or "
+            "the shortest and the longest."
+        )
     fewest_directions = note_number(notes, "fewest_directions", file) or 0
     if not 0 <= fewest_directions < np.inf:
         raise CheckpointError(
             f"{file}: its fewest_directions is {fewest_directions}, no number of directions."
         )
     shortest, longest = VOXEL_EDGES
-    if voxel_size is not None and not shortest <= voxel_size <= longest:
-        raise CheckpointError(
-            f"{file}: its voxel size is {voxel_size} mm, not from {shortest:g} to {longest:g}."
-        )
+    for edge in edges:
+        if not shortest <= edge <= longest:
+            raise CheckpointError(
+                f"{file}: its voxel size is {edge} mm, not from {shortest:g} to {longest:g}."
+            )
     return Model(
         path=file,
         sha256=sha256(file),
         network=network,
-        voxel_size=voxel_size,
+        voxel_sizes=(min(edges), max(edges)) if edges else None,
         b_values=_numbers(notes, "b_values", file),
         caution=notes.get("caution", ""),
         fewest_directions=int(fewest_directions),
@@ -189,9 +206,16 @@ def note_number(notes: Mapping[str, str], name: str, path: Path) -> float | None
     return numbers[0] if numbers else None
 
 
-def fits(dwi: DWI, voxel_size: float) -> bool:
-    """Whether the edges of a scan's voxels are within 5 % of a size in mm."""
-    return bool(np.all(np.abs(dwi.voxel_size - voxel_size) <= VOXEL_TOLERANCE * voxel_size))
+def fits(dwi: DWI, voxel_sizes: tuple[float, float]) -> bool:
+    """Whether the edges of a scan's voxels are within a range in mm, to 5 %."""
+    shortest, longest = voxel_sizes
+    low, high = shortest * (1 - VOXEL_TOLERANCE), longest * (1 + VOXEL_TOLERANCE)
+    return bool(np.all((low <= dwi.voxel_size) & (dwi.voxel_size <= high)))
+
+
+def suitable_size(dwi: DWI, voxel_sizes: tuple[float, float]) -> float:
+    """Edge in mm of the cubic voxels of a range that are nearest in volume to those of a scan."""
+    return float(np.clip(np.prod(dwi.voxel_size) ** (1 / 3), *voxel_sizes))
 
 
 def bytes_per_voxel(network: nn.Module, n_samples: int) -> int:
@@ -272,9 +296,9 @@ def apply_model(
 ) -> Prediction:
     """The output of a network in every voxel of a scan, whatever its voxel size.
 
-    A scan whose voxels are not those of the training is resampled, and the output brought back (see
-    `tripq.scans.resampling`).  Where memory runs out, it is tried again with half as many voxels in
-    a block.
+    Where the voxels are within the range of the training, nothing is interpolated.  Another scan is
+    resampled, and the output brought back (see `tripq.scans.resampling`).  Where memory runs out,
+    it is tried again with half as many voxels in a block.
 
     Parameters
     ----------
@@ -305,14 +329,15 @@ def apply_model(
     cautions = [*find_cautions(dwi), *_cautions(model, dwi)]
     notes = [*dwi.notes, *cautions]
     suited = dwi
-    if model.voxel_size is not None and not fits(dwi, model.voxel_size):
-        _check_resampling(dwi, model.voxel_size, memory)
-        suited = resample(dwi, model.voxel_size)
+    if model.voxel_sizes is not None and not fits(dwi, model.voxel_sizes):
+        voxel_size = suitable_size(dwi, model.voxel_sizes)
+        _check_resampling(dwi, voxel_size, memory)
+        suited = resample(dwi, voxel_size)
         notes.append(
             suited.notes[-1].rstrip(".")
-            + ", the size that the network was trained on; the map was brought back."
+            + ", a size that the network was trained on; the map was brought back."
         )
-        if dwi.voxel_size.max() > COARSE * model.voxel_size:
+        if dwi.voxel_size.max() > COARSE * model.voxel_sizes[1]:
             cautions.append(
                 f"The network was trained on much finer voxels: {dwi.voxel_size.max():.3g} mm hold "
                 "what it never saw in one, and resampling does not part it. Look at the map."
@@ -371,7 +396,7 @@ def _check_resampling(dwi: DWI, voxel_size: float, memory: float) -> None:
 def _cautions(model: Model, dwi: DWI) -> list[str]:
     """What about a scan a network has not seen in its training."""
     cautions = []
-    if model.voxel_size is None:
+    if model.voxel_sizes is None:
         cautions.append(
             "The checkpoint does not say for which voxel size it is; the scan was taken as it is."
         )

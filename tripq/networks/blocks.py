@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tripq.domain.graph import PQGraph
-from tripq.domain.neighbours import grid_offsets
+from tripq.domain.voxels import neighbour_steps
 from tripq.nn.layer import PQTensorFieldLayer
 from tripq.scans import B_REFERENCE, DWI, DWIError
 
@@ -68,7 +68,8 @@ def receptive_field(network: nn.Module, affine: NDArray[np.floating]) -> NDArray
     """
     reach = np.zeros(3, dtype=np.int64)
     for layer in _tensor_field_layers(network):
-        offsets = grid_offsets(np.asarray(affine, dtype=np.float64)[:3, :3], layer.p_radius)
+        axes = np.asarray(affine, dtype=np.float64)[:3, :3]
+        offsets = neighbour_steps(axes, layer.p_radius, layer.quadrature)
         reach += np.abs(offsets).max(axis=0)
     for module in network.modules():
         if isinstance(module, nn.Conv3d):

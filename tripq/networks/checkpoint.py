@@ -23,11 +23,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from tripq import __version__
-from tripq.filters.filter import weights_at_most
 from tripq.filters.radial import Radial
 from tripq.infra.files import check_regular, parse_json, printable, write_bytes
 from tripq.infra.memory import is_out_of_memory
-from tripq.networks.conv import ConvSegmenter
 from tripq.networks.registry import find_network, network_names
 
 MAX_NOTES = 2**20
@@ -41,6 +39,14 @@ MAX_ORDER = 11
 
 MAX_LAYERS = 100
 """Largest number of layers that a file may ask for."""
+
+#: Arguments of networks in files that were written before these arguments existed.
+BEFORE: Mapping[str, Any] = {
+    "p_radial": Radial("gaussian", 3),
+    "q_radial": Radial("gaussian", 3),
+    "group": "SO3",
+    "quadrature": "sum",
+}
 
 _VERSION = "tripq"  # the note that says which version wrote a file
 
@@ -113,10 +119,7 @@ def load_network(path: str | PathLike[str]) -> nn.Module:
         arguments = _check_arguments(
             metadata["network"], parse_json(metadata["arguments"], "arguments")
         )
-        with safe_open(path, framework="pt") as file:
-            number = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
-        network = _build(metadata["network"], arguments, number)
-        _take(network, load_file(path))
+        network = _build(metadata["network"], arguments, load_file(path))
     except (
         *(TypeError, ValueError, LookupError, RuntimeError, ArithmeticError, AssertionError),
         *(SafetensorError, OSError, MemoryError),
@@ -197,7 +200,7 @@ def _is_pickle(path: Path) -> bool:
 def _check_arguments(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a network, if they are of its types and of possible sizes."""
     known = inspect.signature(find_network(name)).parameters
-    checked: dict[str, Any] = {}
+    checked: dict[str, Any] = {key: value for key, value in BEFORE.items() if key in known}
     for key, value in arguments.items():
         if key not in known:
             raise ValueError(f"{name} has no argument {key!r}")
@@ -234,23 +237,35 @@ def _as_default(value: Any, default: Any) -> Any:
     return type(default)(**items)
 
 
-def _build(name: str, arguments: Mapping[str, Any], number: int) -> nn.Module:
-    """A network with so many weights and no values, or a `ValueError` before it takes memory."""
+def _build(name: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A network with the tensors of a file, which must be exactly those that it needs.
+
+    The network is built twice: first on the meta device, where tensors have sizes and no values.
+    It takes memory only if its tensors are those of the file.
+    """
+    number = sum(tensor.numel() for tensor in tensors.values())
     for key, value in arguments.items():
-        if isinstance(value, Radial) and _n_weights(value) > number:
-            raise ValueError(f"{key}: more radial functions and hidden units than weights")
         if key.endswith("_features") or key.startswith("irreps"):
             irreps = o3.Irreps(value)
             if irreps.num_irreps > number:
                 raise ValueError(f"{key} = {value}: more features than there are weights")
             if irreps.lmax > MAX_ORDER:
                 raise ValueError(f"{key} = {value}: orders go up to {MAX_ORDER}")
+    for key, value in arguments.items():
+        if isinstance(value, Radial) and _n_weights(value) > number:
+            raise ValueError(f"{key}: more radial functions and hidden units than weights")
     network = find_network(name)
-    if network is ConvSegmenter:
+    try:
         with torch.device("meta"):
-            return ConvSegmenter(**arguments)
-    with weights_at_most(number):
-        return network(**arguments)
+            planned = network(**arguments)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name} cannot be built on the meta device, where its size is checked: {error}"
+        ) from error
+    _check_tensors(planned, tensors)
+    built = network(**arguments)
+    built.load_state_dict(tensors)
+    return built
 
 
 def _n_weights(radial: Radial) -> int:
@@ -259,8 +274,8 @@ def _n_weights(radial: Radial) -> int:
     return radial.number + (sum(a * b for a, b in pairwise(widths)) if radial.hidden else 0)
 
 
-def _take(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give a network the tensors of a file, which must be exactly those that it needs."""
+def _check_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Raise a `ValueError` unless tensors are those that a network needs, and finite."""
     needed = network.state_dict()
     if missing := sorted({*needed} - {*tensors}):
         raise ValueError(f"the tensor {missing[0]} is missing")
@@ -280,9 +295,6 @@ def _take(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             )
         if not torch.isfinite(tensor).all():
             raise ValueError(f"the tensor {key} holds values that are no numbers")
-    if next(network.parameters()).is_meta:
-        network.to_empty(device="cpu")
-    network.load_state_dict(tensors)
 
 
 def _only_first_layer_mirrors(needed: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> bool:

@@ -11,6 +11,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from tripq.domain.graph import PQGraph
+from tripq.domain.quadrature import Quadrature
 from tripq.filters.radial import Radial
 from tripq.networks.signal import LARGEST_RATIO
 from tripq.nn.block import Block
@@ -24,8 +25,8 @@ class Encoder(Bindable):
 
     The features transform with joint rotations of voxels and directions as `irreps_out` says, and
     do not depend on the signs of the gradient directions; the weights serve any gradient table.
-    The layers sum over the voxels within a radius, as the paper's equation does, so a trained
-    network is for scans of about the voxel size that it was trained on.
+    The layers are integrals over positions and directions, so that a trained network serves scans
+    of other voxel sizes, too, see `quadrature`.
 
     The first layer reduces q-space at once, to features of order 0, 2 and 4, the orders in which
     the anisotropy of diffusion lives (its signal is even), each voxel by itself unless another
@@ -34,7 +35,7 @@ class Encoder(Bindable):
     Parameters
     ----------
     p_radius : float
-        Radius of a layer's neighbourhood in mm; 3.6 reaches 27 voxels of 1.8 to 2 mm.
+        Radius of a layer's neighbourhood in mm; 3 mm reaches 27 voxels of 2 to 5 mm.
     q_features : Irreps or str
         Features of the first layer.
     p_features : Irreps or str
@@ -54,6 +55,9 @@ class Encoder(Bindable):
         paths exist on which the parities match.
     p_radial, q_radial : Radial
         Radial functions of every layer, of the distance of two voxels and of |q|.
+    quadrature : {"integral", "sum"}
+        Of every layer; see `PQTensorFieldLayer`.  Weights of an integral serve scans of any voxel
+        size and table near those of the training; weights of a sum serve those of the training.
 
     Attributes
     ----------
@@ -80,7 +84,7 @@ class Encoder(Bindable):
     def __init__(
         self,
         *,
-        p_radius: float = 3.6,
+        p_radius: float = 3.0,
         q_features: o3.Irreps | str = "24x0e + 8x2e + 4x4e",
         p_features: o3.Irreps | str = "24x0e + 6x1o + 8x2e",
         n_p_layers: int = 3,
@@ -90,8 +94,9 @@ class Encoder(Bindable):
         selection: Selection = "all",
         group: Group = "SO3",
         antipodal: bool = True,
-        p_radial: Radial = Radial(),
+        p_radial: Radial = Radial("cosine", 2),
         q_radial: Radial = Radial(),
+        quadrature: Quadrature = "integral",
     ) -> None:
         super().__init__()
         self.p_radius = p_radius
@@ -106,6 +111,7 @@ class Encoder(Bindable):
         self.antipodal = antipodal
         self.p_radial = p_radial
         self.q_radial = q_radial
+        self.quadrature = quadrature
         first = Block(
             "1x0e",
             q_features,
@@ -122,6 +128,7 @@ class Encoder(Bindable):
             lmax_q=4,
             p_radial=p_radial,
             q_radial=q_radial,
+            quadrature=quadrature,
         )
         blocks = [first]
         for _ in range(n_p_layers):
@@ -136,6 +143,7 @@ class Encoder(Bindable):
                     group=group,
                     lmax_p=2,
                     p_radial=p_radial,
+                    quadrature=quadrature,
                 )
             )
         self.blocks = nn.ModuleList(blocks)
@@ -159,7 +167,7 @@ class VoxelNetwork(Encoder):
         ``"1x0e + 1x2e"`` for symmetric tensors, in the components of e3nn.  Its scalars have a
         bias.
     p_radius, q_features, p_features, n_p_layers, batch_norm, q_max, filter, selection, group, \
-antipodal, p_radial, q_radial
+antipodal, p_radial, q_radial, quadrature
         Of the encoder; see `Encoder`.  The last layer has the radius, the group and the radial
         functions of those before it.
 
@@ -181,7 +189,7 @@ antipodal, p_radial, q_radial
         self,
         irreps_out: o3.Irreps | str = "1x0e",
         *,
-        p_radius: float = 3.6,
+        p_radius: float = 3.0,
         q_features: o3.Irreps | str = "24x0e + 8x2e + 4x4e",
         p_features: o3.Irreps | str = "24x0e + 6x1o + 8x2e",
         n_p_layers: int = 3,
@@ -191,8 +199,9 @@ antipodal, p_radial, q_radial
         selection: Selection = "all",
         group: Group = "SO3",
         antipodal: bool = True,
-        p_radial: Radial = Radial(),
+        p_radial: Radial = Radial("cosine", 2),
         q_radial: Radial = Radial(),
+        quadrature: Quadrature = "integral",
     ) -> None:
         super().__init__(
             p_radius=p_radius,
@@ -207,6 +216,7 @@ antipodal, p_radial, q_radial
             antipodal=antipodal,
             p_radial=p_radial,
             q_radial=q_radial,
+            quadrature=quadrature,
         )
         features, self.irreps_out = self.irreps_out, o3.Irreps(irreps_out)
         scalar = any(ir.l == 0 and (ir.p == 1 or group == "SO3") for _, ir in self.irreps_out)
@@ -219,6 +229,7 @@ antipodal, p_radial, q_radial
             lmax_p=2,
             bias=scalar,
             p_radial=p_radial,
+            quadrature=quadrature,
         )
         if self.head.unreached:
             raise ValueError(f"no path leads to {self.head.unreached} of {self.irreps_out}")

@@ -51,6 +51,7 @@ class PaperSegmenter(Bindable):
             p_radius,
             q_max=q_max,
             selection="tp1",
+            quadrature="sum",
             q_directions="unit",
         )
         features = self.pq_block.irreps_out
@@ -60,7 +61,7 @@ class PaperSegmenter(Bindable):
             self.reduction = QMean()
         elif q_reduction == "layer":
             self.reduction = PQTensorFieldLayer(
-                features, features, 0.0, q_max=q_max, q_out=None, lmax_q=2
+                features, features, 0.0, q_max=q_max, q_out=None, lmax_q=2, quadrature="sum"
             )
         else:
             raise ValueError(
@@ -68,10 +69,12 @@ class PaperSegmenter(Bindable):
             )
         blocks = []
         for irreps in ("20x0e + 5x1o", "10x0e + 3x1o", "5x0e + 2x1o"):
-            blocks.append(Block(features, irreps, p_radius, q_in=None))
+            blocks.append(Block(features, irreps, p_radius, q_in=None, quadrature="sum"))
             features = blocks[-1].irreps_out
         self.p_blocks = nn.ModuleList(blocks)
-        self.head = PQTensorFieldLayer(features, "1x0e", p_radius, q_in=None, bias=True)
+        self.head = PQTensorFieldLayer(
+            features, "1x0e", p_radius, q_in=None, quadrature="sum", bias=True
+        )
 
     def forward(self, signal: Tensor, graph: PQGraph) -> Tensor:
         """Logits of shape (V,) from the signal (V, Q), divided by b0."""

@@ -42,7 +42,9 @@ def register_network(network: Network) -> Network:
     ----------
     network : type
         Keeps each argument of its constructor as an attribute of that name; all have defaults of
-        JSON's types, or dataclasses of them, or are counts.
+        JSON's types, or dataclasses of them, or are counts.  The constructor works on the meta
+        device, too, where the sizes that a file names are checked before they take memory:
+        ``with torch.device("meta"): MyNetwork()``.
 
     Raises
     ------

@@ -29,21 +29,17 @@ class BatchNorm(e3nn_nn.BatchNorm):
     def __init__(self, irreps: o3.Irreps | str) -> None:
         super().__init__(irreps)
         features = [ir for mul, ir in self.irreps for _ in range(mul)]
-        dims = torch.tensor([ir.dim for ir in features], dtype=torch.int64)
-        scalar = torch.tensor([ir.is_scalar() for ir in features], dtype=torch.bool)
+        of_component = [i for i, ir in enumerate(features) for _ in range(ir.dim)]
+        scalars = [i for i, feature in enumerate(of_component) if features[feature].is_scalar()]
         self._feature: Tensor
         self._scalar: Tensor
-        self._dims: Tensor
-        self._belongs: Tensor
-        feature = torch.arange(len(dims)).repeat_interleave(dims)
         # The feature of each component, and the positions of the scalars.
+        feature = torch.tensor(of_component, dtype=torch.int64)
         self.register_buffer("_feature", feature, persistent=False)
-        self.register_buffer("_scalar", scalar[feature].nonzero()[:, 0], persistent=False)
-        # 1 where a component belongs to a feature.  A sum by index would be shorter, but its order
-        # on a GPU is random, and training would not be reproducible.
-        belongs = (feature[:, None] == torch.arange(len(dims))).float()
-        self.register_buffer("_belongs", belongs, persistent=False)
-        self.register_buffer("_dims", dims, persistent=False)
+        scalar = torch.tensor(scalars, dtype=torch.int64)
+        self.register_buffer("_scalar", scalar, persistent=False)
+        #: Multiplicity and number of components of each run of features, which are side by side.
+        self._runs = [(mul, ir.dim) for mul, ir in self.irreps]
 
     def forward(self, x: Tensor, graph: PQGraph) -> Tensor:
         """Features of a layer on a graph, (V, Q, dim), (N, dim) or (V, dim); padding stays 0."""
@@ -64,7 +60,12 @@ class BatchNorm(e3nn_nn.BatchNorm):
                 variance, averages = torch.var_mean(x.flatten(0, -2), dim=0, correction=0)
                 mean = mean.index_copy(0, self._scalar, averages[self._scalar])
                 squares = variance + (averages - mean).square()
-            power = (squares[:, None] * self._belongs).sum(dim=0) / self._dims
+            # A sum by index would be shorter, but its order on a GPU is random, and training would
+            # not be reproducible.
+            runs = squares.split([mul * dim for mul, dim in self._runs])
+            power = torch.cat(
+                [run.view(shape).mean(dim=1) for run, shape in zip(runs, self._runs, strict=True)]
+            )
             with torch.no_grad():
                 self.running_mean.lerp_(mean[self._scalar], self.momentum)
                 self.running_var.lerp_(power, self.momentum)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from e3nn import o3
-from e3nn.math import normalize2mom
 from torch import Tensor, nn
+
+from tripq.filters.activation import of_size_one
 
 
 class GatedNonlinearity(nn.Module):
@@ -33,8 +34,8 @@ class GatedNonlinearity(nn.Module):
         gates = o3.Irreps([(mul, "0e") for mul, _ in gated])
         gates = sum(mul for mul, _ in gated)
         self.irreps_in = (scalars + o3.Irreps([(gates, "0e")]) + gated).simplify()
-        self.swish = normalize2mom(torch.nn.functional.silu)
-        self.sigmoid = normalize2mom(torch.sigmoid)
+        self.swish = of_size_one(torch.nn.functional.silu)
+        self.sigmoid = of_size_one(torch.sigmoid)
         self._shapes = [(mul, ir.dim) for mul, ir in gated]
         self._sizes = [
             scalars.dim,

@@ -14,9 +14,12 @@ from tripq.backends import BACKENDS
 from tripq.backends.base import Request
 from tripq.backends.plan import Backend, Explanation, explain, make_plan
 from tripq.backends.precision import check_dtype
-from tripq.domain.graph import PQGraph, ScanGraph, pad_rows
+from tripq.domain.batch import pad_rows
+from tripq.domain.graph import PQGraph
 from tripq.domain.nodes import NodeSpace
 from tripq.domain.qspace import QSpace
+from tripq.domain.quadrature import Quadrature
+from tripq.domain.scan_graph import ScanGraph
 from tripq.filters.filter import PQFilter, positions, ungrouped
 from tripq.filters.radial import ConstantFunction, Radial, RadialFunctions
 from tripq.infra.tracing import traced_as_one_call
@@ -42,82 +45,92 @@ class PQTensorFieldLayer(Bindable):
     r"""Tensor field layer on p- and q-space, equivariant under joint rotations and translations.
 
     The layer of Müller, Golkov, Tomassini and Cremers (arXiv:2102.06942, eq. 5): the output at
-    (p_out, q_out) sums over all joined input nodes the product of a filter and the input features,
+    (p_out, q_out) is the sum over all input nodes with an edge to it of a filter times the input
+    features,
 
     .. math::
         \sum W\; C(l_{out}; l_f\, l_{in})\, C(l_f; l_p\, l_q)\;
         \varphi_1(|p_{out} - p_{in}|)\, \varphi_2(|q_{out}|)\, \varphi_3(|q_{in}|)\;
         Y_{l_p}(p_{out} - p_{in})\, Y_{l_q}(q_{out} - q_{in})\, I(p_{in}, q_{in}),
 
-    where the sum over q_in is a quadrature (a mean, unless the graph is given other weights).
-    Gradient tables come with the graph: the weights know no geometry, and one layer serves scans
-    with any number of directions, shells and voxel sizes.
+    where the sum over the nodes is a quadrature, see `quadrature`.  The gradient table is part of
+    the graph, and the weights are independent of geometry: one layer is applicable to scans with
+    any number of directions, shells and voxel sizes.
 
     Parameters
     ----------
     irreps_in, irreps_out : e3nn.o3.Irreps or str
-        The channels and orders of the features, such as ``"4x0e + 2x1o + 1x2e"``.
+        Channels and orders of the features, such as ``"4x0e + 2x1o + 1x2e"``.
     p_radius : float
-        Radius of the neighbourhood in mm; 0 keeps to the voxel itself.
+        Radius of the neighbourhood in mm; with 0 it is the voxel itself.
     q_max : float
-        The largest |q| that the radial functions in q-space cover (2.0: b up to 4 b_ref).
+        Largest |q| in the range of the radial functions of q-space (2.0: b up to 4 b_ref).
     filter : str
         ``"tp"``, the tensor product of the harmonics of both offsets; ``"diff"``, one harmonic of
         the difference of the two offsets, (p_out - p_in) - (q_out - q_in); ``"p"`` and ``"q"``,
         harmonics and radial functions of one of the two spaces only; or a sum of several, such as
-        ``"tp + p"``, each with weights of its own.
+        ``"tp + p"``, each with separate weights.
     selection : {"paper", "tp1", "all"}
-        Which orders take part in ``"tp"``: ``|l_f - l_p| <= 1``; with ``"tp1"`` (the authors' code)
-        ``|l_f - l_q| <= 1`` too; with ``"all"`` neither, so that from scalars features of order 2
-        and more see the voxel itself, not only its neighbours.  ``"all"`` needs `lmax_p`.
+        Condition on the orders of ``"tp"``: ``|l_f - l_p| <= 1`` with ``"paper"``; also
+        ``|l_f - l_q| <= 1`` with ``"tp1"`` (the authors' code); none with ``"all"``, so that output
+        features of order 2 or more depend on scalars of the voxel itself, not only on those of its
+        neighbours.  ``"all"`` needs `lmax_p`.
     lmax_p, lmax_q, lmax_filter : int, optional
-        Largest orders of the two harmonics and of the filter.
+        Maximum orders of the two harmonics and of the filter.
     p_radial, q_radial : Radial
         Radial functions of |p_out - p_in|, and of |q_out| and |q_in|.
     q_directions : {"vectors", "unit"}
         Whether q_out - q_in is a difference of q-vectors or of their unit vectors.
     group : {"SO3", "O3"}
-        ``"SO3"`` (the paper's) ignores the parity of irreps; with ``"O3"`` only paths on which the
-        parities match exist, and the layer commutes with reflections too.
+        ``"SO3"`` (the paper's) ignores the parity of irreps.  ``"O3"`` has only the paths with
+        matching parities, and the layer also commutes with reflections.
     antipodal : bool
-        Average the filter over the signs of all q-vectors: flipping the sign of any directions
-        changes nothing, as it changes nothing in the signal.
+        Average the filter over the signs of all q-vectors: the output is then invariant to the sign
+        of every direction, as the signal is.
     bias : bool
         Add a learned constant to the scalar (even, in O(3)) output channels.
     self_interaction : bool
         Add a learned linear map of the features at the output node itself (zero offset in p and
-        in q).  Needs an output with the same nodes as the input.
+        in q).  The output must have the same nodes as the input.
     q_in : "graph" or None
-        Where the input lives: at the directions of the graph, or (None) at the single point q = 0
-        of every voxel, a map without q-space: (V, dim_in).
+        q-space of the input: the directions of the graph, or (None) the single point q = 0 of every
+        voxel, a map without q-space, (V, dim_in).
     q_out : "input", "graph" or None
-        Where the output lives: on a map if the input does (``"input"``, the default), at the output
-        directions of the graph, or (None) on a map.  So there are four layers: ``q_in="graph"`` to
-        ``"graph"``, (V, Q, dim_in) -> (V, Q_out, dim_out); to None, which reduces q-space,
-        -> (V, dim_out); ``q_in=None`` to None, (V, dim_in) -> (V, dim_out), whose filter is
-        ``"p"``; and ``q_in=None`` to ``"graph"``, which expands a map to directions, as the last
-        layer of a network that predicts a signal: the same sum with the one point q_in = 0, of
-        weight 1, joined to every output direction, (V, dim_in) -> (V, Q_out, dim_out).
+        q-space of the output: that of the input (``"input"``, the default), the output directions
+        of the graph, or (None) a map.  There are four kinds of layers.  ``q_in="graph"`` to
+        ``"graph"``: (V, Q, dim_in) -> (V, Q_out, dim_out).  ``q_in="graph"`` to None, which reduces
+        q-space: (V, Q, dim_in) -> (V, dim_out).  ``q_in=None`` to None, with the filter ``"p"``:
+        (V, dim_in) -> (V, dim_out).  ``q_in=None`` to ``"graph"``, which expands a map to
+        directions, as the last layer of a network that predicts a signal:
+        (V, dim_in) -> (V, Q_out, dim_out), with edges of weight 1 from the point q_in = 0 to every
+        output direction.
+    quadrature : {"sum", "integral"}
+        ``"sum"``: the paper's sum over the voxels with a centre closer than `p_radius`, and the
+        mean over the directions.  ``"integral"``: an integral over p and q, so that one set of
+        weights serves every sampling.  Each voxel has its volume as weight, and filters are
+        averaged over it and are 0 beyond `p_radius`; each direction has the share of its shell that
+        it represents as weight, and each radial function of |q_in| is divided by its sum over the
+        shells.  Weights given to the graph are used unchanged by both.
     backend : {"auto", "recoupled", "fourier", "dense", "triton", "edges"}
-        How to evaluate; all agree to rounding.  ``"auto"`` takes the fastest by a cost model for
-        each scan; `explain` says which, and why.  ``"recoupled"``: matrix products in an order that
-        separates p- and q-space.  ``"fourier"``: the same for grids, frequency by frequency.
-        ``"dense"``: the filter on the voxel grid, and a convolution.  ``"triton"``: kernels for
-        CUDA devices.  ``"edges"``: the slow definition.  One that is asked for and cannot run is an
-        error.
+        Method of evaluation; all agree to rounding.  ``"auto"`` chooses the fastest by a cost model
+        for each scan; `explain` gives the choice and the reason.  ``"recoupled"``: matrix products
+        in an order that separates p- and q-space.  ``"fourier"``: the same for grids, at each
+        frequency.  ``"dense"``: the filter sampled on the voxel grid, and a convolution.
+        ``"triton"``: kernels for CUDA devices.  ``"edges"``: the definition, slow.  A named back
+        end that cannot run is an error.
     memory_budget : int, optional
-        Bytes that working arrays may take, besides features and their gradients; larger work is
-        split.  Default: 256 MB, on a CUDA device an eighth of its memory.
+        Limit on the working arrays in bytes, without features and their gradients; larger
+        computations are split.  Default: 256 MB, on a CUDA device one eighth of its memory.
 
     Attributes
     ----------
     paths : tuple of Path
-        The paths of all filters.
+        Paths of all filters.
     unreached : Irreps
-        The output channels to which no path leads, so that they are 0 but for a bias or a
-        self-interaction; a warning names them.
+        Output channels without a path, which are 0 except for a bias or a self-interaction; a
+        warning names them.
     scalars_out : tuple of int
-        The output components that a bias is added to.
+        Output components to which a bias is added.
 
     Examples
     --------
@@ -151,6 +164,7 @@ class PQTensorFieldLayer(Bindable):
         self_interaction: bool = False,
         q_in: OnGraph | None = "graph",
         q_out: QOut | None = "input",
+        quadrature: Quadrature = "sum",
         backend: Backend = "auto",
         memory_budget: int | None = None,
     ) -> None:
@@ -158,13 +172,16 @@ class PQTensorFieldLayer(Bindable):
         _check_choice("selection", selection, Selection)
         _check_choice("group", group, Group)
         _check_choice("q_directions", q_directions, QDirections)
+        _check_choice("quadrature", quadrature, Quadrature)
         _check_choice("backend", backend, Backend)
         if not 0 <= p_radius < float("inf"):
             raise ValueError(f"p_radius must be a length in mm, not {p_radius}")
         if not 0 < q_max < float("inf"):
             raise ValueError(f"q_max must be positive, not {q_max}")
         if memory_budget is not None and memory_budget <= 0:
-            raise ValueError(f"memory_budget is a number of bytes, not {memory_budget}")
+            raise ValueError(
+                f"memory_budget must be a positive number of bytes, not {memory_budget}"
+            )
         if q_in is not None:
             _check_choice("q_in", q_in, OnGraph)
         if q_out is not None:
@@ -172,7 +189,7 @@ class PQTensorFieldLayer(Bindable):
         to: OnGraph | None = q_in if q_out == "input" else q_out
         if self_interaction and q_in != to:
             raise ValueError(
-                "a self-interaction needs an output with the nodes of the input; this layer "
+                "a self-interaction needs an output with the nodes of the input, but this layer "
                 f"{'reduces q-space' if to is None else 'expands a map'} (q_out={to!r})"
             )
         self.irreps_in = o3.Irreps(irreps_in)
@@ -182,6 +199,7 @@ class PQTensorFieldLayer(Bindable):
         self.group = group
         self.q_in = q_in
         self.q_out = to
+        self.quadrature: Quadrature = quadrature
         self.backend: Backend = backend
         self.memory_budget = memory_budget
         self.channels_in = _channels(self.irreps_in, group)
@@ -192,7 +210,7 @@ class PQTensorFieldLayer(Bindable):
         if q_in is None and to is None:
             if kinds not in (("tp",), ("p",)):
                 raise ValueError(
-                    "a map without q-space has p-offsets only, so its filter is "
+                    "a map without q-space has p-offsets only, so its filter must be "
                     f'"p", not {filter!r}'
                 )
             kinds = ("p",)
@@ -219,8 +237,8 @@ class PQTensorFieldLayer(Bindable):
         self.unreached = self._unreached()
         if self.unreached:
             warnings.warn(
-                f"no path of this layer leads to {self.unreached}, which will be 0: larger "
-                'lmax_p and lmax_q or selection="all" may have one',
+                f"no path of this layer leads to {self.unreached}, which will be 0: try larger "
+                'lmax_p and lmax_q, or selection="all"',
                 stacklevel=2,
             )
         self.self_interaction = (
@@ -240,7 +258,7 @@ class PQTensorFieldLayer(Bindable):
         reached = {
             (path.l_out, path.parity_out)
             for path in self.paths
-            # Without an offset in p, its harmonics are 0 but for the first.
+            # Without an offset in p, its harmonics are 0 except for order 0.
             if self.p_radius > 0 or path.outer == 0
         }
         return o3.Irreps(
@@ -257,7 +275,7 @@ class PQTensorFieldLayer(Bindable):
         unit_directions: bool,
         antipodal: bool,
     ) -> PQFilter:
-        """A filter with the radial functions that its kind and its output have a use for."""
+        """A filter with the radial functions that its kind, input and output need."""
         in_q = kind != "p"
         return PQFilter(
             kind,
@@ -267,7 +285,7 @@ class PQTensorFieldLayer(Bindable):
             RadialFunctions(p_radial, self.p_radius, cutoff=True)
             if kind != "q"
             else ConstantFunction(),
-            # A map has |q| = 0 only.
+            # A map has only |q| = 0.
             RadialFunctions(q_radial, self.q_max, cutoff=False)
             if in_q and self.q_out is not None
             else ConstantFunction(),
@@ -276,6 +294,7 @@ class PQTensorFieldLayer(Bindable):
             else ConstantFunction(),
             unit_directions=unit_directions,
             antipodal=antipodal,
+            quadrature=self.quadrature,
         )
 
     def forward(self, x: Tensor, graph: PQGraph) -> Tensor:
@@ -285,38 +304,39 @@ class PQTensorFieldLayer(Bindable):
         ----------
         x : Tensor of shape (V, Q, dim_in)
             Features at the nodes of the graph: voxels, directions, components.  (N, dim_in) on a
-            graph made by `PQGraph.from_nodes`, (V, dim_in) where ``q_in=None``.  Of the type of the
-            weights; under autocast float32 or half precision.
+            graph made by `PQGraph.from_nodes`, (V, dim_in) with ``q_in=None``.  The type is that of
+            the weights; under autocast float32 or half precision.
         graph : PQGraph
             The domain, with a radius of at least `p_radius`, on the device of `x`.
 
         Returns
         -------
         Tensor of shape (V, Q_out, dim_out)
-            Or (N_out, dim_out), or (V, dim_out), likewise; see `q_out`.
+            (N_out, dim_out) on a graph made by `PQGraph.from_nodes`, (V, dim_out) on a map; see
+            `q_out`.
 
         Raises
         ------
         ValueError
-            If features and graph do not fit each other or the layer, or if features and weights
-            are of different types.
+            If features and graph do not match each other or the layer, or if features and weights
+            have different types.
         """
         if torch.compiler.is_compiling() and graph.requires_grad:
             return self._uncompiled(x, graph)
         return _evaluate(self, x, graph)
 
-    @torch.compiler.disable(reason="coordinates that require gradients are no constants")
+    @torch.compiler.disable(reason="coordinates that require gradients are not constant")
     def _uncompiled(self, x: Tensor, graph: PQGraph) -> Tensor:
         return _evaluate(self, x, graph)
 
     def _evaluate(self, x: Tensor, graph: PQGraph) -> Tensor:
         self._check(x, graph)
-        graph = graph.within(self.p_radius)
+        graph = self.neighbourhoods(graph)
         parts = graph.by_scan(x, [self._rows(scan) for scan in graph.scans])
         return pad_rows([self._on_scan(part, scan) for scan, part in parts])
 
     def _on_scan(self, x: Tensor, scan: ScanGraph) -> Tensor:
-        q, features = self._q_space(scan), x
+        q, features = self.q_space(scan), x
         if isinstance(q, QSpace):
             features = x[:, None] if self.q_in is None else x[:, : len(q.q_in)]
         terms = []
@@ -335,18 +355,18 @@ class PQTensorFieldLayer(Bindable):
         return out[:, 0] if isinstance(q, QSpace) and self.q_out is None else out
 
     def explain(self, graph: PQGraph) -> Explanation:
-        """Say what will evaluate the layer on a graph, and what it will take.
+        """Describe the choice of back ends for a graph, and their cost.
 
         Parameters
         ----------
         graph : PQGraph
-            What `forward` would be given.
+            The argument of `forward`.
 
         Returns
         -------
         Explanation
             For each scan and each filter the back end, the reason for it, and estimates of
-            multiply-adds, bytes and peak memory, of the other back ends too.  Print it.
+            multiply-adds, bytes and peak memory, also of the other back ends.  It can be printed.
 
         Examples
         --------
@@ -360,8 +380,8 @@ class PQTensorFieldLayer(Bindable):
         'fourier'
         """
         plans = [
-            explain(self.backend, self._request(scan, self._q_space(scan), f))
-            for scan in graph.within(self.p_radius).scans
+            explain(self.backend, self._request(scan, self.q_space(scan), f))
+            for scan in self.neighbourhoods(graph).scans
             for f in self._filters()
         ]
         return Explanation(tuple(plans))
@@ -385,16 +405,23 @@ class PQTensorFieldLayer(Bindable):
     def _index(self, index: tuple[int, ...]) -> Tensor:
         return positions(index, next(self._filters()).weight.device)
 
-    def _q_space(self, scan: ScanGraph) -> QSpace | NodeSpace:
+    def neighbourhoods(self, graph: PQGraph) -> PQGraph:
+        """The graph with the p-edges that the layer sums over; kept with the graph."""
+        integral = self.quadrature == "integral"
+        return graph.integrated(self.p_radius) if integral else graph.within(self.p_radius)
+
+    def q_space(self, scan: ScanGraph) -> QSpace | NodeSpace:
+        """The directions that the layer joins, with the weights of its quadrature."""
         if self._without_q or scan.q is None:
             return QSpace.none(scan.p.device)
         if self.q_in is None:
             return scan.q.expanded
-        return scan.q.reduced if self.q_out is None else scan.q
+        q = scan.q.reduced if self.q_out is None else scan.q
+        return q.integral if self.quadrature == "integral" else q
 
     @property
     def _without_q(self) -> bool:
-        """Whether it is a layer from maps to maps, which needs no directions."""
+        """Whether the layer maps maps to maps, and needs no directions."""
         return self.q_in is None and self.q_out is None
 
     def _rows(self, scan: ScanGraph) -> int:
@@ -410,7 +437,7 @@ class PQTensorFieldLayer(Bindable):
         )
         if x.ndim != (2 if flat else 3) or x.shape[-1] != self.irreps_in.dim:
             raise ValueError(
-                f"the features have the shape {tuple(x.shape)}, but this layer takes {shape} with "
+                f"the features have the shape {tuple(x.shape)}, but this layer needs {shape} with "
                 f"dim_in = {self.irreps_in.dim} ({self.irreps_in})"
             )
         if x.device != graph.device:
@@ -426,17 +453,17 @@ class PQTensorFieldLayer(Bindable):
                 raise ValueError(
                     "this layer needs directions, but the graph was built without q-space (q=None)"
                 )
-            q_max = self._q_space(scan).q_max
+            q_max = self.q_space(scan).q_max
             if q_max > self.q_max * (1 + 1e-6):
                 raise ValueError(
-                    f"the graph holds a q-vector of length {q_max:.3g}, beyond the q_max = "
-                    f"{self.q_max:g} of this layer: make the layer with a larger q_max"
+                    f"the graph has a q-vector of length {q_max:.3g}, larger than the q_max = "
+                    f"{self.q_max:g} of this layer: construct the layer with a larger q_max"
                 )
             if self.q_in is None:
                 continue
             if self.self_interaction is not None and scan.q.resampled:
                 raise ValueError(
-                    "the output of this graph has nodes of its own (q_out), but a self-interaction "
+                    "the output of this graph has different nodes (q_out), but a self-interaction "
                     "needs those of the input"
                 )
             if isinstance(scan.q, QSpace) and x.shape[1] < len(scan.q.q_in):
@@ -459,14 +486,14 @@ class PQTensorFieldLayer(Bindable):
         Parameters
         ----------
         output : Tensor of shape (..., dim_out)
-            What the layer gave for some input.
+            Output of the layer for some input.
         graph : PQGraph
-            The graph of that input; the padding of scans with fewer directions is not counted.
+            Graph of that input; the padding of scans with fewer directions is excluded.
 
         Returns
         -------
         Tensor
-            What the layer gives for it now; orders that were zero are left as they are.
+            Output for the same input with the new weights; orders with zero output are unchanged.
         """
         scaled = output.clone()
         filled = graph.filled(output)
@@ -484,18 +511,18 @@ class PQTensorFieldLayer(Bindable):
         return scaled
 
     def kernel(self, p_offset: Tensor, q_out: Tensor, q_in: Tensor) -> Tensor:
-        """The dense filter at one triple of offsets, straight from the definition.
+        """The dense filter at one triple of offsets, by its definition.
 
-        The layer is the sum of this filter times the input over all joined nodes, each with its
-        quadrature weight, plus the self-interaction and the bias where there are such.
+        The layer is the sum of this filter times the input over all edges, each with its quadrature
+        weight, plus the self-interaction and the bias, if any.
 
         Parameters
         ----------
         p_offset : Tensor of shape (..., 3)
             p_out - p_in in mm, world axes.
         q_out, q_in : Tensors of shape (..., 3)
-            q-vectors; all three are broadcast against each other.  A layer that reduces q-space
-            has q_out = 0.
+            q-vectors; all three arguments are broadcast.  A layer that reduces q-space has
+            q_out = 0.
 
         Returns
         -------
@@ -526,7 +553,7 @@ def _evaluate(layer: PQTensorFieldLayer, x: Tensor, graph: PQGraph) -> Tensor:
 
 
 def _channels(irreps: o3.Irreps, group: Group) -> tuple[Channels, ...]:
-    """The channels of each order (and parity, in O(3)) with their places in the features."""
+    """Channels of each order (and parity, in O(3)) with their indices in the features."""
     index: dict[tuple[int, int], list[int]] = {}
     start = 0
     for mul, ir in irreps:
@@ -545,4 +572,4 @@ def _merged(irreps: o3.Irreps, group: Group) -> o3.Irreps:
 def _check_choice(name: str, value: str, choices: object) -> None:
     allowed = get_args(choices)
     if value not in allowed:
-        raise ValueError(f"{name} is one of {', '.join(map(repr, allowed))}, not {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")

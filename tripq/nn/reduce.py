@@ -49,8 +49,8 @@ class QLengthWeightedMean(nn.Module):
         self.phi = RadialFunctions(radial, q_max, cutoff=False)
         first = torch.randn(radial.number, self.irreps.num_irreps) / radial.number**0.5
         self.weight = nn.Parameter(first)
-        dims = torch.tensor([ir.dim for mul, ir in self.irreps for _ in range(mul)])
-        channel = torch.repeat_interleave(torch.arange(len(dims)), dims)
+        dims = [ir.dim for mul, ir in self.irreps for _ in range(mul)]
+        channel = torch.tensor([i for i, dim in enumerate(dims) for _ in range(dim)])
         self.channel: Tensor
         self.register_buffer("channel", channel, persistent=False)
 

@@ -152,7 +152,7 @@ class BIDSScan:
             if found:
                 return _most_specific(found, self)
         raise BIDSMissingError(
-            f"{self.path}: no {extension} file holds for it, in its folder or above, up to "
+            f"{self.path}: no {extension} file applies to this scan, in its folder or above, up to "
             f"{self.root}."
         )
 
@@ -233,12 +233,35 @@ class BIDSScan:
         BIDSError
             If two hold equally.
         """
-        ending = f"{entity}_mask"
+        return self.image(derivatives, f"{entity}_mask")
+
+    def image(self, derivatives: Path, ending: str) -> Path:
+        """An image about it in a dataset of derivatives, on its own grid.
+
+        Parameters
+        ----------
+        derivatives : Path
+            Root of the dataset.
+        ending : str
+            With which the name of the image ends, such as ``"label-WM_mask"`` or ``"md"``.
+
+        Returns
+        -------
+        Path
+            In the folder of the scan, with no entity that the scan has not itself.
+
+        Raises
+        ------
+        BIDSMissingError
+            If there is none.
+        BIDSError
+            If two hold equally.
+        """
         folder = derivatives / self.relative.parent
         spaces = {None, "orig", self.name.entities.get("space")}
         found = []
         for extension in _EXTENSIONS:
-            for file in folder.glob(f"*{ending}{extension}"):
+            for file in folder.glob(f"*_{ending}{extension}"):
                 entities = BIDSName.parse(file.name).entities
                 whose = {k: v for k, v in entities.items() if k not in _OF_MASKS}
                 if whose.items() <= self.name.entities.items() and entities.get("space") in spaces:
@@ -332,24 +355,14 @@ def find_maps(root: Path, label: str, participants: Sequence[str] = ()) -> list[
         If there is none, or none of a participant that was asked for; it names those that there
         are.
     """
-    found = _list(root, "sub-*/**/sub-*_probseg")
-    maps = [scan for scan in found if scan.name.entities.get("label") == label]
-    if not maps:
-        raise BIDSError(f"{root}: no sub-*/**/*_label-{label}_probseg.nii.gz in this folder.")
+    maps = _list_label(root, label, "*_probseg")
     return _of_participants(maps, participants, f"{root}: no {label} map")
 
 
 def find_masks(root: Path, label: str, participants: Sequence[str] = ()) -> list[Path]:
     """Masks of a dataset of derivatives: ``sub-*/**/*_label-<label>_mask.nii[.gz]``.
 
-    Parameters
-    ----------
-    root : Path
-        Of the dataset.
-    label : str
-        Of what the masks show.
-    participants : sequence of str, optional
-        Labels, with or without ``sub-``; by default all.
+    Parameters are those of `find_maps`; a participant may have no mask.
 
     Raises
     ------
@@ -357,10 +370,19 @@ def find_masks(root: Path, label: str, participants: Sequence[str] = ()) -> list
         If there is none of anybody.
     """
     wanted = _labels(participants, "sub-")
-    masks = _list(root, f"sub-*/**/sub-*_label-{label}_mask")
-    if not masks:
-        raise BIDSError(f"{root}: no sub-*/**/*_label-{label}_mask.nii.gz in this folder.")
+    masks = _list_label(root, label, "_mask")
     return [found.path for found in masks if not wanted or found.subject in wanted]
+
+
+def find_images(root: Path, ending: str, participants: Sequence[str] = ()) -> list[BIDSScan]:
+    """Images of a dataset of derivatives: ``sub-*/**/sub-*_<ending>.nii[.gz]``.
+
+    Parameters and errors are those of `find_maps`, but for the ending of the names.
+    """
+    images = _list(root, f"sub-*/**/sub-*_{ending}")
+    if not images:
+        raise BIDSError(f"{root}: no sub-*/**/*_{ending}.nii.gz in this folder.")
+    return _of_participants(images, participants, f"{root}: no {ending} image")
 
 
 def find_namesakes(
@@ -483,6 +505,16 @@ def _list(root: Path, *patterns: str) -> list[BIDSScan]:
         if "sub" not in scan.name.entities:
             _log.warning("%s: left out: not a name of BIDS.", scan.path)
     return [scan for scan in scans if "sub" in scan.name.entities]
+
+
+def _list_label(root: Path, label: str, ending: str) -> list[BIDSScan]:
+    """At least one image of a label in derivatives; the ending is a pattern behind the label."""
+    found = _list(root, f"sub-*/**/sub-*_label-{label}{ending}")
+    images = [image for image in found if image.name.entities.get("label") == label]
+    if not images:
+        ending = ending.removeprefix("*")
+        raise BIDSError(f"{root}: no sub-*/**/*_label-{label}{ending}.nii.gz in this folder.")
+    return images
 
 
 def _labels(given: Iterable[str], prefix: str) -> set[str]:

@@ -153,7 +153,8 @@ def to_world(directions: ArrayLike, affine: ArrayLike, frame: Frame) -> NDArray[
     >>> to_world([[1.0, 0.0, 0.0]], affine, "fsl")
     array([[-1.,  0.,  0.]])
     """
-    return np.array(directions, dtype=np.float64) @ _frame_to_world(affine, frame).T
+    axes, signs = _axes(affine, frame)
+    return (np.array(directions, dtype=np.float64) * signs) @ axes.T
 
 
 def from_world(directions: ArrayLike, affine: ArrayLike, frame: Frame) -> NDArray[np.float64]:
@@ -167,16 +168,18 @@ def from_world(directions: ArrayLike, affine: ArrayLike, frame: Frame) -> NDArra
     >>> from_world(to_world([[0.6, 0.8, 0.0]], affine, "fsl"), affine, "fsl")
     array([[0.6, 0.8, 0. ]])
     """
-    return np.array(directions, dtype=np.float64) @ _frame_to_world(affine, frame)
+    axes, signs = _axes(affine, frame)
+    return np.array(directions, dtype=np.float64) @ axes * signs
 
 
-def _frame_to_world(affine: ArrayLike, frame: Frame) -> NDArray[np.float64]:
-    """The orthogonal matrix that maps components in a frame to components along the world axes."""
+def _axes(affine: ArrayLike, frame: Frame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Unit axes of a frame as columns, (3, 3), and the signs of the components along them, (3,)."""
     check_frame(frame)
+    signs = np.ones(3)
     if frame == "world":
         check_affine(affine)
-        return np.eye(3)
-    rotation = orthogonal_part(affine)
-    if frame == "fsl" and np.linalg.det(rotation) > 0:
-        rotation[:, 0] *= -1
-    return rotation
+        return np.eye(3), signs
+    axes = orthogonal_part(affine)
+    if frame == "fsl" and np.linalg.det(axes) > 0:
+        signs[0] = -1
+    return axes, signs

@@ -286,14 +286,44 @@ def read_mask(path: Path, scan: nib.Nifti1Image) -> NDArray[np.bool_]:
     with about(path):
         if image.shape[:3] != scan.shape[:3] or prod(image.shape[3:]) != 1:
             raise DWIError(f"a mask of shape {image.shape}; the scan needs {scan.shape[:3]}.")
-        distance = _grid_distance(image.affine, scan.affine, scan.shape[:3])
-        if not distance <= MASK_TOLERANCE * nib.affines.voxel_sizes(scan.affine).min():
-            raise DWIError(
-                f"the mask is on another grid: its voxels are up to {distance:.3g} mm from those "
-                "of the scan. Resample it to the grid of the scan."
-            )
+    check_grid(image, scan, path, "the mask")
     (volume,) = read_volumes(image, path)
     return volume > 0
+
+
+def check_grid(
+    image: nib.Nifti1Image,
+    other: nib.Nifti1Image,
+    path: Path,
+    what: str,
+    reference: str = "the scan",
+) -> None:
+    """Check that an image has the grid of another one.
+
+    Parameters
+    ----------
+    image, other : Nifti1Image
+        The image, and the one whose grid it should have.
+    path : Path
+        Of the image.
+    what, reference : str
+        What the two are, in the message.
+
+    Raises
+    ------
+    DWIError
+        If the shapes or the places of the voxels differ.
+    """
+    shape = other.shape[:3]
+    with about(path):
+        if image.shape[:3] != shape:
+            raise DWIError(f"{what} has the grid {image.shape[:3]}; {reference} has {shape}.")
+        distance = _grid_distance(image.affine, other.affine, shape)
+        if not distance <= MASK_TOLERANCE * nib.affines.voxel_sizes(other.affine).min():
+            raise DWIError(
+                f"{what} is on another grid: its voxels are up to {distance:.3g} mm from those "
+                f"of {reference}. Resample it to the grid of {reference}."
+            )
 
 
 def _grid_distance(

@@ -158,7 +158,7 @@ class Anatomy:
 
 
 @lru_cache(maxsize=4)
-def default_anatomy(voxel_size: float = 2.0) -> Anatomy:
+def default_anatomy(voxel_size: float | tuple[float, float, float] = 2.0) -> Anatomy:
     """Anatomy of the ICBM152 template, with fibre directions estimated from it.
 
     White- and grey-matter maps are those of the ICBM152 2009a symmetric template (Fonov et al.,
@@ -167,8 +167,8 @@ def default_anatomy(voxel_size: float = 2.0) -> Anatomy:
 
     Parameters
     ----------
-    voxel_size : float, optional
-        Edge of the voxels in mm, from 1 to 5.
+    voxel_size : float or (float, float, float), optional
+        Edge of the voxels in mm, along x, y and z where they differ; from 1 to 5.
 
     Returns
     -------
@@ -180,7 +180,8 @@ def default_anatomy(voxel_size: float = 2.0) -> Anatomy:
     SimulationError
         If nilearn is missing, or the voxel size is outside its range.
     """
-    if not 1 <= voxel_size <= 5:
+    edges = np.broadcast_to(np.asarray(voxel_size, dtype=np.float64), (3,))
+    if not ((edges >= 1) & (edges <= 5)).all():
         raise SimulationError(f"voxel_size={voxel_size} mm must be between 1 and 5 mm.")
     try:
         from nilearn import datasets
@@ -201,8 +202,8 @@ def default_anatomy(voxel_size: float = 2.0) -> Anatomy:
     # the mask ends where the grey matter does; a scan of a head sees a rim of fluid around it
     brain = ndimage.binary_dilation(ndimage.binary_fill_holes(mask.get_fdata() > 0))
     inside = apply_affine(mask.affine, np.argwhere(brain)[::97])  # a sample gives the extent
-    lattice = Grid((1, 1, 1), np.diag([voxel_size, voxel_size, voxel_size, 1.0]))
-    grid = lattice.covering(inside, margin=2 * voxel_size)
+    lattice = Grid((1, 1, 1), np.diag([*edges, 1.0]))
+    grid = lattice.covering(inside, margin=2 * float(edges.max()))
     share, white, grey = (
         _resample(volume, source, grid)
         for volume in (

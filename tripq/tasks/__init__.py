@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from tripq.networks.apply import Model, Prediction
     from tripq.scans import DWI, Frame
+    from tripq.tasks.scoring import MapScoring
     from tripq.training import Progress, Scan, TrainingRecord
     from tripq.training.config import TrainingConfig
 
@@ -60,8 +61,8 @@ class Cohort:
         Whether the dataset says that its signal is.
     training, validation : sequences of Scan
         Of different participants; a task's own kind of scan.
-    voxel_size : float
-        In mm.
+    voxel_sizes : (float, float)
+        Shortest and longest edge of the voxels in mm.
     fingerprints : mapping
         SHA-256 of the files of both.
     """
@@ -70,8 +71,13 @@ class Cohort:
     simulated: bool
     training: Sequence[Any]
     validation: Sequence[Any]
-    voxel_size: float
+    voxel_sizes: tuple[float, float]
     fingerprints: Mapping[str, Any]
+
+    @property
+    def voxel_note(self) -> str:
+        """The edges in mm as a checkpoint notes them: one, or the shortest and the longest."""
+        return " ".join(f"{edge:g}" for edge in dict.fromkeys(self.voxel_sizes))
 
     @property
     def b_values(self) -> list[int]:
@@ -124,11 +130,20 @@ class TaskCommands(ABC, Generic[Config]):
         Packages of the extra ``ms`` that training needs.
     weights : str
         Name of the file of a trained network.
+    quantity : str
+        What the output of a network is called in messages, in the plural.
+    units : mapping of str to str
+        Units of the maps, by the endings of their files, for pages.
+    scored : str
+        Ending of the map of numbers that `tripq evaluate` compares with known ones; empty for none.
     """
 
     name: ClassVar[str]
     needed: ClassVar[tuple[str, ...]]
     weights: ClassVar[str]
+    quantity: ClassVar[str] = "values"
+    units: ClassVar[Mapping[str, str]] = {}
+    scored: ClassVar[str] = ""
 
     @property
     @abstractmethod
@@ -199,6 +214,54 @@ class TaskCommands(ABC, Generic[Config]):
     @abstractmethod
     def maps(self, model: Model, prediction: Prediction) -> Mapping[str, NDArray[Any]]:
         """Maps of a scan, (V,) or (V, C), by the endings of their files."""
+
+    def write_page(
+        self, path: Path, model: Model, prediction: Prediction, settings: Mapping[str, str]
+    ) -> None:
+        """Write the page of a scan: by default all maps, the network and the measurement.
+
+        Parameters
+        ----------
+        path : Path
+            ``.html``.
+        model : Model
+            The network.
+        prediction : Prediction
+            Its output.
+        settings : mapping of str to str
+            Settings that determine the maps, shown as they are; see
+            `tripq.report.maps.write_maps_report`.
+        """
+        from tripq.report.maps import ShownMap, write_maps_report
+
+        maps = [
+            ShownMap(ending, values, self.units.get(ending, ""))
+            for ending, values in self.maps(model, prediction).items()
+        ]
+        write_maps_report(
+            path, prediction.dwi, maps, settings, network=model.described, kind=f"{self.name} maps"
+        )
+
+    def scoring(self, threshold: float | None = None) -> MapScoring[Any]:
+        """How maps are scored: by default as numbers, those of the map `scored`.
+
+        Parameters
+        ----------
+        threshold : float, optional
+            On probabilities, for tasks that have one.
+
+        Raises
+        ------
+        ValueError
+            If the task has no scores, or no threshold.
+        """
+        from tripq.tasks.scoring import ValueScoring
+
+        if not self.scored:
+            raise ValueError(f"the task {self.name} has no map that can be scored.")
+        if threshold is not None:
+            raise ValueError(f"--threshold: the maps of the task {self.name} have none.")
+        return ValueScoring(self.scored, self.units.get(self.scored, ""))
 
 
 def task_names() -> tuple[str, ...]:

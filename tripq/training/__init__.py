@@ -1,10 +1,9 @@
-"""Training of a network for a task, on boxes cut out of scans, until other scans get no better.
+"""Training of a network for a task, on boxes cut out of scans, with early stopping.
 
-The parts are those of Lightning, so that they can be used with a trainer of one's own:
-`PatchDataModule` cuts the boxes and holds the scans to validate on, `TaskModule` has the loss of a
-`Task`, the optimiser and the score of the validation, and `BudgetCallback` lets the learning rate
-follow what is spent of the time or the steps that are given.  `train` puts them together; see
-`tripq.tasks` for tasks.
+The parts are Lightning modules and can be used with any Lightning trainer: `PatchDataModule` cuts
+the boxes and contains the validation scans, `TaskModule` computes the loss of a `Task` and the
+validation score and has the optimiser, and `BudgetCallback` schedules the learning rate by the
+spent fraction of the time or the steps.  `train` combines them.  See `tripq.tasks` for tasks.
 """
 
 from __future__ import annotations

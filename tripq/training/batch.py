@@ -1,4 +1,4 @@
-"""A batch: boxes of scans, and what a network should give in their voxels."""
+"""A batch: boxes of scans, and the target of the network in their voxels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tripq.domain.graph import PQGraph
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Boxes of one or several scans, and what is known of their voxels.
+    """Boxes of one or several scans, with the target of their voxels.
 
     Attributes
     ----------
@@ -21,7 +21,7 @@ class Batch:
     graph : PQGraph
         The voxels of all boxes.
     target : Tensor of shape (V, ...)
-        What the network should give.
+        Desired output of the network.
     """
 
     signal: Tensor

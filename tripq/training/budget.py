@@ -1,4 +1,4 @@
-"""How long to train, and how the learning rate follows what is spent of that."""
+"""Length of a training, and the schedule of the learning rate."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import lightning as L
 
 from tripq.training.module import TaskModule
 
-#: Share of the budget in which the learning rate rises; it falls like a cosine in the rest.
+#: Fraction of the budget in which the learning rate rises; in the rest it falls like a cosine.
 WARM_UP = 0.1
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to train: until either is spent.
+    """Length of a training; it ends when either number is reached.
 
     Parameters
     ----------
     seconds : float
-        Of training, without what comes before the first step.
+        Time of training, without the preparation before the first step.
     steps : int, optional
-        Of the optimiser.  With steps alone training can be repeated exactly.
+        Steps of the optimiser.  With steps alone training is exactly reproducible.
 
     Raises
     ------
@@ -40,10 +40,10 @@ class Budget:
         if self.steps is None and math.isinf(self.seconds):
             raise ValueError("a budget needs seconds or steps")
         if not self.seconds > 0 or (self.steps is not None and self.steps < 1):
-            raise ValueError(f"a budget is above 0, not {self}")
+            raise ValueError(f"a budget must be above 0, not {self}")
 
     def spent(self, seconds: float, steps: float) -> float:
-        """Share of the budget that is spent, from 0 to 1.
+        """Spent fraction of the budget, from 0 to 1.
 
         Examples
         --------
@@ -55,7 +55,7 @@ class Budget:
 
 
 def learning_rate_factor(spent: float) -> float:
-    """Share of the highest learning rate: a rise, then half a cosine to 0.
+    """Fraction of the highest learning rate: a rise, then half a cosine to 0.
 
     Examples
     --------
@@ -74,11 +74,11 @@ class Progress:
     Attributes
     ----------
     spent : float
-        Share of the budget, from 0 to 1.
+        Spent fraction of the budget, from 0 to 1.
     steps : int
-        That are done.
+        Finished steps.
     loss : float
-        Of the last batch.
+        Loss of the last batch.
     scores : tuple of (int, float)
         Step and score of every validation so far.
     """
@@ -90,20 +90,20 @@ class Progress:
 
 
 class BudgetCallback(L.Callback):
-    """Ends training with the budget, and lets the learning rate follow what is spent of it.
+    """Ends training with the budget, and schedules the learning rate by its spent fraction.
 
-    A schedule in steps would need to know how many steps the time allows; this one ends low on any
-    machine.
+    A schedule in steps would need the number of steps that the time allows.  This schedule ends at
+    a low rate on any machine.
 
     Parameters
     ----------
     budget : Budget
-        To keep to.
+        Length of the training.
     report : callable, optional
         Called with a `Progress` after every step.
     warm_up : int, optional
-        Steps in which the learning rate rises; then it stays. By default it rises and falls with
-        the budget; see `learning_rate_factor`.
+        Steps in which the learning rate rises; then it is constant.  By default it rises and falls
+        with the budget; see `learning_rate_factor`.
     """
 
     def __init__(
@@ -122,13 +122,13 @@ class BudgetCallback(L.Callback):
         self._start = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock, or let it go on."""
+        """Start or resume the clock."""
         self._start = time.perf_counter() - self.seconds
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Set the learning rate for the middle of the step to come."""
+        """Set the learning rate for the middle of the next step."""
         assert isinstance(pl_module, TaskModule)
         middle = len(self.losses) + 0.5
         if self.warm_up is not None:
@@ -149,7 +149,7 @@ class BudgetCallback(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Note the loss, report, and stop when the budget is spent."""
+        """Record the loss, report progress, and stop when the budget is spent."""
         self.losses.append(
             float(trainer.strategy.reduce(outputs["loss"].clone(), reduce_op="mean"))
         )
@@ -161,17 +161,17 @@ class BudgetCallback(L.Callback):
             trainer.should_stop = True
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note the score."""
+        """Record the score."""
         assert isinstance(pl_module, TaskModule)
         score = trainer.callback_metrics[pl_module.task.score]
         self.scores.append((trainer.global_step, float(score)))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the losses, the scores and the seconds so far."""
+        """State for a checkpoint: the losses, the scores and the seconds so far."""
         return {"losses": self.losses, "scores": self.scores, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Resume from a checkpoint."""
         self.losses = list(state_dict["losses"])
         self.scores = [(int(step), float(score)) for step, score in state_dict["scores"]]
         self.seconds = float(state_dict["seconds"])

@@ -1,7 +1,7 @@
 r"""Settings of a training, read from a TOML file and checked.
 
-Each section of the file is a dataclass, and each key a field of it: `example_config` writes them
-all with what they mean.  Here are the sections of every training; a task extends them.
+Each section of the file is a dataclass, and each key one of its fields; `example_config` writes all
+keys with descriptions.  This module defines the sections common to all tasks; a task extends them.
 
 >>> TrainingConfig().training.learning_rate
 0.01
@@ -33,20 +33,20 @@ else:
     import tomli as tomllib
 
 MAX_CONFIG_BYTES = 2**14
-"""Size of a file of settings, at most: `example_config` has a quarter of it.
+"""Maximum size of a settings file; that of `example_config` is a quarter of it.
 
-The memory that a dotted key takes to parse grows with the square of its length: 4 GB at 64 kB."""
+The memory for parsing a dotted key grows with the square of its length: 4 GB at 64 kB."""
 
 CHECKED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-"""How fields are checked: no other keys, no conversion of types."""
+"""Validation of fields: no other keys, no conversion of types."""
 
 
 class ConfigError(ValueError):
-    """A file of settings cannot be used; the message names the file and the key."""
+    """An invalid settings file; the message names the file and the key."""
 
 
 def default_of(constructor: Callable[..., object], name: str) -> Any:
-    """Default of an argument, so that a field of settings has the default of what it configures.
+    """Default of an argument of a constructor, for the field of settings that configures it.
 
     >>> default_of(json.dumps, "allow_nan")
     True
@@ -56,48 +56,51 @@ def default_of(constructor: Callable[..., object], name: str) -> Any:
 
 @dataclass(frozen=True, config=CHECKED)
 class NetworkConfig:
-    """Arguments of the constructor of a network.  A task adds those of its own."""
+    """Arguments of the constructor of a network; a task adds those of its network."""
 
 
 @dataclass(frozen=True, config=CHECKED)
 class OptimisationConfig:
-    """Arguments of `tripq.training.train` and of what it is given, with their defaults.
+    """Arguments of `tripq.training.train` and of its arguments' constructors, with their defaults.
 
-    They are written down here, as Lightning need not be installed to read a file of settings.
+    The defaults are repeated here, so that a settings file can be read without Lightning.
     """
 
-    steps: Annotated[int, Field(ge=1, description="of the optimiser, at most")] = 5000
+    steps: Annotated[int, Field(ge=1, description="maximum number of optimiser steps")] = 5000
     hours: Annotated[
-        float | None, Field(gt=0, description="of training, at most; by default any number")
+        float | None, Field(gt=0, description="maximum hours of training; unlimited by default")
     ] = None
     every: Annotated[int, Field(ge=1, description="steps between two validations")] = 100
     patience: Annotated[
         int, Field(ge=1, description="validations without a rise after which training stops")
     ] = 5
     rise: Annotated[
-        float, Field(ge=0, lt=1, description="what the score must gain for it to count as one")
+        float, Field(ge=0, lt=1, description="minimum gain of the score that counts as a rise")
     ] = 0.0
     decay: Annotated[
         float,
-        Field(ge=0, lt=1, description="of the running average of the weights, which is validated"),
+        Field(ge=0, lt=1, description="decay per step of the validated running average of weights"),
     ] = 0.99
     warm_up: Annotated[int, Field(ge=1, description="steps in which the learning rate rises")] = 100
     falling: Annotated[
         bool,
-        Field(description="whether it rises and falls with the budget instead: for known lengths"),
+        Field(
+            description="whether the learning rate rises and falls with the budget instead, for "
+            "trainings of known length"
+        ),
     ] = False
-    learning_rate: Annotated[float, Field(gt=0, description="the highest; of AdamW")] = 1e-2
-    weight_decay: Annotated[float, Field(ge=0, description="of AdamW")] = 1e-2
+    learning_rate: Annotated[float, Field(gt=0, description="highest rate of AdamW")] = 1e-2
+    weight_decay: Annotated[float, Field(ge=0, description="weight decay of AdamW")] = 1e-2
     box_size: Annotated[int, Field(ge=1, description="edge of the boxes in voxels")] = 24
-    n_boxes: Annotated[int, Field(ge=1, description="boxes in a step")] = 1
+    n_boxes: Annotated[int, Field(ge=1, description="boxes per step")] = 1
     precision: Annotated[
         Literal["auto", "32-true", "bf16-mixed"],
         Field(
-            description="32-true is exact; bf16-mixed is faster on processors with instructions "
-            "for bfloat16, and many times slower on others; auto takes it on the former"
+            description="32-true is exact; bf16-mixed is faster on processors with bfloat16 "
+            "instructions, and many times slower on others; auto uses it on the former"
         ),
     ] = "32-true"
-    seed: Annotated[int, Field(ge=0, description="of the first weights and of the boxes")] = 0
+    seed: Annotated[int, Field(ge=0, description="seed of the initial weights and the boxes")] = 0
 
     def __post_init__(self) -> None:
         if self.every > self.steps:
@@ -106,7 +109,7 @@ class OptimisationConfig:
 
 @dataclass(frozen=True, config=CHECKED)
 class SplitConfig:
-    """Which participants are left out of training, to validate on."""
+    """Choice of the validation participants, which are not trained on."""
 
     validation: Annotated[
         tuple[str, ...] | None,
@@ -115,20 +118,20 @@ class SplitConfig:
             description='their labels, such as ["03", "07"]; by default drawn by share and seed',
         ),
     ] = None
-    share: Annotated[float, Field(gt=0, lt=1, description="of the participants; at least one")] = (
-        0.2
-    )
-    seed: Annotated[int, Field(ge=0, description="of the draw")] = 0
+    share: Annotated[
+        float, Field(gt=0, lt=1, description="fraction of the participants, at least one")
+    ] = 0.2
+    seed: Annotated[int, Field(ge=0, description="seed of the draw")] = 0
 
 
 @dataclass(frozen=True, config=CHECKED)
 class NotesConfig:
-    """What the file of weights says about itself."""
+    """Notes in the weights file."""
 
-    data: Annotated[
-        str, Field(description="what it was trained on; by default the name of the dataset")
-    ] = ""
-    caution: Annotated[str, Field(description="shown whenever the weights are used")] = (
+    data: Annotated[str, Field(description="training data; by default the name of the dataset")] = (
+        ""
+    )
+    caution: Annotated[str, Field(description="caution, shown whenever the weights are used")] = (
         "for research only, not for diagnosis"
     )
 
@@ -155,14 +158,14 @@ def read_config(path: Path, kind: type[Config]) -> Config:
     Parameters
     ----------
     path : Path
-        A TOML file such as `example_config` gives.
+        A TOML file such as that of `example_config`.
     kind : type
-        `TrainingConfig`, or that of a task.
+        `TrainingConfig`, or the settings class of a task.
 
     Raises
     ------
     ConfigError
-        If it is missing, no TOML, or a key or a value is wrong.
+        If it is missing, not valid TOML, or has an invalid key or value.
     """
     try:
         text = read_text(path, MAX_CONFIG_BYTES)
@@ -174,21 +177,21 @@ def read_config(path: Path, kind: type[Config]) -> Config:
 
 
 def parse_config(text: str, name: str, kind: type[Config]) -> Config:
-    """Settings of a kind from the text of a TOML file; `name` is what errors call it.
+    """Settings of a kind from the text of a TOML file; `name` is its name in errors.
 
     Raises
     ------
     ConfigError
-        If it is no TOML, or a key or a value is wrong.
+        If it is not valid TOML, or has an invalid key or value.
     """
     try:
-        # by way of JSON, which has lists and tables where tuples and dataclasses are wanted
+        # from JSON, pydantic converts lists to tuples and tables to dataclasses in strict mode
         content = json.dumps(tomllib.loads(text), default=str)
         json.loads(content, parse_int=whole_number)
     except RecursionError:
-        raise ConfigError(f"{name}: no TOML of settings: nested too deeply.") from None
+        raise ConfigError(f"{name}: not a settings file: nested too deeply.") from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{name}: no TOML: {error}.") from error
+        raise ConfigError(f"{name}: not valid TOML: {error}.") from error
     except ValueError as error:
         raise ConfigError(f"{name}: a whole number has more than 64 bits.") from error
     try:
@@ -198,23 +201,23 @@ def parse_config(text: str, name: str, kind: type[Config]) -> Config:
 
 
 def example_config(kind: type[TrainingConfig]) -> str:
-    """A TOML file with every setting of a kind, its default and what it means.
+    """A TOML file with every setting of a kind, its default and its description.
 
     Examples
     --------
     >>> print(example_config(TrainingConfig))
     # Settings of tripq train. ...
     [training]
-    # of the optimiser, at most
+    # maximum number of optimiser steps
     steps = 5000
-    # of training, at most; by default any number
+    # maximum hours of training; unlimited by default
     # hours =
     ...
     >>> text = example_config(TrainingConfig)
     >>> parse_config(text, "example", TrainingConfig) == TrainingConfig()
     True
     """
-    lines = ["# Settings of tripq train.  What is left out has the value that stands here."]
+    lines = ["# Settings of tripq train.  Omitted keys have the values shown here."]
     defaults = kind()
     for section in fields(kind):
         values = getattr(defaults, section.name)
@@ -230,7 +233,7 @@ def example_config(kind: type[TrainingConfig]) -> str:
 
 
 def _explain(error: ValidationError, kind: type[TrainingConfig]) -> str:
-    """What is wrong first of all, in one line."""
+    """Describe the first error, in one line."""
     found = error.errors()[0]
     section, *key = (shortened(str(word)) for word in found["loc"][:2])
     place = f"[{section}] {key[0]}" if key else f"[{section}]"
@@ -238,7 +241,7 @@ def _explain(error: ValidationError, kind: type[TrainingConfig]) -> str:
         known = fields(kind)
         if key:
             known = fields(getattr(kind(), section))
-        return f"{place}: no such key; there are {', '.join(name.name for name in known)}."
+        return f"{place}: no such key; known keys: {', '.join(name.name for name in known)}."
     if found["type"] == "value_error":
         return f"{place}: {found['ctx']['error']}."
     return f"{place}: {found['msg']}, not {reprlib.repr(found['input'])}."

@@ -1,4 +1,4 @@
-"""What Lightning trains: the loss of a task, the optimiser, and the score on other scans."""
+"""Lightning module: the loss of a task, the optimiser, and the score on validation scans."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from tripq.training.batch import Batch
 from tripq.training.patches import PatchDataModule
 from tripq.training.task import Scan, Task
 
-#: Batches over which the statistics of batch norms are taken.
+#: Number of batches for the statistics of batch norms.
 N_SETTLING = 32
 
 
 class TaskModule(L.LightningModule):
-    """A network and its task, for a trainer of Lightning: AdamW on the loss of the task.
+    """A network and its task, for a Lightning trainer: AdamW on the loss of the task.
 
     Parameters
     ----------
     network : Module
-        ``network(signal, graph)`` gives the output of every voxel, (V, ...).
+        ``network(signal, graph)`` returns the output of every voxel, (V, ...).
     task : Task
-        What it is trained for.
+        The task of the network.
     learning_rate : float
-        The highest of the schedule.
+        Highest rate of the schedule.
     weight_decay : float
-        Of AdamW.
+        Weight decay of AdamW.
     settle : bool
         Whether to set batch norms by `settle_batch_norm` before each validation.
     """
@@ -57,25 +57,25 @@ class TaskModule(L.LightningModule):
         self.metric = task.metric()
 
     def forward(self, signal: Tensor, graph: PQGraph) -> Tensor:
-        """The output of every voxel, (V, ...)."""
+        """Output of every voxel, (V, ...)."""
         output: Tensor = self.network(signal, graph)
         return output
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean over the voxels of a batch."""
+        """Mean loss over the voxels of a batch."""
         return self.task.loss(self(batch.signal, batch.graph), batch.target)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Lightning's hook; the loss of a batch, or of this process's part of it.
 
-        The mean over the processes is the mean over the voxels of all of them.
+        The mean over the processes equals the mean over all voxels of the batch.
         """
         number = torch.tensor(float(len(batch.target)), device=self.device)
         mean_number = self.trainer.strategy.reduce(number.clone(), reduce_op="mean")
         return self.loss(batch) * (number / mean_number)
 
     def on_validation_epoch_start(self) -> None:
-        """Lightning's hook, after averaged weights were put in."""
+        """Lightning's hook, called after the averaged weights are set."""
         if self.settle:
             patches = self.trainer.datamodule  # type: ignore[attr-defined]
             assert isinstance(patches, PatchDataModule)
@@ -84,7 +84,7 @@ class TaskModule(L.LightningModule):
         self.metric = self.task.metric().to(self.device)
 
     def validation_step(self, scan: Scan, batch_idx: int) -> None:
-        """Lightning's hook; predicts a whole scan, if it falls to this process."""
+        """Lightning's hook; predicts a whole scan, if it is assigned to this process."""
         if batch_idx % self.trainer.world_size == self.global_rank:
             _update(self.metric, self.network, self.task, scan, self.device)
 
@@ -107,13 +107,13 @@ def score_scans(
     Parameters
     ----------
     network : Module
-        In evaluation mode, and on `device`.
+        The network, in evaluation mode and on `device`.
     task : Task
-        Whose metric it is.
+        Task with the metric.
     scans : iterable of Scan
-        Others than those that the network was trained on.
+        Scans that the network was not trained on.
     device : str or torch.device
-        Where to compute.
+        Device of the computation.
 
     Returns
     -------
@@ -133,9 +133,9 @@ def score_scans(
 def _update(
     metric: Metric, network: nn.Module, task: Task, scan: Scan, device: str | torch.device
 ) -> None:
-    """Count the voxels of a whole scan in."""
+    """Update the metric with the voxels of a whole scan."""
     prediction = task.prediction(torch.from_numpy(predict_blocks(network, scan.dwi, device=device)))
-    # A copy, as scans that do not fit in memory are mapped from files that cannot be written to.
+    # Copied, because scans that do not fit in memory are mapped from read-only files.
     metric.update(prediction, torch.from_numpy(np.array(task.target(scan))))
 
 
@@ -143,16 +143,16 @@ def _update(
 def settle_batch_norm(network: nn.Module, batches: Iterable[Batch]) -> None:
     """Set the statistics of batch norms to their mean over some batches.
 
-    While training they follow the last few boxes, which may all have been ventricle; a whole scan
-    is then normalised wrongly.  The mean over many boxes from anywhere is what a scan looks like
+    During training they follow the last few boxes, which may all be in a ventricle; a whole scan is
+    then normalised wrongly.  The mean over many boxes at random positions represents a whole scan
     (Wu and Johnson, arXiv:2105.07576, "precise" batch norm).
 
     Parameters
     ----------
     network : Module
-        Changed in place, and left in training mode.
+        Modified in place; in training mode afterwards.
     batches : iterable of Batch
-        The mean is over the first `N_SETTLING`.
+        The mean is taken over the first `N_SETTLING`.
     """
     norms = [m for m in network.modules() if isinstance(m, (BatchNorm, nn.BatchNorm3d))]
     if not norms:

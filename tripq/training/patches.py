@@ -27,24 +27,24 @@ def cut_box(
     Parameters
     ----------
     scan : Scan
-        Where to cut.
+        The scan.
     task : Task
-        For the target.
+        Task that defines the target.
     centre : (3,) int array
-        Voxel in the middle; the box is moved where it would leave the volume.
+        Voxel at the centre; the box is shifted to stay inside the volume.
     box_size : int
         Edge of the box in voxels.
     radius : float
-        Of the graph, in mm.
+        Radius of the graph in mm.
 
     Returns
     -------
     signal : Tensor of shape (V, Q)
-        Of the V masked voxels in the box.
+        Signal of the V masked voxels in the box.
     graph : PQGraph
-        Of the same voxels.
+        Graph of these voxels.
     target : Tensor of shape (V, ...), float32
-        Of the same voxels.
+        Target of these voxels.
     """
     dwi = scan.dwi
     box = tuple(
@@ -94,9 +94,9 @@ class PatchDataset(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         for index in count(self.start):
-            # Every batch has random numbers of its own, so that the stream can go on anywhere.
+            # Every batch has its own random numbers, so that the stream can resume at any batch.
             rng = np.random.default_rng((self.seed, index))
-            # Boxes of one scan side by side: they share their directions and fuse into one graph.
+            # Sorted, so that boxes of one scan, which share their directions, merge into one graph.
             chosen = np.sort(rng.integers(len(self.scans), size=self.n_boxes))
             centres = [(i, self._centre(self.scans[i], rng)) for i in chosen]
             boxes = [
@@ -108,32 +108,32 @@ class PatchDataset(IterableDataset[Batch]):
             yield Batch(graph.stack(signals), graph, torch.cat(targets))
 
     def starting_at(self, start: int) -> PatchDataset:
-        """The same batches from another one on."""
+        """The same batches, starting at batch number `start`."""
         stream = copy(self)
         stream.start = start
         return stream
 
     def part_of(self, rank: Rank) -> PatchDataset:
-        """The same batches, of each only the boxes that fall to one process."""
+        """The same batches, each with only the boxes assigned to one process."""
         stream = copy(self)
         stream.rank = rank
         return stream
 
     def anywhere(self) -> PatchDataset:
-        """Other boxes of the same scans, from anywhere in their masks."""
+        """Other boxes of the same scans, at random positions in their masks."""
         stream = copy(self)
         stream.focus_share = 0.0
         stream.seed = self.seed + 1
         return stream
 
     def _centre(self, scan: Scan, rng: np.random.Generator) -> NDArray[np.int64]:
-        """A voxel near one that the task is about, or any voxel of the mask."""
-        # Looked for each time: lists of voxels would take more memory than a mask, scan by scan.
+        """A random voxel near one of `Task.focus`, or any voxel of the mask."""
+        # Searched each time, because stored lists of voxels would need more memory than a mask.
         focus = self.task.focus(scan)
         chosen = np.flatnonzero(focus) if focus is not None else np.empty(0, np.int64)
         if len(chosen) == 0 or rng.random() >= self.focus_share:
             return _voxel(scan.dwi.mask, int(rng.integers(len(scan.dwi.b0))))
-        # Off the middle of the box, so that place in the box says nothing about the target.
+        # Shifted, so that the position in the box carries no information about the target.
         shift = rng.integers(-(self.box_size // 3), self.box_size // 3 + 1, size=3)
         return _voxel(scan.dwi.mask, rng.choice(chosen)) + shift
 
@@ -144,32 +144,32 @@ def _voxel(mask: NDArray[np.bool_], number: int) -> NDArray[np.int64]:
 
 
 class PatchDataModule(L.LightningDataModule):
-    """Random boxes of scans to train on, and whole scans to validate on.
+    """Random boxes of training scans, and whole validation scans.
 
     Parameters
     ----------
     scans : sequence of Scan
-        To train on.
+        Training scans.
     task : Task
-        What to train for.
+        Task of the network.
     radius : float
-        Of the graphs, in mm: the largest that the network asks for.
+        Radius of the graphs in mm: the largest one that the network needs.
     box_size : int
         Edge of the boxes in voxels.
     n_boxes : int
-        Boxes in a batch.
+        Number of boxes in a batch.
     focus_share : float
-        Share of the boxes that are placed on voxels of `Task.focus`; the others lie anywhere in the
-        mask.
+        Fraction of the boxes placed on voxels of `Task.focus`; the others are at random positions
+        in the mask.
     seed : int
-        Of the choice of boxes.
+        Seed of the choice of boxes.
     validation : sequence of Scan
-        Other scans, which tell how well the network does.
+        Validation scans, which must differ from the training scans.
 
     Raises
     ------
     ValueError
-        If there is nothing to learn from (`Task.check`), or a number makes no sense.
+        If there is no training scan, `Task.check` rejects the scans, or a number is out of range.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class PatchDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         if not scans:
-            raise ValueError("there is no scan to train on")
+            raise ValueError("there is no training scan")
         task.check(scans, "training")
         if validation:
             task.check(validation, "validation")
@@ -200,12 +200,12 @@ class PatchDataModule(L.LightningDataModule):
 
     @property
     def task(self) -> Task:
-        """What to train for."""
+        """Task of the network."""
         return self.patches.task
 
     @property
     def n_boxes(self) -> int:
-        """Boxes in a batch."""
+        """Number of boxes in a batch."""
         return self.patches.n_boxes
 
     def first(self) -> Batch:
@@ -213,11 +213,11 @@ class PatchDataModule(L.LightningDataModule):
         return next(iter(self.patches))
 
     def anywhere(self) -> Iterator[Batch]:
-        """Batches without end, from anywhere in the masks, as a whole scan is seen."""
+        """Endless batches at random positions in the masks, representative of whole scans."""
         return iter(self.patches.anywhere().part_of(self._rank))
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Batches without end, from where a trainer that was interrupted had come.
+        """Endless batches, starting at the current step of the trainer.
 
         Cutting one takes milliseconds, so no workers are started.
         """
@@ -225,7 +225,7 @@ class PatchDataModule(L.LightningDataModule):
         return DataLoader(self.patches.starting_at(start).part_of(self._rank), batch_size=None)
 
     def val_dataloader(self) -> DataLoader[Scan] | list[Scan]:
-        """The scans to validate on, one by one."""
+        """The validation scans, one at a time."""
         return DataLoader(self.validation, batch_size=None) if self.validation else []  # type: ignore[arg-type]
 
     @property
@@ -236,5 +236,5 @@ class PatchDataModule(L.LightningDataModule):
     def transfer_batch_to_device(
         self, batch: Batch | Scan, device: torch.device, dataloader_idx: int
     ) -> Batch | Scan:
-        """Lightning's hook, for a batch that is not a plain tensor."""
+        """Lightning's hook, needed because a batch is not a plain tensor."""
         return batch.to(device) if isinstance(batch, Batch) else batch

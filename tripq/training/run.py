@@ -1,4 +1,4 @@
-"""Training from beginning to end: budget, validation, averaging, checkpoints."""
+"""Complete training: budget, validation, weight averaging, checkpoints."""
 
 from __future__ import annotations
 
@@ -31,45 +31,45 @@ from tripq.training.task import Mode, Task
 
 Precision = Literal["auto", "32-true", "bf16-mixed"]
 
-#: Gradients are clipped to this norm: in a few boxes one large structure dominates.
+#: Gradients are clipped to this norm, because one large structure dominates in a few boxes.
 CLIP_NORM = 1.0
 
 
-# Files in the folder of a training; Lightning gives the second one its name.
+# Files in the folder of a training; Lightning defines the name of the second.
 _BEST, _LAST, _RECORD = "best.ckpt", "last.ckpt", "training.json"
-_MAX_RECORD_BYTES = 2**28  # of the last: some 25 for every step
+_MAX_RECORD_BYTES = 2**28  # the record has about 25 bytes per step
 
 
 @dataclass(frozen=True)
 class Stopping:
-    """When to validate, and when to stop before the budget is spent.
+    """Validation during training, and early stopping.
 
-    A running average of the weights is kept while training goes on (Polyak and Juditsky, SIAM J
-    Control Optim 30:838-855, 1992). It is what is validated, and what is returned, from the best
-    validation. So the learning rate need not fall, and nobody needs to know beforehand how long
-    training will take. Where that is known, a falling rate reaches the same scores in fewer steps.
+    A running average of the weights is updated during training (Polyak and Juditsky, SIAM J Control
+    Optim 30:838-855, 1992).  The average is validated, and that of the best validation is returned.
+    The learning rate therefore need not fall, and the length of the training need not be known in
+    advance.  If it is known, a falling rate reaches the same scores in fewer steps.
 
     Parameters
     ----------
     every : int
         Steps between two validations.
     patience : int
-        Validations in a row without a rise of the score after which training stops.
+        Consecutive validations without a rise of the score after which training stops.
     rise : float
-        What the score must gain for it to count as one. The weights of the best validation are kept
-        all the same.
+        Minimum gain of the score that counts as a rise.  The weights of the best validation are
+        kept regardless of it.
     decay : float
-        Of the running average in a step, below 1; it begins lower, so that the first steps are soon
-        forgotten.
+        Decay of the running average per step, below 1.  It is lower at first, so that the first
+        steps have little influence.
     warm_up : int
-        Steps in which the learning rate rises; then it stays.
+        Steps in which the learning rate rises; then it is constant.
     falling : bool
-        Let the learning rate rise and fall with the budget instead, as without a `Stopping`.
+        Whether the learning rate rises and falls with the budget instead, as without a `Stopping`.
 
     Raises
     ------
     ValueError
-        If a number makes no sense.
+        If a number is out of range.
     """
 
     every: int = 100
@@ -93,18 +93,18 @@ class Stopping:
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """What training did.
+    """Record of a training.
 
     Attributes
     ----------
     losses : tuple of float
-        Of every step.
+        Loss of every step.
     seconds : float
-        That all took, validation included.
+        Total time, including validation.
     scores : tuple of (int, float)
         Step and score of every validation.
     precision : {"32-true", "bf16-mixed"}
-        What was computed in.
+        Precision of the computation.
     mode : {"max", "min"}
         Whether a higher or a lower score is better.
     """
@@ -122,23 +122,24 @@ class TrainingRecord:
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """Step and score of the best validation; None where there was none."""
+        """Step and score of the best validation; None without a validation."""
         if not self.scores:
             return None
         return (max if self.mode == "max" else min)(self.scores, key=lambda item: item[1])
 
 
 def choose_precision(precision: Precision, device: str) -> Literal["32-true", "bf16-mixed"]:
-    """What ``"auto"`` stands for: bfloat16 where a device has instructions for it.
+    """Replace ``"auto"`` by bfloat16 if the device has instructions for it, otherwise by float32.
 
-    Without them torch emulates it, at thirty times the cost of a convolution in float32.
+    Without instructions torch emulates bfloat16: a convolution takes thirty times as long as in
+    float32.
 
     Parameters
     ----------
     precision : {"auto", "32-true", "bf16-mixed"}
-        Any but the first is taken as it is.
+        Any value except ``"auto"`` is returned unchanged.
     device : str
-        Such as ``"cpu"`` or ``"cuda"``.
+        Device such as ``"cpu"`` or ``"cuda"``.
 
     Examples
     --------
@@ -153,13 +154,13 @@ def choose_precision(precision: Precision, device: str) -> Literal["32-true", "b
 def _has_bfloat16(device: str) -> bool:
     if device.startswith("cuda"):
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    # Older versions of torch do not say what a processor can do.
+    # Older versions of torch do not report the capabilities of a processor.
     able: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return device == "cpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def training_state(folder: str | PathLike[str]) -> Literal["new", "interrupted", "finished"]:
-    """What `train` will find in a folder of checkpoints: it begins, goes on, or has ended."""
+    """State of the training in a folder of checkpoints: `train` starts, resumes or skips it."""
     if (Path(folder) / _RECORD).is_file():
         return "finished"
     return "interrupted" if (Path(folder) / _LAST).is_file() else "new"
@@ -181,35 +182,37 @@ def train(
 ) -> TrainingRecord:
     """Train a network in place.
 
-    Without `stopping` the learning rate falls to 0 as the budget is spent, and the last weights are
-    kept. With it, those of the best validation are, and the rate falls only if it says so.
+    Without `stopping` the learning rate falls to 0 with the budget, and the last weights are kept.
+    With `stopping` the weights of the best validation are kept, and the rate falls only if
+    `Stopping.falling` is set.
 
     Parameters
     ----------
     network : Module
-        ``network(signal, graph)`` gives the output of every voxel.  Left in evaluation mode.
+        ``network(signal, graph)`` returns the output of every voxel.  In evaluation mode
+        afterwards.
     patches : PatchDataModule
-        What to train on and for, and to validate on if there is a `stopping`.
+        Task, training data, and validation scans, which `stopping` needs.
     budget : Budget
-        For how long at most.
+        Maximum length of the training.
     stopping : Stopping, optional
-        Stop when the score of the validation scans gets no better any more.
+        Validation, and early stopping when the validation score no longer improves.
     folder : path, optional
-        Of the checkpoints, which a `stopping` writes at every validation. Training that was
-        interrupted goes on from the last one in this folder, as if it had not been; training that
-        was finished is not repeated.
+        Folder of the checkpoints, which are written at every validation with `stopping`.  An
+        interrupted training resumes from the last checkpoint in this folder, with the same result;
+        a finished training is not repeated.
     learning_rate, weight_decay : float
         See `TaskModule`.
     settle : bool
         Whether to set batch norms by `settle_batch_norm` at each validation and at the end.
     device : str
-        ``"cpu"``, ``"cuda"`` or another accelerator of Lightning.  In processes that torchrun
-        started each batch is divided among them, and so are the validation scans: all have the
-        weights that one process would, to rounding.
+        ``"cpu"``, ``"cuda"`` or another accelerator of Lightning.  Processes started by torchrun
+        divide each batch and the validation scans; the weights equal those of one process, to
+        rounding.
     precision : {"auto", "32-true", "bf16-mixed"}
-        Lightning's; with the last, convolutions and matrix products are of bfloat16, which is
-        twice as fast on a processor with instructions for it and many times slower on others.
-        ``"auto"`` takes it on the former; the record says which it was.
+        Precision as in Lightning.  With ``"bf16-mixed"`` convolutions and matrix products are in
+        bfloat16, which is twice as fast on a processor with instructions for it and many times
+        slower on others.  ``"auto"`` uses it on the former; the record has the precision used.
     report : callable, optional
         Called with a `Progress` after every step.
 
@@ -220,16 +223,16 @@ def train(
     Raises
     ------
     ValueError
-        If there is a `stopping` but no scan to validate on, or a `folder` but no `stopping`; if a
-        file of the folder cannot be used; if several processes cannot divide the boxes of a batch
-        evenly, or have no `folder` to share.
+        If `stopping` is given without validation scans, or `folder` without `stopping`; if a file
+        in the folder cannot be used; if several processes cannot divide the boxes of a batch
+        evenly, or have no shared `folder`.
     FloatingPointError
-        If the loss is no number any more.
+        If the loss is NaN or infinite.
     """
     if stopping is not None and not patches.validation:
-        raise ValueError("stopping needs scans to validate on: PatchDataModule(validation=...)")
+        raise ValueError("stopping needs validation scans: PatchDataModule(validation=...)")
     if stopping is None and folder is not None:
-        raise ValueError("checkpoints are written at validations: give stopping as well")
+        raise ValueError("checkpoints are written at validations: folder needs stopping")
     chosen = choose_precision(precision, device)
     rank = Rank.here()
     if patches.n_boxes % rank.count:
@@ -238,7 +241,7 @@ def train(
             f"batch evenly, not {patches.n_boxes}"
         )
     if stopping is not None and folder is None and rank.count > 1:
-        raise ValueError("several processes need a folder that all of them see")
+        raise ValueError("several processes need a folder that all of them can access")
     task = patches.task
     module = TaskModule(
         network, task, learning_rate=learning_rate, weight_decay=weight_decay, settle=settle
@@ -276,7 +279,7 @@ def train(
             default_root_dir=checkpoints,
         )
         if goes_on:
-            _load(last)  # an error of its own, before Lightning meets it
+            _load(last)  # raises a clear error before Lightning reads the file
         with _interruptible(), _named(checkpoints):
             trainer.fit(
                 module,
@@ -312,12 +315,12 @@ def _take_best(module: TaskModule, folder: Path) -> None:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """A checkpoint of Lightning: tensors, numbers and words; nothing else is unpickled.
+    """Read a Lightning checkpoint: tensors, numbers and strings; nothing else is unpickled.
 
     Raises
     ------
     ValueError
-        If it is missing or damaged, or holds anything else.
+        If it is missing or damaged, or contains anything else.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -327,25 +330,25 @@ def _load(path: Path) -> dict[str, Any]:
         *(pickle.UnpicklingError, RuntimeError, OSError, EOFError),
         *(ValueError, LookupError, TypeError, AttributeError),
     ) as error:
-        raise _unusable(path, "damaged, or made by something else; it was not used") from error
+        raise _unusable(path, "damaged, or written by another program; it was not used") from error
     if not isinstance(content, dict) or "state_dict" not in content:
-        raise _unusable(path, "no checkpoint of a training")
+        raise _unusable(path, "not a checkpoint of a training")
     return content
 
 
 def _unusable(path: Path, reason: str) -> ValueError:
     return ValueError(
-        f"{path}: {reason}. Begin anew: remove {path.parent} (tripq train: --overwrite)."
+        f"{path}: {reason}. To start again, remove {path.parent} (tripq train: --overwrite)."
     )
 
 
 def _write_record(record: TrainingRecord, folder: Path) -> None:
-    """Last of all, as it says that training is finished."""
+    """Write the record, after all other files, because it marks a training as finished."""
     write_text(folder / _RECORD, json.dumps(asdict(record)) + "\n")
 
 
 def _read_record(folder: Path, task: Task) -> TrainingRecord | None:
-    """What training did that was finished in a folder."""
+    """Record of the finished training in a folder; None if it is not finished."""
     path = folder / _RECORD
     if not path.is_file():
         return None
@@ -356,7 +359,7 @@ def _read_record(folder: Path, task: Task) -> TrainingRecord | None:
         precision = str(content.get("precision", "32-true"))
         return TrainingRecord(losses, float(content["seconds"]), scores, precision, task.mode)
     except (ValueError, LookupError, TypeError) as error:
-        raise _unusable(path, "no record of a training") from error
+        raise _unusable(path, "not a record of a training") from error
 
 
 def _callbacks(stopping: Stopping, task: Task, folder: Path) -> list[L.Callback]:
@@ -380,7 +383,7 @@ def _callbacks(stopping: Stopping, task: Task, folder: Path) -> list[L.Callback]
 
 
 def _running_average(decay: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """A mean over all steps at first, and over the last 1 / (1 - decay) in the long run."""
+    """A running mean over all steps at first, later over about the last 1 / (1 - decay) steps."""
 
     def average(mean: Tensor, value: Tensor, n_averaged: Tensor) -> Tensor:
         steps = float(n_averaged)
@@ -402,7 +405,7 @@ def _folder(folder: str | PathLike[str] | None) -> Iterator[Path]:
 
 @contextmanager
 def _named(folder: Path) -> Iterator[None]:
-    """Let an error while a checkpoint is written name the folder: Lightning's names nothing."""
+    """Add the folder to errors while a checkpoint is written; those of Lightning name no file."""
     try:
         yield
     except OSError as error:
@@ -413,7 +416,7 @@ def _named(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C be a KeyboardInterrupt; Lightning ignores it from then on and exits."""
+    """Raise KeyboardInterrupt after Ctrl-C; Lightning would exit and ignore further Ctrl-C."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -426,7 +429,7 @@ def _interruptible() -> Iterator[None]:
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Keep back what Lightning tells of unused devices, workers, folders, and its use of torch."""
+    """Suppress messages of Lightning on unused devices, workers, folders, and its use of torch."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -434,7 +437,7 @@ def _quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*does not have many workers.*")
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
-            # torchmetrics has put the processes' scores together already.
+            # torchmetrics has already combined the scores of the processes.
             warnings.filterwarnings("ignore", ".*`sync_dist=True`.*", UserWarning)
             warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
             yield

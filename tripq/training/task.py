@@ -1,11 +1,11 @@
-"""The task: what a network is trained for.
+"""The task of a network: target, loss and metric.
 
-`tripq.training` handles scans, boxes, budgets and checkpoints.  The task defines the rest: what the
-network should give in a voxel (`Task.target`), how far it is from that (`Task.loss`), how good the
-prediction of whole scans is (`Task.metric`), and what the output means (`Task.prediction`).
+`tripq.training` handles scans, boxes, budgets and checkpoints.  The task defines the rest: the
+desired output in a voxel (`Task.target`), the loss (`Task.loss`), the score of predictions of whole
+scans (`Task.metric`), and the conversion of outputs to predictions (`Task.prediction`).
 
-A task for a new quantity is a subclass with a target, a loss and a metric.  The mean signal of a
-voxel, which needs no network at all, is the shortest one:
+A task for a new quantity is a subclass with a target, a loss and a metric.  A minimal example is
+the mean signal of a voxel, which would need no network:
 
 >>> import numpy as np
 >>> from torch.nn import functional as F
@@ -44,7 +44,7 @@ Mode = Literal["max", "min"]
 
 
 class Scan(Protocol):
-    """A scan to train or to validate on; a task may ask more of it, such as known labels."""
+    """A training or validation scan; a task may need more attributes, such as labels."""
 
     @property
     def dwi(self) -> DWI:
@@ -52,14 +52,14 @@ class Scan(Protocol):
 
 
 class Task(ABC):
-    """What a network is trained for.
+    """Target, loss and metric of a network.
 
     Attributes
     ----------
     name : str
-        Of the task, in files and messages.
+        Name of the task in files and messages.
     score : str
-        Of the metric that decides which weights are the best, in messages.
+        Name, in messages, of the metric that selects the best weights.
     mode : {"max", "min"}
         Whether a higher or a lower score is better.
     """
@@ -70,19 +70,19 @@ class Task(ABC):
 
     @abstractmethod
     def target(self, scan: Scan) -> NDArray[np.floating] | NDArray[np.bool_]:
-        """What the network should give, shape (V, ...), in the order of ``np.argwhere(mask)``.
+        """Desired output of the network, (V, ...), in the order of ``np.argwhere(mask)``.
 
-        It is called for every box: a target that takes long to compute should be kept.
+        It is called for every box: cache a target that is slow to compute.
         """
 
     @abstractmethod
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Mean over the voxels of a batch.
+        """Mean loss over the voxels of a batch.
 
         Parameters
         ----------
         output, target : Tensors of shape (V, ...)
-            Of the network, and float32 of `target`.
+            Output of the network, and its target in float32.
 
         Returns
         -------
@@ -93,20 +93,19 @@ class Task(ABC):
     def metric(self) -> Metric:
         """A new torchmetrics metric, updated with (prediction, target) of whole scans.
 
-        Its value decides which weights are kept.  It must have a value, too, in a process of
-        several that no scan has fallen to.
+        Its value selects the best weights.  It must also have a value in a process without a scan.
         """
 
     def prediction(self, output: Tensor) -> Tensor:
-        """The output as it is used: logits as probabilities, for example.  By default itself."""
+        """Prediction from the output, such as probabilities from logits; unchanged by default."""
         return output
 
     def focus(self, scan: Scan) -> NDArray[np.bool_] | None:
-        """Voxels (V,) that a share of the boxes is placed on; None where none matters more."""
+        """Voxels (V,) on which a fraction of the boxes is placed; None for no preference."""
         return None
 
     def initialise(self, network: nn.Module, batch: Batch) -> None:
-        """Set the first weights, in place, given a first batch.
+        """Set the initial weights in place, given the first batch.
 
         By default every layer is scaled to outputs of size 1.
         """
@@ -115,12 +114,12 @@ class Task(ABC):
     def check(  # noqa: B027
         self, scans: Sequence[Scan], purpose: Literal["training", "validation"]
     ) -> None:
-        """Refuse scans that nothing can be learned from, or that have no score.
+        """Reject scans that are unsuitable for training, or that have no defined score.
 
-        By default there are none.
+        By default all scans are accepted.
 
         Raises
         ------
         ValueError
-            If so.
+            If the scans are rejected.
         """

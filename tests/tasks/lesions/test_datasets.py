@@ -125,7 +125,7 @@ def test_a_download_is_left_to_pooch_with_all_that_is_pinned(
         return SimpleNamespace(fetch=fetch)
 
     stand_in.create = unreachable  # type: ignore[attr-defined]
-    with pytest.raises(DatasetError, match=r"patient_info\.csv: cannot be fetched: no network"):
+    with pytest.raises(DatasetError, match=r"patient_info\.csv: cannot be downloaded: no network"):
         open_ms(accept_licences=True, cache=tmp_path)
 
 
@@ -224,7 +224,7 @@ def test_a_broken_template_is_named(sources: OpenMS, tmp_path: Path) -> None:
 def test_a_file_of_another_kind_is_no_template(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "other.fib.gz", "wb") as file:
         savemat(file, {"dimension": np.int32([[2, 2, 2]])}, format="4")
-    with pytest.raises(DatasetError, match=r"other\.fib\.gz: not a template of fibres"):
+    with pytest.raises(DatasetError, match=r"other\.fib\.gz: not a fibre template"):
         read_fibres(tmp_path / "other.fib.gz")
 
 
@@ -390,7 +390,7 @@ def test_other_folders_and_patients_are_refused(
     with pytest.raises(DatasetError, match="no subject of a cohort"):
         load_cohort(tmp_path)
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(DatasetError, match="something else than a cohort"):
+    with pytest.raises(DatasetError, match="contains other files: choose an empty folder"):
         write_cohort(tmp_path, sources, TABLE, anatomy=small, progress=False)
     (tmp_path / "dataset_description.json").write_text('{"Name": "real scans"}')
     with pytest.raises(DatasetError, match="not the description of a simulated cohort"):

@@ -2,85 +2,33 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from tests.report.conftest import make_scan
+from tripq.report.slices import AxialSlices, voxel_edges
 from tripq.scans import DWI
 from tripq.tasks.lesions.figures import (
     FOUND_COLOUR,
     TRUTH_COLOUR,
-    AxialSlices,
-    choose_slices,
     comparison_figure,
     curves_figure,
     map_figure,
     probability_colours,
     slice_figure,
-    voxel_edges,
 )
-
-
-def make_scan(axes: str = "RAS") -> DWI:
-    """A box of 6 x 8 x 10 voxels of 2 x 2 x 3 mm, stored along the given axes."""
-    shape = (6, 8, 10)
-    stored = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(tuple(axes)))
-    affine = np.diag([2.0, 2.0, 3.0, 1.0]) @ inv_ornt_aff(stored, shape)
-    mask = nib.orientations.apply_orientation(np.ones(shape, bool), stored)
-    n = mask.size
-    return DWI(
-        signal=np.ones((n, 3), dtype=np.float32),
-        b_values=np.array([0.0, 1000, 1000]),
-        q=np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]),
-        mask=mask,
-        affine=affine,
-        b0=np.linspace(50, 100, n, dtype=np.float32),
-    )
 
 
 def texts(figure: Figure) -> str:
     return " ".join(text.get_text() for text in figure.findobj(Text))
-
-
-@pytest.mark.parametrize("axes", ["RAS", "LAS", "LPS", "PSR", "ASL"])
-def test_slices_go_up_rows_to_the_back_and_columns_to_the_left(axes: str) -> None:
-    dwi = make_scan(axes)
-    slices = AxialSlices(dwi)
-    x, y, z = (slices.volume(values) for values in dwi.voxel_centres().T)
-    assert x.shape == (10, 8, 6)
-    assert (np.diff(z, axis=0) == 3).all()
-    assert (np.diff(y, axis=1) == -2).all()
-    assert (np.diff(x, axis=2) == -2).all()
-
-
-def test_slices_are_cut_to_the_mask() -> None:
-    dwi = make_scan()
-    wide = np.pad(dwi.mask, 20)
-    padded = DWI(dwi.signal, dwi.b_values, dwi.q, wide, dwi.affine, dwi.b0)
-    assert AxialSlices(padded).background.shape == (10 + 4, 8 + 4, 6 + 4)
-
-
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=20), st.integers(1, 5), st.integers(1, 4))
-def test_chosen_slices_have_most_weight_and_keep_apart(
-    weight: list[int], number: int, distance: int
-) -> None:
-    chosen = choose_slices(np.array(weight), number, distance)
-    assert 1 <= len(chosen) <= number
-    assert max(weight) == max(weight[i] for i in chosen)
-    assert all(b - a >= distance for a, b in pairwise(chosen))
 
 
 def test_the_comparison_shows_truth_networks_and_scores(tmp_path: Path) -> None:
@@ -96,23 +44,6 @@ def test_the_comparison_shows_truth_networks_and_scores(tmp_path: Path) -> None:
         assert expected in words
     figure.savefig(tmp_path / "figure.png", dpi=40)
     assert (tmp_path / "figure.png").stat().st_size > 1000
-
-
-@given(arrays(bool, st.tuples(st.integers(1, 6), st.integers(1, 6))))
-def test_edges_are_those_between_a_voxel_of_a_set_and_one_that_is_not(
-    mask: NDArray[np.bool_],
-) -> None:
-    padded = np.pad(mask, 1)
-    between = set()
-    for row, column in np.argwhere(padded):
-        for step in ((0, 1), (0, -1), (1, 0), (-1, 0)):
-            if not padded[row + step[0], column + step[1]]:
-                between.add((column - 1 + step[1] / 2, row - 1 + step[0] / 2))
-    edges = voxel_edges(mask)
-    assert len(edges) == len(between)
-    assert {(x, y) for x, y in edges.mean(axis=1)} == between
-    lengths = np.abs(np.diff(edges, axis=1)).reshape(-1, 2)
-    assert ((lengths == [1, 0]) | (lengths == [0, 1])).all(axis=1).all()
 
 
 def test_a_slice_shows_outlines_numbers_and_its_height() -> None:

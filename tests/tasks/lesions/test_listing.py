@@ -124,7 +124,7 @@ def replace_mask(dwi: DWI, mask: NDArray[np.bool_]) -> DWI:
     ("probability", "threshold", "reason"),
     [
         (np.zeros(3), 0.5, r"each of the \d+ voxels, not an array of shape \(3,\)"),
-        (-2.0, 0.5, "values are no probabilities from 0 to 1, such as -2"),
+        (-2.0, 0.5, "values are not probabilities from 0 to 1, such as -2"),
         (np.nan, 0.5, "such as nan"),
         (0.5, -0.1, "threshold=-0.1 must be from 0 to 1"),
         (0.5, np.nan, "threshold=nan"),

@@ -141,5 +141,5 @@ def test_counts_of_subjects_add_up() -> None:
     assert math.isnan(LesionCounts(0, 1, 0).sensitivity)
     assert math.isnan(LesionCounts(1, 0, 0).precision)
     assert math.isnan(LesionCounts(0, 0, 0).f1)
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="the same shape"):
         count_lesions(np.zeros((2, 2)), np.zeros((2, 2)))

@@ -51,7 +51,7 @@ def make_model(network: nn.Module | None = None, **changes: object) -> Model:
         path=Path("net.safetensors"),
         sha256="",
         network=network.eval(),
-        voxel_size=2.0,
+        voxel_sizes=(2.0, 2.0),
         b_values=(1000.0,),
         caution="",
     )
@@ -90,12 +90,14 @@ def test_other_voxels_are_brought_to_the_size_of_the_training(
     expected = map_back(segment(model.network, suited), suited, dwi)
     np.testing.assert_array_equal(result.probability, expected)
     assert result.dwi is dwi
-    assert "resampled to 2 mm, the size that the network was trained on" in result.notes[0]
+    assert "resampled to 2 mm, a size that the network was trained on" in result.notes[0]
 
 
 def test_a_scan_fits_within_5_percent_on_every_edge() -> None:
-    assert fits(make_scan((2.09, 1.91, 2.0)), 2.0)
-    assert not fits(make_scan((2.0, 2.0, 2.11)), 2.0)
+    assert fits(make_scan((2.09, 1.91, 2.0)), (2.0, 2.0))
+    assert not fits(make_scan((2.0, 2.0, 2.11)), (2.0, 2.0))
+    assert fits(make_scan((1.45, 2.0, 3.1)), (1.5, 3.0))
+    assert not fits(make_scan((1.4, 2.0, 3.0)), (1.5, 3.0))
 
 
 def test_what_the_training_never_saw_is_told() -> None:
@@ -115,7 +117,7 @@ def test_fewer_directions_than_in_training_are_told() -> None:
         told = segment_scan(make_model(), make_scan((2.0, 2.0, edge))).notes
         assert (len(told) == 2) == coarse
         assert ("trained on much finer voxels: 3.1 mm hold" in told[-1]) == coarse
-    told = segment_scan(make_model(voxel_size=None, b_values=()), make_scan((3, 3, 3))).notes
+    told = segment_scan(make_model(voxel_sizes=None, b_values=()), make_scan((3, 3, 3))).notes
     assert len(told) == 1
     assert "does not say for which voxel size it is" in told[0]
 
@@ -189,7 +191,8 @@ dwi = DWI(
     q=directions, mask=np.ones((n, n, n), bool), affine=np.diag([2.0, 2, 2, 1]),
     b0=np.ones(n**3, np.float32),
 )
-model = Model(path=None, sha256="", network=network, voxel_size=2.0, b_values=(), caution="")
+model = Model(path=None, sha256="", network=network, voxel_sizes=(2.0, 2.0),
+              b_values=(), caution="")
 segment_scan(model, dwi, memory=float(sys.argv[2]))
 # not ru_maxrss, which begins with the memory of the process that started this one
 print(1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]))
@@ -216,12 +219,12 @@ def test_a_checkpoint_says_what_it_is_for(tmp_path: Path) -> None:
     notes["fewest_directions"] = "12"
     save_network(network, path, {**notes, "caution": "careful"})
     model = load_model(path)
-    assert (model.threshold, model.voxel_size, model.caution) == (0.37, 1.8, "careful")
+    assert (model.threshold, model.voxel_sizes, model.caution) == (0.37, (1.8, 1.8), "careful")
     assert model.b_values == (700.0, 1200.5)
     assert model.fewest_directions == 12
     save_network(network, path)
     model = load_model(path)
-    assert (model.threshold, model.voxel_size, model.b_values) == (0.5, None, ())
+    assert (model.threshold, model.voxel_sizes, model.b_values) == (0.5, None, ())
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def test_an_installation_without_weights_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(weights, "_FILE", tmp_path / "net.safetensors")
-    with pytest.raises(CheckpointError, match="Name a checkpoint of your own: --weights FILE"):
+    with pytest.raises(CheckpointError, match="Give a checkpoint: --weights FILE"):
         weights.default_weights()
     (tmp_path / "net.safetensors").touch()
     assert weights.default_weights() == tmp_path / "net.safetensors"

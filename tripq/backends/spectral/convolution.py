@@ -33,6 +33,7 @@ from torch.profiler import record_function
 from tripq.backends.spectral.stages import Layout, Operands, Packed, Stages, frequency_parts
 from tripq.backends.spectral.tiles import Tiles
 from tripq.kernels.launch import gradients_of_twin, higher_derivatives, needs_twin
+from tripq.kernels.operators import operator
 
 
 def convolve(x: Tensor, operands: Operands, layout: Layout, tiles: Tiles, budget: int) -> Tensor:
@@ -101,7 +102,7 @@ class _Convolution(torch.autograd.Function):
     ) -> Tensor:
         ctx.layout, ctx.tiles, ctx.budget = layout, tiles, budget
         ctx.save_for_backward(x, *flat)
-        return _forward(x, flat, *Packed.of(layout, tiles).args(), budget)
+        return _fourier(x, list(flat), *Packed.of(layout, tiles).args(), budget)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -118,24 +119,11 @@ class _Convolution(torch.autograd.Function):
             return None, None, None, *found
         needs = ctx.needs_input_grad[3:]
         packed = Packed.of(layout, tiles).args()
-        found = _backward(grad, x, flat, *packed, needs, budget)
+        found = _fourier_backward(grad, x, flat, *packed, list(needs), budget)
         return None, None, None, *(g if n else None for g, n in zip(found, needs, strict=True))
 
 
-@torch.library.custom_op("tripq::fourier", mutates_args=())
-def _forward(
-    x: Tensor,
-    flat: Sequence[Tensor],
-    channels: Sequence[Tensor],
-    directions: Sequence[Tensor],
-    voxels: Sequence[Tensor],
-    places: Sequence[Tensor],
-    tensors: Sequence[Tensor],
-    sizes: Sequence[int],
-    budget: int,
-) -> Tensor:
-    layout, tiles = Packed.unpack(channels, directions, voxels, places, tensors, sizes)
-    operands = Operands.unpack(flat)
+def _forward(x: Tensor, operands: Operands, layout: Layout, tiles: Tiles, budget: int) -> Tensor:
     stages = Stages(operands, layout)
     n_out, dim_out = operands.n_out, operands.dim_out
     out = x.new_empty(x.shape[0], n_out, dim_out)
@@ -159,33 +147,21 @@ def _forward(
     return out
 
 
-@_forward.register_fake
-def _(x: Tensor, flat: Sequence[Tensor], *args: Any) -> Tensor:
-    operands = Operands.unpack(flat)
-    return x.new_empty(x.shape[0], operands.n_out, operands.dim_out)
-
-
-@torch.library.custom_op("tripq::fourier_backward", mutates_args=())
 def _backward(
     grad: Tensor,
     x: Tensor,
-    flat: Sequence[Tensor],
-    channels: Sequence[Tensor],
-    directions: Sequence[Tensor],
-    voxels: Sequence[Tensor],
-    places: Sequence[Tensor],
-    tensors: Sequence[Tensor],
-    sizes: Sequence[int],
+    operands: Operands,
+    layout: Layout,
+    tiles: Tiles,
     needed: Sequence[bool],
     budget: int,
 ) -> list[Tensor]:
     """Gradients of `x` and of the operands; of those that are not needed, something."""
-    layout, tiles = Packed.unpack(channels, directions, voxels, places, tensors, sizes)
-    operands = Operands.unpack(flat)
     stages = Stages(operands, layout)
     needs_x, *needs = needed
     grad_x = torch.zeros_like(x)
-    grads = Operands.unpack([t.new_zeros(t.shape) for t in flat])  # contiguous: filled by views
+    # Contiguous: filled by views.
+    grads = Operands.unpack([t.new_zeros(t.shape) for t in operands.pack()])
     wanted = Operands.unpack(needs)  # type: ignore[arg-type]  # a truth value for each tensor
     weights = tiles.weights(x)[:, None]
     for group in tiles.groups(bytes_per_place(x, operands.n_out, operands.dim_out), budget):
@@ -222,9 +198,36 @@ def _backward(
     return [grad_x, *grads.pack()]
 
 
-@_backward.register_fake
-def _(grad: Tensor, x: Tensor, flat: Sequence[Tensor], *args: Any) -> list[Tensor]:
-    return [t.new_empty(t.shape) for t in (x, *flat)]
+def _unpacked(x: Tensor, flat: Sequence[Tensor], *packed: Any) -> tuple[Any, ...]:
+    *lists, budget = packed
+    return x, Operands.unpack(flat), *Packed.unpack(*lists), budget
+
+
+def _unpacked_backward(grad: Tensor, *packed: Any) -> tuple[Any, ...]:
+    *others, needed, budget = packed
+    *read, budget = _unpacked(*others, budget)
+    return grad, *read, needed, budget
+
+
+_PACKED = (
+    "Tensor[] channels, Tensor[] directions, Tensor[] voxels, Tensor[] places, Tensor[] tensors, "
+    "SymInt[] sizes"
+)
+
+_fourier = operator(
+    "fourier",
+    f"(Tensor x, Tensor[] flat, {_PACKED}, SymInt budget) -> Tensor",
+    lambda x, operands, *_: x.new_empty(x.shape[0], operands.n_out, operands.dim_out),
+    twin=_forward,
+    read=_unpacked,
+)
+_fourier_backward = operator(
+    "fourier_backward",
+    f"(Tensor grad, Tensor x, Tensor[] flat, {_PACKED}, bool[] needed, SymInt budget) -> Tensor[]",
+    lambda _, x, operands, *__: [t.new_empty(t.shape) for t in (x, *operands.pack())],
+    twin=_backward,
+    read=_unpacked_backward,
+)
 
 
 @record_function("tripq: transforms")

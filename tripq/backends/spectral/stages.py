@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from tripq.backends.spectral.tiles import Tiles
+from tripq.infra.chunks import chunks
 
 # Bytes of a stage for a few frequencies, on a CPU: they stay in the cache of a core.
 _CACHED = 1 << 22
@@ -157,9 +158,8 @@ class Stages:
         per_frequency = width * (2 * n_tiles * longest + 2 * self._dim_out)
         on_cpu = self._transfer.device.type == "cpu"
         held = min(_CACHED, budget) if on_cpu else budget // 8
-        n = len(self._transfer)
-        step = max(1, held // (self._transfer.element_size() * per_frequency))
-        return [slice(start, min(start + step, n)) for start in range(0, n, step)]
+        size = self._transfer.element_size() * per_frequency
+        return chunks(len(self._transfer), size, held)
 
     def rows(self, spectra: list[Tensor], part: slice) -> list[Tensor]:
         """Real and imaginary parts of the inputs, each (2 B, f, C_i, Q_i)."""

@@ -9,6 +9,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from tripq.infra.chunks import chunks
+
 #: Numbers of voxels along the three axes.
 Shape = tuple[int, int, int]
 
@@ -100,9 +102,7 @@ class Tiles:
 
     def groups(self, bytes_per_place: int, budget: int) -> Iterator[Tiles]:
         """A few tiles at a time, as many as the budget allows."""
-        step = max(1, budget // (bytes_per_place * prod(self.shape)))
-        for start in range(0, len(self.voxels), step):
-            some = slice(start, start + step)
+        for some in chunks(len(self.voxels), bytes_per_place * prod(self.shape), budget):
             yield Tiles(self.shape, self.source[some], self.voxels[some], self.places[some])
 
     @property

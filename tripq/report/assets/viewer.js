@@ -21,7 +21,7 @@
     render: TYPES.RENDER,
   };
   const HALF_STEP = 0.5 / 255; // rounding of the volume: what reaches the threshold is shown
-  const CROSSHAIR_WIDTH = 0.4; // mm
+  const CROSSHAIR_WIDTH = 1; // mm: of less than a pixel, some lines would not be drawn
   const CROSSHAIR_GAP = 8; // mm
   const COLOURS = "tripq";
   // Colours from 0 on, and nothing below the lowest that is shown. NiiVue 0.69 calls this type 1 and

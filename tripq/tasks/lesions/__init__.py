@@ -1,1 +1,1 @@
-"""The task of the shipped network: lesions of multiple sclerosis."""
+"""The task of the included network: segmentation of multiple sclerosis lesions."""

@@ -1,4 +1,4 @@
-"""What the commands ask of the task: `tripq train`, and `tripq predict` for its networks."""
+"""Interface of the task for the commands `tripq train` and `tripq predict`."""
 
 from __future__ import annotations
 
@@ -24,28 +24,30 @@ from tripq.tasks.lesions.names import LABEL
 if TYPE_CHECKING:
     from tripq.tasks.lesions.config import LesionConfig
     from tripq.tasks.lesions.datasets import LabelledFiles, LabelledSubject
+    from tripq.tasks.lesions.scoring import LesionScoring
     from tripq.training import Progress, TrainingRecord
 
 _log = logging.getLogger("tripq")
 
 
 class LesionCommands(TaskCommands["LesionConfig"]):
-    """Lesions for the commands.  What training needs is imported where it is used."""
+    """Lesion segmentation for the commands; modules for training are imported in its methods."""
 
     name = "lesions"
     needed = ("lightning", "panoptica", "torchmetrics")
     weights = "lesion-segmenter.safetensors"
+    quantity = "probabilities"
 
     @property
     def config(self) -> type[LesionConfig]:
-        """Settings of its training."""
+        """Class of the training settings."""
         from tripq.tasks.lesions.config import LesionConfig
 
         return LesionConfig
 
     @property
     def score(self) -> str:
-        """That of the task."""
+        """Name of the validation score."""
         from tripq.tasks.lesions.task import LesionTask
 
         return LesionTask.score
@@ -60,11 +62,11 @@ class LesionCommands(TaskCommands["LesionConfig"]):
         memory: float,
         bar: Bar,
     ) -> Cohort:
-        """Find, split and read the scans; headers first, as reading takes long."""
+        """Find, split and read the scans; headers are checked first, as reading is slow."""
         from tripq.tasks.lesions.datasets import (
-            common_voxel_size,
             draw_validation,
             find_labelled,
+            range_of_voxels,
             read_labelled,
         )
         from tripq.tasks.lesions.datasets.shelf import Shelf
@@ -74,7 +76,8 @@ class LesionCommands(TaskCommands["LesionConfig"]):
         found = find_labelled(data, truth, frame)
         for path, reason in found.left_out.items():
             _log.warning("%s: left out: %s", path, reason)
-        voxel_size = common_voxel_size(found.files)
+        is_sum = settings.network.quadrature == "sum"
+        voxel_sizes = range_of_voxels(found.files, common=is_sum)
         split = settings.split
         if split.validation is None:
             held_out = draw_validation(found.participants, split.share, split.seed)
@@ -85,8 +88,8 @@ class LesionCommands(TaskCommands["LesionConfig"]):
                     f"[split] validation: {data} has no labelled {', '.join(missing)}."
                 )
             if not set(found.participants) - set(held_out):
-                raise ConfigError("[split] validation: no participant is left to train on.")
-        _log.info("validated on participants %s.", ", ".join(held_out))
+                raise ConfigError("[split] validation: no participant is left for training.")
+        _log.info("validation participants: %s.", ", ".join(held_out))
         training: list[LabelledSubject] = []
         validation: list[LabelledSubject] = []
         fingerprints: dict[str, dict[str, list[str]]] = {"scans": {}, "validation_scans": {}}
@@ -102,11 +105,11 @@ class LesionCommands(TaskCommands["LesionConfig"]):
                 fingerprints[kind][files.name] = digests
         if not any(scan.lesion.any() for scan in validation):
             raise ConfigError(
-                f"[split]: the participants to validate on ({', '.join(held_out)}) have no lesion "
+                f"[split]: the validation participants ({', '.join(held_out)}) have no lesion "
                 "voxel: choose others (validation), or another seed."
             )
         name, simulated = _describe(data)
-        return Cohort(name, simulated, training, validation, voxel_size, fingerprints)
+        return Cohort(name, simulated, training, validation, voxel_sizes, fingerprints)
 
     def train(
         self,
@@ -116,14 +119,14 @@ class LesionCommands(TaskCommands["LesionConfig"]):
         device: str,
         report: Callable[[Progress], None],
     ) -> tuple[nn.Module, TrainingRecord]:
-        """Train a segmenter, or go on."""
+        """Train a segmenter, or resume its training."""
         from tripq.tasks.lesions.training import train_segmenter
 
         return train_segmenter(
             settings,
             cohort.training,
             cohort.validation,
-            cohort.voxel_size,
+            cohort.voxel_sizes,
             folder,
             device=device,
             report=report,
@@ -136,7 +139,7 @@ class LesionCommands(TaskCommands["LesionConfig"]):
         device: str,
         report: Callable[[int, int], None],
     ) -> Validation:
-        """Scores, and the threshold at which Dice is highest."""
+        """Compute the scores, and the threshold with the highest Dice."""
         from tripq.tasks.lesions.pages.evaluation import EvaluatedSubject, write_evaluation_report
         from tripq.tasks.lesions.scores import best_threshold, score
 
@@ -153,8 +156,8 @@ class LesionCommands(TaskCommands["LesionConfig"]):
         def write_page(path: Path, shown: Mapping[str, str]) -> None:
             about = {
                 **shown,
-                "Scores": "of the subjects that the network and its threshold were chosen on: too "
-                "good for others",
+                "Scores": "of the subjects used for the choice of the network and its threshold; "
+                "therefore too optimistic",
             }
             title = "Validation of the trained network"
             write_evaluation_report(path, subjects, threshold, about, title=title)
@@ -163,8 +166,8 @@ class LesionCommands(TaskCommands["LesionConfig"]):
             {"threshold": repr(threshold)},
             asdict(scores),
             f"On {len(subjects)} validation scans: average precision "
-            f"{scores.average_precision:.3f}, Dice {scores.dice:.3f} from a probability of "
-            f"{threshold:.3g} on.",
+            f"{scores.average_precision:.3f}, Dice {scores.dice:.3f} at a probability of "
+            f"{threshold:.3g} or more.",
             write_page,
         )
 
@@ -179,6 +182,26 @@ class LesionCommands(TaskCommands["LesionConfig"]):
             f"label-{LABEL}_probseg": prediction.output,
             f"label-{LABEL}_mask": lesion,
         }
+
+    def write_page(
+        self, path: Path, model: Model, prediction: Prediction, settings: Mapping[str, str]
+    ) -> None:
+        """Write the page of `tripq segment`."""
+        from tripq.tasks.lesions.pages.subject import write_subject_report
+
+        write_subject_report(
+            path,
+            prediction.dwi,
+            prediction.output,
+            threshold=segmentation.Model.of(model).threshold,
+            settings=settings,
+        )
+
+    def scoring(self, threshold: float | None = None) -> LesionScoring:
+        """By voxel and by lesion."""
+        from tripq.tasks.lesions.scoring import LesionScoring
+
+        return LesionScoring(threshold)
 
 
 def _digests(files: LabelledFiles) -> list[str]:

@@ -1,7 +1,6 @@
 """Pictures of lesion maps over axial slices, and of the curves that score them.
 
-Slices are shown as radiologists see them, from below: the right side of the head on the left.
-The colours can be told apart with any colour vision.
+For the slices see `tripq.report.slices`.  The colours can be told apart with any colour vision.
 """
 
 from __future__ import annotations
@@ -14,11 +13,9 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.collections import LineCollection
 from matplotlib.colors import Colormap, ListedColormap, Normalize, to_rgba
 from matplotlib.figure import Figure, FigureBase, SubFigure
 from matplotlib.patheffects import withStroke
-from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import (
     auc,
@@ -28,6 +25,7 @@ from sklearn.metrics import (
     roc_curve,
 )
 
+from tripq.report.slices import SLICE_INCHES, AxialSlices, name_sides, write_words
 from tripq.scans import DWI
 
 #: One for each network, one for the truth and one for what was found (Okabe and Ito, https://jfly.uni-koeln.de/color/).
@@ -40,161 +38,18 @@ PROBABILITY_COLOURS = "inferno"
 
 Curve = tuple[NDArray[Any], NDArray[Any]]
 
-_MARGIN = 2  # voxels around the head
 _CURVE_STEPS = 2000  # along an axis: finer than the picture
-_SLICE_DISTANCE = 10.0  # mm, at least, between two slices
-_SLICE_INCHES = 2.5
 _MOST_NUMBERS = 8  # of lesions on one slice: more cannot be read
 
 
-class AxialSlices:
-    """The axial slices of a scan, cut to the voxels of its mask, with a background to draw on.
-
-    Parameters
-    ----------
-    dwi : DWI
-        The scan, in any orientation; an oblique one is shown along the axes nearest to the world's.
-
-    Attributes
-    ----------
-    background : (S, rows, columns) array
-        Mean diffusion-weighted intensity: white matter bright, fluid dark.  Slices go up from the
-        feet, rows from front to back, columns from the right side of the head to the left.
-    aspect : float
-        Height of a pixel over its width.
-    """
-
-    def __init__(self, dwi: DWI) -> None:
-        orientation = io_orientation(dwi.affine)
-        self._dwi = dwi
-        self._reordering = ornt_transform(orientation, axcodes2ornt(("L", "A", "S")))
-        self._crop = tuple(
-            slice(max(0, int(found.min()) - _MARGIN), int(found.max()) + 1 + _MARGIN)
-            for found in np.nonzero(self._reordered(np.ones(len(dwi.b0), dtype=bool)))
-        )
-        width, height, thickness = dwi.voxel_size[np.argsort(orientation[:, 0])]
-        self.aspect = float(height / width)
-        self._thickness = float(thickness)
-        self.background = self.volume(dwi.b0 * dwi.signal[:, 1:].mean(axis=1))
-        self._z = self.volume(dwi.voxel_centres()[:, 2])
-        self._inside = self.volume(np.ones(len(dwi.b0), dtype=bool))
-
-    def _reordered(self, values: ArrayLike) -> NDArray[Any]:
-        volume = apply_orientation(self._dwi.volume(values), self._reordering)
-        return volume.transpose(2, 1, 0)[:, ::-1]
-
-    def volume(self, values: ArrayLike) -> NDArray[Any]:
-        """Values (V,) of the voxels on the slices, shape (S, rows, columns)."""
-        return self._reordered(values)[self._crop]
-
-    def choose(self, weight: NDArray[Any], number: int) -> list[int]:
-        """The slices with most `weight` (S, rows, columns), some way apart; from the top down."""
-        distance = max(1, round(_SLICE_DISTANCE / self._thickness))
-        return choose_slices(weight.reshape(len(weight), -1).sum(axis=1), number, distance)[::-1]
-
-    def height(self, index: int) -> float:
-        """World z of the middle of a slice of the mask, in mm; slices may be oblique."""
-        z, inside = self._z[index], self._inside[index]
-        return float(z[inside].mean())
-
-    def draw(self, axes: Axes, index: int, background: NDArray[Any] | None = None) -> None:
-        """A slice of a background, by default the scan's own, without ticks.
-
-        It goes from black at 0 to white at its 99th percentile.
-        """
-        shown = self.background if background is None else background
-        white = float(np.percentile(shown[shown > 0], 99))
-        axes.imshow(
-            shown[index],
-            cmap="gray",
-            vmin=0,
-            vmax=white,
-            aspect=self.aspect,
-            interpolation="none",  # a vector format holds the voxels as they are
-        )
-        axes.set(xticks=[], yticks=[], facecolor="black")
-        axes.spines[:].set_visible(False)
-
-    def overlay(self, axes: Axes, slice_: NDArray[Any], colours: Colormap) -> None:
-        """Values from 0 to 1 on top of a background."""
-        axes.imshow(slice_, cmap=colours, vmin=0, vmax=1, aspect=self.aspect, interpolation="none")
-
-    def outline(self, axes: Axes, slice_: NDArray[np.bool_], colour: str) -> None:
-        """Lines along the edges of the voxels of a set."""
-        lines = LineCollection(list(voxel_edges(slice_)), colors=colour, linewidths=1.2)
-        axes.add_collection(lines, autolim=False)
-
-    def overlay_lesion(self, axes: Axes, slice_: NDArray[np.bool_]) -> None:
-        """Known lesions on top of a background."""
-        self.overlay(axes, slice_, _flat(TRUTH_COLOUR))
-
-    def overlay_probability(self, axes: Axes, slice_: NDArray[Any]) -> None:
-        """Probabilities on top of a background, clear at 0."""
-        self.overlay(axes, slice_, _see_through(PROBABILITY_COLOURS))
+def overlay_truth(slices: AxialSlices, axes: Axes, slice_: NDArray[np.bool_]) -> None:
+    """Known lesions on top of a background."""
+    slices.overlay(axes, slice_, _flat(TRUTH_COLOUR))
 
 
-def choose_slices(weight: NDArray[Any], number: int, distance: int) -> list[int]:
-    """The slices with the most weight, no two of them close together.
-
-    Parameters
-    ----------
-    weight : (S,) array
-        Of each slice.
-    number : int
-        How many slices at most.
-    distance : int
-        Least distance between two of them, in slices.
-
-    Returns
-    -------
-    list of int
-        In ascending order.
-
-    Examples
-    --------
-    >>> choose_slices(np.array([0, 5, 6, 1, 0, 2]), number=2, distance=2)
-    [2, 5]
-    """
-    remaining = np.asarray(weight, dtype=float)
-    chosen: list[int] = []
-    while len(chosen) < number and np.isfinite(remaining).any():
-        best = int(np.argmax(remaining))
-        chosen.append(best)
-        near = np.abs(np.arange(len(remaining)) - best) < distance
-        remaining = np.where(near, -np.inf, remaining)
-    return sorted(chosen)
-
-
-def voxel_edges(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """The edges between the pixels of a set and the others.
-
-    Parameters
-    ----------
-    mask : (rows, columns) bool array
-        The set.
-
-    Returns
-    -------
-    (E, 2, 2) array
-        Both ends of each edge, as column and row; centres of pixels are whole numbers.
-
-    Examples
-    --------
-    >>> voxel_edges(np.array([[True]])).tolist()  # below, above, right, left
-    [[[-0.5, -0.5], [0.5, -0.5]], [[-0.5, 0.5], [0.5, 0.5]],
-     [[-0.5, -0.5], [-0.5, 0.5]], [[0.5, -0.5], [0.5, 0.5]]]
-    """
-    padded = np.pad(mask, 1)
-    # Between rows r - 1 and r of the mask, that is r and r + 1 of the padded one, at r - 0.5.
-    level = np.argwhere(padded[1:] != padded[:-1])[:, ::-1] - np.array([1.0, 0.5])
-    upright = np.argwhere(padded[:, 1:] != padded[:, :-1])[:, ::-1] - np.array([0.5, 1.0])
-    half_column, half_row = np.array([0.5, 0.0]), np.array([0.0, 0.5])
-    return np.concatenate(
-        [
-            np.stack([level - half_column, level + half_column], axis=1),
-            np.stack([upright - half_row, upright + half_row], axis=1),
-        ]
-    )
+def overlay_probability(slices: AxialSlices, axes: Axes, slice_: NDArray[Any]) -> None:
+    """Probabilities on top of a background, clear at 0."""
+    slices.overlay(axes, slice_, _see_through(PROBABILITY_COLOURS))
 
 
 def comparison_figure(
@@ -209,29 +64,29 @@ def comparison_figure(
 ) -> Figure:
     """Truth and predictions on slices of one subject; ROC and precision-recall curves of several.
 
-    In the manner of Fig. 1 of Müller et al. (arXiv:2102.06942).
+    The arrangement is that of Fig. 1 of Müller et al. (arXiv:2102.06942).
 
     Parameters
     ----------
     dwi : DWI
-        The subject that is shown.
+        Scan of the subject on the slices.
     lesion : (V,) bool array
-        Its lesions.
+        Lesions of this subject.
     probabilities : mapping of str to (V,) array
-        From the name of each network to its map of the subject.
+        Map of the subject by the name of each network.
     pooled_lesion : (N,) bool array
-        Lesions of all voxels that the curves are made of.
+        Lesions of all voxels of the curves.
     pooled : mapping of str to (N,) array
-        Probabilities of those voxels, with the names of `probabilities`.
+        Probabilities of these voxels, with the names of `probabilities`.
     title : str
-        Above the figure; it should say what kind of data this is.
+        Title of the figure; it should describe the kind of data.
     n_slices : int
-        How many slices.
+        Number of slices.
 
     Returns
     -------
     matplotlib.figure.Figure
-        To be saved with its method ``savefig``.
+        Save it by its method ``savefig``.
     """
     slices = AxialSlices(dwi)
     truth = slices.volume(lesion)
@@ -242,7 +97,7 @@ def comparison_figure(
         *((slices.volume(p), _see_through(PROBABILITY_COLOURS)) for p in probabilities.values()),
     ]
 
-    width = _SLICE_INCHES * len(names)
+    width = SLICE_INCHES * len(names)
     figure = Figure(figsize=(width + 4.5, 2.9 * len(chosen) + 1.0), layout="constrained")
     figure.suptitle(title, fontsize=13)
     ((maps, curves),) = figure.subfigures(1, 2, squeeze=False, width_ratios=(width, 4.5))
@@ -253,44 +108,44 @@ def comparison_figure(
             slices.overlay(axes, volume[index], colours)
     for axes, name in zip(grid[0], names, strict=True):
         axes.set_title(name, fontsize=11)
-    _name_sides(grid[0, 0])
+    name_sides(grid[0, 0])
     _add_colour_bar(maps, grid[:, 1:])
     _draw_curves(curves, pooled_lesion, pooled)
     return figure
 
 
 def map_figure(dwi: DWI, probability: ArrayLike, *, title: str, n_slices: int = 4) -> Figure:
-    """A probability map over slices of its scan, those with the highest probabilities.
+    """A probability map on the slices of its scan with the highest probabilities.
 
     Parameters
     ----------
     dwi : DWI
         The scan.
     probability : (V,) array-like
-        Of a lesion, in every voxel.
+        Probability of a lesion in every voxel.
     title : str
-        Above the figure.
+        Title of the figure.
     n_slices : int
-        How many slices.
+        Number of slices.
 
     Returns
     -------
     matplotlib.figure.Figure
-        To be saved with its method ``savefig``.
+        Save it by its method ``savefig``.
     """
     slices = AxialSlices(dwi)
     volume = slices.volume(probability)
     chosen = slices.choose(volume, n_slices)
-    figure = Figure(figsize=(_SLICE_INCHES * len(chosen) + 1.5, 6.5), layout="constrained")
+    figure = Figure(figsize=(SLICE_INCHES * len(chosen) + 1.5, 6.5), layout="constrained")
     figure.suptitle(title, fontsize=11)
     grid = figure.subplots(2, len(chosen), squeeze=False)
     for (plain, overlaid), index in zip(grid.T, chosen, strict=True):
         slices.draw(plain, index)
         slices.draw(overlaid, index)
-        slices.overlay_probability(overlaid, volume[index])
+        overlay_probability(slices, overlaid, volume[index])
     grid[0, 0].set_ylabel("scan: mean diffusion-weighted signal")
     grid[1, 0].set_ylabel("with lesion probability")
-    _name_sides(grid[0, 0])
+    name_sides(grid[0, 0])
     _add_colour_bar(figure, grid)
     return figure
 
@@ -304,27 +159,28 @@ def slice_figure(
     labels: NDArray[np.integer],
     lesion: NDArray[np.bool_] | None = None,
 ) -> Figure:
-    """One slice three times: b0, the diffusion-weighted mean with outlines, the probability on it.
+    """One slice three times: b0, the diffusion-weighted mean with outlines, and with probabilities.
 
     Parameters
     ----------
     slices : AxialSlices
-        Of the scan.
+        Slices of the scan.
     index : int
-        Of the slice.
+        Index of the slice.
     b0, probability, labels : (S, rows, columns) arrays
-        Of `AxialSlices.volume`; for the labels see `tripq.tasks.lesions.listing.label_lesions`.
+        Results of `AxialSlices.volume`; for the labels see
+        `tripq.tasks.lesions.listing.label_lesions`.
     lesion : (S, rows, columns) bool array, optional
-        The lesions that are known.
+        The known lesions.
 
     Returns
     -------
     matplotlib.figure.Figure
-        To be saved with its method ``savefig``.
+        Save it by its method ``savefig``.
     """
     rows, columns = b0.shape[1:]
-    height = _SLICE_INCHES * slices.aspect * rows / columns
-    figure = Figure(figsize=(3 * _SLICE_INCHES, height), facecolor="black")
+    height = SLICE_INCHES * slices.aspect * rows / columns
+    figure = Figure(figsize=(3 * SLICE_INCHES, height), facecolor="black")
     panels = figure.subplots(1, 3, gridspec_kw={"wspace": 0})
     figure.subplots_adjust(left=0, right=1, bottom=0, top=1)
     plain, outlined, overlaid = panels
@@ -335,11 +191,11 @@ def slice_figure(
         slices.outline(outlined, lesion[index], TRUTH_COLOUR)
     slices.outline(outlined, labels[index] > 0, FOUND_COLOUR)
     _number_lesions(outlined, labels[index])
-    slices.overlay_probability(overlaid, probability[index])
+    overlay_probability(slices, overlaid, probability[index])
     for axes, name in zip(panels, ("b0", "outlines", "probability"), strict=True):
-        _name_sides(axes)
-        _write(axes, 0.5, 0.03, name, "center", color="0.75", fontsize=9)
-    _write(plain, 0.03, 0.93, f"z = {slices.height(index):.0f} mm".replace("-", "−"), "left")
+        name_sides(axes)
+        write_words(axes, 0.5, 0.03, name, "center", color="0.75", fontsize=9)
+    write_words(plain, 0.03, 0.93, f"z = {slices.height(index):.0f} mm".replace("-", "−"), "left")
     return figure
 
 
@@ -351,21 +207,21 @@ def probability_colours(stops: int) -> NDArray[np.uint8]:
 def curves_figure(
     lesions: Sequence[ArrayLike], probabilities: Sequence[ArrayLike], threshold: float
 ) -> Figure:
-    """ROC and precision-recall curves of several subjects: thin, and of all voxels together: bold.
+    """ROC and precision-recall curves: thin for single subjects, bold for all voxels pooled.
 
     Parameters
     ----------
     lesions : sequence of (V_i,) array-likes of bool
-        Which voxels are lesion. The curves of a subject need both kinds of voxels.
+        Lesion voxels.  Curves are drawn only for subjects with both lesion and healthy voxels.
     probabilities : sequence of (V_i,) array-likes
-        Of a lesion.
+        Probabilities of a lesion.
     threshold : float
-        On the probability; a mark shows it on the bold curves.
+        Threshold of the probability, marked on the bold curves.
 
     Returns
     -------
     matplotlib.figure.Figure
-        To be saved with its method ``savefig``.
+        Save it by its method ``savefig``.
     """
     figure = Figure(figsize=(9.0, 4.6), layout="constrained")
     panels = figure.subplots(1, 2)
@@ -380,7 +236,8 @@ def curves_figure(
         panels, _curves(truth, pooled), scores, points, strict=True
     ):
         _plot(axes, x, y, NETWORK_COLOURS[0], f"all voxels: {value:.3f}")
-        axes.plot(*point, "o", color=NETWORK_COLOURS[1], label=f"threshold {threshold:.3g}")
+        label = f"threshold {threshold:.3g}"
+        axes.plot(*point, "o", color=NETWORK_COLOURS[1], label=label, clip_on=False, zorder=3)
     _finish_curves(panels[0], panels[1], share=float(np.mean(truth)))
     return figure
 
@@ -389,30 +246,19 @@ def curves_figure(
 
 
 def _flat(colour: str) -> Colormap:
-    """Nothing at 0, one colour at 1."""
+    """A colour map that is transparent at 0 and one colour at 1."""
     return ListedColormap([to_rgba(colour, 0.0), to_rgba(colour)])
 
 
 def _see_through(name: str) -> Colormap:
-    """A colour map that is clear at 0 and opaque from a half on."""
+    """A colour map that is transparent at 0 and opaque from 0.5."""
     colours = matplotlib.colormaps[name](np.linspace(0.15, 1, 256))
     colours[:, 3] = np.clip(np.linspace(0, 2, 256), 0, 1)
     return ListedColormap(colours)
 
 
-def _name_sides(axes: Axes) -> None:
-    _write(axes, 0.03, 0.03, "R", "left")
-    _write(axes, 0.97, 0.03, "L", "right")
-
-
-def _write(axes: Axes, x: float, y: float, words: str, align: str, **style: Any) -> None:
-    """Words on a slice, at a place in the units of its axes."""
-    text = axes.text(x, y, words, transform=axes.transAxes, ha=align, **{"color": "white", **style})
-    text.set_path_effects([withStroke(linewidth=2, foreground="black")])
-
-
 def _number_lesions(axes: Axes, labels: NDArray[np.integer]) -> None:
-    """The numbers of the lesions with most voxels on a slice, beside them."""
+    """Write the numbers of the lesions with most voxels on a slice beside them."""
     numbers, counts = np.unique(labels[labels > 0], return_counts=True)
     for number in numbers[np.argsort(-counts, kind="stable")][:_MOST_NUMBERS]:
         rows, columns = np.nonzero(labels == number)
@@ -461,7 +307,7 @@ def _curves(lesion: ArrayLike, probability: ArrayLike) -> tuple[Curve, Curve]:
 def _operating_point(
     lesion: NDArray[np.bool_], found: NDArray[np.bool_]
 ) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Where a decision lies on both curves; without found voxels precision is set to 1."""
+    """Point of a decision on both curves; without found voxels precision is set to 1."""
     hits = np.count_nonzero(found & lesion)
     recall = hits / np.count_nonzero(lesion)
     false_positive = np.count_nonzero(found & ~lesion) / np.count_nonzero(~lesion)
@@ -470,7 +316,7 @@ def _operating_point(
 
 
 def _finish_curves(roc: Axes, precision_recall: Axes, share: float) -> None:
-    """What chance gives, by the share of lesion voxels; the names of the axes and the legend."""
+    """Add the chance level, by the share of lesion voxels, axis labels and legends."""
     roc.plot((0, 1), (0, 1), color="0.6", linestyle=":", label="chance: 0.500")
     precision_recall.axhline(share, color="0.6", linestyle=":", label=f"chance: {share:.3f}")
     roc.set(xlabel="false positive rate", ylabel="true positive rate")
@@ -494,7 +340,7 @@ def _plot(
     label: str | None = None,
     linewidth: float = 1.5,
 ) -> None:
-    """A curve, without points that cannot be told from the one before."""
+    """Plot a curve, without points that are indistinguishable from the previous one."""
     places = np.round(np.stack([x, y]) * _CURVE_STEPS)
     keep = np.append(True, (np.diff(places) != 0).any(axis=0))
     keep[-1] = True

@@ -1,6 +1,6 @@
-"""From a probability map to lesions: what belongs together, where it lies, how large it is.
+"""Lesions of a probability map: connected components, their positions and sizes.
 
-A lesion is a set of voxels at or above a threshold that hang together by faces, edges or corners
+A lesion is a set of voxels at or above a threshold that are connected by faces, edges or corners
 (26 neighbours). Lesion 1 is the largest.
 """
 
@@ -23,14 +23,14 @@ Side = Literal["left", "right", "midline", "unknown"]
 """Side of the head."""
 
 MIDLINE = 5.0
-"""Centres of lesions closer than this to the middle of the head, in mm, have no side.
+"""Lesions with centres closer than this to the middle of the head, in mm, have no side.
 
-The middle is the mean position of the brain mask, and a head is seldom straight: nearer to it a
-side would be a guess.
+The middle is the mean position of the brain mask, and heads are seldom aligned with the axes:
+closer to it the side is uncertain.
 """
 
 HEAD_WIDTH = 100.0
-"""A mask narrower than this, in mm, is taken for a part of the head, whose middle is not known.
+"""A mask narrower than this, in mm, is treated as a part of the head with unknown middle.
 
 Brains of adults are 130 to 145 mm wide, of two-year-olds about 120 mm.
 """
@@ -49,19 +49,19 @@ class Lesion:
     Attributes
     ----------
     voxels : int
-        How many there are.
+        Number of voxels.
     volume_ml : float
-        In ml.
+        Volume in ml.
     centre_mm : tuple of 3 floats
-        Mean position of its voxels in world coordinates (RAS+), in mm. It need not lie in the
+        Mean position of its voxels in world coordinates (RAS+), in mm.  It can be outside the
         lesion.
     peak_mm : tuple of 3 floats
         Centre of its voxel of highest probability in world coordinates, in mm.
     side : {"left", "right", "midline", "unknown"}
-        Where `centre_mm` lies, seen from the middle of the mask; see `MIDLINE` and `HEAD_WIDTH`.
-        Unknown, too, where the header of the scan gives no orientation.
+        Side of `centre_mm` relative to the middle of the mask; see `MIDLINE` and `HEAD_WIDTH`.
+        Also unknown if the header of the scan gives no orientation.
     mean_probability, highest_probability : float
-        Of its voxels.
+        Mean and maximum over its voxels.
     """
 
     voxels: int
@@ -86,21 +86,20 @@ def label_lesions(dwi: DWI, probability: ArrayLike, threshold: float) -> NDArray
     dwi : DWI
         The scan.
     probability : (V,) array-like
-        Of a lesion, from 0 to 1, in the order of ``np.argwhere(dwi.mask)``.
+        Probability of a lesion, from 0 to 1, in the order of ``np.argwhere(dwi.mask)``.
     threshold : float
-        Voxels at or above it are lesion; from 0 to 1.
+        Minimum probability of a lesion voxel, from 0 to 1.
 
     Returns
     -------
     (V,) int32 array
-        0 for no lesion; 1 for the largest. Lesions of one size are ordered by highest probability,
-        then by their place in the scan.
+        0 for no lesion; 1 for the largest. Lesions of equal size are ordered by highest
+        probability, then by position in the scan.
 
     Raises
     ------
     ValueError
-        If there is not one probability from 0 to 1 for every voxel, or the threshold cannot be
-        used.
+        If there is not one probability from 0 to 1 for every voxel, or the threshold is invalid.
     """
     values = _checked(dwi, probability, threshold)
     volume, number = ndimage.label(dwi.volume(values >= threshold), structure=_NEIGHBOURS)
@@ -119,12 +118,12 @@ def find_lesions(dwi: DWI, probability: ArrayLike, threshold: float) -> tuple[Le
     Parameters
     ----------
     dwi, probability, threshold
-        As in `label_lesions`, whose numbers the lesions have, counted from 1.
+        As in `label_lesions`.
 
     Returns
     -------
     tuple of Lesion
-        Empty where nothing reaches the threshold.
+        In the order of the numbers of `label_lesions`; empty if no voxel reaches the threshold.
 
     Raises
     ------
@@ -155,7 +154,7 @@ def find_lesions(dwi: DWI, probability: ArrayLike, threshold: float) -> tuple[Le
     values = np.asarray(probability, dtype=np.float64)
     places = dwi.voxel_centres()
     middle = _middle(dwi)
-    # by the number of their lesion, so that each lesion is a slice
+    # sorted by the number of the lesion, so that each lesion is a slice
     order = np.argsort(labels, kind="stable")
     ends = np.cumsum(np.bincount(labels))
     lesions = []
@@ -177,7 +176,7 @@ def find_lesions(dwi: DWI, probability: ArrayLike, threshold: float) -> tuple[Le
 
 
 def lesions_tsv(lesions: Sequence[Lesion]) -> str:
-    """Lesions as a table of tab-separated values, with a line of names.
+    """Lesions as a table of tab-separated values, with a header line.
 
     The columns are ``lesion`` (the number), ``voxels``, ``volume_ml``, ``x_mm``, ``y_mm``, ``z_mm``
     (the centre in world coordinates), ``side``, ``mean_probability`` and ``highest_probability``.
@@ -218,8 +217,8 @@ def _checked(dwi: DWI, probability: ArrayLike, threshold: float) -> NDArray[np.f
     wrong = ~((values >= 0) & (values <= 1))
     if wrong.any():
         raise ValueError(
-            f"{scan}{np.count_nonzero(wrong)} values are no probabilities from 0 to 1, such as "
-            f"{values[wrong][0]:g}. Logits? Put them through a sigmoid."
+            f"{scan}{np.count_nonzero(wrong)} values are not probabilities from 0 to 1, such as "
+            f"{values[wrong][0]:g}. If they are logits, apply a sigmoid."
         )
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold={threshold} must be from 0 to 1.")
@@ -232,7 +231,7 @@ def _point(values: NDArray[np.float64]) -> tuple[float, float, float]:
 
 
 def _middle(dwi: DWI) -> float | None:
-    """World x of the middle of the head in mm, if the scan tells it."""
+    """World x of the middle of the head in mm; None if it is unknown."""
     header = dwi.header
     if header is not None and header["sform_code"] == header["qform_code"] == 0:
         return None  # the header gives no orientation

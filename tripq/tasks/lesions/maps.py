@@ -1,7 +1,8 @@
-"""Lesion maps of derivatives beside the known lesions of the same scans, and their scores.
+"""Lesion maps and known lesions of the same scans in derivatives, and their scores.
 
 >>> from pathlib import Path
 >>> from tripq.tasks.lesions.names import find_lesion_maps
+>>> from tripq.tasks.scoring import scores_tsv
 >>> def scores(maps: Path, truth: Path) -> str:
 ...     read = [read_map(find_truth(found, truth)) for found in find_lesion_maps(maps)]
 ...     return scores_tsv(score_maps(read, threshold=0.5))
@@ -9,9 +10,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -23,19 +21,17 @@ from numpy.typing import NDArray
 
 from tripq.infra.files import printable, read_json
 from tripq.scans import DWIError
-from tripq.scans.bids import BIDSError, BIDSMissingError, BIDSScan
+from tripq.scans.bids import BIDSError, BIDSScan
 from tripq.scans.nifti import open_nifti, read_mask, read_volumes
 from tripq.tasks.lesions.names import LABEL, lesion_mask
 from tripq.tasks.lesions.pages.evaluation import EvaluatedSubject
 from tripq.tasks.lesions.scores import LesionCounts, Scores, score
-
-POOLED = "all"
-"""Name of the scores of all voxels and all lesions together."""
+from tripq.tasks.scoring import POOLED, find_brain
 
 
 @dataclass(frozen=True)
 class MapFiles:
-    """A lesion map, and what is known of the same scan.
+    """Files of a lesion map and of the known lesions of the same scan.
 
     Parameters
     ----------
@@ -57,7 +53,7 @@ class MapFiles:
 
 @dataclass(frozen=True, eq=False)
 class LesionMap:
-    """A lesion map that was read.
+    """A lesion map in memory.
 
     Parameters
     ----------
@@ -66,7 +62,7 @@ class LesionMap:
     voxel_ml : float
         Volume of a voxel in ml.
     outside : int
-        Known lesion voxels that lie outside the brain mask, and are not scored.
+        Number of known lesion voxels outside the brain mask, which are not scored.
     """
 
     subject: EvaluatedSubject
@@ -81,11 +77,11 @@ class MapScores:
     Parameters
     ----------
     name : str
-        Of the scan; `POOLED` for all.
+        Name of the scan; `POOLED` for all.
     scores : Scores
-        Voxel by voxel.
+        Scores over voxels.
     counts : LesionCounts
-        Lesion by lesion.
+        Counts of lesions.
     true_ml, found_ml : float
         Volume of the known lesions, and of the voxels at or above the threshold, in ml.
     """
@@ -98,7 +94,7 @@ class MapScores:
 
     @property
     def columns(self) -> dict[str, float]:
-        """All numbers by the names that they have in files; NaN for what does not exist."""
+        """All numbers by their names in files; NaN for undefined scores."""
         return {
             "roc_auc": self.scores.roc_auc,
             "average_precision": self.scores.average_precision,
@@ -117,17 +113,17 @@ class MapScores:
 
 
 def find_truth(found: BIDSScan, truth: Path, masks: Path | None = None) -> MapFiles:
-    """Find what is known of the scan of a map, by BIDS entities.
+    """Find the known lesions of the scan of a map, by BIDS entities.
 
     Parameters
     ----------
     found : BIDSScan
-        The map, of `tripq.tasks.lesions.names.find_lesion_maps`.
+        The map, from `tripq.tasks.lesions.names.find_lesion_maps`.
     truth : Path
-        Derivatives with ``*_label-lesion_mask.nii.gz`` in the folders of the same names.
+        Derivatives with ``*_label-lesion_mask.nii.gz`` in the same subfolders.
     masks : Path, optional
         Derivatives with a ``*_desc-brain_mask.nii.gz`` for every map.  By default those in `truth`
-        are taken, and all voxels where there is none.
+        are used; without a mask, all voxels.
 
     Returns
     -------
@@ -138,21 +134,14 @@ def find_truth(found: BIDSScan, truth: Path, masks: Path | None = None) -> MapFi
     BIDSMissingError
         If there is no truth, or `masks` has no brain mask.
     BIDSError
-        If two masks hold equally.
+        If two masks apply equally.
     """
-    brain: Path | None
-    if masks is not None:
-        brain = found.brain_mask(masks)
-    else:
-        try:
-            brain = found.brain_mask(truth)
-        except BIDSMissingError:
-            brain = None
+    brain = find_brain(found, truth, masks)
     return MapFiles(scan_name(found), found.path, lesion_mask(found, truth), brain)
 
 
 def scan_name(found: BIDSScan) -> str:
-    """Entities of the scan that a file is about.
+    """Entities of the scan of a file.
 
     >>> name = "sub-01_ses-a_space-orig_label-lesion_probseg.nii.gz"
     >>> scan_name(BIDSScan(Path("out"), Path("out") / name))
@@ -164,18 +153,18 @@ def scan_name(found: BIDSScan) -> str:
 
 
 def read_map(files: MapFiles) -> LesionMap:
-    """Read a map with what is known of its scan.
+    """Read a map with the known lesions of its scan.
 
     Parameters
     ----------
     files : MapFiles
-        Of `find_truth`.
+        Result of `find_truth`.
 
     Raises
     ------
     DWIError
-        If a file cannot be read, a value in the brain is no probability, the mask of the brain is
-        empty, or the grids differ; the message names the files.
+        If a file cannot be read, a value in the brain is not a probability, the mask of the brain
+        is empty, or the grids differ; the message names the files.
     """
     image = open_nifti(files.probability)
     if len(image.shape) < 3 or prod(image.shape[3:]) != 1:
@@ -191,7 +180,7 @@ def read_map(files: MapFiles) -> LesionMap:
     wrong = ~((values >= 0) & (values <= 1))
     if wrong.any():
         raise DWIError(
-            f"{files.probability}: {np.count_nonzero(wrong)} values in the brain are no "
+            f"{files.probability}: {np.count_nonzero(wrong)} values in the brain are not "
             f"probabilities from 0 to 1, such as {values[wrong][0]:g}."
         )
     return LesionMap(
@@ -212,7 +201,7 @@ def read_threshold(probability: Path) -> float:
     Raises
     ------
     BIDSError
-        If there is none, or it is no number from 0 to 1.
+        If there is none, or it is not a number from 0 to 1.
     """
     name = probability.name.partition(".")[0]
     path = probability.with_name(f"{name}.json")
@@ -221,27 +210,27 @@ def read_threshold(probability: Path) -> float:
     try:
         threshold = read_json(path)["Threshold"]
     except (ValueError, LookupError):
-        raise BIDSError(f"{path}: tells no Threshold: give --threshold.") from None
+        raise BIDSError(f"{path}: has no Threshold: give --threshold.") from None
     number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
     if not number or not 0 <= threshold <= 1:
-        raise BIDSError(f"{path}: the Threshold is {threshold!r}, no number from 0 to 1.")
+        raise BIDSError(f"{path}: the Threshold is {threshold!r}, not a number from 0 to 1.")
     return float(threshold)
 
 
 def score_maps(maps: Sequence[LesionMap], threshold: float) -> tuple[MapScores, ...]:
-    """Scores of every map, and last of all together.
+    """Scores of every map, and of all maps together.
 
     Parameters
     ----------
     maps : sequence of LesionMap
-        At least one.
+        At least one map.
     threshold : float
-        On the probability, for Dice, lesions and volumes.
+        Threshold of the probability for Dice, lesions and volumes.
 
     Returns
     -------
     tuple of MapScores
-        One for each map, and that of all voxels and lesions, whose name is `POOLED`.
+        Scores of each map, and last those of all voxels and lesions, with the name `POOLED`.
     """
     rows = []
     for read in maps:
@@ -269,32 +258,8 @@ def score_maps(maps: Sequence[LesionMap], threshold: float) -> tuple[MapScores, 
     return (*rows, pooled)
 
 
-def scores_tsv(rows: Sequence[MapScores]) -> str:
-    """Scores as a table of tab-separated values, with a line of names; ``n/a`` for NaN.
-
-    Examples
-    --------
-    >>> nothing = Scores(math.nan, math.nan, math.nan, voxels=8, lesion_voxels=0)
-    >>> print(scores_tsv([MapScores("sub-01", nothing, LesionCounts(0, 1, 0), 0.0, 0.004)]))
-    scan    roc_auc ...
-    sub-01  n/a     n/a     n/a     n/a     0.000000 ...
-    """
-    text = io.StringIO()
-    table = csv.writer(text, dialect="excel-tab", lineterminator="\n")
-    table.writerow(["scan", *rows[0].columns])
-    for row in rows:
-        table.writerow([row.name, *map(_cell, row.columns.values())])
-    return text.getvalue()
-
-
-def _cell(value: float) -> str:
-    if math.isnan(value):
-        return "n/a"
-    return str(value) if isinstance(value, int) else f"{value:.6f}"
-
-
 def _on_grid(path: Path, image: nib.Nifti1Image, files: MapFiles) -> NDArray[np.bool_]:
-    """Mask on the grid of the map; both are named where that is not so."""
+    """Read a mask on the grid of the map; the error names both files if the grids differ."""
     try:
         return read_mask(path, image)
     except DWIError as error:

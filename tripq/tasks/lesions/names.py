@@ -1,4 +1,4 @@
-"""Names of BIDS for lesions: ``label-lesion`` in maps, masks and pages.
+"""BIDS names for lesions: ``label-lesion`` in maps, masks and pages.
 
 >>> scan = BIDSScan(Path("data"), Path("data/sub-01/dwi/sub-01_dwi.nii.gz"))
 >>> print(lesion_result(scan, "probseg", ".nii.gz").as_posix())
@@ -14,11 +14,11 @@ from tripq.scans import bids
 from tripq.scans.bids import BIDSScan
 
 LABEL = "lesion"
-"""The label of everything about lesions."""
+"""BIDS label of all files about lesions."""
 
 
 def lesion_result(scan: BIDSScan, suffix: str, extension: str) -> Path:
-    """Where a result about the lesions of a scan goes; see `tripq.scans.bids.BIDSScan.result`."""
+    """Path of a result about the lesions of a scan; see `tripq.scans.bids.BIDSScan.result`."""
     return scan.result(LABEL, suffix, extension)
 
 
@@ -28,10 +28,10 @@ def lesion_mask(scan: BIDSScan, derivatives: Path) -> Path:
 
 
 def find_lesion_maps(root: Path, participants: Sequence[str] = ()) -> list[BIDSScan]:
-    """Lesion maps of a dataset, as ``tripq segment-bids`` writes it; see `bids.find_maps`."""
+    """Lesion maps of a dataset written by ``tripq segment-bids``; see `bids.find_maps`."""
     return bids.find_maps(root, LABEL, participants)
 
 
 def find_lesion_masks(root: Path, participants: Sequence[str] = ()) -> list[Path]:
-    """Known lesions of a dataset of derivatives; see `bids.find_masks`."""
+    """Known lesions of a derivatives dataset; see `bids.find_masks`."""
     return bids.find_masks(root, LABEL, participants)

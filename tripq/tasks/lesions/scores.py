@@ -1,7 +1,7 @@
-"""Scores of probability maps against known lesions, voxel by voxel and lesion by lesion.
+"""Scores of probability maps against known lesions, by voxel and by lesion.
 
-The areas under the curves need no threshold.  Dice and the scores of lesions do: take it from other
-subjects than those that are scored (`best_threshold`), or the scores are too good.
+The areas under the curves need no threshold.  Dice and the scores of lesions need one: choose it on
+subjects that are not scored (`best_threshold`); otherwise the scores are too optimistic.
 """
 
 from __future__ import annotations
@@ -20,26 +20,27 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-#: Least intersection over union of a found lesion and a true one that match: lesions of a few
-#: voxels seldom reach more, as an outline that is off by half a voxel shows.
+#: Minimum intersection over union of a match between a found and a true lesion.  It is low because
+#: an outline error of half a voxel lowers the value strongly for lesions of a few voxels.
 MATCHING_IOU = 0.1
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one map, or of the voxels of several maps in a row.
+    """Scores of one map, or of the pooled voxels of several maps.
 
     Attributes
     ----------
     roc_auc : float
         Area under the ROC curve; NaN unless there are both lesion and healthy voxels.
     average_precision : float
-        Mean precision over recall; NaN without lesion voxels.  Chance gives the share of lesions.
+        Mean precision over recall; NaN without lesion voxels.  Its chance level is the fraction of
+        lesion voxels.
     dice : float
         Overlap ``2 |A and B| / (|A| + |B|)`` of lesions and voxels at or above the threshold; NaN
-        where both are empty.
+        if both are empty.
     voxels, lesion_voxels : int
-        How many were scored, and how many of them are lesion.
+        Number of scored voxels, and of lesion voxels among them.
     """
 
     roc_auc: float
@@ -51,15 +52,15 @@ class Scores:
 
 @dataclass(frozen=True)
 class LesionCounts:
-    """Lesions that were found and missed; counts of several subjects add up.
+    """Counts of true, found and matched lesions; counts of several subjects can be added.
 
-    A lesion is a connected component, 26 neighbours.  A true lesion and a found one match where
-    their intersection over union is `MATCHING_IOU` or more; each matches once.
+    A lesion is a connected component (26 neighbours).  A true and a found lesion match if their
+    intersection over union is `MATCHING_IOU` or more; each matches at most once.
 
     Attributes
     ----------
     true, found, matched : int
-        Lesions in the truth, in the map, and pairs of both.
+        Number of lesions in the truth, in the map, and of matched pairs.
     """
 
     true: int
@@ -73,12 +74,12 @@ class LesionCounts:
 
     @property
     def precision(self) -> float:
-        """Share of the found lesions that are true; NaN where none was found."""
+        """Share of the found lesions that are true; NaN without found lesions."""
         return self.matched / self.found if self.found else math.nan
 
     @property
     def f1(self) -> float:
-        """Harmonic mean of both; NaN where there is neither a true nor a found lesion."""
+        """Harmonic mean of sensitivity and precision; NaN without true and found lesions."""
         total = self.true + self.found
         return 2 * self.matched / total if total else math.nan
 
@@ -95,11 +96,11 @@ class Evaluation:
     Attributes
     ----------
     threshold : float
-        On the probability, for Dice.
+        Threshold of the probability for Dice.
     pooled : Scores
-        Of the voxels of all subjects together.
+        Scores over the voxels of all subjects together.
     subjects : tuple of Scores
-        Of each subject.
+        Scores of each subject.
     """
 
     threshold: float
@@ -108,7 +109,7 @@ class Evaluation:
 
 
 def dice(probability: ArrayLike, lesion: ArrayLike, threshold: float) -> float:
-    """Dice overlap of lesions and voxels at or above a threshold; NaN where both are empty.
+    """Dice overlap of lesions and voxels at or above a threshold; NaN if both are empty.
 
     Examples
     --------
@@ -122,19 +123,19 @@ def dice(probability: ArrayLike, lesion: ArrayLike, threshold: float) -> float:
 
 
 def best_threshold(probability: ArrayLike, lesion: ArrayLike) -> float:
-    """The threshold at which Dice is highest.
+    """The threshold with the highest Dice.
 
     Parameters
     ----------
     probability : (V,) array-like
-        Of subjects that are not scored with it.
+        Probabilities of subjects that are not scored with this threshold.
     lesion : (V,) array-like of bool
-        Which voxels are lesion.
+        Lesion voxels.
 
     Raises
     ------
     ValueError
-        If no voxel is lesion.
+        If there is no lesion voxel.
 
     Examples
     --------
@@ -143,7 +144,7 @@ def best_threshold(probability: ArrayLike, lesion: ArrayLike) -> float:
     """
     values, truth = _checked(probability, lesion)
     if not truth.any():
-        raise ValueError("without a lesion voxel no threshold is better than another")
+        raise ValueError("the best threshold is undefined without a lesion voxel")
     precision, recall, thresholds = precision_recall_curve(truth, values)
     # The last point of the curve has no threshold; 2 P R / (P + R) is Dice.
     overlap = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
@@ -156,16 +157,16 @@ def score(probability: ArrayLike, lesion: ArrayLike, threshold: float) -> Scores
     Parameters
     ----------
     probability : (V,) array-like
-        Of a lesion, in every voxel.
+        Probability of a lesion in every voxel.
     lesion : (V,) array-like of bool
-        Which voxels are lesion.
+        Lesion voxels.
     threshold : float
-        On the probability, for Dice.
+        Threshold of the probability for Dice.
 
     Raises
     ------
     ValueError
-        If the two have not the same length, or a probability is not finite.
+        If the lengths differ, or a probability is not finite.
     """
     values, truth = _checked(probability, lesion)
     lesions = int(np.count_nonzero(truth))
@@ -185,12 +186,12 @@ def count_lesions(found: ArrayLike, truth: ArrayLike) -> LesionCounts:
     Parameters
     ----------
     found, truth : (X, Y, Z) array-likes of bool
-        Which voxels of a grid are lesion; see `tripq.scans.DWI.volume`.
+        Lesion voxels on a grid; see `tripq.scans.DWI.volume`.
 
     Raises
     ------
     ValueError
-        If they are not two volumes of one shape.
+        If they are not two volumes of the same shape.
 
     Examples
     --------
@@ -204,7 +205,7 @@ def count_lesions(found: ArrayLike, truth: ArrayLike) -> LesionCounts:
     ours, theirs = np.asarray(found).astype(bool), np.asarray(truth).astype(bool)
     if ours.ndim != 3 or ours.shape != theirs.shape:
         raise ValueError(
-            f"lesions are counted in two volumes of one shape, not in {ours.shape} and "
+            f"lesions are counted in two volumes of the same shape, not in {ours.shape} and "
             f"{theirs.shape}"
         )
     if not (ours.any() and theirs.any()):
@@ -224,7 +225,7 @@ def evaluate(
     probabilities, lesions : sequences of (V_i,) array-likes
         As in `score`, one for each subject.
     threshold : float
-        On the probability, for Dice.
+        Threshold of the probability for Dice.
     """
     subjects = tuple(
         score(probability, lesion, threshold)
@@ -239,16 +240,16 @@ def write_metrics(
     path: str | PathLike[str],
     about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write evaluations as JSON; a score that does not exist (NaN) becomes null.
+    """Write evaluations as JSON; an undefined score (NaN) becomes null.
 
     Parameters
     ----------
     evaluations : mapping
-        From the name of a network to its evaluation.
+        Evaluation by the name of each network.
     path : path
-        An existing file is replaced.
+        Output file; an existing file is replaced.
     about : mapping, optional
-        What else is worth keeping, such as how the networks were trained.
+        Further entries, such as the training of the networks.
     """
     content = {**(about or {}), "networks": {k: asdict(v) for k, v in evaluations.items()}}
     text = json.dumps(without_nan(content), indent=2, allow_nan=False)
@@ -257,9 +258,10 @@ def write_metrics(
 
 @cache
 def _matcher() -> Any:
-    """The evaluator of panoptica, which takes a second to import and would print into reports.
+    """The evaluator of panoptica, imported here because the import takes a second.
 
-    Please cite it: https://github.com/BrainLesion/panoptica#citation.
+    Its citation reminder is disabled, as it would print into reports; please cite panoptica:
+    https://github.com/BrainLesion/panoptica#citation.
     """
     from panoptica import (
         ConnectedComponentsInstanceApproximator,
@@ -299,7 +301,7 @@ def _checked(
 
 
 def without_nan(value: Any) -> Any:
-    """The same tree of mappings, lists and numbers with None for every number that is not finite.
+    """Copy a tree of mappings, lists and numbers, with None for every number that is not finite.
 
     Examples
     --------

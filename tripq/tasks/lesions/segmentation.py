@@ -1,7 +1,7 @@
-"""From a checkpoint and a scan as it comes to a lesion map.
+"""Lesion map from a checkpoint and a scan.
 
-`segment` applies a network to a scan that suits it, and `segment_scan` to any: see
-`tripq.networks.apply` for the steps before and after.
+`segment` applies a network to a scan with a suitable voxel size, and `segment_scan` to any scan;
+`tripq.networks.apply` describes the steps before and after.
 
 >>> from tripq.scans import read_dwi, write_map
 >>> def lesions(checkpoint: str, scan: str, out: str) -> None:
@@ -28,17 +28,17 @@ from tripq.networks.checkpoint import CheckpointError
 from tripq.scans import DWI, DWIError
 
 DEFAULT_THRESHOLD = 0.5
-"""Of the probability, where a checkpoint has none."""
+"""Threshold of the probability if a checkpoint has none."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Model(apply.Model):
-    """A trained network, and what its checkpoint says about it.
+    """A trained network with the notes of its checkpoint.
 
     Parameters
     ----------
     threshold : float
-        Probability from which on a voxel is lesion; 0.5 where the checkpoint has none.
+        Minimum probability of a lesion voxel; 0.5 if the checkpoint has none.
     """
 
     threshold: float = DEFAULT_THRESHOLD
@@ -50,7 +50,7 @@ class Model(apply.Model):
         Raises
         ------
         CheckpointError
-            If it is no probability.
+            If it is not a probability.
         """
         threshold = note_number(model.notes, "threshold", model.path)
         if threshold is None:
@@ -62,18 +62,18 @@ class Model(apply.Model):
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """A lesion map and how it came about.
+    """A lesion map with notes on its computation.
 
     Parameters
     ----------
     dwi : DWI
         The scan.
     probability : (V,) float32 array
-        Of a lesion, in every voxel of its mask.
+        Probability of a lesion in every voxel of its mask.
     notes : tuple of str
-        What a reader of the map must know: notes of the scan, resampling, b-values, memory.
+        Notes for readers of the map: on the scan, resampling, b-values, memory.
     cautions : tuple of str
-        Those of the notes that let one doubt the map.
+        The notes that are reasons to doubt the map.
     """
 
     dwi: DWI
@@ -92,13 +92,13 @@ def load_model(path: str | PathLike[str]) -> Model:
     Parameters
     ----------
     path : path
-        Written by `tripq.networks.save_network`.  The note ``threshold`` (a number) is used, which
-        may be missing, and those of `tripq.networks.apply.load_model`.
+        File written by `tripq.networks.save_network`.  The note ``threshold`` (a number, optional)
+        is used, and those of `tripq.networks.apply.load_model`.
 
     Raises
     ------
     CheckpointError
-        If the file is missing or damaged, or a note makes no sense.
+        If the file is missing or damaged, or a note is invalid.
     """
     return Model.of(apply.load_model(path))
 
@@ -111,14 +111,14 @@ def segment(
     device: str | torch.device = "cpu",
     report: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float32]:
-    """Probability of a lesion in every voxel of a scan that suits the network.
+    """Probability of a lesion in every voxel of a scan with a suitable voxel size.
 
     Parameters and errors are those of `tripq.networks.blocks.predict_blocks`.
 
     Returns
     -------
     (V,) float32 array
-        In the order of ``np.argwhere(dwi.mask)``.
+        Probabilities in the order of ``np.argwhere(dwi.mask)``.
     """
     logits = predict_blocks(network, dwi, max_voxels=max_voxels, device=device, report=report)
     return torch.sigmoid(torch.from_numpy(logits)).numpy()
@@ -132,7 +132,7 @@ def segment_scan(
     device: str | torch.device = "cpu",
     report: Callable[[int, int], None] | None = None,
 ) -> Segmentation:
-    """Probability of a lesion in every voxel of a scan, whatever its voxel size.
+    """Probability of a lesion in every voxel of a scan of any voxel size.
 
     Parameters, resampling, memory and errors are those of `tripq.networks.apply.apply_model`.
     """

@@ -1,4 +1,4 @@
-"""The equivariant network that gives one logit for every voxel."""
+"""The equivariant segmentation network, with one logit per voxel."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from e3nn import o3
 from torch import Tensor
 
 from tripq.domain.graph import PQGraph
+from tripq.domain.quadrature import Quadrature
 from tripq.filters.radial import Radial
 from tripq.networks.encoder import VoxelNetwork
 from tripq.networks.paper import PaperSegmenter, QReduction
@@ -16,39 +17,42 @@ from tripq.so3.paths import Selection
 class LesionSegmenter(VoxelNetwork):
     """Rotation-equivariant network from a diffusion scan to one logit per voxel.
 
-    The encoder of `tripq.networks.encoder.Encoder` and one scalar: the logits commute with joint
-    rotations of voxels and directions and do not depend on the signs of the gradient directions,
-    and the weights serve any gradient table.  `LesionSegmenter.paper` is the authors' network
-    instead.
+    The network is the encoder of `tripq.networks.encoder.Encoder` with one scalar output.  The
+    logits commute with joint rotations of voxels and directions and are independent of the signs of
+    the gradient directions, and the weights are applicable to any gradient table.
+    `LesionSegmenter.paper` returns the authors' network instead.
 
     Parameters
     ----------
     p_radius : float
-        Radius of a layer's neighbourhood in mm; 3.6 reaches 27 voxels of 1.8 to 2 mm.
+        Radius of a layer's neighbourhood in mm; 3 mm includes 27 voxels of 2 to 4 mm.
     q_features : Irreps or str
         Features of the first layer.
     p_features : Irreps or str
-        Features of each of the p-layers that follow.
+        Features of each of the following p-layers.
     n_p_layers : int
-        How many, without the last, which gives the logit.
+        Number of these layers, without the last, whose output is the logit.
     batch_norm : bool
-        Normalise the features of every layer but the last over the voxels of a batch.
+        Normalise the features of every layer except the last over the voxels of a batch.
     q_max : float
-        The largest |q| = sqrt(b / b_ref) in any scan.
+        Largest |q| = sqrt(b / b_ref) in any scan.
     filter, selection, antipodal : str, str, bool
-        Of the first layer; see `PQTensorFieldLayer`. With ``filter="q"`` it keeps to the voxel
-        itself; with the others it sums over the neighbours, too, and with ``"p"`` it sees no more
-        of the directions than the mean signal.
+        Arguments of the first layer; see `PQTensorFieldLayer`.  With ``filter="q"`` the layer uses
+        the voxel itself only; the other filters also sum over the neighbours.  With ``"p"`` only
+        the mean signal over the directions is used.
     group : {"SO3", "O3"}
-        Symmetries of every layer: rotations, or with ``"O3"`` reflections too, for which only
-        paths exist on which the parities match.
+        Symmetries of every layer: rotations, or with ``"O3"`` also reflections, with only the paths
+        of matching parities.
     p_radial, q_radial : Radial
         Radial functions of every layer, of the distance of two voxels and of |q|.
+    quadrature : {"integral", "sum"}
+        Of every layer; see `PQTensorFieldLayer`.  Weights of an integral serve scans of any voxel
+        size and table near those of the training; weights of a sum serve those of the training.
 
     Raises
     ------
     ValueError
-        If no path leads to some of the features, which then would always be 0.
+        If no path leads to some of the features, which would then always be 0.
 
     Examples
     --------
@@ -62,7 +66,7 @@ class LesionSegmenter(VoxelNetwork):
     def __init__(
         self,
         *,
-        p_radius: float = 3.6,
+        p_radius: float = 3.0,
         q_features: o3.Irreps | str = "24x0e + 8x2e + 4x4e",
         p_features: o3.Irreps | str = "24x0e + 6x1o + 8x2e",
         n_p_layers: int = 3,
@@ -72,8 +76,9 @@ class LesionSegmenter(VoxelNetwork):
         selection: Selection = "all",
         group: Group = "SO3",
         antipodal: bool = True,
-        p_radial: Radial = Radial(),
+        p_radial: Radial = Radial("cosine", 2),
         q_radial: Radial = Radial(),
+        quadrature: Quadrature = "integral",
     ) -> None:
         super().__init__(
             "1x0e",
@@ -89,6 +94,7 @@ class LesionSegmenter(VoxelNetwork):
             antipodal=antipodal,
             p_radial=p_radial,
             q_radial=q_radial,
+            quadrature=quadrature,
         )
 
     @classmethod

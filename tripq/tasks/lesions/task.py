@@ -1,4 +1,4 @@
-"""The task: the probability that a voxel is lesion, from scans with known lesions."""
+"""The task: segmentation of lesions, trained on scans with known lesions."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class LabelledScan(Scan, Protocol):
 
 @dataclass(frozen=True)
 class LesionTask(Task):
-    """Binary segmentation: cross-entropy of a logit for every voxel.
+    """Binary segmentation: cross-entropy of one logit per voxel.
 
     Parameters
     ----------
     positive_weight : float
-        How many healthy voxels a lesion voxel counts for.
+        Weight of a lesion voxel relative to a healthy voxel.
     """
 
     positive_weight: float = 1.0
@@ -58,7 +58,7 @@ class LesionTask(Task):
     def metric(self) -> Metric:
         """Average precision over the voxels of all scans."""
         metric = BinaryAveragePrecision()
-        # A process that no scan falls to has no scores, but it has to say so to the others.
+        # Without a scan, the state must still exist, because the processes exchange their states.
         metric.update(torch.empty(0), torch.empty(0, dtype=torch.int64))
         return metric
 
@@ -68,18 +68,18 @@ class LesionTask(Task):
 
     @torch.no_grad()
     def initialise(self, network: nn.Module, batch: Batch) -> None:
-        """Scale the weights, and let the network start from the share of lesions.
+        """Scale the weights, and set the bias of the logit to the fraction of lesion voxels.
 
-        The last bias of the network is taken for that of the logit.
+        The last bias of the network is assumed to be that of the logit.
         """
         super().initialise(network, batch)
         biases = [p for name, p in network.named_parameters() if name.endswith("bias")]
         if biases and biases[-1].numel() == 1:
-            # Half a voxel more of each kind: the log-odds stay finite.
+            # Half a voxel is added to both classes, so that the log-odds are finite.
             share = (batch.target.sum() + 0.5) / (len(batch.target) + 1)
             biases[-1].fill_(float(torch.logit(share)))
 
     def check(self, scans: Sequence[Scan], purpose: Literal["training", "validation"]) -> None:
-        """Refuse scans without a lesion voxel."""
+        """Reject scans without a lesion voxel."""
         if not any(self.target(scan).any() for scan in scans):
             raise ValueError(f"none of the {len(scans)} {purpose} scans has a lesion voxel")

@@ -1,10 +1,10 @@
-"""A `LesionSegmenter` from settings and labelled scans."""
+"""Training of a `LesionSegmenter` from settings and labelled scans."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from math import inf
+from math import inf, prod, sqrt
 from pathlib import Path
 
 import torch
@@ -18,34 +18,35 @@ from tripq.training.config import ConfigError
 from tripq.training.patches import PatchDataModule
 from tripq.training.run import Stopping, TrainingRecord, train
 
-#: Radius in voxels where none is given: the 26 that share a face, an edge or a corner.  On voxels
-#: of 2 mm it is the default of `LesionSegmenter`.
-RADIUS = 1.8
+#: Default radius in voxels: integrals include the 26 that share a face, an edge or a corner.  For
+#: voxels of 2 mm it equals the default of `LesionSegmenter`.
+RADIUS = 1.5
 
 
-def build_segmenter(config: SegmenterConfig, voxel_size: float) -> LesionSegmenter:
+def build_segmenter(config: SegmenterConfig, voxel_sizes: tuple[float, float]) -> LesionSegmenter:
     """Build a network with random weights.
 
     Parameters
     ----------
     config : SegmenterConfig
-        Its arguments.
-    voxel_size : float
-        Edge of the voxels in mm; the radius is `RADIUS` times this where none is given.
+        Arguments of the network.
+    voxel_sizes : (float, float)
+        Shortest and longest edge of the voxels in mm; the default radius is `RADIUS` times their
+        geometric mean.
 
     Raises
     ------
     ConfigError
-        If an argument makes no sense, such as features that e3nn cannot read.
+        If an argument is invalid, such as features that e3nn cannot parse.
 
     Examples
     --------
-    >>> build_segmenter(SegmenterConfig(n_p_layers=1), voxel_size=2.0).p_radius
-    3.6
+    >>> build_segmenter(SegmenterConfig(n_p_layers=1), (2.0, 2.0)).p_radius
+    3.0
     """
     arguments = asdict(config)
     if config.p_radius is None:
-        arguments["p_radius"] = RADIUS * voxel_size
+        arguments["p_radius"] = RADIUS * sqrt(prod(voxel_sizes))
     try:
         return LesionSegmenter(**arguments)
     except (ValueError, TypeError, AssertionError) as error:
@@ -56,24 +57,24 @@ def train_segmenter(
     config: LesionConfig,
     training: Sequence[LabelledScan],
     validation: Sequence[LabelledScan],
-    voxel_size: float,
+    voxel_sizes: tuple[float, float],
     folder: Path,
     *,
     device: str = "cpu",
     report: Callable[[Progress], None] | None = None,
 ) -> tuple[LesionSegmenter, TrainingRecord]:
-    """Train a network until the validation scans are segmented no better.
+    """Train a network until the validation score no longer improves.
 
     Parameters
     ----------
     config : LesionConfig
-        How.
+        Training settings.
     training, validation : sequences of LabelledScan
-        Of different participants.
-    voxel_size : float
-        Edge of their voxels in mm.
+        Scans of different participants.
+    voxel_sizes : (float, float)
+        Shortest and longest edge of their voxels in mm.
     folder : Path
-        Of the checkpoints: training that was interrupted goes on from there; see
+        Folder of the checkpoints, from which an interrupted training resumes; see
         `tripq.training.train`.
     device : str
         ``"cpu"`` or ``"cuda"``.
@@ -83,7 +84,7 @@ def train_segmenter(
     Returns
     -------
     network : LesionSegmenter
-        Of the best validation, on the CPU.
+        Network with the weights of the best validation, on the CPU.
     record : TrainingRecord
 
     Raises
@@ -91,15 +92,15 @@ def train_segmenter(
     ConfigError
         If the network cannot be built, or training ended before the first validation.
     tripq.scans.DWIError
-        If the b-values of a scan are higher than the network takes.
+        If the b-values of a scan exceed the range of the network.
     ValueError
-        If there is no lesion to learn from, or to validate on.
+        If the training or the validation scans have no lesion.
     FloatingPointError
-        If the loss is no number any more.
+        If the loss is NaN or infinite.
     """
     how = config.training
     torch.manual_seed(how.seed)
-    network = build_segmenter(config.network, voxel_size)
+    network = build_segmenter(config.network, voxel_sizes)
     for scan in (*training, *validation):
         check_b_values(network, scan.dwi)
     patches = PatchDataModule(
@@ -126,7 +127,7 @@ def train_segmenter(
     )
     if not record.scores:
         raise ConfigError(
-            f"[training]: it ended after {record.steps} steps, before the first validation: give "
+            f"[training]: ended after {record.steps} steps, before the first validation: allow "
             "more hours, or validate more often (every)."
         )
     return network.cpu(), record

@@ -148,6 +148,24 @@ def test_written_subjects_are_read_back(anatomy: Anatomy, tmp_path: Path) -> Non
         np.testing.assert_array_equal(read.mask, subject.dwi.mask)
 
 
+@pytest.mark.parametrize(
+    ("edge", "first_row"), [(5.0, ("-0.0", "-1.0", "-0.0")), (-5.0, ("0.0", "-1.0", "0.0"))]
+)
+def test_tables_of_written_subjects_keep_their_bytes(
+    anatomy: Anatomy, tmp_path: Path, edge: float, first_row: tuple[str, ...]
+) -> None:
+    """The files of a cohort are known by their fingerprints, and zeros have signs in a file."""
+    directions = np.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.6, 0.8]])
+    points = anatomy.grid.points()[anatomy.mask.ravel()]
+    grid = Grid((9, 9, 9), np.diag([edge, 5.0, 5.0, 1.0])).covering(points, 5.0)
+    table = GradientTable(np.array([0.0, 1000.0, 2000.0]), directions)
+    write_subject(simulate_subject(anatomy, table, 2, grid=grid), tmp_path)
+    rows = (first_row, ("0.0", "0.0", "0.6"), ("0.0", "0.0", "0.8"))
+    expected = "".join(" ".join(word + 9 * "0" for word in row) + "\n" for row in rows)
+    assert (tmp_path / "dwi.bvec").read_text() == expected
+    assert (tmp_path / "dwi.bval").read_text() == "0 1000 2000\n"
+
+
 def test_cohorts_vary_and_can_be_made_again(anatomy: Anatomy) -> None:
     small = anatomy.within((-80, -110, 0), (80, 80, 30))
     cohort = list(simulate_cohort(3, seed=7, anatomy=small))

@@ -1,11 +1,11 @@
-"""Labelled scans in the layout of BIDS, and the open cohort of patients with multiple sclerosis.
+"""Labelled scans in BIDS layout, and the open cohort of patients with multiple sclerosis.
 
-In the cohort, lesion outlines and fibre directions are real; the diffusion signal is simulated.
+In the cohort, lesion outlines and fibre directions are real, and the diffusion signal is simulated.
 
 >>> from tripq.tasks.lesions.datasets import load_cohort, open_ms, write_cohort
 >>> from tripq.simulate import GradientTable
 >>> table = GradientTable.from_shells([1000.0], [32])
->>> def make(folder: str) -> None:  # the first line fetches 10 MB
+>>> def make(folder: str) -> None:  # the first line downloads 10 MB
 ...     sources = open_ms(accept_licences=True)
 ...     write_cohort(folder, sources, table, seed=0, snr=20.0)
 ...     subjects = load_cohort(folder)  # for tripq.training and tripq.tasks.lesions.scores
@@ -29,9 +29,9 @@ from tripq.tasks.lesions.datasets.heads import (
 from tripq.tasks.lesions.datasets.labelled import (
     LabelledFiles,
     LabelledScans,
-    common_voxel_size,
     draw_validation,
     find_labelled,
+    range_of_voxels,
     read_labelled,
 )
 from tripq.tasks.lesions.datasets.sources import LICENCES, SOURCES, Licence, OpenMS, Source, open_ms
@@ -48,13 +48,13 @@ __all__ = [
     "Source",
     "brain_scale",
     "cohort_anatomy",
-    "common_voxel_size",
     "draw_validation",
     "find_labelled",
     "lesion_coverage",
     "load_cohort",
     "load_subject",
     "open_ms",
+    "range_of_voxels",
     "read_fibres",
     "read_labelled",
     "write_cohort",

@@ -1,6 +1,6 @@
-"""The cohort as files, read like a user's data.
+"""The cohort as a BIDS dataset, read in the same way as user data.
 
-The layout is that of BIDS (https://bids-specification.readthedocs.io)::
+The layout (https://bids-specification.readthedocs.io)::
 
     dataset_description.json  participants.tsv  participants.json  README
     sub-01/dwi/sub-01_dwi.nii.gz  .bval  .bvec  .json
@@ -9,8 +9,8 @@ The layout is that of BIDS (https://bids-specification.readthedocs.io)::
                                  sub-01_label-lesion_mask.nii.gz
                                  sub-01_label-lesion_probseg.nii.gz
 
-A subject is written in a hidden folder and moved when it is complete, its scan last: a folder
-``sub-NN`` means a finished subject.
+A subject is written in a hidden folder and moved when it is complete, the scan last.  A folder
+``sub-NN`` is therefore a finished subject.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class LabelledSubject:
     Parameters
     ----------
     name : str
-        Such as ``sub-01``.
+        Name such as ``sub-01``.
     dwi : DWI
         The scan, V voxels.
     lesion : (V,) bool array
@@ -105,37 +105,37 @@ def write_cohort(
 ) -> list[str]:
     """Simulate the cohort, one subject for every patient, and write it.
 
-    Existing subjects are kept, so an interrupted cohort is completed. The same arguments give the
-    same bytes, and a subject does not depend on the others.
+    Existing subjects are kept, so a second call completes an interrupted cohort.  The same
+    arguments give the same bytes, and a subject is independent of the others.
 
     Parameters
     ----------
     folder : path
-        Made where it is missing.
+        Created if it does not exist.
     sources : OpenMS
-        Of `open_ms`.
+        Sources from `open_ms`.
     table : GradientTable
-        Of all subjects, in world axes; it does not rotate with the heads.
+        Table of all subjects, in world axes; it does not rotate with the heads.
     seed : int, optional
-        Of shapes, poses, severities and noise.
+        Seed of shapes, poses, severities and noise.
     snr : float, optional
         Signal-to-noise ratio of white matter at b = 0; the noise is Rician.
     max_rotation : float, optional
-        Largest rotation of a head, in degrees; 180 for any.
+        Maximum rotation of a head in degrees; 180 for any.
     pose : int, optional
-        Number of the random pose: another number gives the same heads other rotations.
+        Number of the random pose: another number gives the same heads with other rotations.
     turn_tables : bool, optional
-        Also rotate the table of every subject, at random.
+        Also rotate the table of every subject at random.
     deformation : float, optional
         Root mean square of the deformation along each axis in mm.
     anatomy : Anatomy, optional
         The default is ``cohort_anatomy(sources.fibres)``, 2 mm.
     statistics : LesionStatistics, optional
-        Only its range of severities is used; every lesion draws one.
+        Only its range of severities is used, from which that of every lesion is drawn.
     patients : sequence of str, optional
-        The default is all of the sources.
+        Patients; by default all of the sources.
     progress : bool, optional
-        Show progress.
+        Whether to show a progress bar.
 
     Returns
     -------
@@ -145,10 +145,10 @@ def write_cohort(
     Raises
     ------
     DatasetError
-        If a patient is not among the sources, or the folder holds something else, or a cohort of
+        If a patient is not among the sources, or the folder contains other files or a cohort with
         other settings.
     tripq.simulate.SimulationError, tripq.scans.DWIError
-        If a source cannot be read, which the message names, or an argument makes no sense.
+        If a source cannot be read (the message names it), or an argument is invalid.
     """
     folder = Path(folder)
     chosen = sources.patients if patients is None else tuple(patients)
@@ -208,9 +208,9 @@ def load_subject(folder: str | PathLike[str], name: str) -> LabelledSubject:
     Parameters
     ----------
     folder : path
-        Of the cohort.
+        Folder of the cohort.
     name : str
-        Such as ``sub-01``.
+        Name such as ``sub-01``.
 
     Returns
     -------
@@ -236,10 +236,10 @@ def load_cohort(
     Parameters
     ----------
     folder : path
-        Of the cohort.
+        Folder of the cohort.
     names : sequence of str, optional
-        Such as ``["sub-01", "sub-03"]``, for instance one side of a split; by default all that are
-        finished, in order.
+        Names such as ``["sub-01", "sub-03"]``, for example one part of a split; by default all
+        finished subjects, sorted.
 
     Returns
     -------
@@ -248,7 +248,7 @@ def load_cohort(
     Raises
     ------
     DatasetError
-        If there is none.
+        If there is no subject.
     tripq.scans.DWIError
         If a file is missing or damaged; the message names it.
     """
@@ -271,7 +271,7 @@ def _digest(*arrays: NDArray[Any]) -> str:
 
 
 def _describe(folder: Path, settings: dict[str, Any]) -> None:
-    """Write the description of the dataset, or check that an existing one is the same."""
+    """Write the description of the dataset, or check that an existing one is equal."""
     path = folder / "dataset_description.json"
     if path.is_file():
         try:
@@ -285,12 +285,12 @@ def _describe(folder: Path, settings: dict[str, Any]) -> None:
         ]
         if changed:
             raise DatasetError(
-                f"{folder} holds a cohort of other settings: {'; '.join(changed)}. "
-                "Take another folder."
+                f"{folder} contains a cohort with other settings: {'; '.join(changed)}. "
+                "Choose another folder."
             )
         return
     if folder.exists() and any(folder.iterdir()):
-        raise DatasetError(f"{folder} holds something else than a cohort: take an empty folder.")
+        raise DatasetError(f"{folder} contains other files: choose an empty folder.")
     common = {
         "BIDSVersion": "1.10.0",
         "License": "; ".join(f"{licence.name} ({licence.covers})" for licence in LICENCES),
@@ -308,7 +308,7 @@ def _describe(folder: Path, settings: dict[str, Any]) -> None:
         f"Patients with multiple sclerosis, simulated\n\n{NOTICE}\n\n"
         f"The masks of lesions and brains are in {TRUTH.as_posix()}.\n\nLicences:\n{listed}\n",
     )
-    # last, as it says that the others are there
+    # last, because it marks the other files as complete
     write_json(
         path,
         {
@@ -323,9 +323,9 @@ def _describe(folder: Path, settings: dict[str, Any]) -> None:
 def _write_subject(
     folder: Path, name: str, subject: Subject, settings: dict[str, Any], about: dict[str, str]
 ) -> None:
-    """Make a subject in a hidden folder, and move it to its two places."""
+    """Write a subject in a hidden folder, and move it to its two folders."""
     part = folder / f".{name}.part"
-    shutil.rmtree(part, ignore_errors=True)  # of an interrupted run
+    shutil.rmtree(part, ignore_errors=True)  # from an interrupted run
     scan, truth = part / "scan" / "dwi", part / "truth" / "dwi"
     scan.mkdir(parents=True)
     truth.mkdir(parents=True)
@@ -343,7 +343,7 @@ def _write_subject(
         {"Description": NOTICE, "Simulation": {**settings, "SubjectSeed": subject.seed}, **about},
     )
     target = folder / TRUTH / name
-    shutil.rmtree(target, ignore_errors=True)  # of a run that was interrupted between the moves
+    shutil.rmtree(target, ignore_errors=True)  # from a run interrupted between the two moves
     os.replace(part / "truth", target)
     os.replace(part / "scan", folder / name)
     part.rmdir()

@@ -1,7 +1,7 @@
-"""The one error of this subpackage."""
+"""The error class of this subpackage."""
 
 from __future__ import annotations
 
 
 class DatasetError(ValueError):
-    """A dataset cannot be downloaded, read or written; the message says why, and for which file."""
+    """A dataset cannot be downloaded, read or written; the message names file and reason."""

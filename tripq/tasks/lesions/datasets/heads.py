@@ -1,4 +1,4 @@
-"""Heads for simulation from the sources of the cohort: real fibres, real lesions."""
+"""Heads for simulation from the sources of the cohort, with real fibres and real lesions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tripq.tasks.lesions.datasets.errors import DatasetError
 from tripq.tasks.lesions.datasets.sources import OpenMS
 
 LPS_TO_RAS = np.array([-1, -1, 1], dtype=np.float32)
-"""DSI Studio stores directions along axes to the left, to the back (posterior) and up."""
+"""DSI Studio stores directions in LPS axes: left, posterior, superior."""
 
 _FIBRES = 3  # per voxel of a .fib.gz
 
@@ -33,25 +33,26 @@ def read_fibres(path: str | PathLike[str]) -> tuple[NDArray[np.float32], Grid]:
     Parameters
     ----------
     path : path
-        With tables of directions ``odf_vertices`` (3, N), and for each of three fibres its place
-        ``index0`` in the table and its quantitative anisotropy ``fa0``; ``trans`` is the transposed
-        affine.
+        File with a table of directions ``odf_vertices`` (3, N), and for each of three fibres its
+        index ``index0`` in the table and its quantitative anisotropy ``fa0``; ``trans`` is the
+        transposed affine.
 
     Returns
     -------
     peaks : (X, Y, Z, 3, 3) float32 array
-        Fibres by x, y, z in world axes (RAS+), as long as their anisotropy; zeros for missing ones.
+        Three fibres as vectors in world axes (RAS+), with their anisotropy as length; zeros for
+        missing fibres.
     grid : Grid
-        Of the voxels.
+        Grid of the voxels.
 
     Raises
     ------
     DatasetError
-        If the file cannot be read as such; the message names it.
+        If the file does not have this format; the message names it.
     """
     try:
         with gzip.open(path) as file:
-            stored: dict[str, Any] = loadmat(file)  # type: ignore[arg-type]  # a file will do
+            stored: dict[str, Any] = loadmat(file)  # type: ignore[arg-type]  # it accepts files
     except (OSError, EOFError, ValueError, TypeError, zlib.error, NotImplementedError) as error:
         raise DatasetError(f"{path}: cannot be read as a gzipped MATLAB file: {error}") from error
     try:
@@ -59,31 +60,33 @@ def read_fibres(path: str | PathLike[str]) -> tuple[NDArray[np.float32], Grid]:
         vertices = stored["odf_vertices"].T * LPS_TO_RAS  # (N, 3)
         peaks = np.empty((x, y, z, _FIBRES, 3), np.float32)
         for fibre in range(_FIBRES):
-            # MATLAB counts voxels along x first
+            # MATLAB stores arrays in column-major order
             place, length = (
                 stored[f"{name}{fibre}"].reshape((x, y, z), order="F") for name in ("index", "fa")
             )
             peaks[..., fibre, :] = vertices[place] * length[..., None]
         return peaks, Grid((x, y, z), stored["trans"].T.astype(np.float64))
     except (KeyError, IndexError, ValueError) as error:
-        raise DatasetError(f"{path}: not a template of fibres: {error}") from error
+        raise DatasetError(f"{path}: not a fibre template: {error}") from error
 
 
-def cohort_anatomy(fibres: str | PathLike[str], voxel_size: float = 2.0) -> Anatomy:
-    """Anatomy of the ICBM152 template with the fibres of a file instead of estimated ones.
+def cohort_anatomy(
+    fibres: str | PathLike[str], voxel_size: float | tuple[float, float, float] = 2.0
+) -> Anatomy:
+    """Anatomy of the ICBM152 template with the fibres of a file instead of estimated fibres.
 
     Parameters
     ----------
     fibres : path
-        A ``.fib.gz``, see `read_fibres`.
-    voxel_size : float, optional
-        Edge of the voxels in mm, from 1 to 5.
+        A ``.fib.gz`` file; see `read_fibres`.
+    voxel_size : float or (float, float, float), optional
+        Edge of the voxels in mm, along x, y and z where they differ; from 1 to 5.
 
     Returns
     -------
     Anatomy
-        Each voxel has the fibres of the voxel of the file that is nearest to its centre, or none
-        beyond the grid of the file.
+        Each voxel has the fibres of the nearest voxel of the file, or none outside the grid of the
+        file.
     """
     peaks, source = read_fibres(fibres)
     anatomy = default_anatomy(voxel_size)
@@ -96,24 +99,24 @@ def cohort_anatomy(fibres: str | PathLike[str], voxel_size: float = 2.0) -> Anat
 
 
 def brain_scale(brain: str | PathLike[str], anatomy: Anatomy) -> float:
-    """Scale from the size of a patient's brain to that of the anatomy.
+    """Scale factor from a patient's brain to the brain of the anatomy.
 
     Parameters
     ----------
     brain : path
         Mask of the patient's brain, at any position.
     anatomy : Anatomy
-        Whose brain is compared.
+        Anatomy for the comparison.
 
     Returns
     -------
     float
-        Cube root of the ratio of volumes, a factor for lengths.
+        Cube root of the ratio of volumes, a factor of lengths.
 
     Raises
     ------
     DatasetError
-        If the mask is empty or no single volume.
+        If the mask is empty or not a single volume.
     tripq.scans.DWIError
         If the file cannot be read.
     """
@@ -132,23 +135,23 @@ def brain_scale(brain: str | PathLike[str], anatomy: Anatomy) -> float:
 def lesion_coverage(sources: OpenMS, patient: str, anatomy: Anatomy) -> NDArray[np.float32]:
     """A patient's lesions in the anatomy.
 
-    The outlines were registered rigidly, so that brains kept their sizes: they are enlarged about
-    the centre of the brain of the anatomy by `brain_scale`. The lesion share of a voxel is limited
-    by its tissue: outlines over a ventricle are cut off.
+    The outlines were registered rigidly, and brains kept their sizes.  The outlines are therefore
+    scaled about the centre of the brain of the anatomy by `brain_scale`.  The lesion fraction of a
+    voxel is limited by its tissue: outlines over a ventricle are cropped.
 
     Parameters
     ----------
     sources : OpenMS
-        The files.
+        The source files.
     patient : str
-        Of `OpenMS.patients`.
+        One of `OpenMS.patients`.
     anatomy : Anatomy
-        Whose grid is taken.
+        Anatomy that defines the grid.
 
     Returns
     -------
     (X, Y, Z) float32 array
-        Share of each voxel that is lesion.
+        Lesion fraction of each voxel.
     """
     scale = brain_scale(sources.brain(patient), anatomy)
     coverage = read_coverage(sources.lesions(patient), anatomy, scale)

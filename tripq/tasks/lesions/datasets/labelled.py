@@ -3,7 +3,7 @@
 >>> from pathlib import Path
 >>> def scans(data: Path) -> list[LabelledSubject]:
 ...     found = find_labelled(data, data / "derivatives" / "truth")
-...     common_voxel_size(found.files)  # an error names a scan with other voxels
+...     range_of_voxels(found.files)  # shortest and longest edge in mm
 ...     return [read_labelled(files) for files in found.files]
 """
 
@@ -35,13 +35,13 @@ class LabelledFiles:
     name : str
         Entities of the scan, such as ``sub-01_ses-a``.
     participant : str
-        Label, without ``sub-``.
+        Label without ``sub-``.
     scan : Path
         The scan.
     bval : Path or None
-        Its b-values; None for a table of MRtrix.
+        Its b-values; None for an MRtrix table.
     bvec : Path
-        Its directions, or its table of MRtrix.
+        Its directions, or its MRtrix table.
     brain, lesion : Path
         Masks on its grid.
     """
@@ -68,9 +68,9 @@ class LabelledScans:
     Parameters
     ----------
     files : tuple of LabelledFiles
-        By name.
+        Files of each scan, sorted by name.
     left_out : mapping of str to str
-        Path of every other scan, and the reason.
+        Reason of exclusion by the path of every other scan.
     """
 
     files: tuple[LabelledFiles, ...]
@@ -78,7 +78,7 @@ class LabelledScans:
 
     @property
     def participants(self) -> tuple[str, ...]:
-        """Labels, in order, each once."""
+        """Distinct labels, sorted."""
         return tuple(sorted({files.participant for files in self.files}))
 
 
@@ -88,27 +88,26 @@ def find_labelled(data: Path, truth: Path, frame: Frame = "fsl") -> LabelledScan
     Parameters
     ----------
     data : Path
-        Of the dataset.
+        The dataset.
     truth : Path
         Derivatives with ``*_label-lesion_mask.nii.gz`` and ``*_desc-brain_mask.nii.gz``.
     frame : {"fsl", "voxel", "world"}
-        Of the gradient tables, see `tripq.scans.bids.BIDSScan.gradient_table`.
+        Frame of the gradient tables; see `tripq.scans.bids.BIDSScan.gradient_table`.
 
     Returns
     -------
     LabelledScans
-        Left out are scans without masks, those with b0 volumes alone, and those with the name of
-        another one.
+        Scans without masks, with b0 volumes only, or with the name of another scan are left out.
 
     Raises
     ------
     tripq.scans.bids.BIDSError
-        If there is no scan at all, a table is missing, or two files hold equally for a scan.
+        If there is no scan, a table is missing, or two files apply equally to a scan.
     DatasetError
         If the folder of the truth is missing, or no scan is left.
     """
     if not truth.is_dir():
-        raise DatasetError(f"{truth}: no such folder; the truth is a dataset of derivatives.")
+        raise DatasetError(f"{truth}: no such folder; the truth is a derivatives dataset.")
     files: list[LabelledFiles] = []
     left_out: dict[str, str] = {}
     scans = find_scans(data)
@@ -130,8 +129,8 @@ def find_labelled(data: Path, truth: Path, frame: Frame = "fsl") -> LabelledScan
         files.append(LabelledFiles(_name(scan), scan.subject, scan.path, bval, bvec, brain, lesion))
     if not files:
         raise DatasetError(
-            f"{data}: none of its {len(left_out)} scans can be trained on, as for the first: "
-            f"{next(iter(left_out.values()))}"
+            f"{data}: none of its {len(left_out)} scans is suitable for training; reason for the "
+            f"first: {next(iter(left_out.values()))}"
         )
     return LabelledScans(tuple(files), left_out)
 
@@ -140,29 +139,44 @@ def _name(scan: BIDSScan) -> str:
     return scan.path.name.partition(".")[0].removesuffix("_dwi")
 
 
-def common_voxel_size(files: Sequence[LabelledFiles]) -> float:
-    """Edge of the voxels of all scans in mm; only headers are read.
+def range_of_voxels(files: Sequence[LabelledFiles], *, common: bool = False) -> tuple[float, float]:
+    """Shortest and longest edge of the voxels of all scans in mm; only headers are read.
 
-    A network is for one voxel size: edges may differ from the common one by `VOXEL_TOLERANCE`
-    of `tripq.networks.apply`.
+    Parameters
+    ----------
+    files : sequence of LabelledFiles
+        Of `find_labelled`.
+    common : bool
+        Whether all voxels must be cubes of one size, as a network whose layers are sums needs them:
+        edges may differ from the median by `VOXEL_TOLERANCE` of `tripq.networks.apply`.  It is then
+        both edges.
 
     Raises
     ------
     DatasetError
-        If one differs more; the message names the scan.
+        If an edge differs by more; the message names the scan.
     tripq.scans.DWIError
         If a scan cannot be read.
     """
     edges = {item.scan: nib.affines.voxel_sizes(open_nifti(item.scan).affine) for item in files}
     size = float(np.median([np.prod(lengths) ** (1 / 3) for lengths in edges.values()]))
-    for path, lengths in edges.items():
-        if np.any(np.abs(lengths - size) > VOXEL_TOLERANCE * size):
-            shown = " x ".join(f"{edge:.3g}" for edge in lengths)
-            raise DatasetError(
-                f"{path}: voxels of {shown} mm, but training needs cubic voxels of one size, here "
-                f"{size:.3g} mm: resample the scan and its masks (see tripq.scans.resampling)."
-            )
-    return round(size, 3)
+    others = {
+        path: lengths
+        for path, lengths in edges.items()
+        if np.any(np.abs(lengths - size) > VOXEL_TOLERANCE * size)
+    }
+    if not others:
+        return round(size, 3), round(size, 3)
+    if common:
+        path, lengths = next(iter(others.items()))
+        shown = " x ".join(f"{edge:.3g}" for edge in lengths)
+        raise DatasetError(
+            f'{path}: voxels of {shown} mm, but quadrature = "sum" needs cubic voxels of one size, '
+            f'here {size:.3g} mm: choose quadrature = "integral", or resample the scan and its '
+            "masks (see tripq.scans.resampling)."
+        )
+    found = np.array(list(edges.values()))
+    return round(float(found.min()), 3), round(float(found.max()), 3)
 
 
 def read_labelled(files: LabelledFiles, frame: Frame = "fsl") -> LabelledSubject:
@@ -171,9 +185,9 @@ def read_labelled(files: LabelledFiles, frame: Frame = "fsl") -> LabelledSubject
     Parameters
     ----------
     files : LabelledFiles
-        Of `find_labelled`.
+        Files of the scan, from `find_labelled`.
     frame : {"fsl", "voxel", "world"}
-        Of the gradient table.
+        Frame of the gradient table.
 
     Raises
     ------
@@ -200,9 +214,9 @@ def draw_validation(
     participants : sequence of str
         Labels.
     share : float
-        Share for validation; at least one, and at least one remains for training.
+        Fraction for validation; at least one is drawn, and at least one remains for training.
     seed : int
-        Of the draw.
+        Seed of the draw.
 
     Raises
     ------
@@ -216,8 +230,8 @@ def draw_validation(
     """
     if len(participants) < 2:
         raise DatasetError(
-            f"labelled participants: {len(participants)}; one is needed to train on and another "
-            "to validate on."
+            f"labelled participants: {len(participants)}; one is needed for training and another "
+            "for validation."
         )
     number = min(max(1, round(share * len(participants))), len(participants) - 1)
     drawn = np.random.default_rng(seed).permutation(sorted(participants))[:number]

@@ -1,4 +1,4 @@
-"""Labelled scans in mapped files, for more scans than the memory can hold."""
+"""Labelled scans in memory-mapped files, for cohorts larger than memory."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _META, _ARRAYS = "scan.json", "arrays.bin"
 
 
 class Shelf:
-    """Scans in memory up to a limit, and the others in files.
+    """Scans in memory up to a limit, and further scans in files.
 
-    Files are mapped into memory: pages that were read stay there until the system needs the memory,
-    and processes of one machine share them.  Values are the same either way.
+    The files are memory-mapped: the system keeps pages in memory while it has space, and the
+    processes of a machine share them.  The values are the same as in memory.
 
     Parameters
     ----------
     folder : Path
-        Created with the first scan in it.
+        Folder of the files; created with the first one.
     memory : float
-        Bytes of the scans that are not in files.
+        Limit on the scans in memory, in bytes.
     """
 
     def __init__(self, folder: Path, memory: float) -> None:
@@ -35,14 +35,14 @@ class Shelf:
         self._left = memory
 
     def keep(self, key: str, read: Callable[[], LabelledSubject]) -> LabelledSubject:
-        """A scan, read unless an earlier run has stored it.
+        """Return a scan, and read it unless an earlier run has stored it.
 
         Parameters
         ----------
         key : str
-            Name of its folder; another scan has another one.
+            Name of its folder, unique to the scan.
         read : callable
-            Gives the scan, in memory.
+            Reads the scan into memory.
 
         Raises
         ------
@@ -56,7 +56,7 @@ class Shelf:
         if size <= self._left:
             self._left -= size
             return subject
-        while (there := self._get(key)) is None:  # or another process is just replacing it
+        while (there := self._get(key)) is None:  # another process may be replacing it
             self._put(key, subject)
         return there
 
@@ -83,14 +83,14 @@ class Shelf:
             )
 
     def _get(self, key: str) -> LabelledSubject | None:
-        """A completely stored scan, or None."""
+        """A completely stored scan; None if there is none."""
         folder = self.folder / key
         try:
             about: dict[str, Any] = read_json(folder / _META)
         except FileNotFoundError:
             return None
         n_voxels, n_samples = about["voxels"], len(about["b_values"])
-        # One map for each scan: a system allows some ten thousands of them.
+        # One map per scan, because systems limit the number of maps to some ten thousands.
         content = np.asarray(np.memmap(folder / _ARRAYS, np.uint8, "r"))
         sizes = [4 * n_voxels * n_samples, 4 * n_voxels, n_voxels]
         signal, b0, lesion, mask = np.split(content, np.cumsum(sizes))
@@ -110,6 +110,6 @@ class Shelf:
 
 
 def _arrays(subject: LabelledSubject) -> tuple[NDArray[Any], ...]:
-    """What takes memory, in the order of the file: float32, float32, bool, bool."""
+    """The large arrays of a scan, in the order of the file: float32, float32, bool, bool."""
     dwi = subject.dwi
     return dwi.signal, dwi.b0, subject.lesion, dwi.mask

@@ -30,7 +30,7 @@ class Licence:
     Parameters
     ----------
     name : str
-        Of the licence.
+        Name of the licence.
     covers : str
         Material under this licence.
     terms : str
@@ -59,7 +59,7 @@ LICENCES = (
         "WU-Minn Consortium (1U54MH091657); cite Yeh, Nat Commun 13:4933 (2022).",
     ),
 )
-"""Of all that the cohort is made from."""
+"""Licences of all sources of the cohort."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Source:
     url : str
         Its address, at one commit of a public repository.
     sha256 : str
-        Of its bytes.
+        SHA-256 of its content.
     """
 
     name: str
@@ -184,22 +184,22 @@ def _sources() -> tuple[Source, ...]:
 
 
 SOURCES = _sources()
-"""Everything that the cohort of 30 patients is made from."""
+"""All source files of the cohort of 30 patients."""
 
 
 @dataclass(frozen=True)
 class OpenMS:
-    """The sources of the cohort in a folder; `open_ms` gives them.
+    """The sources of the cohort in a folder; `open_ms` returns them.
 
-    Outlines are consensus masks at 1 mm, registered rigidly to the ICBM152 template, and masks of
-    the unregistered brains, for their volumes (Lesjak et al. 2017). Fibres are those of the HCP1065
-    template (Yeh 2022).
+    The sources are consensus masks of lesions at 1 mm, registered rigidly to the ICBM152 template,
+    and masks of the unregistered brains, for their volumes (Lesjak et al. 2017), and the fibres of
+    the HCP1065 template (Yeh 2022).
 
     Parameters
     ----------
     folder : Path
-        With ``open_ms/patientNN_lesions_MNIrigid_1mm.nii.gz``,
-        ``open_ms/patientNN_brainmask.nii.gz``, ``open_ms/patient_info.csv`` (may be missing) and
+        Folder with ``open_ms/patientNN_lesions_MNIrigid_1mm.nii.gz``,
+        ``open_ms/patientNN_brainmask.nii.gz``, ``open_ms/patient_info.csv`` (optional) and
         ``ICBM152_adult.fib.gz``.
     """
 
@@ -207,7 +207,7 @@ class OpenMS:
 
     @property
     def patients(self) -> tuple[str, ...]:
-        """Numbers of the patients whose lesions are there, such as ``"01"``, in order."""
+        """Numbers of the patients with a lesion file, such as ``"01"``, sorted."""
         found = (
             re.match(r"patient(\d+)_lesions", path.name)
             for path in self.folder.glob(_lesion_name("*"))
@@ -228,7 +228,7 @@ class OpenMS:
         return self.folder / _FIBRES_NAME
 
     def about(self, patient: str) -> dict[str, str]:
-        """Age, sex, type of the disease and EDSS of a patient; empty where they are not known."""
+        """Age, sex, type of the disease and EDSS of a patient, without unknown entries."""
         path = self.folder / _INFO_NAME
         if not path.is_file():
             return {}
@@ -251,8 +251,8 @@ def open_ms(
     accept_licences : bool
         Whether you accept `LICENCES`, which are printed.
     local : path, optional
-        Folder with the sources, or a part of the patients, instead of a download; see `OpenMS`. Its
-        files are not checked.
+        Folder with the sources, of all or some patients, instead of a download; see `OpenMS`.  Its
+        files are not verified.
     cache : path, optional
         Folder of the downloads; by default the user's cache. Existing files are not downloaded
         again.
@@ -264,14 +264,14 @@ def open_ms(
     Raises
     ------
     DatasetError
-        If the licences are not accepted, a file cannot be fetched or is not the pinned one, the
-        local folder has no patients or no fibres, or pooch is needed and missing.
+        If the licences are not accepted, a file cannot be downloaded or has another hash, the local
+        folder has no patients or no fibres, or pooch is needed and not installed.
     """
     listed = "\n".join(f"* {licence}" for licence in LICENCES)
     if not accept_licences:
         raise DatasetError(
-            f"the open MS cohort comes under these licences:\n{listed}\n"
-            "Read them, and pass accept_licences=True if you will keep to them."
+            f"the open MS cohort has these licences:\n{listed}\n"
+            "Read them, and pass accept_licences=True if you accept them."
         )
     print(f"Licences that you have accepted:\n{listed}")
     if local is None:
@@ -291,14 +291,14 @@ def _import_pooch() -> ModuleType:
         import pooch
     except ImportError as error:
         raise DatasetError(
-            "fetching the cohort needs pooch, which is not installed: pip install 'tripq[ms]', or "
-            "give a folder that has the files: local=..."
+            "the download needs pooch, which is not installed: pip install 'tripq[ms]', or give a "
+            "folder with the files: local=..."
         ) from error
     return pooch
 
 
 def _fetch(pooch: ModuleType, cache: str | PathLike[str] | None) -> Path:
-    """Fetch what is missing; the folder."""
+    """Download missing files; return their folder."""
     folder = pooch.os_cache("tripq") / "open_ms_cohort" if cache is None else Path(cache)
     shelf = pooch.create(
         path=folder,
@@ -310,5 +310,5 @@ def _fetch(pooch: ModuleType, cache: str | PathLike[str] | None) -> Path:
         try:
             shelf.fetch(source.name)
         except (OSError, ValueError) as error:  # no network; another hash
-            raise DatasetError(f"{source.url}: cannot be fetched: {error}") from error
+            raise DatasetError(f"{source.url}: cannot be downloaded: {error}") from error
     return folder

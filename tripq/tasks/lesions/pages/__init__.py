@@ -1,1 +1,1 @@
-"""Pages about lesion maps: of one subject, of a group, of an evaluation."""
+"""Report pages of lesion maps: for one subject, a group, and an evaluation."""

@@ -1,4 +1,4 @@
-"""Charts of pages about lesion maps: the subjects of a group."""
+"""Charts of the report pages: the subjects of a group."""
 
 from __future__ import annotations
 

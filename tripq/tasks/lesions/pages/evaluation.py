@@ -22,11 +22,11 @@ class EvaluatedSubject:
     Parameters
     ----------
     name : str
-        Such as ``sub-01``.
+        Name such as ``sub-01``.
     mask : (X, Y, Z) bool array
         The voxels, as in `tripq.scans.DWI.mask`.
     probability : (V,) array-like
-        Of a lesion, in the order of ``np.argwhere(mask)``.
+        Probability of a lesion, in the order of ``np.argwhere(mask)``.
     lesion : (V,) array-like of bool
         The known lesions.
 
@@ -79,15 +79,15 @@ def write_evaluation_report(
     path : path
         ``.html``; an existing page is replaced.
     subjects : sequence of EvaluatedSubject
-        At least one.
+        At least one subject.
     threshold : float
-        On the probability, for Dice and for lesions; chosen on other subjects, otherwise the scores
-        are too high.
+        Threshold of the probability for Dice and for lesions; it must be chosen on other subjects,
+        otherwise the scores are too high.
     settings : mapping of str to str
-        Settings that determine the maps, shown as they are. The value of ``"caution"`` is shown at
+        Settings that determine the maps, shown unchanged. The value of ``"caution"`` is shown at
         the top.
     title : str, optional
-        Such as the name of the network.
+        Title, such as the name of the network.
 
     Raises
     ------

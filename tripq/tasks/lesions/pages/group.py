@@ -1,4 +1,4 @@
-"""The page of a group: a table of its subjects, failed ones first, and distributions."""
+"""The group page: a table of the subjects, failed ones first, and distributions."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tripq.report.page import make_picture, write_page
 from tripq.tasks.lesions.listing import Lesion
 from tripq.tasks.lesions.pages.charts import load_figure
 
-_FEWEST_DRAWN = 5  # subjects: a histogram of fewer is a bar
+_FEWEST_DRAWN = 5  # minimum number of subjects for histograms
 
 
 @dataclass(frozen=True)
 class SubjectSummary:
-    """A subject on the page of a group; `of_lesions` and `of_failure` make it.
+    """A subject on the group page; `of_lesions` and `of_failure` create it.
 
     Attributes
     ----------
     name : str
-        Such as ``sub-01``.
+        Name such as ``sub-01``.
     lesions : int or None
         Number of lesions found; None if the subject failed.
     total_ml : float or None
@@ -33,12 +33,12 @@ class SubjectSummary:
     failure : str or None
         Reason for a missing result; None if there is a result.
     page : PurePath or None
-        The subject's own page, as seen from the folder of the group's page.
+        Page of the subject, relative to the folder of the group page.
 
     Raises
     ------
     ValueError
-        Unless there is either a result or a reason why not.
+        Unless there is either a result or a failure.
     """
 
     name: str
@@ -52,24 +52,24 @@ class SubjectSummary:
         if has_result == (self.failure is not None) or (self.lesions is None) != (
             self.total_ml is None
         ):
-            raise ValueError(f"{self.name}: needs lesions and total_ml, or else a failure.")
+            raise ValueError(f"{self.name}: needs either lesions and total_ml, or a failure.")
 
     @classmethod
     def of_lesions(
         cls, name: str, lesions: Sequence[Lesion], page: PurePath | None = None
     ) -> SubjectSummary:
-        """Of a subject with a result, with or without lesions."""
+        """Summary of a subject with a result, with or without lesions."""
         total = float(sum(lesion.volume_ml for lesion in lesions))
         return cls(name, lesions=len(lesions), total_ml=total, page=page)
 
     @classmethod
     def of_failure(cls, name: str, reason: str) -> SubjectSummary:
-        """Of a subject without a result."""
+        """Summary of a subject without a result."""
         return cls(name, failure=reason)
 
     @property
     def link(self) -> str | None:
-        """Address of the page, relative and quoted: it never names another place or a program."""
+        """Address of the page, relative and quoted, so that it is never a site or a script."""
         return None if self.page is None else f"./{quote(os.fsencode(self.page.as_posix()))}"
 
 
@@ -94,7 +94,7 @@ def write_group_report(
     *,
     title: str = "Group",
 ) -> None:
-    """Write the page of a group.
+    """Write the group page.
 
     Parameters
     ----------
@@ -103,10 +103,10 @@ def write_group_report(
     rows : sequence of SubjectSummary
         The subjects.
     settings : mapping of str to str
-        Settings that determine the results, shown as they are. The value of ``"caution"`` is shown
+        Settings that determine the results, shown unchanged. The value of ``"caution"`` is shown
         at the top.
     title : str, optional
-        Such as the name of the dataset.
+        Title, such as the name of the dataset.
 
     Raises
     ------

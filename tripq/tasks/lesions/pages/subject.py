@@ -9,12 +9,12 @@ from os import PathLike
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tripq.report.charts import SHELL_COLOURS, signal_figure
 from tripq.report.page import Picture, make_picture, number, plural, write_page
-from tripq.report.sphere import AZIMUTH, ELEVATION, axis_letters, view_shells
+from tripq.report.scan import view_scan
+from tripq.report.slices import AxialSlices
 from tripq.report.volumes import embed_intensity, embed_probability
 from tripq.scans import DWI
-from tripq.tasks.lesions.figures import AxialSlices, probability_colours, slice_figure
+from tripq.tasks.lesions.figures import probability_colours, slice_figure
 from tripq.tasks.lesions.listing import (
     HEAD_WIDTH,
     MIDLINE,
@@ -26,9 +26,9 @@ from tripq.tasks.lesions.listing import (
 from tripq.tasks.lesions.scores import MATCHING_IOU, LesionCounts, Scores, count_lesions, score
 
 _SLICES = 6
-_STOPS = 17  # of the colour bar
-_MOST_NAMED = 12  # lesions, in words about a slice
-_LITTLE = 1e-3  # weight of probability below the threshold: a whole slice of it is one lesion voxel
+_STOPS = 17  # colour stops of the colour bar
+_MOST_NAMED = 12  # maximum number of lesions listed in the description of a slice
+_LITTLE = 1e-3  # weight of voxels below the threshold: a whole slice counts like one lesion voxel
 _PROGRAMS = ("assets/sort.js", "assets/sphere.js", "niivue/niivue.umd.js", "assets/viewer.js")
 
 
@@ -39,13 +39,13 @@ class _Truth:
     Attributes
     ----------
     counts : LesionCounts
-        Lesion by lesion.
+        Counts of lesions.
     volume_ml : float
-        Of the known ones.
+        Volume of the known lesions.
     share : tuple of float
         Share of the voxels of each found lesion that are known lesions.
     scores : Scores
-        Voxel by voxel.
+        Scores over voxels.
     """
 
     counts: LesionCounts
@@ -72,11 +72,11 @@ def write_subject_report(
     dwi : DWI
         The scan.
     probability : (V,) array-like
-        Of a lesion, from 0 to 1, in the order of ``np.argwhere(dwi.mask)``.
+        Probability of a lesion, from 0 to 1, in the order of ``np.argwhere(dwi.mask)``.
     threshold : float
-        Voxels at or above it are lesion; from 0 to 1.
+        Minimum probability of a lesion voxel, from 0 to 1.
     settings : mapping of str to str
-        Settings that determine the map, such as the network and its training, shown as they are.
+        Settings that determine the map, such as the network and its training, shown unchanged.
         Each line under ``"caution"`` is shown at the top.
     lesion : (V,) array-like of bool, optional
         The known lesions.
@@ -87,21 +87,22 @@ def write_subject_report(
         If `path` is not the name of a page, or nothing can be written there.
     ValueError
         If there is not one probability from 0 to 1 (and one label) for every voxel, or the
-        threshold cannot be used.
+        threshold is invalid.
     """
     labels = label_lesions(dwi, probability, threshold)
     lesions = find_lesions(dwi, probability, threshold)
     values = np.asarray(probability, dtype=np.float64)
     known = None if lesion is None else np.asarray(lesion).astype(bool)
     truth = None if known is None else _compare(dwi, values, labels, known, threshold)
+    scan = view_scan(dwi)
     write_page(
         path,
         "subject.html.jinja",
         package=__package__,
         settings=settings,
         programs=_PROGRAMS,
-        title=_title(dwi),
-        dwi=dwi,
+        title=scan.title,
+        scan=scan,
         threshold=threshold,
         lesions=lesions,
         total_ml=sum(found.volume_ml for found in lesions),
@@ -109,15 +110,6 @@ def write_subject_report(
         truth=truth,
         matching_iou=MATCHING_IOU,
         slices=_draw_slices(dwi, values, labels, known),
-        mask_ml=len(dwi.b0) * voxel_ml(dwi),
-        shells=view_shells(dwi),
-        letters=axis_letters(),
-        shell_colours=SHELL_COLOURS,
-        view={"azimuth": AZIMUTH, "elevation": ELEVATION},
-        signal=make_picture(
-            signal_figure(dwi), "Histogram of signal over b0, and its median in every volume"
-        ),
-        above_b0=float(np.mean([np.mean(column > 1) for column in dwi.signal[:, 1:].T])),
         side_limits={"midline": MIDLINE, "head": HEAD_WIDTH},
         volumes={
             "b0": embed_intensity(dwi, dwi.b0),
@@ -130,11 +122,6 @@ def write_subject_report(
             "colours": probability_colours(_STOPS).tolist(),
         },
     )
-
-
-def _title(dwi: DWI) -> str:
-    """The name of the scan's file without its suffix."""
-    return dwi.path.name.removesuffix(".gz").removesuffix(".nii") if dwi.path else "Scan"
 
 
 def _compare(
@@ -161,7 +148,7 @@ def _draw_slices(
     labels: NDArray[np.int32],
     known: NDArray[np.bool_] | None,
 ) -> list[Picture]:
-    """The slices with the highest total probability; found lesions, and known ones, count first."""
+    """The slices with the highest total probability, weighted by found and known lesions."""
     slices = AxialSlices(dwi)
     weight = probability * np.where(labels > 0, 1, _LITTLE) + (0 if known is None else known)
     shown = slices.volume(weight if weight.any() else dwi.b0)

@@ -2,10 +2,10 @@
 
 The numbers are statistics of the consensus outlines of 22 patients of Lesjak et al.,
 Neuroinformatics (2017), doi:10.1007/s12021-017-9348-7 (CC-BY), scaled to the size of the ICBM152
-template, on a grid of 2 mm; a lesion is a connected component (26 neighbours) of the voxels that
-are covered by half or more. In the 22 patients: 6 to 191 lesions (median 40), 0.2 to 64 ml (median
-15 ml), 64 to 95 % of it in white matter (median 85 %). The lesions of a patient have a median of
-4 voxels and a heavy tail up to 49 ml where lesions have grown together.
+template, on a grid of 2 mm.  A lesion is a connected component (26 neighbours) of the voxels with
+a coverage of half or more.  The 22 patients have 6 to 191 lesions (median 40) with a total of 0.2
+to 64 ml (median 15 ml), 64 to 95 % of it in white matter (median 85 %).  The lesions of a patient
+have a median size of 4 voxels and a heavy tail up to 49 ml, where lesions have merged.
 """
 
 from __future__ import annotations
@@ -25,26 +25,27 @@ class LesionStatistics:
     """Distribution of lesions.
 
     The sizes of a subject follow a power law, ``P(size > v) = (v / smallest) ** (-1 / m)``, that
-    is, log(size / smallest) is exponential with mean m. That one number per subject gives the mean,
-    the spread and the tail of the measured sizes, and why mean and standard deviation of log(size)
-    rise together from patient to patient (correlation 0.82).
+    is, log(size / smallest) is exponential with mean m.  This single parameter per subject
+    reproduces the mean, the spread and the tail of the measured sizes, and the correlation between
+    patients of the mean and the standard deviation of log(size) (0.82).
 
     Parameters
     ----------
     count_log_mean, count_log_sd : float
-        Of the natural logarithm of the number of lesions of a subject.
+        Mean and standard deviation of the natural logarithm of the number of lesions of a subject.
     tail_log_mean, tail_log_sd : float
-        Of the natural logarithm of m. Measured 0.51 and 0.29 above 8 mm3, one voxel.
+        Mean and standard deviation of the natural logarithm of m; measured 0.51 and 0.29 above
+        8 mm3, one voxel.
     smallest, largest : float
-        Range of sizes in mm3. These two and `tail_log_mean` are set so that the connected
-        components of drawn lesions, of which some merge, are as large as those of the outlines.
+        Range of sizes in mm3.  These two and `tail_log_mean` are set so that the connected
+        components of drawn lesions, some of which merge, are as large as those of the outlines.
     far_density, far_size, near_range : float
-        Density in white matter of the starting points of lesions of size v, at distance d of the
+        Density in white matter of the starting points of lesions of size v, at distance d from the
         ventricles: proportional to ``far_density / (1 + v / far_size) + exp(-d / near_range)``, in
-        mm3 and mm. Small lesions are everywhere, large ones near the ventricles.
+        mm3 and mm.  Small lesions occur everywhere, large ones near the ventricles.
     severity : (float, float)
-        Range of the damage in the core of a lesion, uniform between lesions. Chosen freely:
-        outlines contain no severity.
+        Range of the damage in the core of a lesion, uniform between lesions.  The values are
+        assumed, because outlines contain no severity.
     """
 
     count_log_mean: float = 3.69
@@ -64,16 +65,16 @@ class LesionStatistics:
         Parameters
         ----------
         rng : numpy.random.Generator
-            Source of the numbers.
+            Random number generator.
 
         Returns
         -------
         (lesions,) array
-            At least one lesion.
+            Sizes of at least one lesion.
         """
         count = max(1, round(rng.lognormal(self.count_log_mean, self.count_log_sd)))
         tail = rng.lognormal(self.tail_log_mean, self.tail_log_sd)
-        # inverse of the distribution function of an exponential variable cut at `limit`
+        # inverse of the distribution function of an exponential variable truncated at `limit`
         limit = np.log(self.largest / self.smallest) / tail
         exponent = -tail * np.log1p(rng.random(count) * np.expm1(-limit))
         return np.sort(self.smallest * np.exp(exponent))[::-1]
@@ -84,24 +85,24 @@ def draw_lesions(
 ) -> NDArray[np.float32]:
     """Draw the lesions of one subject.
 
-    A lesion starts at a point of the white matter, near the ventricles more often than far from
-    them, and fills the voxels that are nearest in a distance of its own: along the axes of a random
-    ellipsoid, roughened by a smooth random field, and longer through grey matter than through white
-    matter, so that it stops at the cortex. Fluid is never filled. Lesions may touch and merge.
+    A lesion starts at a point of the white matter, preferably near the ventricles, and fills the
+    voxels that are nearest in an individual distance: that of a random ellipsoid, modulated by a
+    smooth random field, and larger in grey matter than in white matter, so that the lesion stops at
+    the cortex.  Fluid is never filled.  Lesions can touch and merge.
 
     Parameters
     ----------
     anatomy : Anatomy
         The head.
     rng : numpy.random.Generator
-        Source of the lesions.
+        Random number generator.
     statistics : LesionStatistics, optional
-        How they are distributed.
+        Distribution of the lesions.
 
     Returns
     -------
     (X, Y, Z) float32 array
-        Coverage: the share of each voxel that is lesion, with soft edges.
+        Coverage: the lesion fraction of each voxel, with soft edges.
 
     Raises
     ------
@@ -134,16 +135,16 @@ def lesion_damage(
     Parameters
     ----------
     coverage : (X, Y, Z) float32 array
-        Share of each voxel that is lesion; drawn, or from real outlines.
+        Lesion fraction of each voxel, drawn or from real outlines.
     severity : (float, float)
-        Range between 0 and 1 from which every connected lesion draws its severity.
+        Range between 0 and 1 for the severity of every connected lesion.
     rng : numpy.random.Generator
-        Source of the severities.
+        Random number generator.
 
     Returns
     -------
     (X, Y, Z) float32 array
-        0 where the coverage is 0.
+        Damage; 0 where the coverage is 0.
 
     Raises
     ------
@@ -170,7 +171,7 @@ def lesion_damage(
 def _grow(
     anatomy: Anatomy, centre: NDArray[np.intp], size: float, rng: np.random.Generator
 ) -> tuple[tuple[slice, ...], NDArray[np.float32]]:
-    """Coverage by one lesion of a size in mm3, in a box around its seed."""
+    """Coverage by one lesion of a given size in mm3, in a box around its starting point."""
     grid = anatomy.grid
     radius = (3 * size / (4 * np.pi)) ** (1 / 3)
     reach = np.ceil(3 * radius / grid.voxel_size).astype(int) + 2
@@ -185,7 +186,7 @@ def _grow(
     scaled = offsets @ axes / (radius * stretch / np.cbrt(stretch.prod()))
     distance = np.linalg.norm(scaled, axis=1).reshape(x, y, z)
     roughness = random_field(Grid((x, y, z), grid.affine), max(radius / 2, 1.0), rng)
-    # white matter is filled first, fluid never; growth along the ventricles is easier than away
+    # white matter is filled first, fluid never; lesions grow along the ventricles more than away
     away = np.minimum(anatomy.ventricle_distance[box], 100.0) / 15
     barrier = (1 + 1.5 * (1 - anatomy.wm[box])) * (1 + away)
     distance = distance * np.exp(0.3 * roughness) * barrier
@@ -193,9 +194,9 @@ def _grow(
 
     ordered = np.sort(distance[np.isfinite(distance)])
     count = int(np.clip(round(size / grid.voxel_volume), 1, len(ordered)))
-    edge = ordered[count - 1 : count + 1].mean()  # half covered here, so `count` voxels above
-    # from whole to none over three voxels, as in the outlines once they are on a grid of 2 mm
+    edge = ordered[count - 1 : count + 1].mean()  # coverage of half, so `count` voxels have more
+    # coverage falls from 1 to 0 over three voxels, as in the outlines on a grid of 2 mm
     width = 3 * grid.voxel_size.mean() / radius * barrier[distance <= edge].mean()
     lesion = np.clip(0.5 + (edge - distance) / width, 0, 1)
-    part = min(1.0, size / grid.voxel_volume)  # lesions smaller than a voxel fill a part of it
+    part = min(1.0, size / grid.voxel_volume)  # a lesion smaller than a voxel fills a part of it
     return box, (part * lesion).astype(np.float32)

@@ -19,18 +19,19 @@ class LesionEffect:
     Parameters
     ----------
     stick_loss : float
-        Share of the sticks lost at damage 1.
+        Fraction of the sticks lost at damage 1.
     water : float
-        Share of the tissue that is isotropic water at damage 1.
+        Fraction of the tissue replaced by isotropic water at damage 1.
     s0_gain : float
         Relative rise of the signal at b = 0 at damage 1: lesions are bright on T2-weighted images.
 
     Notes
     -----
-    With these numbers and a damage of 0.5, the mean of the severities drawn, a tensor fit at
-    b = 1000 s/mm2 finds the mean diffusivity of white matter raised by half and its fractional
-    anisotropy lowered by 40 %. Guo et al. (Radiology 222:729-736, 2002) measured 1.03e-3 against
-    0.74e-3 mm2/s and 0.28 against 0.49 in plaques and normal-appearing white matter of 26 patients.
+    With these numbers and a damage of 0.5, the mean of the drawn severities, a tensor fit at
+    b = 1000 s/mm2 gives a mean diffusivity of white matter that is 50 % higher and a fractional
+    anisotropy that is 40 % lower.  Guo et al. (Radiology 222:729-736, 2002) measured 1.03e-3
+    against 0.74e-3 mm2/s and 0.28 against 0.49 in plaques and normal-appearing white matter of 26
+    patients.
     """
 
     stick_loss: float = 0.7
@@ -43,14 +44,14 @@ class LesionEffect:
         Parameters
         ----------
         tissue : Tissue
-            Of V voxels.
+            Tissue of V voxels.
         damage : (V,) float32 array
-            Between 0 and 1.
+            Damage between 0 and 1.
 
         Returns
         -------
         Tissue
-            Of the same voxels.
+            Damaged tissue of the same voxels.
         """
         return replace(
             tissue,
@@ -67,9 +68,9 @@ class Lesions:
     Parameters
     ----------
     coverage : (X, Y, Z) float32 array
-        Share of each voxel of the anatomy that is lesion.
+        Lesion fraction of each voxel of the anatomy.
     damage : (X, Y, Z) float32 array
-        By lesions, between 0 and 1; 0 where the coverage is 0.
+        Damage by lesions, between 0 and 1; 0 where the coverage is 0.
     effect : LesionEffect, optional
         Effect of the damage.
     """
@@ -100,8 +101,8 @@ class Lesions:
         seed : int
             Determines all lesions.
         coverage : (X, Y, Z) float32 array, optional
-            Real lesions instead of drawn ones: the share of each voxel of the anatomy that is
-            lesion. Only their severity is drawn.
+            Real lesions instead of drawn ones: the lesion fraction of each voxel of the anatomy.
+            Only their severity is drawn.
         statistics : LesionStatistics, optional
             Distribution and severity of drawn lesions.
         effect : LesionEffect, optional

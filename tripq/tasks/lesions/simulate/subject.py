@@ -8,11 +8,10 @@ from itertools import cycle
 from os import PathLike
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from tripq.scans import DWI, orthogonal_part, write_map
+from tripq.scans import DWI, write_dwi, write_map
 from tripq.simulate import (
     Anatomy,
     Constants,
@@ -36,9 +35,9 @@ class Subject:
     dwi : DWI
         The simulated scan.
     coverage : (V,) float32 array
-        Share of each voxel that is lesion.
+        Lesion fraction of each voxel.
     seed : int
-        That it was drawn from.
+        Seed of the simulation.
     """
 
     dwi: DWI
@@ -47,7 +46,7 @@ class Subject:
 
     @property
     def lesion(self) -> NDArray[np.bool_]:
-        """Voxels that are covered by half or more, (V,)."""
+        """Voxels with a coverage of half or more, (V,)."""
         return self.coverage >= 0.5
 
     def __repr__(self) -> str:
@@ -75,19 +74,19 @@ def simulate_subject(
     Parameters
     ----------
     anatomy : Anatomy
-        What all subjects have in common.
+        Anatomy common to all subjects.
     table : GradientTable
-        Gradient table, in world axes; it does not turn with the head.
+        Gradient table, in world axes; it does not rotate with the head.
     seed : int
-        Everything follows from it.
+        Seed of all random numbers.
     snr, rotation, flip, deformation, grid, constants, heterogeneity : optional
-        As `tripq.simulate.simulate_scan` takes them.
+        Arguments of `tripq.simulate.simulate_scan`.
     lesion_coverage : (X, Y, Z) float32 array, optional
-        Real lesions instead of drawn ones: the share of each voxel of the anatomy that is lesion.
+        Real lesions instead of drawn ones: the lesion fraction of each voxel of the anatomy.
     statistics : LesionStatistics, optional
-        How drawn lesions are distributed, and how severe lesions are.
+        Distribution of drawn lesions, and severity of all lesions.
     effect : LesionEffect, optional
-        What lesions do to tissue.
+        Effect of lesions on tissue.
 
     Returns
     -------
@@ -96,7 +95,7 @@ def simulate_subject(
     Raises
     ------
     SimulationError
-        If an argument makes no sense, or no voxel of the mask lies on the grid.
+        If an argument is invalid, or no voxel of the mask is on the grid.
 
     Examples
     --------
@@ -137,14 +136,14 @@ def simulate_cohort(
     statistics: LesionStatistics | None = None,
     lesion_coverages: Sequence[NDArray[np.float32]] | None = None,
 ) -> Iterator[Subject]:
-    """Simulate subjects one after the other: a half of them flipped, each of its own shape.
+    """Simulate subjects one at a time, of individual shapes, half of them flipped.
 
     Parameters
     ----------
     n : int
-        How many.
+        Number of subjects.
     seed : int
-        Everything follows from it. Subject i is the same whatever n.
+        Seed of all random numbers.  Subject i is independent of n.
     anatomy : Anatomy, optional
         The default is ``default_anatomy()``.
     table : GradientTable, optional
@@ -152,14 +151,14 @@ def simulate_cohort(
     snr : (float, float), optional
         Range of the signal-to-noise ratio of normal white matter at b = 0; uniform.
     max_rotation : float, optional
-        Largest angle by which a head is turned, in degrees.
+        Maximum rotation of a head in degrees.
     vary_table : bool, optional
-        Turn the table at random, and reverse random directions, for every subject.
+        Rotate the table at random, and reverse random directions, for every subject.
     statistics : LesionStatistics, optional
-        How drawn lesions are distributed, and how severe lesions are.
+        Distribution of drawn lesions, and severity of all lesions.
     lesion_coverages : sequence of (X, Y, Z) arrays, optional
-        Real lesions on the grid of the anatomy instead of drawn ones, for one subject after
-        another; they start again when they are used up.
+        Real lesions on the grid of the anatomy instead of drawn ones, one for each subject,
+        repeated if there are more subjects.
 
     Yields
     ------
@@ -168,7 +167,7 @@ def simulate_cohort(
     Raises
     ------
     SimulationError
-        If an argument makes no sense.
+        If an argument is invalid.
 
     Examples
     --------
@@ -188,7 +187,7 @@ def simulate_cohort(
 
 
 def write_subject(subject: Subject, folder: str | PathLike[str]) -> None:
-    """Write a subject as files that `tripq.scans.read_dwi` and other programs read.
+    """Write a subject in files for `tripq.scans.read_dwi` and other programs.
 
     ``dwi.nii.gz`` with ``dwi.bval`` and ``dwi.bvec`` (frame of FSL), ``mask.nii.gz``,
     ``lesion.nii.gz`` and ``coverage.nii.gz``. The b0 volumes are averaged to one, the first.
@@ -196,26 +195,13 @@ def write_subject(subject: Subject, folder: str | PathLike[str]) -> None:
     Parameters
     ----------
     subject : Subject
-        To write.
+        The subject.
     folder : path
-        Made where it is missing; files of these names are replaced.
+        Created if it does not exist; files of these names are replaced.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     dwi = subject.dwi
-    header = nib.Nifti1Header()
-    header.set_xyzt_units("mm")
-    volumes = dwi.volume(dwi.signal * dwi.b0[:, None])
-    nib.Nifti1Image(volumes, dwi.affine, header).to_filename(folder / "dwi.nii.gz")
-    length = np.linalg.norm(dwi.q, axis=1)
-    world = dwi.q / np.where(length > 0, length, 1.0)[:, None]
-    # the frame of FSL: image axes, x negated when the image is stored from left to right
-    rotation = orthogonal_part(dwi.affine)
-    directions = world @ rotation
-    if np.linalg.det(rotation) > 0:
-        directions[:, 0] *= -1
-    np.savetxt(folder / "dwi.bval", dwi.b_values[None], fmt="%.10g")
-    np.savetxt(folder / "dwi.bvec", directions.T, fmt="%.10f")
+    write_dwi(dwi, folder / "dwi.nii.gz")
     write_map(np.ones(len(dwi.b0), dtype=bool), dwi, folder / "mask.nii.gz")
     write_map(subject.lesion, dwi, folder / "lesion.nii.gz")
     write_map(subject.coverage, dwi, folder / "coverage.nii.gz")

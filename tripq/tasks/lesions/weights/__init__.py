@@ -1,4 +1,4 @@
-"""The trained network that comes with the package."""
+"""The trained network included in the package."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def default_weights() -> Path:
     Raises
     ------
     CheckpointError
-        If this installation has none.
+        If this installation has no weights.
     """
     if not _FILE.is_file():
         raise CheckpointError(
-            f"{_FILE}: this installation of tripq comes without trained weights. "
-            "Name a checkpoint of your own: --weights FILE."
+            f"{_FILE}: this installation of tripq has no trained weights. "
+            "Give a checkpoint: --weights FILE."
         )
     return _FILE

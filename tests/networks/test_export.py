@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from tripq import PQGraph
+from tripq import PQGraph, PQTensorFieldLayer
+from tripq.networks.blocks import graph_radius
+from tripq.networks.encoder import Encoder, VoxelNetwork
+from tripq.networks.export import export_network, neighbour_table
 from tripq.networks.paper import PaperSegmenter
-from tripq.tasks.lesions.export import export_segmenter, neighbour_table
 from tripq.tasks.lesions.segmenter import LesionSegmenter
 
 # Oblique, of three edge lengths, and mirrored: the axes of the file are not those of the world.
@@ -34,7 +38,7 @@ def network() -> LesionSegmenter:
 
 @pytest.fixture(scope="module")
 def program(network: LesionSegmenter) -> ExportedProgram:
-    return export_segmenter(network, Q, AFFINE)
+    return export_network(network, Q, AFFINE)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (5, 4, 3), (9, 8, 10)])
@@ -73,15 +77,63 @@ def test_a_saved_program_runs_without_tripq(
 
 def test_exporting_leaves_the_network_as_it_was(network: LesionSegmenter) -> None:
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    export_segmenter(network, Q[:2], AFFINE)
+    export_network(network, Q[:2], AFFINE)
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert not network.training
 
 
+class VectorsAndMean(nn.Module):
+    """An encoder with a head of one's own, which looks further than the encoder does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = Encoder(
+            p_radius=3.0, q_features="3x0e + 2x2e", p_features="3x0e + 1x1o", n_p_layers=1
+        )
+        self.head = PQTensorFieldLayer(self.encoder.irreps_out, "2x1o", 4.0, q_in=None)
+        self.scale = nn.Linear(self.encoder.irreps_out[0].mul, 1)
+
+    def forward(self, signal: Tensor, graph: PQGraph) -> Tensor:
+        """Shape (V, 2, 3)."""
+        features = self.encoder(signal, graph)
+        scale = self.scale(features[:, : self.scale.in_features])
+        return self.head(features, graph).unflatten(1, (2, 3)) * scale[..., None]
+
+
+@pytest.mark.parametrize(
+    "make", [VectorsAndMean, lambda: VoxelNetwork("2x0e + 1x1o", n_p_layers=1)]
+)
+def test_an_encoder_with_any_head_can_be_exported(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(2)
+    other = make().eval()
+    exported = export_network(other, Q, AFFINE)
+    mask = np.random.default_rng(1).random((5, 4, 4)) < 0.7
+    signal = torch.rand(int(mask.sum()), len(Q))
+    with torch.no_grad():
+        expected = other(signal, PQGraph.from_grid(mask, AFFINE, Q, graph_radius(other)))
+        found = exported.module()(signal, neighbour_table(other, mask, AFFINE))
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
+    assert (expected.std(dim=0) > 1e-3 * expected.abs().max()).all()
+
+
+class UsesVoxels(Encoder):
+    """A network with a part of its own that looks at the graph."""
+
+    def forward(self, signal: Tensor, graph: PQGraph) -> Tensor:
+        """Features of the voxels, over how many there are."""
+        return super().forward(signal, graph) / graph.n_voxels
+
+
 def test_other_networks_are_refused_by_name() -> None:
-    with pytest.raises(TypeError, match="not a PaperSegmenter"):
-        export_segmenter(PaperSegmenter(), Q, AFFINE)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"PaperSegmenter: its layer pq_block\.layer has an output"):
+        export_network(PaperSegmenter(), Q, AFFINE)
+    reduces = PQTensorFieldLayer("1x0e", "1x0e", 0.0, q_in=None, self_interaction=True)
+    with pytest.raises(TypeError, match="PQTensorFieldLayer has a self-interaction"):
+        export_network(reduces, Q, AFFINE)
+    with pytest.raises(TypeError, match=r"uses graph\.n_voxels"):
+        export_network(UsesVoxels(n_p_layers=0), Q, AFFINE)
     with pytest.raises(ValueError, match="q must have the shape"):
-        export_segmenter(LesionSegmenter(), [1.0, 0, 0], AFFINE)
+        export_network(LesionSegmenter(), [1.0, 0, 0], AFFINE)
     with pytest.raises(ValueError, match="singular"):
-        export_segmenter(LesionSegmenter(), Q, np.zeros((4, 4)))
+        export_network(LesionSegmenter(), Q, np.zeros((4, 4)))

@@ -1,0 +1,89 @@
+"""Operators of torch: one call for a compiler, however it is evaluated.
+
+An operator ``torch.ops.tripq.NAME`` has a schema, the types of its arguments and results in the
+words of torch, and four parts that are written once each:
+
+* the twin, which defines the result in plain torch, and a Triton kernel that computes the same;
+* the results without values, which a compiler plans with;
+* what the forward pass keeps, and the first derivative that the backward pass makes of it.
+
+Which derivatives are those of the twin, says `tripq.kernels.launch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tripq.kernels.launch import needs_twin, runs_in_triton
+
+Function = Callable[..., Any]
+
+
+def operator(
+    name: str,
+    schema: str,
+    empty: Function,
+    *,
+    twin: Function | None = None,
+    kernel: str | None = None,
+    read: Function | None = None,
+    keep: Function | None = None,
+    differentiate: Function | None = None,
+) -> Function:
+    """Define an operator; what is returned calls it, or its twin where torch needs plain torch.
+
+    Parameters
+    ----------
+    name, schema : str
+        Such as ``"mix"`` and ``"(Tensor a, Tensor w) -> Tensor"``.
+    empty : callable
+        The results without values, from the arguments of the twin.
+    twin : callable, optional
+        The result in plain torch, outside of autocast.  Without it the operator is for Triton only.
+    kernel : str, optional
+        Module of this package and name of the function that launches the kernel; the module is
+        imported at the first call.
+    read : callable, optional
+        From the arguments of the schema, which are flat lists, to those of twin and kernel.
+    keep, differentiate : callables, optional
+        ``setup_context`` and ``backward`` of ``torch.library.register_autograd``.
+    """
+
+    def arguments(args: tuple[Any, ...]) -> Iterable[Any]:
+        return args if read is None else read(*args)
+
+    def plain(*args: Any) -> Any:
+        assert twin is not None
+        with torch.autocast(_first_tensor(args).device.type, enabled=False):
+            return twin(*arguments(args))
+
+    def run(*args: Any) -> Any:
+        if kernel is not None and (twin is None or runs_in_triton(_first_tensor(args))):
+            module, function = kernel.split(".")
+            launch = getattr(import_module(f"tripq.kernels.{module}"), function)
+            return launch(*arguments(args))
+        return plain(*args)
+
+    defined = torch.library.custom_op(f"tripq::{name}", run, mutates_args=(), schema=schema)
+    defined.register_fake(lambda *args: empty(*arguments(args)))
+    if differentiate is not None:
+        defined.register_autograd(differentiate, setup_context=keep)
+
+    def call(*args: Any) -> Any:
+        return plain(*args) if needs_twin() else defined(*args)
+
+    return call
+
+
+def _first_tensor(args: Iterable[Any]) -> Tensor:
+    return next(
+        part
+        for arg in args
+        for part in (arg if isinstance(arg, list | tuple) else [arg])
+        if isinstance(part, Tensor)
+    )

@@ -1,0 +1,28 @@
+"""Activation functions f, scaled so that outputs have the size of inputs: E f(z)^2 = 1.
+
+z is a normal deviate.  e3nn estimates the factor from a million draws; it is kept for the next
+network, and drawn on the CPU even while a network is built on another default device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+from e3nn.math import normalize2mom
+from torch import Tensor, nn
+
+
+@cache
+def of_size_one(function: Callable[[Tensor], Tensor]) -> nn.Module:
+    """The scaled function, a module without parameters that all networks share.
+
+    Examples
+    --------
+    >>> import torch
+    >>> z = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
+    >>> bool((of_size_one(torch.sigmoid)(z).square().mean() - 1).abs() < 0.05)
+    True
+    """
+    scaled: nn.Module = normalize2mom(function, device="cpu")
+    return scaled
