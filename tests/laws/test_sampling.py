@@ -177,7 +177,8 @@ def test_learnt_radial_functions_have_the_gradients_of_the_definition(filter, an
     q[0] = 0
     affine = np.eye(4)
     affine[:3, :3] = GRIDS["sheared"] @ rotation_of(4)
-    graph = PQGraph.from_grid(np.ones((2, 2, 2)), affine, q, 2.2)
+    mask = np.ones((2, 1, 1) if filter == "diff" else (2, 2, 2))
+    graph = PQGraph.from_grid(mask, affine, q, 2.2)
     torch.manual_seed(0)
     layer = PQTensorFieldLayer(
         "1x0e + 1x1o",
@@ -192,7 +193,7 @@ def test_learnt_radial_functions_have_the_gradients_of_the_definition(filter, an
         p_radial=Radial("cosine", 2, learnable=True),
         q_radial=Radial("gaussian", 2, learnable=True),
     ).double()
-    x = torch.from_numpy(rng.normal(size=(8, 5, 4))).requires_grad_()
+    x = torch.from_numpy(rng.normal(size=(mask.size, 5, 4))).requires_grad_()
     others = ("recoupled", "dense") if filter == "diff" else ("recoupled", "dense", "fourier")
     found = {}
     for layer.backend in ("edges", *others):
