@@ -17,7 +17,8 @@ test: .venv/.installed-dev
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
 	TRITON_INTERPRET=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal -m interpreter tests/kernels
 
-# Everything: all 48 storages and 24 rotations through files, too, of which `test` takes a handful.
+# Everything: long runs of the experiment and of several processes, and all 48 storages and 24
+# rotations through files, of which `test` takes a handful.
 test-all: .venv/.installed-dev
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not interpreter" $(ARGS)
 	TRITON_INTERPRET=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal -m interpreter tests/kernels

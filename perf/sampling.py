@@ -181,9 +181,9 @@ def _differences(found: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
     if not found:
         return {}
     reference, *_ = found.values()
-    spread = reference.std(axis=0)
+    variance = reference.var(axis=0).mean()
     return {
-        name: float(np.sqrt((((values - reference) / spread) ** 2).mean()))
+        name: float(np.sqrt(((values - reference) ** 2).mean() / variance))
         for name, values in list(found.items())[1:]
     }
 

@@ -86,6 +86,7 @@ def test_scans_are_divided_and_the_maps_are_the_same(
     assert table(tmp_path / "out-1") == table(tmp_path / "out-2")
 
 
+@pytest.mark.exhaustive
 def test_a_killed_process_leaves_what_was_finished(
     raw: Path, weights: Path, tmp_path: Path
 ) -> None:
@@ -128,6 +129,7 @@ def test_a_killed_process_leaves_what_was_finished(
     assert statuses == {**dict.fromkeys(("01", "02", "03", "05"), "there already"), "04": "done"}
 
 
+@pytest.mark.exhaustive
 def test_machines_meet_and_divide_the_scans(raw: Path, weights: Path, tmp_path: Path) -> None:
     command = ("segment-bids", raw, "out", "participant", "--weights", weights, "--num-nodes", 2)
     status, _, stderr = end(start(*command, cwd=tmp_path))

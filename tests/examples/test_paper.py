@@ -109,6 +109,7 @@ def test_what_was_tuned_on_all_patients_is_not_trained_again(out: Path) -> None:
         assert trained["main", name] == trained["tuning", name]
 
 
+@pytest.mark.exhaustive
 def test_networks_see_other_heads_and_train_for_longer_where_it_is_asked(  # type: ignore[no-untyped-def]
     program, plan, sources, out: Path, tmp_path: Path
 ) -> None:
@@ -158,6 +159,7 @@ def test_the_page_tells_what_the_file_holds(out: Path) -> None:
         assert f"| {value:.3f} |" in page
 
 
+@pytest.mark.exhaustive
 def test_a_finished_run_is_not_repeated_and_a_missing_one_is(  # type: ignore[no-untyped-def]
     program, plan, sources, out: Path
 ) -> None:
@@ -194,6 +196,7 @@ def test_figures_of_maps_that_are_elsewhere_stay_as_they_are(  # type: ignore[no
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.exhaustive
 def test_a_run_that_fails_does_not_stop_the_others(program, plan, sources, out, tmp_path) -> None:  # type: ignore[no-untyped-def]
     broken = tmp_path / "paper"
     broken.mkdir()

@@ -53,12 +53,14 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     assert one["losses"][-1] < one["losses"][0]  # it learnt something
 
 
+@pytest.mark.exhaustive
 def test_a_process_may_have_no_scan_to_validate(tmp_path: Path) -> None:
     (one,) = trained(tmp_path / "one", 1)
     two = trained(tmp_path / "two", 1, ranks=2)
     assert one["scores"] == two[0]["scores"] == two[1]["scores"]
 
 
+@pytest.mark.exhaustive
 def test_all_processes_stop_at_the_same_step(tmp_path: Path) -> None:
     first, second = trained(tmp_path / "two", 1, 2.0, ranks=2)
     assert len(first["losses"]) == len(second["losses"]) > 3

@@ -8,6 +8,7 @@ import torch
 
 from tests.strategies import AGREEMENT, relative_error, rotation_of
 from tripq import PQGraph, PQTensorFieldLayer, Radial
+from tripq.domain.quadrature import voxel_points
 from tripq.networks.encoder import VoxelNetwork
 from tripq.simulate import GradientTable
 
@@ -120,6 +121,49 @@ def test_weights_that_are_given_are_used_as_they_are():
     assert relative_error(given, twice) > 0.01
 
 
+def test_an_integral_is_the_sum_over_the_points_of_all_voxels():
+    """By hand: the filter at every point, cut at the radius, times volumes and shares."""
+    radius, linear = 2.2, GRIDS["sheared"] @ rotation_of(4)
+    affine = np.eye(4)
+    affine[:3, :3] = linear
+    axes = np.concatenate([np.eye(3), np.eye(3)[:1]])  # one of them twice
+    q = np.concatenate([np.zeros((1, 3)), axes, 1.7 * np.eye(3)])
+    shares = np.array([1, *np.array([1, 2, 2, 1]) / 6, *np.full(3, 1 / 3)])
+    torch.manual_seed(0)
+    layer = PQTensorFieldLayer(
+        "1x0e + 1x1o",
+        "1x0e + 1x2e",
+        radius,
+        selection="all",
+        lmax_p=2,
+        lmax_q=2,
+        p_radial=Radial("cosine", 2),
+        q_radial=Radial("gaussian", 1),
+        quadrature="integral",
+    ).double()
+    graph = PQGraph.from_grid(np.ones((2, 2, 2)), affine, q, radius)
+    p = torch.from_numpy(np.argwhere(np.ones((2, 2, 2))) @ linear.T)
+    x = torch.randn(8, len(q), 4, dtype=torch.float64)
+    vectors = torch.from_numpy(q)
+    (f,) = layer.filters
+    # The only function of |q_in|, on each of the three shells.
+    total = f.phi_q_in(torch.tensor([0.0, 1.0, 1.7], dtype=torch.float64)).sum()
+    weights = torch.from_numpy(shares) / total
+    points, parts = voxel_points(linear, radius)
+    expected = torch.zeros(8, len(q), layer.irreps_out.dim, dtype=torch.float64)
+    with torch.no_grad():
+        for point, part in zip(torch.from_numpy(points), parts, strict=True):
+            offsets = p[:, None] - p + point  # p_out, p_in
+            kernel = layer.kernel(
+                offsets[:, None, :, None], vectors[:, None, None], vectors
+            )  # p_out, q_out, p_in, q_in
+            near = (offsets.norm(dim=-1) < radius).double() * part
+            expected += torch.einsum("aibjmn,ab,j,bjn->aim", kernel, near, weights, x)
+        expected *= abs(np.linalg.det(linear)) / 8.0
+        for layer.backend in ("edges", "recoupled", "dense", "fourier", "triton"):
+            assert relative_error(layer(x, graph), expected) < 1e-11, layer.backend
+
+
 # -- back ends -----------------------------------------------------------------------------------
 
 
@@ -133,7 +177,8 @@ def test_learnt_radial_functions_have_the_gradients_of_the_definition(filter, an
     q[0] = 0
     affine = np.eye(4)
     affine[:3, :3] = GRIDS["sheared"] @ rotation_of(4)
-    graph = PQGraph.from_grid(np.ones((2, 2, 2)), affine, q, 2.2)
+    mask = np.ones((2, 1, 1) if filter == "diff" else (2, 2, 2))
+    graph = PQGraph.from_grid(mask, affine, q, 2.2)
     torch.manual_seed(0)
     layer = PQTensorFieldLayer(
         "1x0e + 1x1o",
@@ -148,7 +193,7 @@ def test_learnt_radial_functions_have_the_gradients_of_the_definition(filter, an
         p_radial=Radial("cosine", 2, learnable=True),
         q_radial=Radial("gaussian", 2, learnable=True),
     ).double()
-    x = torch.from_numpy(rng.normal(size=(8, 5, 4))).requires_grad_()
+    x = torch.from_numpy(rng.normal(size=(mask.size, 5, 4))).requires_grad_()
     others = ("recoupled", "dense") if filter == "diff" else ("recoupled", "dense", "fourier")
     found = {}
     for layer.backend in ("edges", *others):

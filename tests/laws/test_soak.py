@@ -43,6 +43,7 @@ def test_a_short_run_is_flat_and_ends_as_it_began(soak: ModuleType, tmp_path: Pa
     assert (tmp_path / "soak.png").stat().st_size > 10_000
 
 
+@pytest.mark.exhaustive
 def test_a_leak_and_other_results_are_seen(
     soak: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,7 @@ def many_scans() -> Iterator[ModuleType]:
     sys.path[:] = before
 
 
+@pytest.mark.exhaustive
 def test_tables_and_files(many_scans: ModuleType, tmp_path: Path) -> None:
     app = typer.Typer()
     app.command()(many_scans.main)

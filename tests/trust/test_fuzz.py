@@ -130,7 +130,7 @@ MODEL = Model(
     path=Path("mean.safetensors"),
     sha256="",
     network=Mean().eval(),
-    voxel_size=2.0,
+    voxel_sizes=(2.0, 2.0),
     b_values=(1000.0,),
     caution="",
 )
