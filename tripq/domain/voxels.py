@@ -223,8 +223,7 @@ class PEdges:
             return replace(near, weights=weights)
         axes = coordinates(self.axes)
         points, shares = voxel_points(axes, radius)
-        steps = neighbour_steps(axes, radius, "integral")
-        rule = VoxelRule(torch.from_numpy(points), torch.from_numpy(shares), radius)
+        steps = voxel_offsets(axes, points, radius)
         offsets = torch.from_numpy(steps @ axes.T)
         volume = abs(float(np.linalg.det(axes)))
         device = self.axes.device
@@ -236,7 +235,9 @@ class PEdges:
             steps=torch.from_numpy(steps).to(device),
             axes=self.axes,
             weights=torch.full_like(offsets[:, 0], volume / REFERENCE_VOLUME).to(device),
-            rule=replace(rule, points=rule.points.to(device), shares=rule.shares.to(device)),
+            rule=VoxelRule(
+                torch.from_numpy(points).to(device), torch.from_numpy(shares).to(device), radius
+            ),
         )
 
     def of_types(self, part: slice) -> PEdges:

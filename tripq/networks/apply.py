@@ -39,11 +39,11 @@ VOXEL_TOLERANCE = 0.05
 """Edges of voxels may lie outside the range of the training by this share."""
 
 COARSE = 1.5
-"""Voxels longer than those of the training by this factor are told: what is mixed in a voxel stays
-so."""
+"""Warn if an edge of a voxel is longer than the longest of the training by this factor: resampling
+does not separate what a voxel mixes."""
 
 B_TOLERANCE = 200.0
-"""A shell further than this, in s/mm2, from all those of the training is told."""
+"""Warn if a b-value is further than this, in s/mm2, from every training shell."""
 
 PROGRAM_BYTES = 0.6e9
 """Interpreter, libraries and small tables: 0.46 GB measured on the CPU, and some room."""
