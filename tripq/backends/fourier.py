@@ -249,7 +249,7 @@ def cost(request: Request) -> Work:
     products = joined * (r.n_in + 2 * f.dim_out) * r.n_out
     joining = f.radial[1] * stages.outer * joined * f.dim_out / 2
     features = r.n_in * f.dim_in + r.n_out * f.dim_out
-    numbers = 4 * features + 2 * r.n_out * joined + f.radial[1] * joined * f.dim_out
+    numbers = 4 * features + 2 * r.n_out * joined + 2 * f.radial[1] * joined * f.dim_out
     return Work(r.n_places * (products + joining), r.n_places * numbers, 2 * r.n_places * features)
 
 

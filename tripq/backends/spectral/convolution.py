@@ -30,7 +30,14 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from tripq.backends.spectral.stages import Layout, Operands, Packed, Stages, frequency_parts
+from tripq.backends.spectral.stages import (
+    Layout,
+    Operands,
+    Packed,
+    Stages,
+    frequency_parts,
+    matrices,
+)
 from tripq.backends.spectral.tiles import Tiles
 from tripq.kernels.launch import gradients_of_twin, higher_derivatives, needs_twin
 from tripq.kernels.operators import operator
@@ -139,7 +146,7 @@ def _forward(x: Tensor, operands: Operands, layout: Layout, tiles: Tiles, budget
                     aggregated = stages.aggregate(i, s, rows[i])
                     joined = stages.join(i, s, part)
                     with record_function("tripq: p-aggregation"):
-                        for m, a in zip(mixed, aggregated, strict=True):
+                        for m, a in zip(matrices(mixed), matrices(aggregated), strict=True):
                             m.baddbmm_(joined, a)
                 _combine(mixed, total[:, run, :, part])
         del spectra
@@ -182,7 +189,7 @@ def _backward(
                     joined = stages.join(i, s, part)
                     # The gradient takes the place of what it is the gradient of.
                     with record_function("tripq: p-aggregation"):
-                        for m, a in zip(mixed, aggregated, strict=True):
+                        for m, a in zip(matrices(mixed), matrices(aggregated), strict=True):
                             torch.bmm(joined.transpose(1, 2), m, out=a)
                     if wanted.embeddings[i]:
                         weighted = rows[i] * weights[part, :, None]

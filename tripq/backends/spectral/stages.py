@@ -130,6 +130,15 @@ def frequency_parts(spectrum: Tensor, part: slice) -> Tensor:
     return torch.view_as_real(spectrum[..., part]).permute(4, 0, 3, 1, 2)
 
 
+def matrices(t: Tensor) -> list[Tensor]:
+    """Matrices for products at each frequency: (2 B, f, C, Q) to 2 B of shape (f, C, Q).
+
+    Those of one direction are columns of one matrix, (f, C, 2 B): a product with a single column
+    takes as long as one with several.
+    """
+    return [t[..., 0].permute(1, 2, 0)] if t.shape[3] == 1 else list(t)
+
+
 class Stages:
     """The stages and their transposes, in work buffers that all chunks share."""
 
@@ -230,6 +239,6 @@ class Stages:
         _, n, n_mixed, _ = mixed.shape
         total = self._work("joined", n, n_mixed, aggregated.shape[2])
         total.zero_()
-        for m, a in zip(mixed, aggregated, strict=True):
+        for m, a in zip(matrices(mixed), matrices(aggregated), strict=True):
             total.baddbmm_(m, a.transpose(1, 2))
         return total
