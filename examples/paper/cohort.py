@@ -19,9 +19,6 @@ from tripq.tasks.lesions.datasets import (
     write_cohort,
 )
 
-#: Signal-to-noise ratio of white matter at b = 0.
-SNR = 20.0
-
 
 @dataclass(frozen=True)
 class Scans:
@@ -51,7 +48,7 @@ class Scans:
             sources,
             condition.table,
             seed=condition.seed,
-            snr=SNR,
+            snr=condition.snr,
             max_rotation=condition.max_rotation,
             pose=condition.pose,
             turn_tables=condition.turn_tables,
