@@ -2,10 +2,10 @@
 
     python examples/train_weights.py --accept-licences
 
-It uses the patients of examples/reproduce_paper.py and their first split.  The training patients are
-scanned with many voxel sizes, gradient tables, poses and levels of noise (`paper.mixture`); the
-validation patients end the training and set the threshold; the test patients are segmented once,
-for the card.
+It uses the patients of examples/reproduce_paper.py and their first split.  The training patients
+are scanned with many voxel sizes, gradient tables, poses and levels of noise (`paper.mixture`);
+the validation patients end the training and set the threshold; the test patients are segmented
+once, for the card.
 """
 
 from __future__ import annotations

@@ -100,6 +100,22 @@ def test_shells_that_are_not_named_are_left_out(
     assert not (tmp_path / "none").exists()
 
 
+def test_a_scan_is_resampled_to_the_voxel_size_of_the_option(
+    call: Call, scan: Path, mask: Path, weights: Path, tmp_path: Path
+) -> None:
+    arguments = ("segment", scan, "--mask", mask, "--weights", weights, "-o", tmp_path)
+    assert call(*arguments, "--voxel-size", 2.5).status == 0
+    about = json.loads((tmp_path / "dwi_label-lesion_probseg.json").read_text())
+    assert about["ResampledTo"] == 2.5
+    assert any("resampled to 2.5 mm; the map was brought back" in n for n in about["Notes"])
+    dwi = read_dwi(scan, mask=mask)
+    coarse = resample(dwi, 2.5)
+    expected = map_back(segment(load_model(weights).network, coarse), coarse, dwi)
+    written = read(tmp_path / "dwi_label-lesion_probseg.nii.gz")[dwi.mask]
+    np.testing.assert_allclose(written, expected, atol=1e-6)
+    assert call(*arguments, "--voxel-size", 0.1, "--overwrite").status == 2
+
+
 def test_without_a_mask_the_brain_is_found_and_that_is_said(
     call: Call, scan: Path, weights: Path, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,14 +28,14 @@ class Pairs(nn.Module):
         return torch.stack([mean, 1 - mean, signal[:, 1], 2 * mean], dim=1).reshape(-1, 2, 2)
 
 
-def make_scan(edge: float) -> DWI:
+def make_scan(edge: float, b_values: Sequence[float] = (1000, 1000, 1000)) -> DWI:
     rng = np.random.default_rng(0)
     mask = rng.random((9, 8, 7)) < 0.8
     n = np.count_nonzero(mask)
     return DWI(
         signal=np.c_[np.ones(n), rng.random((n, 3))].astype(np.float32),
-        b_values=np.array([0.0, 1000.0, 1000.0, 1000.0]),
-        q=np.concatenate([np.zeros((1, 3)), np.eye(3)]),
+        b_values=np.array([0.0, *b_values]),
+        q=np.concatenate([np.zeros((1, 3)), np.diag(np.sqrt(np.array(b_values) / 1000))]),
         mask=mask,
         affine=np.diag([edge, edge, edge, 1.0]),
         b0=np.full(n, 300, dtype=np.float32),
@@ -80,6 +81,33 @@ def test_nothing_is_resampled_within_the_range_of_the_training(
     expected = map_back(predict_blocks(network, suited)[:, 0, 0], suited, dwi)
     np.testing.assert_array_equal(found.output[:, 0, 0], expected)
     assert any(f"resampled to {suitable:g} mm" in note for note in found.notes)
+
+
+def test_a_scan_is_resampled_when_asked_for() -> None:
+    network, dwi = Pairs(), make_scan(2.0)
+    model = replace(make_model(network), voxel_sizes=(1.5, 3.0))
+    found = apply_model(model, dwi, voxel_size=2.5)
+    suited = resample(dwi, 2.5)
+    expected = map_back(predict_blocks(network, suited)[:, 0, 0], suited, dwi)
+    np.testing.assert_array_equal(found.output[:, 0, 0], expected)
+    assert found.notes == (
+        "Voxels of 2 x 2 x 2 mm were resampled to 2.5 mm; the map was brought back.",
+    )
+
+
+def test_shells_outside_the_training_are_left_out() -> None:
+    dwi = make_scan(2.0, b_values=(1000, 2000, 3000))
+    model = replace(make_model(Pairs()), b_values=(700.0, 1900.0))
+    found = apply_model(model, dwi)
+    expected = predict_blocks(model.network, dwi.with_shells([1000, 2000]))
+    np.testing.assert_array_equal(found.output, expected)
+    assert "b = 3000 s/mm2 was left out: the training had 700 to 1900." in found.cautions
+    assert found.dwi is dwi
+
+    # Nothing would remain: the scan is taken as it is, and that is said.
+    elsewhere = apply_model(replace(model, b_values=(300.0,)), dwi)
+    np.testing.assert_array_equal(elsewhere.output, predict_blocks(model.network, dwi))
+    assert any("never seen in training, which had 300" in told for told in elsewhere.cautions)
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,9 @@ def read_input(
     return Input(dwi, files, fingerprints, doubts)
 
 
-def describe_settings(model: Model, frame: Frame, shells: Sequence[float]) -> dict[str, Any]:
+def describe_settings(
+    model: Model, frame: Frame, shells: Sequence[float], voxel_size: float | None
+) -> dict[str, Any]:
     """Settings that a map depends on, for its sidecar."""
     return {
         "Weights": {
@@ -199,6 +201,7 @@ def describe_settings(model: Model, frame: Frame, shells: Sequence[float]) -> di
         },
         "GradientFrame": frame,
         **({"Shells": list(shells)} if shells else {}),
+        **({"ResampledTo": voxel_size} if voxel_size else {}),
     }
 
 

@@ -182,6 +182,7 @@ def shown_settings(about: Mapping[str, Any]) -> dict[str, str]:
         "Caution": str(weights["Caution"] or ""),
         "Gradient frame": str(about["GradientFrame"]),
         "Shells": ", ".join(f"b = {b_value:g}" for b_value in about.get("Shells", ())),
+        "Resampled to": f"{about['ResampledTo']:g} mm" if "ResampledTo" in about else "",
     }
     return {name: text for name, text in shown.items() if text}
 

@@ -205,6 +205,17 @@ Shells = Annotated[
         show_default="all",
     ),
 ]
+VoxelSize = Annotated[
+    float | None,
+    typer.Option(
+        "--voxel-size",
+        metavar="MM",
+        min=0.5,
+        max=10,
+        help="Resample the scan to cubic voxels of this edge in mm, and the map back.",
+        show_default="resample only if the network was not trained on such voxels",
+    ),
+]
 Weights = Annotated[
     Path | None,
     typer.Option(

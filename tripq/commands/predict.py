@@ -30,6 +30,7 @@ def predict(
     mask: options.Mask = None,
     frame: options.FrameOption = "fsl",
     shell: options.Shells = None,
+    voxel_size: options.VoxelSize = None,
     device: options.DeviceOption = "auto",
     memory: options.Memory = "4GB",  # type: ignore[assignment]  # parsed by the option
     threads: options.Threads = None,
@@ -81,6 +82,7 @@ def predict(
                     dwi,
                     predict=task.predict,
                     quantity=task.quantity,
+                    voxel_size=voxel_size,
                     memory=memory,
                     device=chosen,
                     report=report,
@@ -93,7 +95,7 @@ def predict(
         about = {
             "GeneratedBy": [{"Name": "tripq", "Version": __version__}],
             "Task": task.name,
-            **describe_settings(model, frame, sorted(set(shell or ()))),
+            **describe_settings(model, frame, sorted(set(shell or ())), voxel_size),
             "Device": chosen,
             **given.described,
             "Maps": list(maps),

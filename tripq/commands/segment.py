@@ -23,6 +23,7 @@ def segment(
     mask: options.Mask = None,
     frame: options.FrameOption = "fsl",
     shell: options.Shells = None,
+    voxel_size: options.VoxelSize = None,
     weights: options.Weights = None,
     threshold: options.Threshold = None,
     device: options.DeviceOption = "auto",
@@ -54,7 +55,9 @@ def segment(
             raise FileExistsError(0, "exists already; --overwrite replaces it.", str(there[0]))
         from tripq.commands.segmenting import Settings, segment_files
 
-        settings = Settings.choose(weights, threshold, frame, device, memory, threads, shell)
+        settings = Settings.choose(
+            weights, threshold, frame, device, memory, threads, shell, voxel_size
+        )
         found = segment_files(ScanFiles(scan, bval, bvec, mask), results, settings, screen)
         if not quiet:
             lesions = "1 lesion" if found.count == 1 else f"{found.count} lesions"

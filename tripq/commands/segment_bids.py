@@ -95,6 +95,7 @@ def segment_bids(
     ] = None,
     frame: options.FrameOption = "fsl",
     shell: options.Shells = None,
+    voxel_size: options.VoxelSize = None,
     weights: options.Weights = None,
     threshold: options.Threshold = None,
     device: options.DeviceOption = "auto",
@@ -146,7 +147,9 @@ def segment_bids(
 
             scans = find_scans(bids_dir, participant_label or (), session_label or ())
             masks = None if masks is None else _find_masks(masks, bids_dir)
-            settings = Settings.choose(weights, threshold, frame, device, memory, threads, shell)
+            settings = Settings.choose(
+                weights, threshold, frame, device, memory, threads, shell, voxel_size
+            )
             places = Places(bids_dir, out_dir, masks)
             rows = _segment_all(scans, places, settings, overwrite, screen, is_whole=not is_part)
         if not Rank.here().leads:

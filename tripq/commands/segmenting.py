@@ -54,6 +54,8 @@ class Settings:
         Memory limit in bytes.
     shells : tuple of float
         b-values in s/mm2 of the shells to use; all shells if empty.
+    voxel_size : float, optional
+        Edge in mm of cubic voxels that scans are resampled to; by default only where needed.
     """
 
     model: Model
@@ -62,6 +64,7 @@ class Settings:
     device: str
     memory: float
     shells: tuple[float, ...] = ()
+    voxel_size: float | None = None
 
     @classmethod
     def choose(
@@ -73,6 +76,7 @@ class Settings:
         memory: float,
         threads: int | None,
         shells: Sequence[float] | None = None,
+        voxel_size: float | None = None,
     ) -> Settings:
         """Read the checkpoint, and choose device, threads and memory for this computer."""
         chosen, memory = choose_resources(device, memory, threads)
@@ -85,13 +89,14 @@ class Settings:
             device=chosen,
             memory=memory,
             shells=tuple(sorted(set(shells or ()))),
+            voxel_size=voxel_size,
         )
 
     @cached_property
     def lasting(self) -> dict[str, Any]:
         """Settings that a map depends on, for its sidecar."""
         return {
-            **describe_settings(self.model, self.frame, self.shells),
+            **describe_settings(self.model, self.frame, self.shells, self.voxel_size),
             "Threshold": self.threshold,
         }
 
@@ -150,7 +155,12 @@ def _segment_files(
     dwi = given.dwi
     with screen.bar(f"segmenting {files.scan.name}", "voxels") as report:
         result = segment_scan(
-            settings.model, dwi, memory=settings.memory, device=settings.device, report=report
+            settings.model,
+            dwi,
+            voxel_size=settings.voxel_size,
+            memory=settings.memory,
+            device=settings.device,
+            report=report,
         )
     cautions = given.tell(result.notes, result.cautions)
     lesions = find_lesions(dwi, result.probability, settings.threshold)
@@ -189,7 +199,7 @@ def made_otherwise(results: ResultFiles, settings: Settings) -> list[str]:
         about = read_json(results.sidecar)
     except ValueError:
         return ["a sidecar that cannot be read"]
-    wanted = {"Shells": None, **settings.lasting}
+    wanted = {"Shells": None, "ResampledTo": None, **settings.lasting}
     return [name for name, value in wanted.items() if about.get(name) != value]
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -213,6 +213,38 @@ def fits(dwi: DWI, voxel_sizes: tuple[float, float]) -> bool:
     return bool(np.all((low <= dwi.voxel_size) & (dwi.voxel_size <= high)))
 
 
+def trained_shells(dwi: DWI, b_values: Sequence[float]) -> tuple[DWI, list[str]]:
+    """A scan without the shells outside the range of b-values of a training.
+
+    The functions of |q| of a network say nothing sensible about a shell beyond those that it was
+    trained on.
+
+    Parameters
+    ----------
+    dwi : DWI
+        The scan.
+    b_values : sequence of float
+        Of the training, in s/mm2; if empty, the scan is returned as it is.
+
+    Returns
+    -------
+    dwi : DWI
+        All of the scan, if no shell would remain.
+    cautions : list of str
+        What was left out.
+    """
+    if not b_values:
+        return dwi, []
+    low, high = min(b_values) - B_TOLERANCE, max(b_values) + B_TOLERANCE
+    inside = [shell.b_value for shell in dwi.shells if low <= shell.b_value <= high]
+    outside = [f"{s.b_value:.0f}" for s in dwi.shells if not low <= s.b_value <= high]
+    if not inside or not outside:
+        return dwi, []
+    known = " to ".join(dict.fromkeys(f"{b:.0f}" for b in (min(b_values), max(b_values))))
+    caution = f"b = {', '.join(outside)} s/mm2 was left out: the training had {known}."
+    return dwi.with_shells(inside), [caution]
+
+
 def suitable_size(dwi: DWI, voxel_sizes: tuple[float, float]) -> float:
     """Edge in mm of the cubic voxels of a range that are nearest in volume to those of a scan."""
     return float(np.clip(np.prod(dwi.voxel_size) ** (1 / 3), *voxel_sizes))
@@ -290,6 +322,7 @@ def apply_model(
     *,
     predict: Predict = predict_blocks,
     quantity: str = "values",
+    voxel_size: float | None = None,
     memory: float = 4e9,
     device: str | torch.device = "cpu",
     report: Callable[[int, int], None] | None = None,
@@ -297,8 +330,9 @@ def apply_model(
     """The output of a network in every voxel of a scan, whatever its voxel size.
 
     Where the voxels are within the range of the training, nothing is interpolated.  Another scan is
-    resampled, and the output brought back (see `tripq.scans.resampling`).  Where memory runs out,
-    it is tried again with half as many voxels in a block.
+    resampled, and the output brought back (see `tripq.scans.resampling`).  Shells outside the
+    b-values of the training are left out if others remain.  Where memory runs out, it is tried
+    again with half as many voxels in a block.
 
     Parameters
     ----------
@@ -310,6 +344,9 @@ def apply_model(
         Gives the output on the grid of the training; what it gives is interpolated.
     quantity : str
         What the output is called in messages, in the plural.
+    voxel_size : float, optional
+        Edge in mm of cubic voxels that the scan is resampled to; by default it is resampled only to
+        the range of the training, and only if it is outside.
     memory : float
         Bytes that the program may take, about.  On a CUDA device: of its memory.
     device : str or torch.device
@@ -326,18 +363,18 @@ def apply_model(
     MemoryError
         If memory runs out even with small blocks.
     """
-    cautions = [*find_cautions(dwi), *_cautions(model, dwi)]
+    kept, left_out = trained_shells(dwi, model.b_values)
+    cautions = [*find_cautions(dwi), *left_out, *_cautions(model, kept)]
     notes = [*dwi.notes, *cautions]
-    suited = dwi
-    if model.voxel_sizes is not None and not fits(dwi, model.voxel_sizes):
+    suited, reason = kept, ""
+    if voxel_size is None and model.voxel_sizes is not None and not fits(dwi, model.voxel_sizes):
         voxel_size = suitable_size(dwi, model.voxel_sizes)
-        _check_resampling(dwi, voxel_size, memory)
-        suited = resample(dwi, voxel_size)
-        notes.append(
-            suited.notes[-1].rstrip(".")
-            + ", a size that the network was trained on; the map was brought back."
-        )
-        if dwi.voxel_size.max() > COARSE * model.voxel_sizes[1]:
+        reason = ", a size that the network was trained on"
+    if voxel_size is not None:
+        _check_resampling(kept, voxel_size, memory)
+        suited = resample(kept, voxel_size)
+        notes.append(f"{suited.notes[-1].rstrip('.')}{reason}; the map was brought back.")
+        if model.voxel_sizes is not None and dwi.voxel_size.max() > COARSE * model.voxel_sizes[1]:
             cautions.append(
                 f"The network was trained on much finer voxels: {dwi.voxel_size.max():.3g} mm hold "
                 "what it never saw in one, and resampling does not part it. Look at the map."
@@ -372,7 +409,7 @@ def apply_model(
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         notes.append(f"Out of memory: tried again with blocks of {max_voxels} voxels.")
-    if suited is not dwi:
+    if suited is not kept:
         values = map_back(values, suited, dwi)
     if not np.isfinite(values).all():
         raise DWIError(

@@ -102,7 +102,7 @@ def test_a_scan_fits_within_5_percent_on_every_edge() -> None:
 
 def test_what_the_training_never_saw_is_told() -> None:
     told = segment_scan(make_model(), make_scan(b_values=(1150, 2000))).notes
-    assert told == ("b = 2000 s/mm2 was never seen in training, which had 1000.",)
+    assert told == ("b = 2000 s/mm2 was left out: the training had 1000.",)
 
 
 def test_fewer_directions_than_in_training_are_told() -> None:
