@@ -26,6 +26,7 @@ from tests.strategies import (
     table_of,
 )
 from tripq import PQGraph, PQTensorFieldLayer
+from tripq.simulate import GradientTable
 
 
 def test_what_a_graph_keeps_may_serve_a_backward_pass_later():
@@ -143,6 +144,13 @@ def test_repr_counts():
     assert repr(PQGraph.merge([grid, points])).startswith(
         "PQGraph(6 voxels of 2 scans: ScanGraph(3"
     )
+
+
+def test_repr_says_to_which_order_a_shell_integrates() -> None:
+    table = GradientTable.from_shells([1000.0, 2000.0], [12, 64])
+    length = np.sqrt(table.b_values / 1000)[:, None]
+    graph = PQGraph.from_points(np.eye(3), length * table.directions, 2.0)
+    assert "exact to order 2 and 8, radius 2 mm" in repr(graph)
 
 
 def test_edges_of_product_domains_take_the_room_of_the_two_sets():

@@ -216,9 +216,9 @@ class PQGraph:
         Examples
         --------
         >>> import numpy as np
-        >>> patch = PQGraph.from_grid(np.ones((2, 1, 1)), np.eye(4), np.eye(3), 1.5)
+        >>> patch = PQGraph.from_grid(np.ones((2, 1, 1)), np.eye(4), np.eye(3)[:2], 1.5)
         >>> PQGraph.merge([patch, patch])
-        PQGraph(4 voxels, 8 p-edges, 19 edge types, 3 directions, 9 q-edges, radius 1.5 mm)
+        PQGraph(4 voxels, 8 p-edges, 19 edge types, 2 directions, 4 q-edges, radius 1.5 mm)
         """
         scans: list[ScanGraph] = []
         for scan in (scan for graph in graphs for scan in graph.scans):

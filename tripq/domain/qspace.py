@@ -115,7 +115,7 @@ class QShells:
         The share of its shell that a direction stands for; see
         `tripq.domain.quadrature.shell_shares`.
     orders : tuple of int
-        The even order up to which each shell integrates harmonics exactly.
+        The even order up to which each shell integrates harmonics exactly; 0 for that of q = 0.
     """
 
     member: Tensor
@@ -135,7 +135,7 @@ class QShells:
         for shell in range(int(number.max()) + 1):
             some = number == shell
             shares[some] = shell_shares(vectors[some])
-            orders.append(exact_order(vectors[some], shares[some]))
+            orders.append(exact_order(vectors[some], shares[some]) if lengths[some].any() else 0)
         member = torch.from_numpy(number == np.arange(len(orders))[:, None])
         return cls(member.to(q.device), torch.from_numpy(shares).to(q.device), tuple(orders))
 

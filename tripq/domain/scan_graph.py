@@ -127,6 +127,8 @@ class ScanGraph:
             n_out, n_in = self.q.weights.shape
             parts.append(f"{n_in} directions" + (f" to {n_out}" if self.q.resampled else ""))
             parts.append(f"{int((self.q.weights != 0).sum()):,} q-edges")
+            if exact := [f"{order}" for order in self.q.shells.orders if order]:
+                parts.append(f"exact to order {' and '.join(exact)}")
         elif isinstance(self.q, NodeSpace):
             parts.append(f"{len(self.q.q):,} nodes")
             parts.append(f"{len(self.q.edges.dst):,} edges")
