@@ -86,6 +86,7 @@ def layer_of(workload: LayerWorkload, backend: str) -> PQTensorFieldLayer:
         lmax_q=workload.lmax,
         p_radial=Radial(number=3),
         q_radial=Radial(number=1 if cloud else len(workload.shells)),
+        quadrature="sum",
         backend=backend,  # type: ignore[arg-type]
         memory_budget=_budget(backend),
     )

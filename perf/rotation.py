@@ -22,8 +22,8 @@ standard deviation of the map there.
 
 What is left beside interpolation: a filter that reaches one voxel far is sampled at 26 neighbours,
 and these do not turn.  Of finer voxels it has more, and all differences must fall to zero.
-``--fineness 2`` halves the voxels, interpolates the same head on them, and divides the weights of
-layers with neighbours by 8, so that the sums over these stay what they were.
+``--fineness 2`` halves the voxels and interpolates the same head on them.  The weights of layers
+with neighbours that are sums, not integrals, are divided by 8, so that they stay what they were.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Head:
         layers = [m for m in self.network.modules() if isinstance(m, PQTensorFieldLayer)]
         with torch.no_grad():
             for layer in layers:
-                if layer.p_radius > 0:
+                if layer.p_radius > 0 and layer.quadrature == "sum":
                     for filter in layer.filters:
                         filter.weight.div_(fineness**3)
         self.order = order

@@ -256,7 +256,7 @@ def test_gradients_for_coordinates_are_those_of_the_definition(
     radial = Radial("gaussian", 3, learnable=True, hidden=(3,))
     layer = PQTensorFieldLayer(
         "1x0e", "1x0e + 1x1o", RADIUS, filter=filter, lmax_p=1, lmax_q=2, antipodal=antipodal,
-        q_directions=q_directions, p_radial=radial, q_radial=radial,
+        q_directions=q_directions, p_radial=radial, q_radial=radial, quadrature="sum"
     )  # fmt: skip
     layer = randomised(layer, 0)
     (scan,) = plain.scans

@@ -34,7 +34,13 @@ def grid(mask, n_directions):
 def layer_of(**options):
     torch.manual_seed(0)
     return PQTensorFieldLayer(
-        "4x0e + 2x1o + 1x2e", "4x0e + 2x1o + 1x2e", RADIUS, lmax_p=2, lmax_q=2, **options
+        "4x0e + 2x1o + 1x2e",
+        "4x0e + 2x1o + 1x2e",
+        RADIUS,
+        lmax_p=2,
+        lmax_q=2,
+        **options,
+        quadrature="sum",
     )
 
 
@@ -45,7 +51,7 @@ def chosen(layer, graph):
 
 def test_many_directions_go_by_frequencies_and_maps_without_any_are_convolved():
     assert chosen(layer_of(), grid(BALL, 64)) == "fourier"
-    maps = PQTensorFieldLayer("24x0e + 6x1o", "24x0e + 6x1o", RADIUS, q_in=None)
+    maps = PQTensorFieldLayer("24x0e + 6x1o", "24x0e + 6x1o", RADIUS, q_in=None, quadrature="sum")
     assert chosen(maps, grid(np.ones((16, 16, 16)), 1)) == "dense"
 
 
@@ -164,7 +170,7 @@ def test_a_small_budget_splits_the_work_and_changes_nothing(backend):
         torch.manual_seed(0)
         layer = PQTensorFieldLayer(
             "4x0e + 1x1o", "4x0e + 1x1o", RADIUS, lmax_p=1, lmax_q=1,
-            backend=backend, memory_budget=budget,
+            backend=backend, memory_budget=budget, quadrature="sum"
         )  # fmt: skip
         leaf = x.clone().requires_grad_()
         outputs = []

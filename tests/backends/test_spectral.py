@@ -91,6 +91,7 @@ def test_outputs_and_gradients_are_those_of_the_definition(filter, antipodal, ir
         lmax_q=2,
         p_radial=Radial("gaussian", 2, learnable=True),
         q_radial=Radial("gaussian", 2, learnable=True),
+        quadrature="sum",
     ).double()
     size = (graph.n_voxels, 4, layer.irreps_in.dim)
     x = torch.randn(size, dtype=torch.float64, requires_grad=True)
@@ -135,7 +136,9 @@ def test_shells_of_a_table_or_none(number, table, resampled):
     graph = PQGraph.from_grid(mask, AFFINE, table, 2.8, q_out=q_out)
     torch.manual_seed(0)
     radial = Radial("gaussian", number, learnable=True)
-    layer = PQTensorFieldLayer(IRREPS, IRREPS, 2.8, lmax_p=1, lmax_q=2, q_radial=radial).double()
+    layer = PQTensorFieldLayer(
+        IRREPS, IRREPS, 2.8, lmax_p=1, lmax_q=2, q_radial=radial, quadrature="sum"
+    ).double()
     x = torch.randn(graph.n_voxels, len(table), 10, dtype=torch.float64, requires_grad=True)
     results = []
     for backend in ("edges", "fourier"):
@@ -150,7 +153,11 @@ def by(backend: Backend, budget: int, dtype: torch.dtype) -> list[torch.Tensor]:
     """Output and gradients with a budget for working arrays."""
     (scan,) = patches((5, 3, 3), (3, 3, 2), radius=2.8).scans
     torch.manual_seed(0)
-    (filter,) = PQTensorFieldLayer(IRREPS, IRREPS, 2.8, lmax_p=2, lmax_q=2).to(dtype).filters
+    (filter,) = (
+        PQTensorFieldLayer(IRREPS, IRREPS, 2.8, lmax_p=2, lmax_q=2, quadrature="sum")
+        .to(dtype)
+        .filters
+    )
     x = torch.randn(scan.n_voxels, 4, 10, dtype=dtype, requires_grad=True)
     y = BACKENDS[backend].evaluate(x, scan.edges, scan.q, filter, budget)
     return [y, *torch.autograd.grad(y.square().sum(), [x, *filter.parameters()])]
@@ -170,7 +177,9 @@ def test_little_is_kept_for_the_backward_pass():
     """Not the 2,000 numbers that the stages make of each input number."""
     kept = []
     graph = patches((20, 20, 20), radius=2.8)
-    layer = PQTensorFieldLayer(IRREPS, IRREPS, 2.8, lmax_p=2, lmax_q=2, backend="fourier")
+    layer = PQTensorFieldLayer(
+        IRREPS, IRREPS, 2.8, lmax_p=2, lmax_q=2, backend="fourier", quadrature="sum"
+    )
     x = torch.randn(graph.n_voxels, 4, 10, requires_grad=True)
 
     def note(tensor: torch.Tensor) -> torch.Tensor:

@@ -118,7 +118,7 @@ def test_a_graph_on_a_device_is_the_same_graph(form):
     moved = graph.to("cpu")
     assert repr(moved) == repr(graph)
     assert moved.device == torch.device("cpu")
-    layer = PQTensorFieldLayer("1x0e", "1x1o", RADIUS, lmax_q=1)
+    layer = PQTensorFieldLayer("1x0e", "1x1o", RADIUS, lmax_q=1, quadrature="sum")
     x = features(layer, domain, torch.float32)
     assert layer(x, moved).equal(layer(x, graph))
     assert graph.to("meta").device == torch.device("meta")

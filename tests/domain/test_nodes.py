@@ -101,7 +101,7 @@ def nodes_of_voxels(seed=0):
 def test_rounding_of_positions_changes_no_more_than_rounding(given):
     """A node that is 1e-9 mm from the others of its voxel is still of that voxel."""
     p, q, voxel = nodes_of_voxels()
-    layer = PQTensorFieldLayer("1x0e", "2x0e + 1x1o", RADIUS).double()
+    layer = PQTensorFieldLayer("1x0e", "2x0e + 1x1o", RADIUS, quadrature="sum").double()
     x = torch.rand(8, 1).double()
     expected = layer(x, PQGraph.from_nodes(p, q, RADIUS))
     graph = PQGraph.from_nodes(jittered(p, 1e-9), q, RADIUS, voxel=voxel if given else None)
@@ -129,7 +129,7 @@ def test_given_voxels_are_the_rows_of_a_map_and_their_centres_are_means():
 def test_gradients_of_positions_reach_every_node_of_a_voxel():
     """Each by its share: to move all nodes of a voxel is to move the voxel."""
     p, q, voxel = nodes_of_voxels()
-    layer = PQTensorFieldLayer("1x0e", "2x0e + 1x1o", RADIUS).double()
+    layer = PQTensorFieldLayer("1x0e", "2x0e + 1x1o", RADIUS, quadrature="sum").double()
     x, leaf = torch.rand(8, 1).double(), torch.from_numpy(p).requires_grad_()
     (grad,) = torch.autograd.grad(layer(x, PQGraph.from_nodes(leaf, q, RADIUS)).sum(), leaf)
     assert (grad.norm(dim=1) > 0).all()

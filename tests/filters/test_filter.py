@@ -33,7 +33,9 @@ def offsets(seed, *shape):
 
 def filter_of(kind, **options):
     options = {"lmax_p": 2, "lmax_q": 2} | options
-    layer = PQTensorFieldLayer("2x0e + 1x1o", "1x0e + 2x2e", 3.0, filter=kind, **options)
+    layer = PQTensorFieldLayer(
+        "2x0e + 1x1o", "1x0e + 2x2e", 3.0, filter=kind, **options, quadrature="sum"
+    )
     (filter,) = layer.double().filters
     return filter
 
@@ -60,7 +62,9 @@ def test_a_filter_without_values_is_as_large_and_takes_no_memory(kind):
     number = filter_of(kind).weight.numel()
     with bounded(5, 5, with_torch=True), torch.device("meta"):
         assert filter_of(kind).weight.numel() == number
-        (wide,) = PQTensorFieldLayer("20000x0e", "20000x0e", 3.0, filter=kind).filters
+        (wide,) = PQTensorFieldLayer(
+            "20000x0e", "20000x0e", 3.0, filter=kind, quadrature="sum"
+        ).filters
     assert wide.weight.numel() >= 20_000**2
 
 
@@ -69,7 +73,14 @@ def test_a_filter_without_values_is_as_large_and_takes_no_memory(kind):
 def test_initial_weights_keep_the_scale_of_features(kind, q_out):
     torch.manual_seed(0)
     layer = PQTensorFieldLayer(
-        "8x0e + 4x1o", "8x0e + 8x1o", 5.0, filter=kind, lmax_p=2, lmax_q=2, q_out=q_out
+        "8x0e + 4x1o",
+        "8x0e + 8x1o",
+        5.0,
+        filter=kind,
+        lmax_p=2,
+        lmax_q=2,
+        q_out=q_out,
+        quadrature="sum",
     )
     for filter in layer.filters:
         deviations = {0: [], 1: []}
@@ -151,7 +162,7 @@ def test_a_kernel_of_many_offsets_is_the_kernels_of_each(kind, data, seed):
 
 @pytest.mark.parametrize("kind", FILTERS)
 def test_slopes_of_a_kernel_where_offsets_vanish_are_numbers(kind):
-    layer = PQTensorFieldLayer("1x0e + 1x1o", "1x0e + 1x1o", 3.0, filter=kind)
+    layer = PQTensorFieldLayer("1x0e + 1x1o", "1x0e + 1x1o", 3.0, filter=kind, quadrature="sum")
     p, q_out, q_in = torch.zeros(3, 4, 3).unbind()
     q_out[1], q_in[1] = 1.0, 1.0  # the offset vanishes, the q-vectors do not
     q_out[2] = 1.0
@@ -170,7 +181,7 @@ def test_a_layer_may_be_trained_after_it_served_inference():
     filter_module.positions.cache_clear()
     grid = Grid(np.ones((3, 3, 3), bool), affine_of(2 * np.eye(3)), table_of(0, 4))
     for q_out in ("graph", None):
-        layer = PQTensorFieldLayer("1x0e + 1x1o", "1x0e + 1x1o", 3.0, q_out=q_out)
+        layer = PQTensorFieldLayer("1x0e + 1x1o", "1x0e + 1x1o", 3.0, q_out=q_out, quadrature="sum")
         x = features(layer, grid, torch.float32)
         with torch.inference_mode():
             expected = layer(x, grid.graph(3.0))

@@ -168,7 +168,7 @@ def test_a_network_compiles_whole_while_it_trains_on_several_scans() -> None:
 
 def test_a_chain_of_bound_layers_is_exported() -> None:
     graph = grid(2, 2, 2)
-    last = PQTensorFieldLayer("1x0e + 1x1o", "1x0e", 2.5, q_out=None, filter="p")
+    last = PQTensorFieldLayer("1x0e + 1x1o", "1x0e", 2.5, q_out=None, filter="p", quadrature="sum")
     chain = nn.Sequential(small(filter="p").bind(graph), last.bind(graph))
     x = features(graph, 1).detach()
     program = torch.export.export(chain, (x,))

@@ -67,7 +67,13 @@ def make_layer(filter, group, **options):
     torch.manual_seed(0)
     arguments = {"lmax_p": 2, "lmax_q": 2, "q_max": Q_MAX, "p_radial": Radial(number=2)} | options
     return PQTensorFieldLayer(
-        "1x1o + 1x0e", "1x0e + 1x1o", RADIUS, filter=filter, group=group, **arguments
+        "1x1o + 1x0e",
+        "1x0e + 1x1o",
+        RADIUS,
+        filter=filter,
+        group=group,
+        **arguments,
+        quadrature="sum",
     )
 
 

@@ -90,7 +90,9 @@ class VectorsAndMean(nn.Module):
         self.encoder = Encoder(
             p_radius=3.0, q_features="3x0e + 2x2e", p_features="3x0e + 1x1o", n_p_layers=1
         )
-        self.head = PQTensorFieldLayer(self.encoder.irreps_out, "2x1o", 4.0, q_in=None)
+        self.head = PQTensorFieldLayer(
+            self.encoder.irreps_out, "2x1o", 4.0, q_in=None, quadrature="sum"
+        )
         self.scale = nn.Linear(self.encoder.irreps_out[0].mul, 1)
 
     def forward(self, signal: Tensor, graph: PQGraph) -> Tensor:
@@ -128,7 +130,9 @@ class UsesVoxels(Encoder):
 def test_other_networks_are_refused_by_name() -> None:
     with pytest.raises(TypeError, match=r"PaperSegmenter: its layer pq_block\.layer has an output"):
         export_network(PaperSegmenter(), Q, AFFINE)
-    reduces = PQTensorFieldLayer("1x0e", "1x0e", 0.0, q_in=None, self_interaction=True)
+    reduces = PQTensorFieldLayer(
+        "1x0e", "1x0e", 0.0, q_in=None, self_interaction=True, quadrature="sum"
+    )
     with pytest.raises(TypeError, match="PQTensorFieldLayer has a self-interaction"):
         export_network(reduces, Q, AFFINE)
     with pytest.raises(TypeError, match=r"uses graph\.n_voxels"):

@@ -185,6 +185,7 @@ def test_the_layer_is_the_equation_of_the_paper(filter, group, seed, reduce, ant
         group=group,
         antipodal=antipodal,
         q_out=None if reduce else "graph",
+        quadrature="sum",
     ).double()
     rng = np.random.default_rng(seed)
     p, q = rng.uniform(-1.7, 1.7, (3, 3)), table_of(seed, 2)
@@ -279,7 +280,7 @@ def test_a_layer_may_expand_a_map_to_directions(filter, form):
 
 
 def test_without_a_word_the_output_of_a_map_is_a_map():
-    layers_ = [PQTensorFieldLayer("1x0e", "1x0e", 3.0, **ends) for ends in (
+    layers_ = [PQTensorFieldLayer("1x0e", "1x0e", 3.0, **ends, quadrature="sum") for ends in (
         {"q_in": None}, {"q_in": None, "q_out": None}, {"q_in": None, "q_out": "graph"}, {},
         {"q_out": None},
     )]  # fmt: skip
@@ -304,8 +305,10 @@ def test_an_expanded_batch_is_each_of_its_scans_alone():
 def test_a_layer_asks_for_q_max_of_the_directions_that_it_uses():
     """A reduction does not see those of the output, nor an expansion those of the input."""
     p, long, short = np.eye(3), 2 * table_of(0, 4), table_of(0, 4)
-    reducing = PQTensorFieldLayer("1x0e", "1x0e", RADIUS, q_out=None)
-    expanding = PQTensorFieldLayer("1x0e", "1x0e", RADIUS, q_in=None, q_out="graph")
+    reducing = PQTensorFieldLayer("1x0e", "1x0e", RADIUS, q_out=None, quadrature="sum")
+    expanding = PQTensorFieldLayer(
+        "1x0e", "1x0e", RADIUS, q_in=None, q_out="graph", quadrature="sum"
+    )
     up, down = (
         PQGraph.from_points(p, a, RADIUS, q_out=b) for a, b in ((short, long), (long, short))
     )
@@ -342,6 +345,7 @@ def test_the_number_of_weights_is_that_of_the_selection_rules():
         RADIUS,
         p_radial=Radial(number=2),
         q_radial=Radial(number=3),
+        quadrature="sum",
     )
     expected = brute_force_count(layer, {0: 2, 1: 2}, {0: 3, 2: 1}, 2, 3)
     assert sum(p.numel() for p in layer.parameters()) == expected
@@ -361,7 +365,7 @@ def test_channels_without_a_path_are_named_and_are_zero(arguments, unreached):
     irreps_in, irreps_out, radius, options = arguments
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        layer = PQTensorFieldLayer(irreps_in, irreps_out, radius, **options)
+        layer = PQTensorFieldLayer(irreps_in, irreps_out, radius, **options, quadrature="sum")
     named = [str(w.message) for w in told if "no path of this layer" in str(w.message)]
     assert [f"leads to {unreached}, which" in message for message in named] == [True] * bool(
         unreached
@@ -421,14 +425,14 @@ def filters_of_one_path(kind, dtype):
     radial = Radial(number=2)
     layer = PQTensorFieldLayer(
         "1x0e + 1x1o", "1x1o + 1x2e", RADIUS, filter=kind, lmax_p=2, lmax_q=2,
-        p_radial=radial, q_radial=radial,
+        p_radial=radial, q_radial=radial, quadrature="sum"
     )  # fmt: skip
     (whole,) = layer.filters
     for path in layer.paths:
         filter = PQFilter(
             kind, (path,), whole.channels_in, whole.channels_out,
             whole.phi_p, whole.phi_q_out, whole.phi_q_in,
-            unit_directions=False, antipodal=False,
+            unit_directions=False, antipodal=False, quadrature=whole.quadrature,
         ).to(dtype)  # fmt: skip
         yield path, layer, filter
 
@@ -469,7 +473,7 @@ def test_back_ends_agree_on_the_gradients_of_learnable_radial_functions(kind, fi
     layer = PQTensorFieldLayer(
         "1x0e", "1x0e + 1x1o", RADIUS, filter=filter, lmax_p=1, lmax_q=1,
         p_radial=Radial(kind, 3, learnable=True, hidden=(4,)),
-        q_radial=Radial(kind, 3, learnable=True, hidden=(4,)),
+        q_radial=Radial(kind, 3, learnable=True, hidden=(4,)), quadrature="sum"
     )  # fmt: skip
     layer = randomised(layer, 0)
     for form in FORMS:
@@ -487,6 +491,7 @@ def test_a_batch_is_each_of_its_scans_alone(filter, backend, reduce):
     layer = PQTensorFieldLayer(
         "1x0e + 1x1o", "1x0e + 1x1o", RADIUS, filter=filter, lmax_p=1, lmax_q=1, bias=True,
         self_interaction=not reduce, q_out=None if reduce else "graph", backend=backend,
+        quadrature="sum",
     )  # fmt: skip
     layer = randomised(layer, 0)
     one, two = small_domain("grid", 0), small_domain("points", 1)
@@ -503,14 +508,18 @@ def test_a_batch_is_each_of_its_scans_alone(filter, backend, reduce):
 @pytest.mark.parametrize("backend", ["edges", "recoupled", "auto"])
 def test_a_batch_of_nodes_and_of_maps(backend):
     torch.manual_seed(0)
-    layer = PQTensorFieldLayer("1x0e", "1x0e + 1x1o", RADIUS, lmax_q=1, backend=backend).double()
+    layer = PQTensorFieldLayer(
+        "1x0e", "1x0e + 1x1o", RADIUS, lmax_q=1, backend=backend, quadrature="sum"
+    ).double()
     scans = [small_domain("nodes", 0), small_domain("nodes", 1)]
     xs = [features(layer, scan) for scan in scans]
     alone = torch.cat([layer(x, scan.graph()) for x, scan in zip(xs, scans, strict=True)])
     batch = PQGraph.merge([scan.graph() for scan in scans])
     assert relative_error(layer(torch.cat(xs), batch), alone) < 1e-14
 
-    layer = PQTensorFieldLayer("1x0e", "1x1o", RADIUS, q_in=None, backend=backend).double()
+    layer = PQTensorFieldLayer(
+        "1x0e", "1x1o", RADIUS, q_in=None, backend=backend, quadrature="sum"
+    ).double()
     scans = [small_domain(form) for form in ("grid", "points", "grid")]
     xs = [features(layer, scan, seed=i) for i, scan in enumerate(scans)]
     alone = torch.cat([layer(x, scan.graph()) for x, scan in zip(xs, scans, strict=True)])
@@ -526,7 +535,7 @@ def tiny_layer(filter, backend, **options):
     radial = Radial("gaussian", 2, learnable=True)
     layer = PQTensorFieldLayer(
         "1x0e + 1x1o", "1x0e + 1x1o", RADIUS, filter=filter, lmax_p=1, lmax_q=1,
-        p_radial=radial, q_radial=radial, backend=backend, **options,
+        p_radial=radial, q_radial=radial, backend=backend, **options, quadrature="sum"
     )  # fmt: skip
     return randomised(layer, 0)
 
@@ -650,7 +659,9 @@ def test_isolated_voxels_do_not_see_each_other(filter):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("filter", FILTERS)
 def test_radius_zero_keeps_to_the_voxel(filter, form):
-    layer = PQTensorFieldLayer("1x0e", "1x0e + 1x1o", 0.0, filter=filter, lmax_q=1).double()
+    layer = PQTensorFieldLayer(
+        "1x0e", "1x0e + 1x1o", 0.0, filter=filter, lmax_q=1, quadrature="sum"
+    ).double()
     domain = small_domain(form)
     x = features(layer, domain)
     out = check_runs(layer, x, domain.graph(), (*x.shape[:-1], 4))
@@ -667,7 +678,9 @@ def test_radius_zero_keeps_to_the_voxel(filter, form):
 def test_without_any_path_the_output_is_zero(filter, form):
     # One harmonic of order 1 has odd parity; only "tp" reaches pseudovectors, by l_p = l_q = 1.
     cap = {"lmax_p": 0} if "tp" in filter else {}
-    layer = PQTensorFieldLayer("1x0e", "1x1e", RADIUS, filter=filter, group="O3", **cap).double()
+    layer = PQTensorFieldLayer(
+        "1x0e", "1x1e", RADIUS, filter=filter, group="O3", **cap, quadrature="sum"
+    ).double()
     assert layer.paths == ()
     domain = small_domain(form)
     x = features(layer, domain)
@@ -767,7 +780,14 @@ def test_a_graph_made_and_first_used_in_inference_mode_can_be_trained_on(filter,
 def test_high_orders():
     radial = Radial(number=1)
     layer = PQTensorFieldLayer(
-        "1x4e", "1x3o", RADIUS, lmax_p=4, lmax_q=3, p_radial=radial, q_radial=radial
+        "1x4e",
+        "1x3o",
+        RADIUS,
+        lmax_p=4,
+        lmax_q=3,
+        p_radial=radial,
+        q_radial=radial,
+        quadrature="sum",
     ).double()
     assert max(path.l_filter for path in layer.paths) == 5
     domain = Points(np.array([[0.0, 0, 0], [1, 0.5, 2]]), table_of(0, 2))
@@ -788,7 +808,7 @@ def test_a_self_interaction_maps_channels_of_equal_order():
     for group in GROUPS:
         layer = PQTensorFieldLayer(
             "1x1o + 2x0e + 1x1e", "1x1e + 1x0e + 2x1o", RADIUS, filter="p", group=group,
-            self_interaction=True,
+            self_interaction=True, quadrature="sum"
         ).double()  # fmt: skip
         with torch.no_grad():
             for filter in layer.filters:
@@ -811,7 +831,9 @@ def test_a_self_interaction_maps_channels_of_equal_order():
 
 def test_a_bias_is_added_to_even_scalars():
     for group, places in (("SO3", [0, 4]), ("O3", [4])):
-        layer = PQTensorFieldLayer("1x0e", "1x0o + 1x1e + 1x0e", RADIUS, group=group, bias=True)
+        layer = PQTensorFieldLayer(
+            "1x0e", "1x0o + 1x1e + 1x0e", RADIUS, group=group, bias=True, quadrature="sum"
+        )
         with torch.no_grad():
             layer.bias.copy_(torch.arange(1.0, len(places) + 1))
         domain = small_domain("grid")
@@ -822,7 +844,9 @@ def test_a_bias_is_added_to_even_scalars():
 
 
 def test_repr_shows_irreps_paths_and_parameters():
-    layer = PQTensorFieldLayer("1x0e", "4x0e + 2x1o", 5.0, filter="tp + p", q_out=None)
+    layer = PQTensorFieldLayer(
+        "1x0e", "4x0e + 2x1o", 5.0, filter="tp + p", q_out=None, quadrature="sum"
+    )
     weights = sum(p.numel() for p in layer.parameters())
     assert repr(layer) == (
         "PQTensorFieldLayer(1x0e -> 4x0e+2x1o | pq -> p, tp + p, SO3, 5 mm | "
@@ -834,7 +858,7 @@ def test_nothing_of_the_size_of_the_product_of_the_edges_is_made():
     grid = Grid(np.ones((12, 12, 12), bool), affine_of(np.diag([2.0, 2, 2])), table_of(0, 64))
     layer = PQTensorFieldLayer(
         "1x0e", "1x0e + 1x1o", 3.5, lmax_p=1, lmax_q=1,
-        p_radial=Radial(number=1), q_radial=Radial(number=1),
+        p_radial=Radial(number=1), q_radial=Radial(number=1), quadrature="sum"
     )  # fmt: skip
     x = features(layer, grid, torch.float32).requires_grad_()
     largest = largest_allocation(lambda: layer(x, grid.graph(3.5)).sum().backward())
@@ -874,11 +898,11 @@ def test_nothing_of_the_size_of_the_product_of_the_edges_is_made():
 def test_options_that_make_no_sense_are_refused(options, message):
     arguments = {"irreps_in": "1x0e", "irreps_out": "1x0e", "p_radius": RADIUS, **options}
     with pytest.raises(ValueError, match=re.escape(message)):
-        PQTensorFieldLayer(**arguments)
+        PQTensorFieldLayer(**arguments, quadrature="sum")
 
 
 def test_features_and_graphs_that_do_not_fit_are_refused():
-    layer = PQTensorFieldLayer("2x0e", "1x0e", RADIUS)
+    layer = PQTensorFieldLayer("2x0e", "1x0e", RADIUS, quadrature="sum")
     p, q = np.zeros((3, 3)), table_of(0, 4)
     graph = PQGraph.from_points(p, q, RADIUS)
 
@@ -903,13 +927,17 @@ def test_features_and_graphs_that_do_not_fit_are_refused():
     )
     refused("but the graph is on cpu", layer, torch.ones(3, 4, 2, device="meta"), graph)
     resampled = PQGraph.from_points(p, q, RADIUS, q_out=q[:2])
-    interacting = PQTensorFieldLayer("2x0e", "1x0e", RADIUS, self_interaction=True)
+    interacting = PQTensorFieldLayer(
+        "2x0e", "1x0e", RADIUS, self_interaction=True, quadrature="sum"
+    )
     refused("has different nodes", interacting, torch.ones(3, 4, 2), resampled)
     nodes = PQGraph.from_nodes(p, q[:3], RADIUS)
     refused(r"needs \(N, dim_in\)", layer, torch.ones(3, 4, 2), nodes)
-    on_map = PQTensorFieldLayer("2x0e", "1x0e", RADIUS, q_in=None)
+    on_map = PQTensorFieldLayer("2x0e", "1x0e", RADIUS, q_in=None, quadrature="sum")
     refused(r"needs \(V, dim_in\)", on_map, torch.ones(3, 4, 2), graph)
-    expanding = PQTensorFieldLayer("2x0e", "1x0e", RADIUS, q_in=None, q_out="graph")
+    expanding = PQTensorFieldLayer(
+        "2x0e", "1x0e", RADIUS, q_in=None, q_out="graph", quadrature="sum"
+    )
     refused(r"needs \(V, dim_in\)", expanding, torch.ones(3, 4, 2), graph)
     refused("built without q-space", expanding, torch.ones(3, 2), without)
 
@@ -970,7 +998,14 @@ def test_autocast_takes_no_more_than_rounding_to_bfloat16(q, backend):
     domain = Grid(np.ones((4, 4, 3), bool), affine_of(np.diag([2.0, 2.0, 2.0])), table)
     graph = domain.graph(RADIUS)
     layer = PQTensorFieldLayer(
-        "2x0e + 1x1o", "3x0e + 2x1o", RADIUS, q_max=Q_MAX, bias=True, backend=backend, **q
+        "2x0e + 1x1o",
+        "3x0e + 2x1o",
+        RADIUS,
+        q_max=Q_MAX,
+        bias=True,
+        backend=backend,
+        **q,
+        quadrature="sum",
     )
     x = torch.randn(48, 5, generator=torch.Generator().manual_seed(0))
     x = x if "q_in" in q else x[:, None].expand(-1, len(table), -1).clone()

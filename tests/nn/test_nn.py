@@ -126,7 +126,7 @@ def test_batch_norm_does_not_count_padding(training):
 def test_first_weights_do_not_count_padding():
     scans, batch = padded_batch()
     xs = [40 + torch.rand(7, len(scan.scans[0].q.q_in), 1) for scan in scans]
-    layer = PQTensorFieldLayer("1x0e", "4x0e + 2x1o", 4.0)
+    layer = PQTensorFieldLayer("1x0e", "4x0e + 2x1o", 4.0, quadrature="sum")
     scale_initial_weights(layer, batch.stack(xs), batch)
     y = torch.cat([layer(x, scan).flatten(0, 1) for x, scan in zip(xs, scans, strict=True)])
     for s in layer.irreps_out.slices():
@@ -236,7 +236,7 @@ def test_reduction_needs_a_q_space():
 def test_first_weights_are_scaled_to_unit_features_of_every_order():
     graph = random_graph()
     x = 40 + torch.rand(7, 4, 1)
-    layer = PQTensorFieldLayer("1x0e", "4x0e + 2x1o + 3x2e", 4.0)
+    layer = PQTensorFieldLayer("1x0e", "4x0e + 2x1o + 3x2e", 4.0, quadrature="sum")
     scale_initial_weights(layer, x, graph)
     y = layer(x, graph)
     for s in layer.irreps_out.slices():

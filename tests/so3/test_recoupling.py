@@ -97,7 +97,7 @@ def test_recoupling_coefficients_are_6j_symbols(case):
 def test_mixing_matrices_hold_the_filter(kind, irreps_in, irreps_out, seed):
     """Contracted with their couplings they give, for random harmonics, the filter's own sum."""
     layer = PQTensorFieldLayer(
-        irreps_in, irreps_out, 3.0, filter=kind, lmax_p=2, lmax_q=2, q_max=1.0
+        irreps_in, irreps_out, 3.0, filter=kind, lmax_p=2, lmax_q=2, q_max=1.0, quadrature="sum"
     ).double()
     (filter,) = layer.filters
     rng = np.random.default_rng(seed)

@@ -75,7 +75,7 @@ class PQFilter(nn.Module):
         *,
         unit_directions: bool,
         antipodal: bool,
-        quadrature: Quadrature = "sum",
+        quadrature: Quadrature,
     ) -> None:
         super().__init__()
         self.kind = kind

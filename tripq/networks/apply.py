@@ -26,9 +26,8 @@ from torch import nn
 
 from tripq.infra.files import parse_json, sha256, shortened
 from tripq.infra.memory import is_out_of_memory
-from tripq.networks.blocks import predict_blocks, receptive_field
+from tripq.networks.blocks import bytes_per_voxel, predict_blocks, receptive_field
 from tripq.networks.checkpoint import CheckpointError, load_network, read_notes
-from tripq.nn.layer import PQTensorFieldLayer
 from tripq.scans import DWI, DWIError
 from tripq.scans.cautions import find_cautions
 from tripq.scans.nifti import VOXEL_EDGES
@@ -47,12 +46,6 @@ B_TOLERANCE = 200.0
 
 PROGRAM_BYTES = 0.6e9
 """Interpreter, libraries and small tables: 0.46 GB measured on the CPU, and some room."""
-
-_LIVE_TENSORS = 8
-"""How many tensors as large as the input and the output of the widest layer are held at a time.
-
-Measured on the CPU with blocks of 14,000 to 110,000 voxels of 33 to 97 samples: 3 to 4 for
-a network whose first layer reduces q-space, 4 to 7 for `PaperSegmenter`."""
 
 _LEAST_WIDTH = 4
 """Voxels along an axis that a block has at least, without its halo."""
@@ -248,27 +241,6 @@ def trained_shells(dwi: DWI, b_values: Sequence[float]) -> tuple[DWI, list[str]]
 def suitable_size(dwi: DWI, voxel_sizes: tuple[float, float]) -> float:
     """Edge in mm of the cubic voxels of a range that are nearest in volume to those of a scan."""
     return float(np.clip(np.prod(dwi.voxel_size) ** (1 / 3), *voxel_sizes))
-
-
-def bytes_per_voxel(network: nn.Module, n_samples: int) -> int:
-    """Estimate of the memory that each voxel of a block takes while a network is evaluated.
-
-    Parameters
-    ----------
-    network : Module
-        As for `predict_blocks`.
-    n_samples : int
-        Of q-space, in each voxel.
-    """
-    widths = [n_samples]
-    for module in network.modules():
-        if isinstance(module, PQTensorFieldLayer):
-            q_in = 1 if module.q_in is None else n_samples
-            q_out = 1 if module.q_out is None else n_samples
-            widths.append(module.irreps_in.dim * q_in + module.irreps_out.dim * q_out)
-        elif isinstance(module, nn.Conv3d):
-            widths.append(module.in_channels + module.out_channels)
-    return _LIVE_TENSORS * max(widths) * torch.finfo(torch.float32).bits // 8
 
 
 def least_voxels(network: nn.Module, dwi: DWI) -> int:

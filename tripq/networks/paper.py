@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
 
 from tripq.domain.graph import PQGraph
+from tripq.filters.radial import Radial
 from tripq.networks.signal import LARGEST_RATIO
 from tripq.nn.block import Block
 from tripq.nn.bound import Bindable
@@ -45,13 +47,16 @@ class PaperSegmenter(Bindable):
         self.p_radius = p_radius
         self.q_reduction = q_reduction
         self.q_max = q_max
-        self.pq_block = Block(
+        block, layer = (
+            partial(module, p_radial=Radial(), quadrature="sum")
+            for module in (Block, PQTensorFieldLayer)
+        )
+        self.pq_block = block(
             "1x0e",
             "7x0e + 4x1o",
             p_radius,
             q_max=q_max,
             selection="tp1",
-            quadrature="sum",
             q_directions="unit",
         )
         features = self.pq_block.irreps_out
@@ -60,21 +65,17 @@ class PaperSegmenter(Bindable):
         elif q_reduction == "mean":
             self.reduction = QMean()
         elif q_reduction == "layer":
-            self.reduction = PQTensorFieldLayer(
-                features, features, 0.0, q_max=q_max, q_out=None, lmax_q=2, quadrature="sum"
-            )
+            self.reduction = layer(features, features, 0.0, q_max=q_max, q_out=None, lmax_q=2)
         else:
             raise ValueError(
                 f'q_reduction is one of "length-weighted", "mean", "layer", not {q_reduction!r}'
             )
         blocks = []
         for irreps in ("20x0e + 5x1o", "10x0e + 3x1o", "5x0e + 2x1o"):
-            blocks.append(Block(features, irreps, p_radius, q_in=None, quadrature="sum"))
+            blocks.append(block(features, irreps, p_radius, q_in=None))
             features = blocks[-1].irreps_out
         self.p_blocks = nn.ModuleList(blocks)
-        self.head = PQTensorFieldLayer(
-            features, "1x0e", p_radius, q_in=None, quadrature="sum", bias=True
-        )
+        self.head = layer(features, "1x0e", p_radius, q_in=None, bias=True)
 
     def forward(self, signal: Tensor, graph: PQGraph) -> Tensor:
         """Logits of shape (V,) from the signal (V, Q), divided by b0."""

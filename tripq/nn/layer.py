@@ -78,7 +78,8 @@ class PQTensorFieldLayer(Bindable):
     lmax_p, lmax_q, lmax_filter : int, optional
         Maximum orders of the two harmonics and of the filter.
     p_radial, q_radial : Radial
-        Radial functions of |p_out - p_in|, and of |q_out| and |q_in|.
+        Radial functions of |p_out - p_in|, and of |q_out| and |q_in|.  The default in p is smooth
+        and 0 at the radius, as an integral needs it on any grid; see docs/sampling.md.
     q_directions : {"vectors", "unit"}
         Whether q_out - q_in is a difference of q-vectors or of their unit vectors.
     group : {"SO3", "O3"}
@@ -155,7 +156,7 @@ class PQTensorFieldLayer(Bindable):
         lmax_p: int | None = None,
         lmax_q: int | None = None,
         lmax_filter: int | None = None,
-        p_radial: Radial = Radial(),
+        p_radial: Radial = Radial("cosine", 2),
         q_radial: Radial = Radial(),
         q_directions: QDirections = "vectors",
         group: Group = "SO3",
@@ -164,7 +165,7 @@ class PQTensorFieldLayer(Bindable):
         self_interaction: bool = False,
         q_in: OnGraph | None = "graph",
         q_out: QOut | None = "input",
-        quadrature: Quadrature = "sum",
+        quadrature: Quadrature = "integral",
         backend: Backend = "auto",
         memory_budget: int | None = None,
     ) -> None:

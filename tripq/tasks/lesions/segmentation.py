@@ -107,7 +107,7 @@ def segment(
     network: nn.Module,
     dwi: DWI,
     *,
-    max_voxels: int = 100_000,
+    max_voxels: int | None = None,
     device: str | torch.device = "cpu",
     report: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float32]:
