@@ -11,7 +11,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tripq import PQGraph
-from tripq.networks.blocks import graph_radius, receptive_field, split_blocks
+from tripq.networks.blocks import (
+    bytes_per_voxel,
+    graph_radius,
+    receptive_field,
+    split_blocks,
+)
 from tripq.networks.conv import ConvSegmenter
 from tripq.scans import DWI, DWIError
 from tripq.tasks.lesions.segmentation import segment
@@ -97,6 +102,20 @@ def test_every_voxel_is_wanted_once(seed: int, halo: tuple[int, ...], max_voxels
         assert one_voxel or mask[block.outer].sum() <= max_voxels
     assert (times[mask] == 1).all()
     assert times.max(initial=0) <= 1
+
+
+def test_blocks_are_as_large_as_a_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, dwi = networks()[1].eval(), make_scan(head())
+
+    def blocks(memory: float) -> int:
+        monkeypatch.setattr("tripq.networks.blocks.BLOCK_BYTES", memory)
+        done: list[int] = []
+        segment(network, dwi, report=lambda n, _: done.append(n))
+        return len(done)
+
+    assert blocks(1e9) == 1
+    assert blocks(400 * bytes_per_voxel(network, 5)) > 2
+    assert blocks(1) == len(dwi.b0)  # never less than a voxel
 
 
 def test_progress_counts_the_voxels() -> None:
