@@ -115,7 +115,7 @@ class Randomisation:
     phase_axis: Range = (0, 1)
     crispness: Range = (0.8, 1.8)
     blur: Range = (0.0, 1.5)
-    coherence: Range = (0.75, 1.25)
+    coherence: Range = (0.75, 1.3)
     diffusivity_spread: Range = (0.0, 0.2)
     distortion: Range = (0.0, 4.0)
     distortion_scale: Range = (15.0, 40.0)
@@ -151,7 +151,8 @@ class Randomisation:
         values = {**asdict(Constants()), **asdict(Artefacts()), "snr": snr, "heterogeneity": 1.0}
         values |= {name: getattr(Heterogeneity(), name) for name in ("gain_sd", "gain_scale")}
         names = (f.name for f in fields(cls) if f.name != "frequency")
-        return cls(**{name: (values[name], values[name]) for name in names})
+        ranges: dict[str, Any] = {name: (values[name], values[name]) for name in names}
+        return cls(**ranges)
 
     def draw(self, rng: np.random.Generator) -> ScanConditions:
         """Draw the conditions of one scan.
