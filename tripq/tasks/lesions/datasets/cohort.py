@@ -184,8 +184,7 @@ def write_cohort(
     }
     if randomisation is not None:
         del settings["SNR"]
-        ranges = {name: value for name, value in asdict(randomisation).items()}
-        settings["Randomisation"] = json.loads(json.dumps(ranges))
+        settings["Randomisation"] = json.loads(json.dumps(asdict(randomisation)))  # with lists
     _describe(folder, settings)
     for patient in track(chosen, "simulating the cohort", disable=not progress):
         name = f"sub-{patient}"
@@ -216,11 +215,8 @@ def write_cohort(
                 "scale": f"{brain_scale(sources.brain(patient), anatomy):.4f}",
                 "lesion_ml": f"{volume:.3f}",
             }
-            if randomisation is None:
-                of_subject = settings
-            else:
-                of_subject = {**settings, **_drawn(conditions, table)}
-            _write_subject(folder, name, subject, of_subject, about)
+            drawn = {} if randomisation is None else _drawn(conditions, table)
+            _write_subject(folder, name, subject, {**settings, **drawn}, about)
         _write_participants(folder)
     return [f"sub-{patient}" for patient in chosen]
 
