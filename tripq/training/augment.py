@@ -113,7 +113,7 @@ class Augmentation:
 
     def _directions(self, box: DWI, rng: np.random.Generator) -> NDArray[np.intp]:
         """Columns that remain, b0 first."""
-        kept = [np.zeros(1, np.intp)]
+        kept: list[NDArray[np.intp]] = [np.zeros(1, np.intp)]
         for shell in box.shells:
             fewest = max(FEWEST_DIRECTIONS, math.ceil((1 - self.dropped) * len(shell)))
             some = rng.integers(min(fewest, len(shell)), len(shell) + 1)

@@ -106,7 +106,7 @@ def spread_diffusivities(
     --------
     >>> attenuation, spread = np.float32([[1.0, 0.5]]), np.float32([[0.2]])
     >>> spread_diffusivities(attenuation, spread).round(3)
-    array([[1.   , 0.522]], dtype=float32)
+    array([[1.   , 0.523]], dtype=float32)
     """
     exponent = -np.log(np.maximum(attenuation, np.float32(1e-12)))
     some = np.maximum(spread, np.float32(1e-4))  # the limit at 0 within rounding
