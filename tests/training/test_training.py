@@ -440,6 +440,9 @@ def test_by_default_the_command_trains_the_network_of_the_library():
     assert several.p_radius == default.p_radius, "of the geometric mean"
 
 
+#: Arguments that are objects, not settings.
+PYTHON_ONLY = {"validation", "augment"}
+
 #: Settings of which nothing in the library has a default: how long to train at most.
 NOT_DEFAULTS = {"steps", "hours"}
 
@@ -450,7 +453,7 @@ def test_the_settings_of_a_training_are_the_arguments_of_what_is_called():
     options = {
         **defaults(Stopping),
         **{name: value for name, value in defaults(train).items() if name not in given},
-        **{n: v for n, v in defaults(PatchDataModule).items() if n != "validation"},
+        **{k: v for k, v in defaults(PatchDataModule).items() if k not in PYTHON_ONLY},
         **defaults(LesionTask),
     }
     options["lesion_share"] = options.pop("focus_share")  # the lesions are what matters

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from tripq.scans import B_REFERENCE, DWI
 from tripq.simulate.anatomy import Anatomy
+from tripq.simulate.artefacts import Artefacts, compression
 from tripq.simulate.errors import SimulationError
 from tripq.simulate.fields import random_field
 from tripq.simulate.grid import Grid, interpolate, nearest
 from tripq.simulate.modifier import Modifier
-from tripq.simulate.noise import add_rician_noise
 from tripq.simulate.pose import Pose, random_pose, random_rotation
 from tripq.simulate.signal import Constants, Tissue, diffusion_signal
 from tripq.simulate.tables import GradientTable
@@ -97,6 +97,7 @@ def simulate_scan(
     grid: Grid | None = None,
     constants: Constants | None = None,
     heterogeneity: Heterogeneity | None = None,
+    artefacts: Artefacts | None = None,
 ) -> SimulatedScan:
     """Simulate a scan of one head.
 
@@ -131,10 +132,14 @@ def simulate_scan(
         Of the signal model.
     heterogeneity : Heterogeneity, optional
         How tissue varies.
+    artefacts : Artefacts, optional
+        Imperfections of the scan, see `tripq.simulate.artefacts`; by default none.
+        `tripq.simulate.Randomisation` draws them.
 
     Returns
     -------
     SimulatedScan
+        With distortion, tissue and coverages are those seen in the distorted scan.
 
     Raises
     ------
@@ -159,6 +164,7 @@ def simulate_scan(
     children = np.random.SeedSequence(seed).spawn(MODIFIER_STREAMS + 3)[MODIFIER_STREAMS:]
     pose_rng, tissue_rng, noise_rng = (np.random.default_rng(child) for child in children)
 
+    artefacts = artefacts or Artefacts()
     pose = random_pose(
         anatomy.grid,
         anatomy.centre,
@@ -167,8 +173,12 @@ def simulate_scan(
         flip=flip,
         deformation=deformation,
     )
-    grid = grid or _covering(anatomy, pose)
-    mask, points, voxels = _see(anatomy, pose, grid)
+    grid = grid or _covering(anatomy, pose, artefacts.reach)
+    displacement = artefacts.displacement(grid)
+    brain, points, voxels = _see(anatomy, pose, grid, displacement, artefacts.phase_axis)
+    mask = artefacts.mask(brain, grid)
+    scanned = brain | mask  # all that has signal takes part in the images
+    points, voxels = points[scanned.ravel()], voxels[scanned.ravel()]
 
     def read(volume: NDArray[np.float32]) -> NDArray[np.float32]:
         if volume.shape != anatomy.mask.shape:
@@ -178,14 +188,26 @@ def simulate_scan(
             )
         return interpolate(volume, voxels)
 
-    tissue, gain = _fill(anatomy, points, voxels, pose, constants, heterogeneity, tissue_rng)
+    tissue, gain = _fill(
+        artefacts.on_anatomy(anatomy),
+        points,
+        voxels,
+        pose,
+        constants,
+        heterogeneity,
+        tissue_rng,
+    )
     for modifier in modifiers:
         tissue = modifier.change(tissue, read)
-    clean = diffusion_signal(tissue, table, constants) * gain[:, None]
-    noisy = add_rician_noise(clean, 1 / snr, noise_rng)
-    dwi = _scan(S0_SCALE * noisy, table, mask, grid)
-    coverages = tuple(read(modifier.coverage) for modifier in modifiers)
-    return SimulatedScan(dwi, tissue, coverages, seed)
+    tissue = artefacts.beyond_brain(tissue, brain[scanned], grid, scanned)
+    clean = artefacts.on_signal(diffusion_signal(tissue, table, constants), tissue, table)
+    clean *= (gain * compression(displacement, grid, artefacts.phase_axis)[scanned])[:, None]
+    noise = artefacts.noise_level(grid, scanned, tissue.wm) / snr
+    recorded = artefacts.record(clean, table, grid, scanned, noise, noise_rng)
+    kept = mask[scanned]
+    dwi = _scan(S0_SCALE * recorded[kept], table, mask, grid)
+    coverages = tuple(read(modifier.coverage)[kept] for modifier in modifiers)
+    return SimulatedScan(dwi, tissue[kept], coverages, seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,34 +286,39 @@ def random_settings(
         )
 
 
-def _covering(anatomy: Anatomy, pose: Pose) -> Grid:
-    """Grid on the lattice of the anatomy that holds the mask of the posed head."""
+def _covering(anatomy: Anatomy, pose: Pose, reach: float) -> Grid:
+    """Grid on the lattice of the anatomy that holds the posed mask, and so many mm around it."""
     points = apply_affine(anatomy.affine, np.argwhere(anatomy.mask))
-    return anatomy.grid.covering(pose.to_scanner(points), margin=pose.margin())
+    return anatomy.grid.covering(pose.to_scanner(points), margin=pose.margin() + reach)
 
 
 def _see(
-    anatomy: Anatomy, pose: Pose, grid: Grid
+    anatomy: Anatomy,
+    pose: Pose,
+    grid: Grid,
+    displacement: NDArray[np.float32],
+    phase_axis: int,
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
-    """Voxels of the scan in the mask of the posed head.
+    """What the voxels of the grid of a scan show.
 
     Returns
     -------
-    mask : (X, Y, Z) bool array
-        On the grid of the scan, with V voxels.
-    points : (V, 3) array
-        Their centres in the scanner, in mm.
-    voxels : (V, 3) array
-        Their positions in the anatomy, as fractional voxel indices.
+    brain : (X, Y, Z) bool array
+        Voxels that show the mask of the posed head.
+    points : (X * Y * Z, 3) array
+        Points of the scanner that the voxels show, in mm: their centres, if nothing is displaced.
+    voxels : (X * Y * Z, 3) array
+        Positions of these points in the anatomy, as fractional voxel indices.
     """
-    points = grid.points()
+    along = grid.affine[:3, phase_axis] / grid.voxel_size[phase_axis]
+    points = grid.points() + displacement.reshape(-1, 1) * along
     voxels = anatomy.grid.to_voxels(pose.to_anatomy(points))
     inside = interpolate(anatomy.mask.astype(np.float32), voxels) >= 0.5
     if not inside.any():
         raise SimulationError(
             f"no voxel of the mask is on the grid of shape {grid.shape}: the head is outside."
         )
-    return inside.reshape(grid.shape), points[inside], voxels[inside]
+    return inside.reshape(grid.shape), points, voxels
 
 
 def _fill(

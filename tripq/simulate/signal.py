@@ -107,7 +107,7 @@ class Tissue:
         """Return the number of voxels."""
         return len(self.wm)
 
-    def __getitem__(self, voxels: slice) -> Tissue:
+    def __getitem__(self, voxels: slice | NDArray[np.bool_]) -> Tissue:
         """Return some of the voxels."""
         return Tissue(**{name: values[voxels] for name, values in vars(self).items()})
 

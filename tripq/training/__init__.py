@@ -8,6 +8,7 @@ spent fraction of the time or the steps.  `train` combines them.  See `tripq.tas
 
 from __future__ import annotations
 
+from tripq.training.augment import Augment, Augmentation
 from tripq.training.batch import Batch
 from tripq.training.budget import Budget, BudgetCallback, Progress, learning_rate_factor
 from tripq.training.module import TaskModule, score_scans, settle_batch_norm
@@ -22,6 +23,8 @@ from tripq.training.run import (
 from tripq.training.task import Scan, Task
 
 __all__ = [
+    "Augment",
+    "Augmentation",
     "Batch",
     "Budget",
     "BudgetCallback",

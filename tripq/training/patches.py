@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
+from dataclasses import replace
 from itertools import count
 
 import lightning as L
@@ -15,12 +16,19 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from tripq.domain.graph import PQGraph
 from tripq.infra.rank import ALONE, Rank
+from tripq.scans import DWI
+from tripq.training.augment import Augment
 from tripq.training.batch import Batch
 from tripq.training.task import Scan, Task
 
 
 def cut_box(
-    scan: Scan, task: Task, centre: NDArray[np.int64], box_size: int, radius: float
+    scan: Scan,
+    task: Task,
+    centre: NDArray[np.int64],
+    box_size: int,
+    radius: float,
+    change: Callable[[DWI], DWI] | None = None,
 ) -> tuple[Tensor, PQGraph, Tensor]:
     """The masked voxels of a cubic box.
 
@@ -36,6 +44,8 @@ def cut_box(
         Edge of the box in voxels.
     radius : float
         Radius of the graph in mm.
+    change : callable, optional
+        Changes the signal of the box, or its directions.
 
     Returns
     -------
@@ -59,9 +69,15 @@ def cut_box(
     rows = np.flatnonzero(inside[dwi.mask])
     affine = dwi.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ [axis.start for axis in box]
+    signal, q = dwi.signal[rows], dwi.q
+    if change is not None:
+        changed = change(
+            replace(dwi, signal=signal, mask=dwi.mask[box], affine=affine, b0=dwi.b0[rows])
+        )
+        signal, q = changed.signal, changed.q
     return (
-        torch.from_numpy(dwi.signal[rows]),
-        PQGraph.from_grid(dwi.mask[box], affine, dwi.q, radius),
+        torch.from_numpy(signal),
+        PQGraph.from_grid(dwi.mask[box], affine, q, radius),
         torch.from_numpy(task.target(scan)[rows].astype(np.float32)),
     )
 
@@ -78,6 +94,7 @@ class PatchDataset(IterableDataset[Batch]):
         n_boxes: int,
         focus_share: float,
         seed: int,
+        augment: Augment | None = None,
         start: int = 0,
         rank: Rank = ALONE,
     ) -> None:
@@ -89,6 +106,7 @@ class PatchDataset(IterableDataset[Batch]):
         self.n_boxes = n_boxes
         self.focus_share = focus_share
         self.seed = seed
+        self.augment = augment
         self.start = start
         self.rank = rank
 
@@ -98,10 +116,13 @@ class PatchDataset(IterableDataset[Batch]):
             rng = np.random.default_rng((self.seed, index))
             # Sorted, so that boxes of one scan, which share their directions, merge into one graph.
             chosen = np.sort(rng.integers(len(self.scans), size=self.n_boxes))
-            centres = [(i, self._centre(self.scans[i], rng)) for i in chosen]
+            centres = [
+                (i, self._centre(self.scans[i], rng), self._change(index, i, number))
+                for number, i in enumerate(chosen)
+            ]
             boxes = [
-                cut_box(self.scans[i], self.task, centre, self.box_size, self.radius)
-                for i, centre in self.rank.share(centres)
+                cut_box(self.scans[i], self.task, centre, self.box_size, self.radius, change)
+                for i, centre, change in self.rank.share(centres)
             ]
             signals, graphs, targets = zip(*boxes, strict=True)
             graph = PQGraph.merge(graphs)
@@ -120,11 +141,23 @@ class PatchDataset(IterableDataset[Batch]):
         return stream
 
     def anywhere(self) -> PatchDataset:
-        """Other boxes of the same scans, at random positions in their masks."""
+        """Other boxes of the same scans as scanned, at random positions in their masks."""
         stream = copy(self)
+        stream.augment = None
         stream.focus_share = 0.0
         stream.seed = self.seed + 1
         return stream
+
+    def _change(self, index: int, scan: int, number: int) -> Callable[[DWI], DWI] | None:
+        """Augmentation of one box of a batch, whose random numbers do not depend on the rank."""
+        if self.augment is None:
+            return None
+        of_scan, of_box = (
+            np.random.default_rng((self.seed, index, kind, key))
+            for kind, key in enumerate((scan, number))
+        )
+        augment = self.augment
+        return lambda box: augment(box, of_scan, of_box)
 
     def _centre(self, scan: Scan, rng: np.random.Generator) -> NDArray[np.int64]:
         """A random voxel near one of `Task.focus`, or any voxel of the mask."""
@@ -163,6 +196,9 @@ class PatchDataModule(L.LightningDataModule):
         in the mask.
     seed : int
         Seed of the choice of boxes.
+    augment : Augment, optional
+        Changes every box, such as `tripq.training.Augmentation`; by default boxes are as scanned.
+        Validation scans are never changed.
     validation : sequence of Scan
         Validation scans, which must differ from the training scans.
 
@@ -182,6 +218,7 @@ class PatchDataModule(L.LightningDataModule):
         n_boxes: int = 1,
         focus_share: float = 0.5,
         seed: int = 0,
+        augment: Augment | None = None,
         validation: Sequence[Scan] = (),
     ) -> None:
         super().__init__()
@@ -195,7 +232,9 @@ class PatchDataModule(L.LightningDataModule):
                 "a batch needs boxes of one voxel or more and a focus_share from 0 to 1, not "
                 f"box_size={box_size}, n_boxes={n_boxes}, focus_share={focus_share}"
             )
-        self.patches = PatchDataset(scans, task, radius, box_size, n_boxes, focus_share, seed)
+        self.patches = PatchDataset(
+            scans, task, radius, box_size, n_boxes, focus_share, seed, augment
+        )
         self.validation = tuple(validation)
 
     @property

@@ -18,7 +18,13 @@ from scipy.io import savemat
 
 from tests.tasks.lesions.open_ms import write_fibres, write_sources
 from tripq.scans import DWIError
-from tripq.simulate import Anatomy, GradientTable, SimulationError, default_anatomy
+from tripq.simulate import (
+    Anatomy,
+    GradientTable,
+    Randomisation,
+    SimulationError,
+    default_anatomy,
+)
 from tripq.tasks.lesions.datasets import (
     LICENCES,
     SOURCES,
@@ -380,6 +386,41 @@ def test_a_cohort_of_other_settings_is_not_continued(
         write_cohort(cohort, sources, other, anatomy=small, progress=False)
     with pytest.raises(DatasetError, match="Seed is 0, not 3"):
         write_cohort(cohort, sources, TABLE, anatomy=small, seed=3, progress=False)
+
+
+def test_randomised_heads_say_what_was_drawn(
+    sources: OpenMS, small: Anatomy, cohort: Path, tmp_path: Path
+) -> None:
+    randomisation = Randomisation(lost=(0.1, 0.1))
+
+    def write(folder: Path, pose: int = 0) -> dict[str, bytes]:
+        write_cohort(
+            folder, sources, TABLE, anatomy=small, pose=pose, randomisation=randomisation,
+            progress=False,
+        )  # fmt: skip
+        return contents(folder)
+
+    first, again, posed = write(tmp_path / "1"), write(tmp_path / "2"), write(tmp_path / "3", 1)
+    assert first == again
+    sidecars = [
+        json.loads(files[f"sub-{patient}/dwi/sub-{patient}_dwi.json"])["Simulation"]
+        for files, patient in ((first, "01"), (first, "12"), (posed, "01"))
+    ]
+    assert len({sidecar["Drawn"]["snr"] for sidecar in sidecars}) == 3
+    assert len({sidecar["SubjectSeed"] for sidecar in sidecars}) == 2  # one head, posed twice
+    for sidecar in sidecars:
+        assert "SNR" not in sidecar
+        assert sidecar["Randomisation"]["lost"] == [0.1, 0.1]
+        assert sidecar["LostVolumes"] == []  # six directions are too few to lose one
+        assert sidecar["Drawn"]["artefacts"].keys() >= {"ghost", "distortion", "mask_offset"}
+    for name in ("sub-01", "sub-12"):
+        assert load_subject(tmp_path / "1", name).lesion.any()
+    with pytest.raises(DatasetError, match=r"Randomisation is None, not \{"):
+        write_cohort(
+            cohort, sources, TABLE, anatomy=small, randomisation=randomisation, progress=False
+        )
+    with pytest.raises(DatasetError, match=r"Randomisation is \{.*, not None"):
+        write_cohort(tmp_path / "1", sources, TABLE, anatomy=small, progress=False)
 
 
 def test_other_folders_and_patients_are_refused(

@@ -16,10 +16,11 @@ A subject is written in a hidden folder and moved when it is complete, the scan 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
@@ -32,7 +33,13 @@ from rich.progress import track
 from tripq.infra.files import read_json, write_json, write_text
 from tripq.scans import DWI, read_dwi
 from tripq.scans.nifti import open_nifti, read_mask
-from tripq.simulate import Anatomy, GradientTable, random_rotation
+from tripq.simulate import (
+    Anatomy,
+    GradientTable,
+    Randomisation,
+    ScanConditions,
+    random_rotation,
+)
 from tripq.tasks.lesions.datasets.errors import DatasetError
 from tripq.tasks.lesions.datasets.heads import brain_scale, cohort_anatomy, lesion_coverage
 from tripq.tasks.lesions.datasets.sources import LICENCES, OpenMS
@@ -100,6 +107,7 @@ def write_cohort(
     deformation: float = 3.0,
     anatomy: Anatomy | None = None,
     statistics: LesionStatistics | None = None,
+    randomisation: Randomisation | None = None,
     patients: Sequence[str] | None = None,
     progress: bool = True,
 ) -> list[str]:
@@ -132,6 +140,10 @@ def write_cohort(
         The default is ``cohort_anatomy(sources.fibres)``, 2 mm.
     statistics : LesionStatistics, optional
         Only its range of severities is used, from which that of every lesion is drawn.
+    randomisation : Randomisation, optional
+        Ranges from which tissue, noise and artefacts of every scan are drawn, by default none.
+        They replace `snr`; another `pose` is another draw.  The sidecar of a scan lists what was
+        drawn.
     patients : sequence of str, optional
         Patients; by default all of the sources.
     progress : bool, optional
@@ -170,21 +182,27 @@ def write_cohort(
             *(anatomy.directions, anatomy.weights),
         ),
     }
+    if randomisation is not None:
+        del settings["SNR"]
+        settings["Randomisation"] = json.loads(json.dumps(asdict(randomisation)))  # with lists
     _describe(folder, settings)
     for patient in track(chosen, "simulating the cohort", disable=not progress):
         name = f"sub-{patient}"
         if not (folder / name).is_dir():
             key = int(patient)
-            of_head, of_pose, of_table = (
+            of_head, of_pose, of_table, of_scan = (
                 np.random.default_rng(np.random.SeedSequence(seed, spawn_key=spawn_key))
-                for spawn_key in ((key,), (key, pose), (key, pose, 0))
+                for spawn_key in ((key,), (key, pose), (key, pose, 0), (key, pose, 1))
+            )
+            conditions = (
+                ScanConditions(snr) if randomisation is None else randomisation.draw(of_scan)
             )
             turn = random_rotation(of_table) if turn_tables else np.eye(3)
             subject = simulate_subject(
                 anatomy,
                 table.rotated(turn),
                 int(of_head.integers(2**32)),
-                snr=snr,
+                **vars(conditions),
                 rotation=random_rotation(of_pose, max_rotation),
                 deformation=deformation,
                 statistics=statistics,
@@ -197,7 +215,8 @@ def write_cohort(
                 "scale": f"{brain_scale(sources.brain(patient), anatomy):.4f}",
                 "lesion_ml": f"{volume:.3f}",
             }
-            _write_subject(folder, name, subject, settings, about)
+            drawn = {} if randomisation is None else _drawn(conditions, table)
+            _write_subject(folder, name, subject, {**settings, **drawn}, about)
         _write_participants(folder)
     return [f"sub-{patient}" for patient in chosen]
 
@@ -258,6 +277,12 @@ def load_cohort(
     return [load_subject(folder, name) for name in names]
 
 
+def _drawn(conditions: ScanConditions, table: GradientTable) -> dict[str, Any]:
+    """What was drawn for one scan, for its sidecar."""
+    lost = conditions.artefacts.lost_volumes(table)
+    return {"Drawn": conditions.described(), "LostVolumes": lost}
+
+
 def _finished(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("sub-*") if path.is_dir())
 
@@ -279,9 +304,9 @@ def _describe(folder: Path, settings: dict[str, Any]) -> None:
         except (KeyError, TypeError, ValueError) as error:
             raise DatasetError(f"{path}: not the description of a simulated cohort.") from error
         changed = [
-            f"{name} is {found.get(name)}, not {value}"
-            for name, value in settings.items()
-            if found.get(name) != value
+            f"{name} is {found.get(name)}, not {settings.get(name)}"
+            for name in dict.fromkeys([*settings, *found])
+            if found.get(name) != settings.get(name)
         ]
         if changed:
             raise DatasetError(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tripq.scans import DWI, write_dwi, write_map
 from tripq.simulate import (
     Anatomy,
+    Artefacts,
     Constants,
     GradientTable,
     Grid,
@@ -66,6 +67,7 @@ def simulate_subject(
     grid: Grid | None = None,
     constants: Constants | None = None,
     heterogeneity: Heterogeneity | None = None,
+    artefacts: Artefacts | None = None,
     statistics: LesionStatistics | None = None,
     effect: LesionEffect | None = None,
 ) -> Subject:
@@ -79,8 +81,9 @@ def simulate_subject(
         Gradient table, in world axes; it does not rotate with the head.
     seed : int
         Seed of all random numbers.
-    snr, rotation, flip, deformation, grid, constants, heterogeneity : optional
-        Arguments of `tripq.simulate.simulate_scan`.
+    snr, rotation, flip, deformation, grid, constants, heterogeneity, artefacts : optional
+        Arguments of `tripq.simulate.simulate_scan`.  Lesions move with a distortion: the coverage
+        is that seen in the distorted scan.
     lesion_coverage : (X, Y, Z) float32 array, optional
         Real lesions instead of drawn ones: the lesion fraction of each voxel of the anatomy.
     statistics : LesionStatistics, optional
@@ -120,6 +123,7 @@ def simulate_subject(
         grid=grid,
         constants=constants,
         heterogeneity=heterogeneity,
+        artefacts=artefacts,
     )
     return Subject(scan.dwi, scan.coverages[0], seed)
 
