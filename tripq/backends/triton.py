@@ -105,10 +105,9 @@ def _embeddings_p(
         offsets = edges.offsets.to(dtype)
         return [(filter.radial_p(edges, dtype), edge_harmonics(offsets, highest))]
     embedding = filter.embed_p(edges, dtype)
-    number = filter.radial[0]
-    of_all = edges.offsets.new_zeros(len(edges.offsets), number, (highest + 1) ** 2, dtype=dtype)
-    for l, values in embedding.items():
-        of_all[:, :, l * l : (l + 1) ** 2] = values
+    number, some = filter.radial[0], next(iter(embedding.values()))
+    none = {l: some.new_zeros(len(some), number, 2 * l + 1) for l in range(highest + 1)}
+    of_all = torch.cat(list((none | embedding).values()), dim=2)
     one = torch.eye(number, dtype=dtype, device=of_all.device)
     return [(one[k].expand(len(of_all), -1), of_all[:, k]) for k in range(number)]
 
