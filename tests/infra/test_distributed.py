@@ -24,9 +24,14 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 def trained_here(folder: Path, n_validation: int) -> dict[str, Any]:
-    """What this process has after training alone."""
+    """What this process has after training alone, in one thread as the others."""
     folder.mkdir()
-    train_in_ranks.main(folder, n_validation)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        train_in_ranks.main(folder, n_validation)
+    finally:
+        torch.set_num_threads(threads)
     return torch.load(folder / "rank-0.pt", weights_only=True)
 
 
