@@ -66,7 +66,7 @@ def test_scans_are_divided_and_the_maps_are_the_same(
     broken.write_text("what?")
     twin = write_scan(raw / "sub-05/dwi/sub-05_dwi.nii")
     monkeypatch.chdir(tmp_path)
-    common = ("participant", "--weights", weights, "--devices")
+    common = ("participant", "--weights", weights, "--nthreads", 1, "--devices")
     two = start("segment-bids", raw, "out-2", *common, 2, cwd=tmp_path)
     one = call("segment-bids", raw, "out-1", *common, 1)
     ends = {1: (one.status, one.stdout, one.stderr), 2: end(two)}
