@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tripq.infra.chunks import chunks
 from tripq.kernels.nodes_arguments import Constants, Coupling, NodeCsr
-from tripq.so3.harmonics import spherical_harmonics
+from tripq.so3.harmonics import mean_over_signs, spherical_harmonics
 from tripq.so3.recoupling import clebsch_gordan
 
 # Numbers that are held of a chunk of edges.
@@ -103,10 +103,11 @@ def _inner_harmonic(edges: _Edges, fixed: Constants) -> Tensor:
     """The mean over the signs, (E, 2 l_q + 1)."""
     geometry, coupling = fixed.geometry, fixed.coupling
     p, q_out, q_in = geometry.p_offsets[edges.type], geometry.q_out[edges.dst], geometry.q_in
-    total = torch.zeros_like(p[:, :1])
     pairs = list(zip(coupling.signs[::2], coupling.signs[1::2], strict=True))
-    for sign_out, sign_in in pairs:
-        offset = sign_out * q_out - sign_in * q_in[edges.src]
+
+    def harmonics(offset: Tensor) -> list[Tensor]:
         v = p - offset if coupling.joint else offset
-        total = total + spherical_harmonics((coupling.l_q,), v)[coupling.l_q]
-    return total / len(pairs)
+        return [spherical_harmonics((coupling.l_q,), v)[coupling.l_q]]
+
+    (mean,) = mean_over_signs(harmonics, q_out, q_in[edges.src], pairs)
+    return mean

@@ -64,6 +64,8 @@ LESIONS = ((4, 3, 0, 4), (-5, -2, 3, 3), (1, -6, -4, 3), (14, 4, -6, 5), (-9, 12
 """Place from the middle of the ball, and radius, in mm."""
 SHIFTS = ((0.5, 0.0, 0.0), (0.5, 0.5, 0.5), (0.25, 0.5, 0.75), (0.3, 0.1, 0.4))  # voxels
 
+TOO_LARGE = "the ball reaches out of the brain: a smaller radius"
+
 Volume = NDArray[np.float32]
 
 
@@ -143,11 +145,17 @@ class Head:
                     for filter in layer.filters:
                         filter.weight.div_(fineness**3)
         self.order = order
+        # What sees the border of the ball, or is interpolated from what does, is not compared.
+        seen = sum(layer.p_radius for layer in layers) + 2 * VOXEL
+        if radius <= seen:
+            raise ValueError(f"every voxel sees the border of the ball: a radius above {seen:g} mm")
         anatomy = default_anatomy(VOXEL)
         half = int(np.ceil(radius / VOXEL)) + MARGIN
         # The middle is the place deepest in the brain, which has room for the largest ball.
         depth = distance_transform_edt(np.pad(anatomy.mask, 1))[1:-1, 1:-1, 1:-1]
         deepest = np.unravel_index(depth.argmax(), depth.shape)
+        if radius >= VOXEL * depth.max():
+            raise ValueError(TOO_LARGE)
         affine = np.diag([VOXEL, VOXEL, VOXEL, 1.0])
         affine[:3, 3] = apply_affine(anatomy.affine, deepest) - VOXEL * half
         self.table = GradientTable.from_shells([1000.0], [directions])
@@ -172,12 +180,8 @@ class Head:
         distance = self.voxel * np.linalg.norm(self.offsets, axis=0).reshape(shape)
         self.ball = distance <= radius
         if not (self.image[self.ball][:, 0] > 0).all():
-            raise ValueError("the ball reaches out of the brain: a smaller radius")
-        # What sees the border of the ball, or is interpolated from what does, is not compared.
-        seen = sum(layer.p_radius for layer in layers) + 2 * VOXEL
+            raise ValueError(TOO_LARGE)
         self.inner = distance <= radius - seen
-        if not self.inner.any():
-            raise ValueError(f"every voxel sees the border of the ball: a radius above {seen:g} mm")
 
     def segment(
         self, image: Volume, rotation: NDArray | None = None, *, grid: bool = False

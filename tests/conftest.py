@@ -95,6 +95,15 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
     chromium.quit()
 
 
+FEW_SETTLING = 3
+
+
+@pytest.fixture
+def few_settling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settle batch norms over few batches: else this takes most of the time of a short training."""
+    monkeypatch.setattr("tripq.training.module.N_SETTLING", FEW_SETTLING)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Return the folder of real scans: $TRIPQ_TEST_DATA, or shared/data beside the repository."""

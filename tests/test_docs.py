@@ -177,15 +177,23 @@ class Fetched(HTMLParser):
             self.addresses.append(values.get("href") or "")
 
 
-def test_the_site_is_whole(tmp_path):
-    """One test, as it builds only once: the notebook runs, every name and link leads somewhere."""
+@pytest.mark.parametrize(
+    "run_notebook", ["false", pytest.param("true", marks=pytest.mark.exhaustive)]
+)
+def test_the_site_is_whole(run_notebook, tmp_path):
+    """One test, as it builds only once: every name and link leads somewhere."""
     site = tmp_path / "site"
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", site],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "NO_MKDOCS_2_WARNING": "1"},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "NO_MKDOCS_2_WARNING": "1",
+            "TRIPQ_RUN_NOTEBOOK": run_notebook,
+        },
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -196,8 +204,21 @@ def test_the_site_is_whole(tmp_path):
     assert not {url for url in fetched if urlsplit(url).netloc}, "the site works without a network"
 
 
-def test_the_notebook_is_stored_without_outputs():
+def notebook_cells():
+    """The cells of code of the notebook."""
     notebook = json.loads((ROOT / "docs/notebooks/first-steps.ipynb").read_text(encoding="utf-8"))
-    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def test_the_notebook_is_stored_without_outputs():
+    cells = notebook_cells()
     assert cells
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
+
+
+def test_the_notebook_runs(few_settling):
+    """With few steps of training; `make docs` and `make test-all` run it as it is."""
+    code = "\n".join("".join(cell["source"]) for cell in notebook_cells())
+    code = code.replace("%matplotlib inline\n", "")
+    assert code.count("Budget(steps=120)") == 1
+    exec(compile(code.replace("Budget(steps=120)", "Budget(steps=3)"), "notebook", "exec"), {})

@@ -107,7 +107,12 @@ def test_a_scan_that_cannot_be_judged_is_an_error(call: Call, scan: Path, tmp_pa
     ("name", "frame", "advice"),
     [
         ("nlsam_invivo_1p8mm/dwi_1_8.nii.gz", "voxel", "the table fits: keep --frame voxel."),
-        ("nlsam_invivo_1p8mm/dwi_1_8.nii.gz", "fsl", "use --frame voxel."),
+        pytest.param(
+            "nlsam_invivo_1p8mm/dwi_1_8.nii.gz",
+            "fsl",
+            "use --frame voxel.",
+            marks=pytest.mark.exhaustive,
+        ),
         ("tractseg_example/Diffusion.nii.gz", "fsl", "the table fits: keep --frame fsl."),
         (
             "philips/ph_601_WIP_dti_ax.nii.gz",

@@ -6,13 +6,18 @@ import csv
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
+from rich.console import Console
 
 from tests.commands.conftest import Call
+from tripq.commands.evaluate import show_scores
 from tripq.tasks.lesions.scores import LesionCounts, count_lesions, evaluate
+from tripq.tasks.lesions.scoring import _SHOWN
+from tripq.tasks.scoring import Evaluation
 
 AFFINE = np.diag([-2.0, 2.0, 2.5, 1.0])
 SUBJECTS = ("sub-01", "sub-02")
@@ -312,3 +317,16 @@ def test_the_task_of_an_evaluation_must_exist(call: Call, tmp_path: Path) -> Non
     done = call("evaluate", tmp_path, tmp_path, "-o", tmp_path / "out", "--task", "colours")
     assert done.status == 2
     assert "lesions" in done.stderr
+
+
+def test_no_column_head_is_cut_on_a_screen_of_80_columns() -> None:
+    columns = dict.fromkeys(_SHOWN, 0.123)
+    names = ("sub-01_ses-02_acq-b1000_run-1", "all")
+    rows = [SimpleNamespace(name=name, columns=columns) for name in names]
+    evaluation = Evaluation(rows, _SHOWN, "", {}, lambda *_: None)
+    console = Console(width=80)
+    with console.capture() as shown:
+        console.print(show_scores(evaluation))
+    words = shown.get().split()
+    assert {word for title in _SHOWN.values() for word in title.split()} < set(words)
+    assert words.count("0.123") == 2 * len(_SHOWN)

@@ -364,7 +364,7 @@ def stopped(tmp_path: Path, raw: Path, weights: Path) -> Callable[..., int]:
     ("where", "number", "status"),
     [
         ("inside", signal.SIGINT, 130),
-        ("inside", signal.SIGKILL, -signal.SIGKILL),
+        pytest.param("inside", signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.exhaustive),
         ("between", signal.SIGKILL, -signal.SIGKILL),
     ],
 )

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from tests.commands.conftest import start, write_scan, write_weights
+from tests.commands.conftest import Call, start, write_scan, write_weights
 from tests.commands.test_train import CONFIG, write_labelled
 
 SUBJECTS = [f"{number:02}" for number in range(1, 6)]
@@ -60,17 +60,16 @@ def children(of: int) -> list[int]:
 
 
 def test_scans_are_divided_and_the_maps_are_the_same(
-    raw: Path, weights: Path, tmp_path: Path
+    raw: Path, weights: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = raw / "sub-04/dwi/sub-04_dwi.bval"
     broken.write_text("what?")
     twin = write_scan(raw / "sub-05/dwi/sub-05_dwi.nii")
-    common = (raw, "OUT", "participant", "--weights", weights)
-    ends = {}
-    for count in (1, 2):
-        words = [f"out-{count}" if word == "OUT" else word for word in common]
-        process = start("segment-bids", *words, "--devices", count, cwd=tmp_path)
-        ends[count] = end(process)
+    monkeypatch.chdir(tmp_path)
+    common = ("participant", "--weights", weights, "--nthreads", 1, "--devices")
+    two = start("segment-bids", raw, "out-2", *common, 2, cwd=tmp_path)
+    one = call("segment-bids", raw, "out-1", *common, 1)
+    ends = {1: (one.status, one.stdout, one.stderr), 2: end(two)}
     for status, stdout, stderr in ends.values():
         assert status == 1, stderr
         assert f"{broken}: line 1: 'what?' is no number." in stdout
@@ -146,6 +145,7 @@ def test_machines_meet_and_divide_the_scans(raw: Path, weights: Path, tmp_path: 
     assert sum("sub-05" in stdout for _, stdout, _ in ends) == 1
 
 
+@pytest.mark.exhaustive
 def test_a_network_trained_by_two_is_that_of_one(tmp_path: Path) -> None:
     for name in ("sub-01", "sub-02", "sub-03"):
         write_labelled(tmp_path / "data", name)

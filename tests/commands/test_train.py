@@ -24,6 +24,8 @@ from tripq.tasks.lesions.scores import best_threshold, score
 from tripq.tasks.lesions.segmentation import segment
 from tripq.training.config import ConfigError, example_config, parse_config
 
+pytestmark = pytest.mark.usefixtures("few_settling")
+
 SHAPE = (9, 8, 7)
 AFFINE = np.diag([-2.0, 2.0, 2.0, 1.0])
 CONFIG = """

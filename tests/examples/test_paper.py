@@ -6,16 +6,21 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from tests.conftest import FEW_SETTLING
 from tests.tasks.lesions.open_ms import write_sources
 from tripq.tasks.lesions.datasets import OpenMS, open_ms
+
+pytestmark = pytest.mark.usefixtures("few_settling")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CENTRES = {
@@ -57,11 +62,33 @@ def plan(program: ModuleType):  # type: ignore[no-untyped-def]
     )
 
 
+class ThisProcess:
+    """In place of a pool of processes, each of which imports torch: one run after the other."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __enter__(self) -> ThisProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def submit(self, function: Callable[..., Any], *arguments: object) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
 @pytest.fixture(scope="module")
 def out(program, plan, sources, tmp_path_factory) -> Path:  # type: ignore[no-untyped-def]
     """The folder of a whole, tiny experiment."""
     folder = tmp_path_factory.mktemp("paper")
-    assert program.reproduce(plan, sources, folder, jobs=2) == []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("paper.schedule.ProcessPoolExecutor", ThisProcess)
+        patch.setattr("tripq.training.module.N_SETTLING", FEW_SETTLING)
+        assert program.reproduce(plan, sources, folder, jobs=2) == []
     return folder
 
 
@@ -85,6 +112,24 @@ def test_every_run_is_a_line_with_all_that_it_was(out: Path) -> None:
         if line["run"]["stage"] == "main":
             assert line["steps"] == 4
             assert {"usual", "rotated"} <= set(line["tests"])
+
+
+def test_runs_in_processes_of_their_own_have_the_same_results(  # type: ignore[no-untyped-def]
+    program, plan, sources, out: Path, tmp_path: Path
+) -> None:
+    from paper.cohort import Scans
+    from paper.plan import split_patients
+    from paper.results import Results, Run
+    from paper.schedule import Experiment, do
+
+    splits = split_patients(sources.patients, plan.n_validation, plan.n_test, plan.seeds)
+    experiment = Experiment(plan, splits, Scans(out / "cohorts"), tmp_path, "cpu")
+    runs = [Run("baselines", name, 1.0, 0) for name in ("logistic", "md")]
+    results = Results(tmp_path / "results.jsonl")
+    assert do(runs, results, experiment, 1, program.console) == []
+    expected = {line["run"]["contender"]: line["tests"] for line in lines(out)}
+    found = {line["run"]["contender"]: line["tests"] for line in lines(tmp_path)}
+    assert found == {name: expected[name] for name in ("logistic", "md")}
 
 
 def test_a_fixed_network_is_tested_on_other_tables_only_resampled(out: Path) -> None:

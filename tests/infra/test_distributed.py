@@ -13,22 +13,33 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.programs import train_in_ranks
 from tests.training.test_training import convolutional, equivariant, labelled_scan
 from tripq.infra.distributed import by_leader, connected, gather
 from tripq.infra.rank import ALONE, Rank
 from tripq.tasks.lesions.task import LesionTask
 from tripq.training import Budget, PatchDataModule, Stopping, train
 
-PROGRAM = Path(__file__).parents[1] / "programs" / "train_in_ranks.py"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
-def trained(folder: Path, *arguments: object, ranks: int = 1) -> list[dict[str, Any]]:
+def trained_here(folder: Path, n_validation: int) -> dict[str, Any]:
+    """What this process has after training alone, in one thread as the others."""
+    folder.mkdir()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        train_in_ranks.main(folder, n_validation)
+    finally:
+        torch.set_num_threads(threads)
+    return torch.load(folder / "rank-0.pt", weights_only=True)
+
+
+def trained(folder: Path, *arguments: object, ranks: int) -> list[dict[str, Any]]:
     """What each of so many processes has after training together."""
     folder.mkdir()
-    launcher = [sys.executable] if ranks == 1 else [*TORCHRUN, str(ranks)]
     subprocess.run(
-        [*launcher, PROGRAM, folder, *map(str, arguments)],
+        [*TORCHRUN, str(ranks), train_in_ranks.__file__, folder, *map(str, arguments)],
         check=True,
         timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -43,7 +54,7 @@ def assert_same_weights(first: dict[str, Any], second: dict[str, Any], atol: flo
 
 
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
-    (one,) = trained(tmp_path / "one", 3)
+    one = trained_here(tmp_path / "one", 3)
     two = trained(tmp_path / "two", 3, ranks=2)
     assert_same_weights(two[0], two[1], atol=0)
     # Weights of order 1 in float32, after 6 steps of 0.01: the order of the sums is all.
@@ -55,7 +66,7 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
 
 @pytest.mark.exhaustive
 def test_a_process_may_have_no_scan_to_validate(tmp_path: Path) -> None:
-    (one,) = trained(tmp_path / "one", 1)
+    one = trained_here(tmp_path / "one", 1)
     two = trained(tmp_path / "two", 1, ranks=2)
     assert one["scores"] == two[0]["scores"] == two[1]["scores"]
 

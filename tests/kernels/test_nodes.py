@@ -509,7 +509,13 @@ def resources(name, orders, target, *, radial=(3, 3), half="fp32", full="fp32", 
 KERNELS = ("_sum", "_to_features", "_to_radial")
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "sm_90",
+        *(pytest.param(other, marks=pytest.mark.exhaustive) for other in ("sm_80", "gfx942")),
+    ],
+)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_kernels_compile_and_spill_nothing(kernel, target):
     found = resources(kernel, (4, 4, 4, 4, 4), target)

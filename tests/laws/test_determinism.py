@@ -72,10 +72,12 @@ def test_two_processes_train_the_same_weights_and_make_the_same_map(tmp_path: Pa
         pytest.param("cuda", "triton", marks=pytest.mark.gpu),
     ],
 )
-def test_one_seed_gives_one_network_and_one_map(device: str, backend: str) -> None:
+def test_one_seed_gives_one_network_and_one_map(
+    device: str, backend: str, few_settling: None
+) -> None:
     first, second = (put_on(equivariant(), backend) for _ in range(2))
     for network in (first, second):
-        train(network, boxes(seed=3), Budget(steps=4), device=device)
+        train(network, boxes(seed=3), Budget(steps=2), device=device)
     assert_equal_weights(first, second)
     untrained = equivariant().state_dict()
     assert any(not torch.equal(v.cpu(), untrained[k]) for k, v in first.state_dict().items())

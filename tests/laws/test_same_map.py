@@ -129,7 +129,8 @@ def test_the_order_of_volumes_and_the_signs_of_directions_change_no_map(
 @pytest.mark.parametrize(
     ("backend", "budget"),
     [
-        ("edges", None),  # in parts as it is; with a small budget it takes minutes
+        # in parts as it is; with a small budget it takes minutes
+        pytest.param("edges", None, marks=pytest.mark.exhaustive),
         *product(("dense", "fourier", "recoupled", "triton"), (None, 1_000_000)),
     ],
 )

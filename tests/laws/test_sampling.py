@@ -123,7 +123,7 @@ def test_weights_that_are_given_are_used_as_they_are():
 
 def test_an_integral_is_the_sum_over_the_points_of_all_voxels():
     """By hand: the filter at every point, cut at the radius, times volumes and shares."""
-    radius, linear = 2.2, GRIDS["sheared"] @ rotation_of(4)
+    radius, linear = 3.0, GRIDS["sheared"] @ rotation_of(4)  # 216 points
     affine = np.eye(4)
     affine[:3, :3] = linear
     axes = np.concatenate([np.eye(3), np.eye(3)[:1]])  # one of them twice
@@ -141,16 +141,17 @@ def test_an_integral_is_the_sum_over_the_points_of_all_voxels():
         q_radial=Radial("gaussian", 1),
         quadrature="integral",
     ).double()
-    graph = PQGraph.from_grid(np.ones((2, 2, 2)), affine, q, radius)
-    p = torch.from_numpy(np.argwhere(np.ones((2, 2, 2))) @ linear.T)
-    x = torch.randn(8, len(q), 4, dtype=torch.float64)
+    mask = np.ones((1, 2, 2))
+    graph = PQGraph.from_grid(mask, affine, q, radius)
+    p = torch.from_numpy(np.argwhere(mask) @ linear.T)
+    x = torch.randn(len(p), len(q), 4, dtype=torch.float64)
     vectors = torch.from_numpy(q)
     (f,) = layer.filters
     # The only function of |q_in|, on each of the three shells.
     total = f.phi_q_in(torch.tensor([0.0, 1.0, 1.7], dtype=torch.float64)).sum()
     weights = torch.from_numpy(shares) / total
     points, parts = voxel_points(linear, radius)
-    expected = torch.zeros(8, len(q), layer.irreps_out.dim, dtype=torch.float64)
+    expected = torch.zeros(len(p), len(q), layer.irreps_out.dim, dtype=torch.float64)
     with torch.no_grad():
         for point, part in zip(torch.from_numpy(points), parts, strict=True):
             offsets = p[:, None] - p + point  # p_out, p_in
@@ -177,17 +178,18 @@ def test_learnt_radial_functions_have_the_gradients_of_the_definition(filter, an
     q[0] = 0
     affine = np.eye(4)
     affine[:3, :3] = GRIDS["sheared"] @ rotation_of(4)
-    mask = np.ones((2, 1, 1) if filter == "diff" else (2, 2, 2))
-    graph = PQGraph.from_grid(mask, affine, q, 2.2)
+    mask, lmax = (np.ones((2, 1, 1)), 1) if filter == "diff" else (np.ones((2, 2, 2)), 2)
+    radius = 4.0  # 125 points
+    graph = PQGraph.from_grid(mask, affine, q, radius)
     torch.manual_seed(0)
     layer = PQTensorFieldLayer(
         "1x0e + 1x1o",
         "1x0e + 1x2e",
-        2.2,
+        radius,
         filter=filter,
         selection="all",
-        lmax_p=2,
-        lmax_q=2,
+        lmax_p=lmax,
+        lmax_q=lmax,
         antipodal=antipodal,
         quadrature="integral",
         p_radial=Radial("cosine", 2, learnable=True),

@@ -17,6 +17,8 @@ import torch
 import typer
 from torch import nn
 
+pytestmark = pytest.mark.usefixtures("few_settling")
+
 PERF = Path(__file__).parents[2] / "perf"
 
 

@@ -56,7 +56,7 @@ def networks() -> list[nn.Module]:
 
 
 @pytest.mark.parametrize("network", networks(), ids=lambda network: type(network).__name__)
-@pytest.mark.parametrize("max_voxels", [300, 500])
+@pytest.mark.parametrize("max_voxels", [pytest.param(300, marks=pytest.mark.exhaustive), 400, 500])
 def test_blocks_equal_the_whole(network: nn.Module, max_voxels: int) -> None:
     network.eval()
     dwi = make_scan(head())

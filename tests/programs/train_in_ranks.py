@@ -19,9 +19,8 @@ from tripq.tasks.lesions.task import LesionTask
 from tripq.training import Budget, PatchDataModule, Stopping, train
 
 
-def main() -> None:
-    out, n_validation = Path(sys.argv[1]), int(sys.argv[2])
-    budget = Budget(seconds=float(sys.argv[3])) if len(sys.argv) > 3 else Budget(steps=6)
+def main(out: Path, n_validation: int, seconds: float | None = None) -> None:
+    budget = Budget(steps=6) if seconds is None else Budget(seconds=seconds)
     network = equivariant()
     patches = PatchDataModule(
         [labelled_scan(0), labelled_scan(1)],
@@ -39,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]), int(sys.argv[2]), *map(float, sys.argv[3:]))

@@ -143,7 +143,9 @@ def test_a_change_is_named_by_the_frame_that_makes_it() -> None:
 @pytest.mark.parametrize(
     ("scan", "right", "wrong"),
     [
-        ("nlsam_invivo_1p8mm/dwi_1_8.nii.gz", "voxel", "fsl"),
+        pytest.param(
+            "nlsam_invivo_1p8mm/dwi_1_8.nii.gz", "voxel", "fsl", marks=pytest.mark.exhaustive
+        ),
         ("tractseg_example/Diffusion.nii.gz", "fsl", "world"),
         ("dcm_qa_uih/dti_tra_dir16_PA_6_134431.nii", "fsl", "world"),
     ],

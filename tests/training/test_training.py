@@ -46,6 +46,8 @@ from tripq.training import (
 )
 from tripq.training.config import SplitConfig
 
+pytestmark = pytest.mark.usefixtures("few_settling")
+
 AFFINE = np.array([[0, -2.0, 0, 7], [2.0, 0, 0, -3], [0, 0, 2.5, 1], [0, 0, 0, 1]])
 Q = np.concatenate([np.zeros((1, 3)), np.eye(3)])
 

@@ -39,6 +39,7 @@ from tripq.kernels.mixing import mix
 from tripq.kernels.nodes import aggregate_nodes
 from tripq.kernels.nodes_arguments import NodeCsr, Term
 from tripq.kernels.tensor_product import Coupling, contract, expand
+from tripq.so3.harmonics import mean_over_signs
 from tripq.so3.recoupling import Block
 
 
@@ -130,8 +131,10 @@ def _inner_harmonics(filter: PQFilter, q_out: Tensor, q_in: Tensor) -> Tensor:
     if filter.kind == "p":
         return torch.ones_like(q_out[:, :1])
     lmax = _highest(filter, outer=False)
-    terms = [edge_harmonics(a * q_out - b * q_in, lmax) for a, b in filter.signs]
-    return torch.stack(terms).mean(dim=0)
+    (mean,) = mean_over_signs(
+        lambda offset: [edge_harmonics(offset, lmax)], q_out, q_in, filter.signs
+    )
+    return mean
 
 
 def _highest(filter: PQFilter, *, outer: bool) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -72,7 +71,7 @@ class Verdict:
 
 
 def check(
-    scan: Annotated[Path, typer.Argument(help="Diffusion scan: 4D NIfTI, .nii or .nii.gz.")],
+    scan: options.ScanFile,
     bval: options.BVal = None,
     bvec: options.BVec = None,
     mask: options.Mask = None,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
@@ -39,9 +40,7 @@ def evaluate(
             help="Derivatives with the known maps; for lesions *_label-lesion_mask.nii.gz."
         ),
     ],
-    out: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the scores.")
-    ],
+    out: Annotated[Path, options.output("scores")],
     task: Annotated[
         str,
         typer.Option(metavar="NAME", callback=options.check_task, help="Task of the maps."),
@@ -110,11 +109,11 @@ def evaluate(
 
 
 def show_scores(evaluation: Evaluation) -> Table:
-    """Table of scores for the screen."""
-    table = Table(caption=evaluation.caption)
-    table.add_column("scan")
+    """Table of scores for the screen: in 80 columns, names of scans fold, and no word is cut."""
+    table = Table(caption=evaluation.caption, box=SIMPLE, pad_edge=False, collapse_padding=True)
+    table.add_column("scan", overflow="fold")
     for title in evaluation.shown.values():
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=" " not in title)
     for row in evaluation.rows:
         table.add_row(escape(row.name), *(_cell(row, key) for key in evaluation.shown))
     return table

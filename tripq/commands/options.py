@@ -67,6 +67,11 @@ def use_work_dir(folder: Path) -> None:
         os.environ.setdefault(name, str(folder / name.lower().removesuffix("_dir")))
 
 
+def output(contents: str) -> Any:
+    """Option of the folder for the files that a command writes."""
+    return typer.Option("--output", "-o", metavar="FOLDER", help=f"Folder for the {contents}.")
+
+
 def show_version(wanted: bool) -> None:
     """Print the version and exit, if `wanted`."""
     if wanted:
@@ -146,6 +151,7 @@ def spread_labels(arguments: Sequence[str]) -> list[str]:
     return spread
 
 
+ScanFile = Annotated[Path, typer.Argument(help="Diffusion scan: 4D NIfTI, .nii or .nii.gz.")]
 BVal = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="b-values in s/mm2.", show_default=_BESIDE),

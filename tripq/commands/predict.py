@@ -18,13 +18,11 @@ from tripq.tasks import DEFAULT_TASK, find_task
 
 
 def predict(
-    scan: Annotated[Path, typer.Argument(help="Diffusion scan: 4D NIfTI, .nii or .nii.gz.")],
+    scan: options.ScanFile,
     weights: Annotated[
         Path, typer.Option(metavar="FILE", help="Checkpoint, .safetensors, of any task.")
     ],
-    out: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the maps.")
-    ],
+    out: Annotated[Path, options.output("maps")],
     bval: options.BVal = None,
     bvec: options.BVec = None,
     mask: options.Mask = None,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from tripq.commands import options
 from tripq.commands.files import ResultFiles, ScanFiles
 from tripq.commands.session import session
@@ -14,10 +12,8 @@ from tripq.scans.nifti import split_name
 
 
 def segment(
-    scan: Annotated[Path, typer.Argument(help="Diffusion scan: 4D NIfTI, .nii or .nii.gz.")],
-    out: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the results.")
-    ],
+    scan: options.ScanFile,
+    out: Annotated[Path, options.output("results")],
     bval: options.BVal = None,
     bvec: options.BVec = None,
     mask: options.Mask = None,

@@ -55,10 +55,7 @@ def train(
     data: Annotated[
         Path, typer.Argument(help="BIDS dataset with diffusion scans; the truth is in --truth.")
     ],
-    out: Annotated[
-        Path,
-        typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the trained network."),
-    ],
+    out: Annotated[Path, options.output("trained network")],
     config: Annotated[
         Path | None,
         typer.Option(

@@ -21,7 +21,7 @@ from tripq.infra.chunks import chunks
 from tripq.infra.kept import kept, kept_with_owner
 from tripq.kernels.embeddings import edge_harmonics
 from tripq.kernels.launch import accumulation_dtype, runs_in_triton
-from tripq.so3.harmonics import spherical_harmonics, unit_vectors
+from tripq.so3.harmonics import mean_over_signs, spherical_harmonics, unit_vectors
 from tripq.so3.paths import Channels, FilterKind, Path
 from tripq.so3.recoupling import Recoupling, clebsch_gordan
 
@@ -159,15 +159,14 @@ class PQFilter(nn.Module):
         if self.kind == "p":
             shape = torch.broadcast_shapes(q_out.shape, q_in.shape)[:-1]
             return {0: q_in.new_ones(*shape, 1)}
-        q_out, q_in = self.q_ends(q_out), self.q_ends(q_in)
         orders = {path.inner for path in self.paths}
-        total: dict[int, Tensor] = {}
-        for sign_out, sign_in in self.signs:
-            offset = sign_out * q_out - sign_in * q_in
-            harmonics = _harmonics(orders, p_offset - offset if self.joint else offset)
-            for l, y in harmonics.items():
-                total[l] = total[l] + y if l in total else y
-        return {l: y / len(self.signs) for l, y in total.items()}
+
+        def harmonics(offset: Tensor) -> list[Tensor]:
+            by_order = _harmonics(orders, p_offset - offset if self.joint else offset)
+            return [by_order[l] for l in orders]
+
+        means = mean_over_signs(harmonics, self.q_ends(q_out), self.q_ends(q_in), self.signs)
+        return dict(zip(orders, means, strict=True))
 
     @property
     def joint(self) -> bool:

@@ -212,27 +212,7 @@ class BIDSScan:
         return self.mask(derivatives, "desc-brain")
 
     def mask(self, derivatives: Path, entity: str) -> Path:
-        """Its mask of a kind in a dataset of derivatives, on its own grid.
-
-        Parameters
-        ----------
-        derivatives : Path
-            Root of the dataset, such as ``derivatives/truth``.
-        entity : str
-            With which the name of the mask ends, such as ``"desc-brain"`` or ``"label-WM"``.
-
-        Returns
-        -------
-        Path
-            In the folder of the scan, with no entity that the scan has not itself.
-
-        Raises
-        ------
-        BIDSMissingError
-            If there is none.
-        BIDSError
-            If two hold equally.
-        """
+        """Its `image` whose name ends with an entity and ``_mask``, such as ``"desc-brain"``."""
         return self.image(derivatives, f"{entity}_mask")
 
     def image(self, derivatives: Path, ending: str) -> Path:

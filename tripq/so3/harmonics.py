@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
+from operator import add
 
 import torch
 from e3nn import o3
@@ -72,3 +74,31 @@ def spherical_harmonics(orders: Iterable[int], v: Tensor) -> dict[int, Tensor]:
         l: y if l == 0 else torch.where(zero[..., None], torch.zeros_like(y), y)
         for l, y in harmonics.items()
     }
+
+
+def mean_over_signs(
+    harmonics: Callable[[Tensor], Sequence[Tensor]],
+    q_out: Tensor,
+    q_in: Tensor,
+    signs: Sequence[tuple[float, float]],
+) -> list[Tensor]:
+    """Mean of harmonics of the q-offsets over the signs of both q-vectors.
+
+    Parameters
+    ----------
+    harmonics : callable
+        Gives tensors of q-offsets (..., 3).
+    q_out, q_in : Tensor
+        Broadcast against each other, (..., 3).
+    signs : sequence of (float, float)
+        Of q_out and of q_in: the offsets are ``sign_out * q_out - sign_in * q_in``.
+
+    Returns
+    -------
+    list of Tensor
+        The mean of each of the tensors.
+    """
+    terms = [harmonics(sign_out * q_out - sign_in * q_in) for sign_out, sign_in in signs]
+    if len(terms) == 1:
+        return list(terms[0])
+    return [reduce(add, of_one) / len(terms) for of_one in zip(*terms, strict=True)]
