@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def add_rician_noise(
-    signal: NDArray[np.float32], sigma: float, rng: np.random.Generator
+    signal: NDArray[np.float32], sigma: float | NDArray[np.float32], rng: np.random.Generator
 ) -> NDArray[np.float32]:
     r"""Magnitude of a signal with complex Gaussian noise.
 
@@ -19,8 +19,9 @@ def add_rician_noise(
     ----------
     signal : float32 array
         Of any shape.
-    sigma : float
-        Standard deviation of the noise in either channel, in the unit of the signal.
+    sigma : float or float32 array
+        Standard deviation of the noise in either channel, in the unit of the signal; of a
+        shape that broadcasts to that of the signal.
     rng : numpy.random.Generator
         Source of the noise.
 
@@ -34,6 +35,6 @@ def add_rician_noise(
     >>> round(float(noise.mean()), 1)  # 2 * sqrt(pi / 2) = 2.507
     2.5
     """
-    scale = np.float32(sigma)
+    scale = np.asarray(sigma, dtype=np.float32)
     real = signal + scale * rng.standard_normal(signal.shape, dtype=np.float32)
     return np.hypot(real, scale * rng.standard_normal(signal.shape, dtype=np.float32))
