@@ -2,8 +2,8 @@
 
     python examples/paper/real_heads.py --heads FOLDER --accept-licences
 
-FOLDER holds one folder for each source of `HEADS`.  Subjects that exist already are kept.  The signal
-is real, the lesions are modelled: see `tripq.tasks.lesions.datasets.implanted`.
+FOLDER holds one folder for each source of `HEADS`.  Subjects that exist already are kept.  The
+signal is real, the lesions are modelled: see `tripq.tasks.lesions.datasets.implanted`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from typing import Annotated
 
 import typer
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # a program inside the package of its siblings
 
 from paper.command import AcceptLicences, Data, start
 
@@ -99,9 +98,9 @@ HEADS = (
         "tractseg_example/Diffusion.nii.gz",
         mask="nodif_brain_mask.nii.gz",
     ),
-    _philips("ph1201", "Philips, site of ph_1201", "ph_1201_DT_HIGH_32DIR_SENSE"),
-    _philips("ph601", "Philips, site of ph_601", "ph_601_WIP_dti_ax"),
-    _philips("pd701", "Philips, site of pd_701", "pd_701_DTI_Biobank_2mm_MB3S2_EPI"),
+    _philips("ph1201", "Philips Achieva 3T, Bangalore", "ph_1201_DT_HIGH_32DIR_SENSE"),
+    _philips("ph601", "Philips Achieva dStream 3T, Nashville", "ph_601_WIP_dti_ax"),
+    _philips("pd701", "Philips Ingenia Elition X 3T, Nottingham", "pd_701_DTI_Biobank_2mm_MB3S2_EPI"),
     # series of equal phase encoding; those of sagittal slabs and 4000 (A>P, other world directions)
     # are left out
     _canon("3000", "DTI_PA-ortho"),

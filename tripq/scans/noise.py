@@ -1,7 +1,10 @@
 r"""The noise level of a scan, from the scatter of its samples about a smooth signal.
 
-The logarithms of each shell are fitted by even spherical harmonics with at most half as many
-coefficients as samples.  (Of a tensor, the logarithm has order 2 and the signal every even order.)
+Each shell is fitted by even spherical harmonics with at most half as many coefficients as samples,
+once the signal and once its logarithm, of which a tensor needs order 2 alone; the fit with the
+smaller residuals is used.  What a fit cannot follow counts as noise: with fewer than 20 directions,
+where only order 2 is left, the level of anisotropic tissue is 5 to 30 % too high.  Isotropic voxels
+therefore have more weight.
 The mean square of the residuals, with :math:`\nu` degrees of freedom, is :math:`\sigma^2
 \chi^2_\nu / \nu`; the noise varies smoothly over a head, so the logarithms are averaged over some
 millimetres, and their bias :math:`\psi(\nu / 2) - \log(\nu / 2)` is subtracted.
@@ -62,9 +65,13 @@ def noise_level(dwi: DWI) -> NDArray[np.float32]:
             continue
         signal = dwi.signal[:, shell.indices]
         project = (basis @ np.linalg.pinv(basis)).astype(np.float32)
-        fitted = np.log(np.maximum(signal, _LOWEST)) @ project
-        anisotropy = np.maximum(anisotropy, fitted.var(axis=1))
-        squares += ((signal - np.exp(fitted)) ** 2).sum(axis=1, dtype=np.float64)
+        logs = np.log(np.maximum(signal, _LOWEST)) @ project
+        anisotropy = np.maximum(anisotropy, logs.var(axis=1))
+        residuals = [
+            ((signal - fitted) ** 2).sum(axis=1, dtype=np.float64)
+            for fitted in (signal @ project, np.exp(logs))
+        ]
+        squares += min(residuals, key=np.median)
         freedom += len(shell) - int(np.linalg.matrix_rank(basis))
     if not freedom:
         raise DWIError(

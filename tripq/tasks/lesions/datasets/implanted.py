@@ -1,7 +1,7 @@
 """Lesions of real patients implanted into scans of real, healthy heads, as a BIDS dataset.
 
-The outlines are brought from the template onto a head by `tripq.simulate.registration.register_anatomy`, kept to
-its brain and out of its fluid, and the signal is changed by
+The outlines are brought from the template onto a head by `tripq.simulate.registration`, kept to its
+brain and out of its fluid, and the signal is changed by
 `tripq.tasks.lesions.simulate.implant_lesions`.  A head is registered once: the result is kept in a
 file beside the subjects.
 """
