@@ -1,27 +1,13 @@
-"""Implant lesions into real, healthy heads, and write them as a cohort with known truth.
-
-    python examples/paper/real_heads.py --heads FOLDER --accept-licences
-
-FOLDER holds one folder for each source of `HEADS`.  Subjects that exist already are kept.  The
-signal is real, the lesions are modelled: see `tripq.tasks.lesions.datasets.implanted`.
-"""
+"""Real, healthy heads of public sources: person, scanner, and how their files are read."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # a program inside the package of its siblings
-
-from paper.command import AcceptLicences, Data, start
 
 from tripq.scans import DWI, Frame, read_dwi
 from tripq.scans.brain import read_brain
-from tripq.tasks.lesions.datasets import Head, open_ms, write_implanted
+from tripq.tasks.lesions.datasets import Head
 
 
 @dataclass(frozen=True)
@@ -100,7 +86,9 @@ HEADS = (
     ),
     _philips("ph1201", "Philips Achieva 3T, Bangalore", "ph_1201_DT_HIGH_32DIR_SENSE"),
     _philips("ph601", "Philips Achieva dStream 3T, Nashville", "ph_601_WIP_dti_ax"),
-    _philips("pd701", "Philips Ingenia Elition X 3T, Nottingham", "pd_701_DTI_Biobank_2mm_MB3S2_EPI"),
+    _philips(
+        "pd701", "Philips Ingenia Elition X 3T, Nottingham", "pd_701_DTI_Biobank_2mm_MB3S2_EPI"
+    ),
     # series of equal phase encoding; those of sagittal slabs and 4000 (A>P, other world directions)
     # are left out
     _canon("3000", "DTI_PA-ortho"),
@@ -115,33 +103,3 @@ HEADS = (
     _uih("uihPA12b", "uih_series/dti_tra_dir16_PA_rot_12_132222.nii.gz"),
 )
 """Healthy heads of public sources, with the traps of their files resolved."""
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-@app.command()
-def main(
-    heads: Annotated[Path, typer.Option(help="Folder with the scans of the healthy heads.")],
-    out: Annotated[Path, typer.Option(help="Folder of the cohort.")] = Path("runs/implanted"),
-    data: Data = None,
-    accept_licences: AcceptLicences = False,
-    only: Annotated[list[str] | None, typer.Option(help="Names of heads; again for more.")] = None,
-    patient: Annotated[list[str] | None, typer.Option(help="Again for more.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Subjects of each head and patient.")] = 1,
-) -> None:
-    """Write one subject for each head, patient and seed."""
-    known = {head.name: head for head in HEADS}
-    if wrong := sorted(set(only or ()) - set(known)):
-        raise typer.BadParameter(f"no head {', '.join(wrong)}; there are {', '.join(known)}.")
-    names = write_implanted(
-        out,
-        [known[name].head(heads) for name in only or known],
-        open_ms(accept_licences=accept_licences, local=data),
-        seeds=range(seeds),
-        patients=patient,
-    )
-    print(f"{len(names)} subjects in {out}")
-
-
-if __name__ == "__main__":
-    start(app)

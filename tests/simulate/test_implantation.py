@@ -26,7 +26,11 @@ TWO_SHELLS = GradientTable.from_shells([1000.0, 2000.0], [30, 60])
 
 
 def white_matter(
-    table: GradientTable, *, sigma: float = 0.0, seed: int = 0, shape: tuple[int, ...] = (12, 12, 12)
+    table: GradientTable,
+    *,
+    sigma: float = 0.0,
+    seed: int = 0,
+    shape: tuple[int, ...] = (12, 12, 12),
 ) -> DWI:
     """Fibres of any direction, on an oblique grid of anisotropic voxels."""
     rng = np.random.default_rng(seed)
