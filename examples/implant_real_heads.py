@@ -2,8 +2,9 @@
 
     python examples/implant_real_heads.py --heads FOLDER --accept-licences
 
-FOLDER holds one folder for each source of `paper.real_heads.HEADS`.  Subjects that exist already are
-kept.  The signal is real, the lesions are modelled: see `tripq.tasks.lesions.datasets.implanted`.
+FOLDER holds one folder for each source of `paper.real_heads.HEADS`.  Subjects that exist already
+are kept.  The signal is real, the lesions are modelled: see
+`tripq.tasks.lesions.datasets.implanted`.
 """
 
 from __future__ import annotations
