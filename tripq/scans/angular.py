@@ -77,12 +77,13 @@ def _fit(
     orders = [l for l in range(2, HIGHEST_ORDER + 1, 2) if (l + 1) * (l + 2) // 2 <= len(measured)]
     if not orders:
         return None
-    before, after = _harmonics(measured, orders[-1]), _harmonics(wanted, orders[-1])
+    before, after = even_harmonics(measured, orders[-1]), even_harmonics(wanted, orders[-1])
     fit: NDArray[np.float64] = after @ np.linalg.pinv(before)
     return fit
 
 
-def _harmonics(q: NDArray[np.floating], order: int) -> NDArray[np.float64]:
+def even_harmonics(q: NDArray[np.floating], order: int) -> NDArray[np.float64]:
+    """Even real spherical harmonics up to an order, (N, coefficients), at q-vectors (N, 3)."""
     sphere = Sphere(xyz=q / np.linalg.norm(q, axis=1, keepdims=True))
     values: NDArray[np.float64]
     values, _, _ = real_sh_descoteaux(order, sphere.theta, sphere.phi, legacy=False)

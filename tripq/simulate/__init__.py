@@ -24,6 +24,7 @@ from tripq.simulate.errors import SimulationError
 from tripq.simulate.fibres import estimate_fibres
 from tripq.simulate.fields import random_field
 from tripq.simulate.grid import Grid
+from tripq.simulate.implantation import implant
 from tripq.simulate.modifier import Modifier, ReadMap
 from tripq.simulate.noise import add_chi_noise, add_rician_noise
 from tripq.simulate.pose import Pose, random_pose, random_rotation
@@ -60,6 +61,7 @@ __all__ = [
     "diffusion_signal",
     "estimate_fibres",
     "fibres_from_peaks",
+    "implant",
     "random_field",
     "random_pose",
     "random_rotation",

@@ -205,7 +205,7 @@ def default_anatomy(voxel_size: float | tuple[float, float, float] = 2.0) -> Ana
     lattice = Grid((1, 1, 1), np.diag([*edges, 1.0]))
     grid = lattice.covering(inside, margin=2 * float(edges.max()))
     share, white, grey = (
-        _resample(volume, source, grid)
+        resample_map(volume, source, grid)
         for volume in (
             brain,
             np.where(brain, wm.get_fdata(), 0),
@@ -371,8 +371,21 @@ def _fraction(image: nib.Nifti1Image) -> NDArray[np.float32]:
     return values
 
 
-def _resample(volume: NDArray, source: Grid, target: Grid) -> NDArray[np.float32]:
-    """Read a map on another grid; larger voxels average over their extent."""
+def resample_map(volume: NDArray, source: Grid, target: Grid) -> NDArray[np.float32]:
+    """Read a map with values from 0 to 1 on another grid; larger voxels average over their extent.
+
+    Parameters
+    ----------
+    volume : (X, Y, Z) array
+        The map.
+    source, target : Grid
+        Its grid, and the other one.
+
+    Returns
+    -------
+    float32 array
+        Of the shape of `target`; 0 beyond `source`.
+    """
     ratio = target.voxel_size / source.voxel_size.mean()
     # a Gaussian as wide as the voxel, less what the source voxel has blurred already
     blur = np.sqrt(np.clip(ratio**2 - 1, 0, None)) / np.sqrt(8 * np.log(2))
@@ -384,7 +397,7 @@ def _resample(volume: NDArray, source: Grid, target: Grid) -> NDArray[np.float32
 def _average(volume: NDArray[np.float32], source: Grid, target: Grid) -> NDArray[np.float32]:
     """Mean of a map over the extent of each voxel of another grid.
 
-    Outlines keep their edges; the blur of `_resample` would remove outlines as small as a voxel.
+    Outlines keep their edges; the blur of `resample_map` would remove outlines as small as a voxel.
     """
     centres = apply_affine(source.affine, np.argwhere(volume))
     near = np.zeros(target.shape, dtype=bool)

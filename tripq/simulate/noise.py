@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def add_rician_noise(
-    signal: NDArray[np.float32], sigma: float, rng: np.random.Generator
+    signal: NDArray[np.float32], sigma: float | NDArray[np.float32], rng: np.random.Generator
 ) -> NDArray[np.float32]:
     r"""Magnitude of a signal with complex Gaussian noise.
 
@@ -19,8 +19,9 @@ def add_rician_noise(
     ----------
     signal : float32 array
         Of any shape.
-    sigma : float
-        Standard deviation of the noise in either channel, in the unit of the signal.
+    sigma : float or float32 array
+        Standard deviation of the noise in either channel, in the unit of the signal; of a
+        shape that broadcasts to that of the signal.
     rng : numpy.random.Generator
         Source of the noise.
 
@@ -78,7 +79,7 @@ def receive(
     signal: NDArray[np.float32], sigma: NDArray[np.float32] | float, rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Real and imaginary channel of a coil, with noise of standard deviation `sigma` in each."""
-    scale = np.float32(sigma)
+    scale = np.asarray(sigma, dtype=np.float32)
     real = signal + scale * rng.standard_normal(signal.shape, dtype=np.float32)
     return real, scale * rng.standard_normal(signal.shape, dtype=np.float32)
 

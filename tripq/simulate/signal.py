@@ -170,13 +170,57 @@ def _signal(tissue: Tissue, table: GradientTable, constants: Constants) -> NDArr
         white += tissue.weights[:, fibre, None] * (sticks + zeppelins)
         ellipsoids = np.exp(-grey_mean * ((1 - spread) * b + 3 * spread * along))
         grey += tissue.weights[:, fibre, None] * ellipsoids
-    hindered = np.exp(np.float32(-constants.water_diffusivity) * b)
     fluid = constants.csf_s0 * np.exp(np.float32(-constants.csf_diffusivity) * b)
 
     solid = tissue.wm[:, None] * white + constants.gm_s0 * tissue.gm[:, None] * grey
     normal = tissue.wm[:, None] + constants.gm_s0 * tissue.gm[:, None]  # solid at b = 0
     s0, water = tissue.s0[:, None], tissue.water[:, None]
-    return s0 * ((1 - water) * solid + water * normal * hindered) + tissue.csf[:, None] * fluid
+    changed = replace_by_water(solid, normal, water, s0, b, constants.water_diffusivity)
+    return changed + tissue.csf[:, None] * fluid
+
+
+def replace_by_water(
+    signal: NDArray[np.float32],
+    at_b0: NDArray[np.float32],
+    share: NDArray[np.float32],
+    s0: NDArray[np.float32],
+    b_values: NDArray[np.float32],
+    diffusivity: float | NDArray[np.float32],
+) -> NDArray[np.float32]:
+    r"""Replace a share of tissue by water that diffuses equally in all directions.
+
+    :math:`s_0 \big[ (1 - \omega)\, S(b, g) + \omega\, S(0)\, e^{-b D_w} \big]`, of simulated tissue
+    (`diffusion_signal`) or of a measured signal (`tripq.simulate.implant`).
+
+    Parameters
+    ----------
+    signal : (V, N) float32 array
+        :math:`S(b, g)`, before the change.
+    at_b0 : (V, 1) float32 array
+        :math:`S(0)`.
+    share : (V, 1) float32 array
+        :math:`\omega`, between 0 and 1.
+    s0 : (V, 1) float32 array
+        Factor on the signal at b = 0.
+    b_values : (N,) float32 array
+        In s/mm2.
+    diffusivity : float or (V, 1) float32 array
+        :math:`D_w` in mm2/s.
+
+    Returns
+    -------
+    (V, N) float32 array
+
+    Examples
+    --------
+    >>> b_values = np.array([0.0, 1000.0], np.float32)
+    >>> half, one = np.full((1, 1), 0.5, np.float32), np.ones((1, 1), np.float32)
+    >>> tissue = np.array([[1.0, 0.6]], np.float32)
+    >>> replace_by_water(tissue, one, half, 1.5 * one, b_values, 2e-3).round(3)
+    array([[1.5  , 0.552]], dtype=float32)
+    """
+    hindered = np.exp(np.asarray(-diffusivity, dtype=np.float32) * b_values)
+    return s0 * ((1 - share) * signal + share * at_b0 * hindered)
 
 
 def _dispersed(

@@ -40,6 +40,7 @@ from tripq.tasks.lesions.datasets import (
     write_cohort,
 )
 from tripq.tasks.lesions.datasets import cohort as cohort_module
+from tripq.tasks.lesions.datasets import layout as layout_module
 
 TABLE = GradientTable.from_shells([1000.0], [6])
 
@@ -357,20 +358,21 @@ def test_an_interrupted_cohort_is_completed_and_nothing_repeated(
             tmp_path, sources, TABLE, anatomy=small, patients=patients, progress=False
         )
 
-    write_participants = cohort_module._write_participants
+    write_participants = layout_module.Layout.write_participants
     write(("01",))
-    monkeypatch.setattr(cohort_module, "write_json", interrupted)  # in the middle of the second
+    monkeypatch.setattr(layout_module, "write_json", interrupted)  # in the middle of the second
     with pytest.raises(KeyboardInterrupt):
         write()
     monkeypatch.undo()
     assert [subject.name for subject in load_cohort(tmp_path)] == ["sub-01"]
     first = tmp_path / "sub-01/dwi/sub-01_dwi.nii.gz"
     written = first.stat().st_mtime_ns
-    monkeypatch.setattr(cohort_module, "_write_participants", interrupted)  # behind the second
+    # behind the second
+    monkeypatch.setattr(layout_module.Layout, "write_participants", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write(("12",))
     monkeypatch.setattr(cohort_module, "simulate_subject", interrupted)  # not called any more
-    monkeypatch.setattr(cohort_module, "_write_participants", write_participants)
+    monkeypatch.setattr(layout_module.Layout, "write_participants", write_participants)
     assert write() == ["sub-01", "sub-12"]
     assert first.stat().st_mtime_ns == written
     assert contents(tmp_path) == contents(cohort)

@@ -26,6 +26,14 @@ from tripq.tasks.lesions.datasets.heads import (
     lesion_coverage,
     read_fibres,
 )
+from tripq.tasks.lesions.datasets.implanted import (
+    Head,
+    find_points,
+    healthy_subject,
+    implant_patient,
+    outline_on_head,
+    write_implanted,
+)
 from tripq.tasks.lesions.datasets.labelled import (
     LabelledFiles,
     LabelledScans,
@@ -40,6 +48,7 @@ __all__ = [
     "LICENCES",
     "SOURCES",
     "DatasetError",
+    "Head",
     "LabelledFiles",
     "LabelledScans",
     "LabelledSubject",
@@ -50,12 +59,17 @@ __all__ = [
     "cohort_anatomy",
     "draw_validation",
     "find_labelled",
+    "find_points",
+    "healthy_subject",
+    "implant_patient",
     "lesion_coverage",
     "load_cohort",
     "load_subject",
     "open_ms",
+    "outline_on_head",
     "range_of_voxels",
     "read_fibres",
     "read_labelled",
     "write_cohort",
+    "write_implanted",
 ]

@@ -1,27 +1,13 @@
 """The cohort as a BIDS dataset, read in the same way as user data.
 
-The layout (https://bids-specification.readthedocs.io)::
-
-    dataset_description.json  participants.tsv  participants.json  README
-    sub-01/dwi/sub-01_dwi.nii.gz  .bval  .bvec  .json
-    derivatives/truth/dataset_description.json
-    derivatives/truth/sub-01/dwi/sub-01_desc-brain_mask.nii.gz
-                                 sub-01_label-lesion_mask.nii.gz
-                                 sub-01_label-lesion_probseg.nii.gz
-
-A subject is written in a hidden folder and moved when it is complete, the scan last.  A folder
-``sub-NN`` is therefore a finished subject.
+For the layout see `tripq.tasks.lesions.datasets.layout`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -30,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
-from tripq.infra.files import read_json, write_json, write_text
 from tripq.scans import DWI, read_dwi
 from tripq.scans.nifti import open_nifti, read_mask
 from tripq.simulate import (
@@ -42,13 +27,9 @@ from tripq.simulate import (
 )
 from tripq.tasks.lesions.datasets.errors import DatasetError
 from tripq.tasks.lesions.datasets.heads import brain_scale, cohort_anatomy, lesion_coverage
-from tripq.tasks.lesions.datasets.sources import LICENCES, OpenMS
-from tripq.tasks.lesions.simulate import (
-    LesionStatistics,
-    Subject,
-    simulate_subject,
-    write_subject,
-)
+from tripq.tasks.lesions.datasets.layout import TRUTH, Layout, digest, finished, volume_ml
+from tripq.tasks.lesions.datasets.sources import OpenMS
+from tripq.tasks.lesions.simulate import LesionStatistics, simulate_subject
 
 NOTICE = (
     "SIMULATED diffusion signal. The outlines of the lesions are those of real patients and the "
@@ -58,18 +39,22 @@ NOTICE = (
 )
 """Description of every cohort."""
 
-TRUTH = Path("derivatives") / "truth"
-"""Folder of the masks in a cohort."""
-
-_COLUMNS = {
-    "patient": "Number of the patient of Lesjak et al. (2017) whose lesions they are",
-    "age": "Age of that patient in years",
-    "sex": "Sex of that patient",
-    "ms_type": "Type of the disease: CIS, RR, SP or PR",
-    "edss": "Expanded disability status scale of that patient",
-    "scale": "Factor by which the outlines were enlarged to the template",
-    "lesion_ml": "Volume of the voxels that are covered by half or more, in ml",
-}
+_LAYOUT = Layout(
+    title="Patients with multiple sclerosis: real lesions, SIMULATED diffusion signal",
+    truth_title="Lesions and brains of the simulated cohort",
+    notice=NOTICE,
+    kind="a simulated",
+    section="Simulation",
+    columns={
+        "patient": "Number of the patient of Lesjak et al. (2017) whose lesions they are",
+        "age": "Age of that patient in years",
+        "sex": "Sex of that patient",
+        "ms_type": "Type of the disease: CIS, RR, SP or PR",
+        "edss": "Expanded disability status scale of that patient",
+        "scale": "Factor by which the outlines were enlarged to the template",
+        "lesion_ml": "Volume of the voxels that are covered by half or more, in ml",
+    },
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,8 +161,8 @@ def write_cohort(
         "TurnedTables": turn_tables,
         "DeformationMillimetres": deformation,
         "Severity": list(statistics.severity),
-        "GradientTable": _digest(table.b_values, table.directions),
-        "Anatomy": _digest(
+        "GradientTable": digest(table.b_values, table.directions),
+        "Anatomy": digest(
             *(getattr(anatomy, name) for name in ("wm", "gm", "csf", "mask", "affine")),
             *(anatomy.directions, anatomy.weights),
         ),
@@ -185,7 +170,7 @@ def write_cohort(
     if randomisation is not None:
         del settings["SNR"]
         settings["Randomisation"] = json.loads(json.dumps(asdict(randomisation)))  # with lists
-    _describe(folder, settings)
+    _LAYOUT.describe(folder, settings)
     for patient in track(chosen, "simulating the cohort", disable=not progress):
         name = f"sub-{patient}"
         if not (folder / name).is_dir():
@@ -208,16 +193,15 @@ def write_cohort(
                 statistics=statistics,
                 lesion_coverage=lesion_coverage(sources, patient, anatomy),
             )
-            volume = subject.lesion.sum() * float(np.prod(subject.dwi.voxel_size)) / 1000
             about = {
                 "patient": patient,
                 **sources.about(patient),
                 "scale": f"{brain_scale(sources.brain(patient), anatomy):.4f}",
-                "lesion_ml": f"{volume:.3f}",
+                "lesion_ml": f"{volume_ml(subject):.3f}",
             }
             drawn = {} if randomisation is None else _drawn(conditions, table)
-            _write_subject(folder, name, subject, {**settings, **drawn}, about)
-        _write_participants(folder)
+            _LAYOUT.write_subject(folder, name, subject, {**settings, **drawn}, about)
+        _LAYOUT.write_participants(folder)
     return [f"sub-{patient}" for patient in chosen]
 
 
@@ -271,7 +255,7 @@ def load_cohort(
     tripq.scans.DWIError
         If a file is missing or damaged; the message names it.
     """
-    names = _finished(Path(folder)) if names is None else names
+    names = finished(Path(folder)) if names is None else names
     if not names:
         raise DatasetError(f"{folder}: no subject of a cohort, sub-NN, in this folder.")
     return [load_subject(folder, name) for name in names]
@@ -281,104 +265,3 @@ def _drawn(conditions: ScanConditions, table: GradientTable) -> dict[str, Any]:
     """What was drawn for one scan, for its sidecar."""
     lost = conditions.artefacts.lost_volumes(table)
     return {"Drawn": conditions.described(), "LostVolumes": lost}
-
-
-def _finished(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("sub-*") if path.is_dir())
-
-
-def _digest(*arrays: NDArray[Any]) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
-def _describe(folder: Path, settings: dict[str, Any]) -> None:
-    """Write the description of the dataset, or check that an existing one is equal."""
-    path = folder / "dataset_description.json"
-    if path.is_file():
-        try:
-            found = read_json(path)["Simulation"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise DatasetError(f"{path}: not the description of a simulated cohort.") from error
-        changed = [
-            f"{name} is {found.get(name)}, not {settings.get(name)}"
-            for name in dict.fromkeys([*settings, *found])
-            if found.get(name) != settings.get(name)
-        ]
-        if changed:
-            raise DatasetError(
-                f"{folder} contains a cohort with other settings: {'; '.join(changed)}. "
-                "Choose another folder."
-            )
-        return
-    if folder.exists() and any(folder.iterdir()):
-        raise DatasetError(f"{folder} contains other files: choose an empty folder.")
-    common = {
-        "BIDSVersion": "1.10.0",
-        "License": "; ".join(f"{licence.name} ({licence.covers})" for licence in LICENCES),
-        "GeneratedBy": [{"Name": "tripq", "Version": version("tripq"), "Description": NOTICE}],
-    }
-    truth = {"Name": "Lesions and brains of the simulated cohort", "DatasetType": "derivative"}
-    write_json(folder / TRUTH / "dataset_description.json", {**truth, **common})
-    write_json(
-        folder / "participants.json",
-        {name: {"Description": text} for name, text in _COLUMNS.items()},
-    )
-    listed = "\n".join(f"* {licence}" for licence in LICENCES)
-    write_text(
-        folder / "README",
-        f"Patients with multiple sclerosis, simulated\n\n{NOTICE}\n\n"
-        f"The masks of lesions and brains are in {TRUTH.as_posix()}.\n\nLicences:\n{listed}\n",
-    )
-    # last, because it marks the other files as complete
-    write_json(
-        path,
-        {
-            "Name": "Patients with multiple sclerosis: real lesions, SIMULATED diffusion signal",
-            "DatasetType": "raw",
-            **common,
-            "Simulation": settings,
-        },
-    )
-
-
-def _write_subject(
-    folder: Path, name: str, subject: Subject, settings: dict[str, Any], about: dict[str, str]
-) -> None:
-    """Write a subject in a hidden folder, and move it to its two folders."""
-    part = folder / f".{name}.part"
-    shutil.rmtree(part, ignore_errors=True)  # from an interrupted run
-    scan, truth = part / "scan" / "dwi", part / "truth" / "dwi"
-    scan.mkdir(parents=True)
-    truth.mkdir(parents=True)
-    write_subject(subject, part)
-    for suffix in ("nii.gz", "bval", "bvec"):
-        os.replace(part / f"dwi.{suffix}", scan / f"{name}_dwi.{suffix}")
-    for plain, labelled in (
-        ("mask", "desc-brain_mask"),
-        ("lesion", "label-lesion_mask"),
-        ("coverage", "label-lesion_probseg"),
-    ):
-        os.replace(part / f"{plain}.nii.gz", truth / f"{name}_{labelled}.nii.gz")
-    write_json(
-        scan / f"{name}_dwi.json",
-        {"Description": NOTICE, "Simulation": {**settings, "SubjectSeed": subject.seed}, **about},
-    )
-    target = folder / TRUTH / name
-    shutil.rmtree(target, ignore_errors=True)  # from a run interrupted between the two moves
-    os.replace(part / "truth", target)
-    os.replace(part / "scan", folder / name)
-    part.rmdir()
-
-
-def _write_participants(folder: Path) -> None:
-    """List the finished subjects, from the files beside their scans."""
-    lines = ["\t".join(["participant_id", *_COLUMNS])]
-    for name in _finished(folder):
-        sidecar = folder / name / "dwi" / f"{name}_dwi.json"
-        about = read_json(sidecar)
-        lines.append("\t".join([name, *(about.get(column, "n/a") for column in _COLUMNS)]))
-    write_text(folder / "participants.tsv", "\n".join(lines) + "\n")

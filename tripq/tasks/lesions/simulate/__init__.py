@@ -11,6 +11,7 @@ True
 from __future__ import annotations
 
 from tripq.tasks.lesions.simulate.draw import LesionStatistics, draw_lesions, lesion_damage
+from tripq.tasks.lesions.simulate.implanted import ImplantStatistics, implant_lesions
 from tripq.tasks.lesions.simulate.modifier import LesionEffect, Lesions
 from tripq.tasks.lesions.simulate.subject import (
     Subject,
@@ -20,11 +21,13 @@ from tripq.tasks.lesions.simulate.subject import (
 )
 
 __all__ = [
+    "ImplantStatistics",
     "LesionEffect",
     "LesionStatistics",
     "Lesions",
     "Subject",
     "draw_lesions",
+    "implant_lesions",
     "lesion_damage",
     "simulate_cohort",
     "simulate_subject",

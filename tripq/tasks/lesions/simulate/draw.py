@@ -158,14 +158,41 @@ def lesion_damage(
     >>> lesion_damage(coverage, (0.5, 0.5), np.random.default_rng(0)).ravel()
     array([0.5 , 0.25, 0.  , 0.  , 0.5 ], dtype=float32)
     """
+    return coverage * draw_per_lesion(coverage, severity, rng)
+
+
+def draw_per_lesion(
+    coverage: NDArray[np.float32], limits: tuple[float, float], rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Draw one number for each connected lesion.
+
+    Parameters
+    ----------
+    coverage : (X, Y, Z) float32 array
+        Lesion fraction of each voxel.
+    limits : (float, float)
+        Range of the numbers; uniform.
+    rng : numpy.random.Generator
+        Random number generator.
+
+    Returns
+    -------
+    (X, Y, Z) float32 array
+        The number of its lesion in each covered voxel, and 0 elsewhere.
+
+    Raises
+    ------
+    SimulationError
+        If the coverage is outside [0, 1].
+    """
     if not (coverage.min() >= 0 and coverage.max() <= 1):
         raise SimulationError(
             f"lesion coverage must be between 0 and 1, not between {coverage.min():g} and "
             f"{coverage.max():g}; a file of uint8 is scaled by read_coverage."
         )
     components, count = ndimage.label(coverage > 0, np.ones((3, 3, 3)))
-    drawn = rng.uniform(*severity, size=count)
-    return coverage * np.concatenate([[0.0], drawn]).astype(np.float32)[components]
+    drawn = rng.uniform(*limits, size=count)
+    return np.concatenate([[0.0], drawn]).astype(np.float32)[components]
 
 
 def _grow(

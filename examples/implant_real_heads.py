@@ -1,0 +1,49 @@
+"""Implant lesions into real, healthy heads, and write them as a cohort with known truth.
+
+    python examples/implant_real_heads.py --heads FOLDER --accept-licences
+
+FOLDER holds one folder for each source of `paper.real_heads.HEADS`.  Subjects that exist already
+are kept.  The signal is real, the lesions are modelled: see
+`tripq.tasks.lesions.datasets.implanted`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from paper.command import AcceptLicences, Data, start
+from paper.real_heads import HEADS
+
+from tripq.tasks.lesions.datasets import open_ms, write_implanted
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    heads: Annotated[Path, typer.Option(help="Folder with the scans of the healthy heads.")],
+    out: Annotated[Path, typer.Option(help="Folder of the cohort.")] = Path("runs/implanted"),
+    data: Data = None,
+    accept_licences: AcceptLicences = False,
+    only: Annotated[list[str] | None, typer.Option(help="Names of heads; again for more.")] = None,
+    patient: Annotated[list[str] | None, typer.Option(help="Again for more.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Subjects of each head and patient.")] = 1,
+) -> None:
+    """Write one subject for each head, patient and seed."""
+    known = {head.name: head for head in HEADS}
+    if wrong := sorted(set(only or ()) - set(known)):
+        raise typer.BadParameter(f"no head {', '.join(wrong)}; there are {', '.join(known)}.")
+    names = write_implanted(
+        out,
+        [known[name].head(heads) for name in only or known],
+        open_ms(accept_licences=accept_licences, local=data),
+        seeds=range(seeds),
+        patients=patient,
+    )
+    print(f"{len(names)} subjects in {out}")
+
+
+if __name__ == "__main__":
+    start(app)
