@@ -530,12 +530,12 @@ def test_a_batch_of_nodes_and_of_maps(backend):
 # -- gradients -----------------------------------------------------------------------------------
 
 
-def tiny_layer(filter, backend, **options):
+def tiny_layer(filter, backend, *, quadrature="sum", **options):
     torch.manual_seed(0)
     radial = Radial("gaussian", 2, learnable=True)
     layer = PQTensorFieldLayer(
         "1x0e + 1x1o", "1x0e + 1x1o", RADIUS, filter=filter, lmax_p=1, lmax_q=1,
-        p_radial=radial, q_radial=radial, backend=backend, **options, quadrature="sum"
+        p_radial=radial, q_radial=radial, backend=backend, quadrature=quadrature, **options
     )  # fmt: skip
     return randomised(layer, 0)
 
@@ -898,7 +898,7 @@ def test_nothing_of_the_size_of_the_product_of_the_edges_is_made():
 def test_options_that_make_no_sense_are_refused(options, message):
     arguments = {"irreps_in": "1x0e", "irreps_out": "1x0e", "p_radius": RADIUS, **options}
     with pytest.raises(ValueError, match=re.escape(message)):
-        PQTensorFieldLayer(**arguments, quadrature="sum")
+        PQTensorFieldLayer(**arguments)
 
 
 def test_features_and_graphs_that_do_not_fit_are_refused():
