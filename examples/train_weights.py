@@ -2,14 +2,14 @@
 
     python examples/train_weights.py --accept-licences
 
-It uses the patients of examples/reproduce_paper.py and their first split.  The training patients
-are scanned with many voxel sizes, gradient tables, poses and levels of noise (`paper.mixture`);
-the validation patients end the training and set the threshold; the test patients are segmented
-once, for the card.
+It uses the cohort of examples/reproduce_paper.py and its first split: the training patients,
+scanned in every way that is there (heads, poses, gradient tables, shells); the validation patients
+end the training and set the threshold; the test patients are segmented once, for the card.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,19 +18,28 @@ from typing import Annotated
 
 import torch
 import typer
-from paper.cohort import Scans
+from paper.cohort import SNR, Scans
 from paper.command import AcceptLicences, Data, Device, Out, start
-from paper.mixture import FULL_MIXTURE, Mixture, shares
-from paper.plan import FULL, SMALL, Condition, Plan, split_patients
+from paper.plan import (
+    CANDIDATES,
+    FULL,
+    MORE_HEADS,
+    ROTATED,
+    TURNED,
+    USUAL,
+    Plan,
+    Split,
+    split_patients,
+)
 from paper.statistics import lesions
 from paper.work import CAUTION, choose_threshold, score_maps
+from reproduce_paper import write_cohorts
 from rich.console import Console
 
 from tripq.networks.blocks import graph_radius
 from tripq.networks.checkpoint import save_network
 from tripq.tasks.lesions.datasets import LabelledSubject, OpenMS, open_ms
 from tripq.tasks.lesions.segmentation import segment
-from tripq.tasks.lesions.segmenter import LesionSegmenter
 from tripq.tasks.lesions.task import LesionTask
 from tripq.tasks.lesions.weights import default_weights
 from tripq.training import Budget, PatchDataModule, Progress, Stopping, train
@@ -40,14 +49,8 @@ WEIGHTS = default_weights()
 CARD = ROOT / "docs" / "weights.md"
 TEMPLATE = Path(__file__).parent / "paper" / "weights_card.md"
 
-#: Of the experiment; the voxels where a condition of the mixture says no size.
-PLAN = replace(FULL, voxel_size=2.0)
-
-#: Radius of the neighbourhoods in mm: maps on other grids differ least, see docs/sampling.md.
-RADIUS = 4.4
-
-LEARNING_RATE = 5e-3
-WEIGHT_DECAY = 1e-2
+#: Of the experiment, at a size of voxels that most research scans have or come near.
+PLAN = replace(FULL, voxel_size=2.0, box_size=24, variants=False)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console()
@@ -59,16 +62,15 @@ def main(
     data: Data = None,
     accept_licences: AcceptLicences = False,
     device: Device = "cpu",
-    steps: Annotated[int, typer.Option(min=1, help="At most.")] = 2000,
+    steps: Annotated[int, typer.Option(min=1, help="At most.")] = 2400,
 ) -> None:
     """Train, test, and write weights and card; training that was interrupted goes on."""
     sources = open_ms(accept_licences=accept_licences, local=data)
-    ship(PLAN, FULL_MIXTURE, sources, out, WEIGHTS, CARD, steps=steps, every=200, device=device)
+    ship(PLAN, sources, out, WEIGHTS, CARD, steps=steps, every=200, device=device)
 
 
 def ship(
     plan: Plan,
-    mixture: Mixture,
     sources: OpenMS,
     out: Path,
     weights: Path,
@@ -80,22 +82,14 @@ def ship(
 ) -> None:
     """Train on the first split of a plan, and write the weights and their card."""
     patients = plan.patients or sources.patients
-    split = split_patients(patients, plan.n_validation, plan.n_test, plan.seeds)[0]
-    scans = Scans(out / "cohorts")
-
-    def simulated(condition: Condition, some: Sequence[str]) -> list[LabelledSubject]:
-        console.print(f"scans: {condition.says}", markup=False)
-        scans.write(sources, condition, some, plan.voxel_size)
-        return scans.load(condition, some)
-
-    shown = [
-        subject
-        for condition, some in shares(mixture.training, split.training, mixture.n_patients)
-        for subject in simulated(condition, some)
-    ]
-    validation = [s for c in mixture.validation for s in simulated(c, split.validation)]
+    splits = split_patients(patients, plan.n_validation, plan.n_test, plan.seeds)
+    scans, split = Scans(out / "cohorts"), splits[0]
+    write_cohorts(scans, sources, plan, patients, splits)
+    shown = scans_of(plan, sources, scans, splits)
+    validation = scans.load(USUAL, split.validation)
+    contender = CANDIDATES["equivariant"][0]
     torch.manual_seed(0)
-    network = LesionSegmenter(p_radius=RADIUS, **SMALL)
+    network = contender.build(plan.voxel_size)
     patches = PatchDataModule(
         shown,
         LesionTask(),
@@ -115,8 +109,8 @@ def ship(
         Budget(steps=steps),
         stopping=Stopping(every, patience=5, falling=True),
         folder=out / "runs" / "weights",
-        learning_rate=LEARNING_RATE,
-        weight_decay=WEIGHT_DECAY,
+        learning_rate=contender.learning_rate,
+        weight_decay=contender.weight_decay,
         precision="auto",
         device=device,
         report=report,
@@ -126,23 +120,21 @@ def ship(
     maps = [segment(network, subject.dwi, device=device) for subject in validation]
     threshold = choose_threshold(validation, maps)
     b_values = sorted({round(shell.b_value) for s in shown for shell in s.dwi.shells})
-    edges = [edge for s in shown for edge in s.dwi.voxel_size]
-    voxel_sizes = dict.fromkeys(f"{edge:g}" for edge in (min(edges), max(edges)))
     save_network(
         network,
         weights,
         {
             "caution": CAUTION,
             "threshold": f"{threshold:.4f}",
-            "voxel_size_mm": " ".join(voxel_sizes),
+            "voxel_size_mm": f"{plan.voxel_size:g}",
             "b_values": " ".join(map(str, b_values)),
             "fewest_directions": str(min(len(shell) for s in shown for shell in s.dwi.shells)),
             "data": "simulated diffusion signal, real lesion outlines (Lesjak et al. 2017)",
         },
     )
     rows = []
-    for condition in mixture.test:
-        subjects = simulated(condition, split.test)
+    for condition in (USUAL, ROTATED, *plan.other_tables):
+        subjects = scans.load(condition, split.test)
         tested = score_maps(
             subjects, [segment(network, s.dwi, device=device) for s in subjects], threshold
         )
@@ -160,16 +152,13 @@ def ship(
         TEMPLATE.read_text(encoding="utf-8").format(
             weights=sum(values.numel() for values in network.parameters()),
             kilobytes=os.path.getsize(weights) / 1000,
-            radius=RADIUS,
+            network=json.dumps(contender.says),
             training=len(split.training),
             validation=len(split.validation),
             test=len(split.test),
             scans=len(shown),
-            voxel_sizes=" to ".join(voxel_sizes),
-            mixture="\n".join(
-                f"| {c.says} | {c.snr:g} | {'usual' if c.max_rotation < 180 else 'any'} |"
-                for c in mixture.training
-            ),
+            voxel_size=plan.voxel_size,
+            snr=SNR,
             steps=record.steps,
             minutes=record.seconds / 60,
             step=step,
@@ -181,6 +170,22 @@ def ship(
         encoding="utf-8",
     )
     console.print(f"written: {weights}, {card}", markup=False)
+
+
+def scans_of(
+    plan: Plan, sources: OpenMS, scans: Scans, splits: Sequence[Split]
+) -> list[LabelledSubject]:
+    """All scans of the training patients, and other tables of those whom other splits test."""
+    training = splits[0].training
+    shown = []
+    for condition in (USUAL, TURNED, *MORE_HEADS):
+        scans.write(sources, condition, training, plan.voxel_size)
+        shown += scans.load(condition, training)
+    elsewhere = {patient for split in splits[1:] for patient in split.test}
+    if both := [patient for patient in training if patient in elsewhere]:
+        for condition in (ROTATED, *plan.other_tables):
+            shown += scans.load(condition, both)
+    return shown
 
 
 if __name__ == "__main__":

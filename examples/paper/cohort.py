@@ -19,6 +19,9 @@ from tripq.tasks.lesions.datasets import (
     write_cohort,
 )
 
+#: Signal-to-noise ratio of white matter at b = 0.
+SNR = 20.0
+
 
 @dataclass(frozen=True)
 class Scans:
@@ -48,7 +51,7 @@ class Scans:
             sources,
             condition.table,
             seed=condition.seed,
-            snr=condition.snr,
+            snr=SNR,
             max_rotation=condition.max_rotation,
             pose=condition.pose,
             turn_tables=condition.turn_tables,

@@ -262,28 +262,20 @@ def test_a_damaged_line_is_named(program, plan, sources, tmp_path: Path) -> None
 
 def test_weights_to_ship_come_with_a_card(plan, sources, out: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     import train_weights
-    from paper.mixture import Mixture
-    from paper.plan import ROTATED, USUAL, Condition
 
     from tripq.networks.checkpoint import load_network, read_notes
-    from tripq.simulate import GradientTable
 
-    table = GradientTable.from_shells([2000.0], [15])
-    thick = Condition("thick", "15 directions in slices", table, voxel_size=(5.0, 5.0, 6.0))
-    mixture = Mixture((USUAL, thick), (USUAL,), (USUAL, ROTATED), n_patients=1)
     weights, card = tmp_path / "weights.safetensors", tmp_path / "weights.md"
-    train_weights.ship(plan, mixture, sources, out, weights, card, steps=4, every=2)
+    train_weights.ship(plan, sources, out, weights, card, steps=4, every=2)
     network = load_network(weights)
     notes = read_notes(weights)
-    assert notes["voxel_size_mm"] == "5 6"
-    assert notes["b_values"] == "1000 2000"
-    assert notes["fewest_directions"] == "15"
+    assert notes["voxel_size_mm"] == "5"
+    assert notes["b_values"] == "1000"
     assert "research only" in notes["caution"]
     text = card.read_text()
     assert "**simulated** diffusion signal" in text
     assert f"{sum(values.numel() for values in network.parameters()):,} weights" in text
-    assert "| 15 directions in slices | 20 | usual |" in text
-    for condition in ("usual pose", "heads and tables turned at random"):
+    for condition in ("usual pose", "heads and tables turned at random", "12 directions"):
         assert f"| {condition} | 0." in text
 
 
