@@ -90,7 +90,11 @@ def main(
     rows = []
     for name in only or known:
         rows.append(measure(known[name], heads, model, pictures))
-        console.print(" | ".join(str(value) for value in asdict(rows[-1]).values()), markup=False)
+        console.print(
+            " | ".join(str(value) for value in asdict(rows[-1]).values()),
+            markup=False,
+            soft_wrap=True,
+        )
     worst = max(row.ml for row in rows)
     console.print(f"median {np.median([row.ml for row in rows]):.2f} ml, largest {worst:.2f} ml")
     if save:
@@ -149,7 +153,7 @@ def draw(dwi: DWI, found: Segmentation, threshold: float) -> Figure:
             image,
             cmap="gray",
             origin="lower",
-            vmax=None if title != "b0" else np.quantile(dwi.b0, 0.98),
+            vmax=1.0 if title == "probability" else np.quantile(values, 0.98),
             aspect=dwi.voxel_size[1] / dwi.voxel_size[0],
         )
         if marked.any():
