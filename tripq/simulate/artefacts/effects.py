@@ -53,7 +53,7 @@ def sharpen(fractions: Sequence[NDArray[np.float32]], power: float) -> list[NDAr
     Examples
     --------
     >>> one, other = sharpen([np.full((1, 1, 1), f, np.float32) for f in (0.6, 0.2)], 2.0)
-    >>> round(float(one), 2), round(float(other), 2)
+    >>> round(one.item(), 2), round(other.item(), 2)
     (0.72, 0.08)
     """
     powers = [fraction**power for fraction in fractions]
