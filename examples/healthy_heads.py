@@ -21,7 +21,7 @@ import numpy as np
 import typer
 from matplotlib.figure import Figure
 from paper.command import start
-from paper.real_heads import HEADS, RealHead
+from paper.real_heads import Heads, Only, RealHead, choose_heads
 from rich.console import Console
 
 from tripq.scans import DWI
@@ -74,22 +74,20 @@ class Row:
 
 @app.command()
 def main(
-    heads: Annotated[Path, typer.Option(help="Folder with the scans of the healthy heads.")],
+    heads: Heads,
     weights: Annotated[
         Path | None, typer.Option(help="A .safetensors.  [default: that of tripq]")
     ] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Names of heads; again for more.")] = None,
+    only: Only = None,
     pictures: Annotated[Path | None, typer.Option(help="Folder for a picture of each.")] = None,
     save: Annotated[bool, typer.Option("--save", help="Write results and page.")] = False,
 ) -> None:
     """Segment the healthy heads, and list what was marked."""
-    known = {head.name: head for head in HEADS}
-    if wrong := sorted(set(only or ()) - set(known)):
-        raise typer.BadParameter(f"no head {', '.join(wrong)}; there are {', '.join(known)}.")
+    chosen = choose_heads(only)
     model = load_model(weights or default_weights())
     rows = []
-    for name in only or known:
-        rows.append(measure(known[name], heads, model, pictures))
+    for head in chosen:
+        rows.append(measure(head, heads, model, pictures))
         console.print(
             " | ".join(str(value) for value in asdict(rows[-1]).values()),
             markup=False,

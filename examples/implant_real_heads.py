@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 from paper.command import AcceptLicences, Data, start
-from paper.real_heads import HEADS
+from paper.real_heads import Heads, Only, choose_heads
 
 from tripq.tasks.lesions.datasets import open_ms, write_implanted
 
@@ -23,21 +23,18 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    heads: Annotated[Path, typer.Option(help="Folder with the scans of the healthy heads.")],
+    heads: Heads,
     out: Annotated[Path, typer.Option(help="Folder of the cohort.")] = Path("runs/implanted"),
     data: Data = None,
     accept_licences: AcceptLicences = False,
-    only: Annotated[list[str] | None, typer.Option(help="Names of heads; again for more.")] = None,
+    only: Only = None,
     patient: Annotated[list[str] | None, typer.Option(help="Again for more.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Subjects of each head and patient.")] = 1,
 ) -> None:
     """Write one subject for each head, patient and seed."""
-    known = {head.name: head for head in HEADS}
-    if wrong := sorted(set(only or ()) - set(known)):
-        raise typer.BadParameter(f"no head {', '.join(wrong)}; there are {', '.join(known)}.")
     names = write_implanted(
         out,
-        [known[name].head(heads) for name in only or known],
+        [head.head(heads) for head in choose_heads(only)],
         open_ms(accept_licences=accept_licences, local=data),
         seeds=range(seeds),
         patients=patient,

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from tripq.scans import DWI, Frame, read_dwi
 from tripq.scans.brain import read_brain
 from tripq.tasks.lesions.datasets import Head
+
+Heads = Annotated[Path, typer.Option(help="Folder with the scans of the healthy heads.")]
+Only = Annotated[list[str] | None, typer.Option(help="Names of heads; again for more.")]
 
 
 @dataclass(frozen=True)
@@ -103,3 +110,11 @@ HEADS = (
     _uih("uihPA12b", "uih_series/dti_tra_dir16_PA_rot_12_132222.nii.gz"),
 )
 """Healthy heads of public sources, with the traps of their files resolved."""
+
+
+def choose_heads(names: Sequence[str] | None) -> list[RealHead]:
+    """The heads of these names, or all; `typer.BadParameter` if there is none of a name."""
+    known = {head.name: head for head in HEADS}
+    if wrong := sorted(set(names or ()) - set(known)):
+        raise typer.BadParameter(f"no head {', '.join(wrong)}; there are {', '.join(known)}.")
+    return [known[name] for name in names or known]

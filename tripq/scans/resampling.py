@@ -38,6 +38,20 @@ _ROUNDING = 1e-3
 _SAME_SHARE = 1e-4
 
 
+def blur_between(ratio: float) -> float:
+    """Standard deviation of the blur before voxels are read at larger ones, in old voxels.
+
+    A Gaussian as wide as the new voxel, less what the old voxel has blurred already; 0 if the new
+    one is not larger.
+
+    Parameters
+    ----------
+    ratio : float
+        Edge of the new voxels over that of the old ones.
+    """
+    return float(np.sqrt(max(ratio**2 - 1, 0) / (8 * np.log(2))))
+
+
 def resample(dwi: DWI, voxel_size: float) -> DWI:
     """Resample a scan to cubic voxels.
 
@@ -208,7 +222,7 @@ def _weights(old: int, new: int, ratio: float, start: float) -> csr_array:
     """
     distance = (start + ratio * np.arange(new))[:, None] - np.arange(old)
     linear = np.maximum(1 - np.abs(distance), 0)
-    sigma = np.sqrt(max(ratio**2 - 1, 0) / (8 * np.log(2)))
+    sigma = blur_between(ratio)
     if sigma > _ROUNDING:
         linear = gaussian_filter1d(linear, sigma, axis=1, mode="constant")
     return csr_array(linear.astype(np.float32))

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tripq.scans import DWI
+from tripq.simulate.noise import add_rician_noise
 
 Augment = Callable[[DWI, np.random.Generator, np.random.Generator], DWI]
 """Changes a box: ``augment(box, of_scan, of_box)``, see `Augmentation.__call__`.
@@ -99,8 +100,8 @@ class Augmentation:
         b0 = np.ones_like(box.b0)
         if self.noise:
             level = (sigma * np.median(box.b0) / box.b0).astype(np.float32)
-            b0 = _noisy(b0[:, None], level / math.sqrt(box.b0_volumes), of_box)[:, 0]
-            signal = _noisy(signal, level, of_box)
+            b0 = add_rician_noise(b0, level / math.sqrt(box.b0_volumes), of_box)
+            signal = add_rician_noise(signal, level[:, None], of_box)
         signal /= b0[:, None]
         signal[:, 0] = 1.0
         return replace(
@@ -126,11 +127,3 @@ def _ramp(box: DWI, direction: NDArray[np.float64]) -> NDArray[np.float32]:
     along = box.voxel_centres() @ direction
     middle = (along.min() + along.max()) / 2
     return ((along - middle) / max(along.max() - middle, 1e-9)).astype(np.float32)
-
-
-def _noisy(
-    signal: NDArray[np.float32], sigma: NDArray[np.float32], rng: np.random.Generator
-) -> NDArray[np.float32]:
-    """Rician noise of a standard deviation for each voxel, (V, Q) and (V,) to (V, Q)."""
-    real = signal + sigma[:, None] * rng.standard_normal(signal.shape, dtype=np.float32)
-    return np.hypot(real, sigma[:, None] * rng.standard_normal(signal.shape, dtype=np.float32))

@@ -148,9 +148,7 @@ def write_cohort(
         If a source cannot be read (the message names it), or an argument is invalid.
     """
     folder = Path(folder)
-    chosen = sources.patients if patients is None else tuple(patients)
-    if missing := sorted(set(chosen) - set(sources.patients)):
-        raise DatasetError(f"{sources.folder}: no lesions of patient {', '.join(missing)}.")
+    chosen = sources.choose(patients)
     anatomy = anatomy or cohort_anatomy(sources.fibres)
     statistics = statistics or LesionStatistics()
     settings = {

@@ -23,6 +23,7 @@ from scipy.ndimage import gaussian_filter
 from tripq.infra.files import replacing
 from tripq.scans import DWI
 from tripq.scans.noise import noise_level
+from tripq.scans.resampling import blur_between
 from tripq.scans.tensor import tensor_maps
 from tripq.simulate import Anatomy
 from tripq.simulate.grid import interpolate
@@ -109,8 +110,8 @@ def outline_on_head(
         diffusivity of `SOLID`, 0 from `FLUID` on.
     """
     ratio = np.prod(dwi.voxel_size) ** (1 / 3) / anatomy.grid.voxel_size.mean()
-    blur = np.sqrt(max(ratio**2 - 1, 0) / (8 * np.log(2)))  # as in tripq.scans.resampling
-    found = interpolate(gaussian_filter(coverage, blur), anatomy.grid.to_voxels(points))
+    blurred = gaussian_filter(coverage, blur_between(ratio))
+    found = interpolate(blurred, anatomy.grid.to_voxels(points))
     _, md = tensor_maps(dwi)
     tissue = np.clip((FLUID - md) / (FLUID - SOLID), 0, 1)
     return np.clip(np.minimum(found, tissue), 0, 1).astype(np.float32)
@@ -162,9 +163,7 @@ def write_implanted(
         If a head or a source cannot be read; the message names the file.
     """
     folder = Path(folder)
-    chosen = sources.patients if patients is None else tuple(patients)
-    if missing := sorted(set(chosen) - set(sources.patients)):
-        raise DatasetError(f"{sources.folder}: no lesions of patient {', '.join(missing)}.")
+    chosen = sources.choose(patients)
     labels = [head.name for head in heads]
     if wrong := sorted({n for n in labels if labels.count(n) > 1 or not n.isalnum()}):
         raise DatasetError(f"names of heads must be distinct letters and digits, not {wrong}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -213,6 +214,13 @@ class OpenMS:
             for path in self.folder.glob(_lesion_name("*"))
         )
         return tuple(sorted(match[1] for match in found if match))
+
+    def choose(self, patients: Sequence[str] | None) -> tuple[str, ...]:
+        """These patients, or all; `DatasetError` if one is not among the sources."""
+        chosen = self.patients if patients is None else tuple(patients)
+        if missing := sorted(set(chosen) - set(self.patients)):
+            raise DatasetError(f"{self.folder}: no lesions of patient {', '.join(missing)}.")
+        return chosen
 
     def lesions(self, patient: str) -> Path:
         """Outlines of a patient's lesions."""
