@@ -12,8 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from paper.cohort import SNR, Scans
-from paper.plan import USUAL, Plan, Split
+from paper.cohort import Scans
+from paper.plan import SNR, USUAL, Plan, Split
 from paper.results import Result, Run
 from paper.work import choose_threshold, score_maps
 from tripq.scans import DWI

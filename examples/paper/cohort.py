@@ -10,7 +10,7 @@ from pathlib import Path
 from paper.plan import USUAL, Condition, VoxelSize
 from tripq.scans import DWI, DWIError
 from tripq.scans.angular import resample_directions
-from tripq.simulate import Anatomy
+from tripq.simulate import Anatomy, Randomisation
 from tripq.tasks.lesions.datasets import (
     LabelledSubject,
     OpenMS,
@@ -18,9 +18,6 @@ from tripq.tasks.lesions.datasets import (
     load_cohort,
     write_cohort,
 )
-
-#: Signal-to-noise ratio of white matter at b = 0.
-SNR = 20.0
 
 
 @dataclass(frozen=True)
@@ -51,10 +48,11 @@ class Scans:
             sources,
             condition.table,
             seed=condition.seed,
-            snr=SNR,
+            snr=condition.snr,
             max_rotation=condition.max_rotation,
             pose=condition.pose,
             turn_tables=condition.turn_tables,
+            randomisation=Randomisation() if condition.randomised else None,
             anatomy=_anatomy(sources.fibres, condition.voxel_size or voxel_size),
             patients=missing,
         )

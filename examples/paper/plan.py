@@ -82,6 +82,9 @@ def split_patients(
 
 VoxelSize = float | tuple[float, float, float]
 
+#: Signal-to-noise ratio of white matter at b = 0, where a condition does not say another.
+SNR = 20.0
+
 
 @dataclass(frozen=True, eq=False)
 class Condition:
@@ -105,6 +108,11 @@ class Condition:
         Of the heads, the severity of their lesions and the noise.
     voxel_size : float or (float, float, float), optional
         In mm; that of the plan if not given.
+    snr : float
+        Signal-to-noise ratio of white matter at b = 0.
+    randomised : bool
+        Whether tissue, noise and artefacts of every scan are drawn by
+        `tripq.simulate.Randomisation`, instead of `snr`.
     """
 
     name: str
@@ -115,6 +123,8 @@ class Condition:
     turn_tables: bool = False
     seed: int = 0
     voxel_size: VoxelSize | None = None
+    snr: float = SNR
+    randomised: bool = False
 
     @property
     def q(self) -> NDArray[np.float64]:
@@ -267,6 +277,9 @@ def _convolutional(
 _Q, _P = "24x0e + 8x2e + 4x4e", "24x0e + 6x1o + 8x2e"
 _Q_SMALL, _P_SMALL = "16x0e + 8x2e + 4x4e", "16x0e + 4x1o + 4x2e"
 _WIDTHS = (48, 48, 32)
+
+#: Irreps of the network that is small and as good; it is shipped, too.
+SMALL = {"q_features": _Q_SMALL, "p_features": _P_SMALL}
 
 #: Without order 4: with l_p of 2 at most these filters have no path to it.
 _Q_TWO = "16x0e + 8x2e"

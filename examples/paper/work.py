@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from paper.cohort import SNR, Scans, at_trained_shells, for_fixed_table
-from paper.plan import MORE_HEADS, ROTATED, USUAL, Condition, Contender, Plan, Split
+from paper.cohort import Scans, at_trained_shells, for_fixed_table
+from paper.plan import MORE_HEADS, ROTATED, SNR, USUAL, Condition, Contender, Plan, Split
 from paper.results import Result, Run, SubjectResult, Tested, curve_of
 from tripq.networks.blocks import graph_radius
 from tripq.networks.checkpoint import save_network

@@ -176,6 +176,7 @@ def train(
     learning_rate: float = 1e-2,
     weight_decay: float = 1e-2,
     settle: bool = True,
+    initialise: bool = True,
     device: str = "cpu",
     precision: Precision = "32-true",
     report: Callable[[Progress], None] | None = None,
@@ -205,6 +206,9 @@ def train(
         See `TaskModule`.
     settle : bool
         Whether to set batch norms by `settle_batch_norm` at each validation and at the end.
+    initialise : bool
+        Whether to scale the weights first (`Task.initialise`).  False for a network that was
+        trained before and is trained further.
     device : str
         ``"cpu"``, ``"cuda"`` or another accelerator of Lightning.  Processes started by torchrun
         divide each batch and the validation scans; the weights equal those of one process, to
@@ -257,7 +261,8 @@ def train(
         goes_on = stopping is not None and last.is_file()
         if not goes_on:
             network.train()
-            task.initialise(network, patches.first())
+            if initialise:
+                task.initialise(network, patches.first())
         trainer = L.Trainer(
             accelerator=device,
             devices=rank.local_count,

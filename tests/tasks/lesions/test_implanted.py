@@ -22,12 +22,13 @@ from tripq.tasks.lesions.datasets import (
     healthy_subject,
     implant_patient,
     load_cohort,
+    load_severity,
     open_ms,
     outline_on_head,
     write_implanted,
 )
 from tripq.tasks.lesions.datasets import implanted as module
-from tripq.tasks.lesions.simulate import ImplantStatistics
+from tripq.tasks.lesions.simulate import ImplantStatistics, draw_effects
 
 CENTRES = {"01": (-26.0, -20.0, 25.0), "12": (26.0, -20.0, 25.0), "13": (26.0, -20.0, 900.0)}
 
@@ -89,6 +90,13 @@ def test_a_cohort_is_written_and_read(
     assert (first["person"], first["scanner"], first["patient"]) == ("somebody", "a scanner", "01")
     assert float(first["lesion_ml"]) > 0
     assert "IMPLANTED" in (tmp_path / "README").read_text()
+    severity = load_severity(tmp_path, left)
+    points = find_points(tmp_path / ".registrations" / "one.npz", sources, dwi)
+    subject = implant_patient(dwi, points, sources, "01", 0)
+    expected = draw_effects(dwi, subject.coverage, subject.seed).severity
+    np.testing.assert_array_equal(severity, expected)
+    assert (severity[left.lesion] >= 0.2).all()
+    assert not severity[subject.coverage == 0].any()
 
 
 def test_what_exists_is_kept_and_its_head_is_not_read(

@@ -31,6 +31,7 @@ from tripq.tasks.lesions.datasets.implanted import (
     find_points,
     healthy_subject,
     implant_patient,
+    load_severity,
     outline_on_head,
     write_implanted,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "implant_patient",
     "lesion_coverage",
     "load_cohort",
+    "load_severity",
     "load_subject",
     "open_ms",
     "outline_on_head",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from rich.progress import track
 from scipy.ndimage import gaussian_filter
 
-from tripq.infra.files import replacing
+from tripq.infra.files import read_json, replacing
 from tripq.scans import DWI
+from tripq.scans.nifti import open_nifti, read_volumes
 from tripq.scans.noise import noise_level
 from tripq.scans.resampling import blur_between
 from tripq.scans.tensor import tensor_maps
@@ -31,9 +32,9 @@ from tripq.simulate.registration import VOXEL_SIZE, register_anatomy
 from tripq.tasks.lesions.datasets.cohort import LabelledSubject
 from tripq.tasks.lesions.datasets.errors import DatasetError
 from tripq.tasks.lesions.datasets.heads import cohort_anatomy, lesion_coverage
-from tripq.tasks.lesions.datasets.layout import Layout, digest, volume_ml
+from tripq.tasks.lesions.datasets.layout import TRUTH, Layout, digest, volume_ml
 from tripq.tasks.lesions.datasets.sources import OpenMS
-from tripq.tasks.lesions.simulate import ImplantStatistics, Subject, implant_lesions
+from tripq.tasks.lesions.simulate import ImplantStatistics, Subject, draw_effects, implant_lesions
 
 SOLID, FLUID = 1.1e-3, 1.6e-3
 """Mean diffusivities in mm2/s: tissue up to the first, fluid from the second on, else a mixture."""
@@ -244,6 +245,43 @@ def healthy_subject(head: Head) -> LabelledSubject:
     """The head as it is: a labelled subject without a lesion."""
     dwi = head.read()
     return LabelledSubject(f"sub-{head.name}", dwi, np.zeros(len(dwi.b0), dtype=bool))
+
+
+def load_severity(folder: str | PathLike[str], subject: LabelledSubject) -> NDArray[np.float32]:
+    """Severity of the implanted lesions of a subject.
+
+    Parameters
+    ----------
+    folder : path
+        Of `write_implanted`.
+    subject : LabelledSubject
+        One of `load_cohort`, V voxels.
+
+    Returns
+    -------
+    (V,) float32 array
+        Share of the tissue that water replaces in the core of the lesion at each voxel, 0 outside
+        lesions: see `tripq.tasks.lesions.simulate.ImplantStatistics`.
+
+    Raises
+    ------
+    DatasetError
+        If the sidecar of the subject does not say how the lesions were made.
+    tripq.scans.DWIError
+        If a file is missing or damaged; the message names it.
+    """
+    name, dwi = subject.name, subject.dwi
+    sidecar = Path(folder) / name / "dwi" / f"{name}_dwi.json"
+    path = Path(folder) / TRUTH / name / "dwi" / f"{name}_label-lesion_probseg.nii.gz"
+    try:
+        settings = read_json(sidecar)[_LAYOUT.section]
+        limits = {field.name: tuple(settings[field.name]) for field in fields(ImplantStatistics)}
+        seed = int(settings["SubjectSeed"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DatasetError(f"{sidecar}: it does not say how lesions were implanted.") from error
+    (coverage,) = read_volumes(open_nifti(path), path)
+    values = coverage[dwi.mask].astype(np.float32)
+    return draw_effects(dwi, values, seed, ImplantStatistics(**limits)).severity
 
 
 def find_points(path: Path, sources: OpenMS, dwi: DWI) -> NDArray[np.float32]:

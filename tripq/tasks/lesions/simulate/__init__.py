@@ -11,7 +11,12 @@ True
 from __future__ import annotations
 
 from tripq.tasks.lesions.simulate.draw import LesionStatistics, draw_lesions, lesion_damage
-from tripq.tasks.lesions.simulate.implanted import ImplantStatistics, implant_lesions
+from tripq.tasks.lesions.simulate.implanted import (
+    ImplantEffects,
+    ImplantStatistics,
+    draw_effects,
+    implant_lesions,
+)
 from tripq.tasks.lesions.simulate.modifier import LesionEffect, Lesions
 from tripq.tasks.lesions.simulate.subject import (
     Subject,
@@ -21,11 +26,13 @@ from tripq.tasks.lesions.simulate.subject import (
 )
 
 __all__ = [
+    "ImplantEffects",
     "ImplantStatistics",
     "LesionEffect",
     "LesionStatistics",
     "Lesions",
     "Subject",
+    "draw_effects",
     "draw_lesions",
     "implant_lesions",
     "lesion_damage",

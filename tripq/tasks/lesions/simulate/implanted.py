@@ -93,25 +93,53 @@ def implant_lesions(
     >>> bool(subject.dwi.b0[subject.lesion].mean() > healthy.b0[subject.lesion].mean())
     True
     """
+    effects = draw_effects(dwi, coverage, seed, statistics)
+    _, of_noise = np.random.SeedSequence(seed).spawn(2)
+    changed = implant(
+        dwi,
+        coverage,
+        effects.severity,
+        diffusivity=effects.diffusivity,
+        b0_rise=effects.b0_rise,
+        noise=noise,
+        seed=int(of_noise.generate_state(1)[0]),
+    )
+    return Subject(changed, coverage, seed)
+
+
+@dataclass(frozen=True, eq=False)
+class ImplantEffects:
+    """Effects of implanted lesions in every voxel, (V,) float32 arrays; 0 outside lesions.
+
+    The fields are those of `ImplantStatistics`.
+    """
+
+    severity: NDArray[np.float32]
+    diffusivity: NDArray[np.float32]
+    b0_rise: NDArray[np.float32]
+
+
+def draw_effects(
+    dwi: DWI,
+    coverage: NDArray[np.float32],
+    seed: int,
+    statistics: ImplantStatistics | None = None,
+) -> ImplantEffects:
+    """Effects that `implant_lesions` draws for each lesion.
+
+    Parameters and errors are those of `implant_lesions`.
+    """
     statistics = statistics or ImplantStatistics()
     if coverage.shape != dwi.b0.shape:
         raise SimulationError(
             f"lesion coverage has shape {coverage.shape}; the scan needs {dwi.b0.shape}."
         )
-    effects, of_noise = np.random.SeedSequence(seed).spawn(2)
-    rng = np.random.default_rng(effects)
+    of_effects, _ = np.random.SeedSequence(seed).spawn(2)
+    rng = np.random.default_rng(of_effects)
     volume = dwi.volume(coverage)
-    severity, diffusivity, b0_rise = (
-        draw_per_lesion(volume, limits, rng)[dwi.mask]
-        for limits in (statistics.severity, statistics.diffusivity, statistics.b0_rise)
+    return ImplantEffects(
+        *(
+            draw_per_lesion(volume, limits, rng)[dwi.mask]
+            for limits in (statistics.severity, statistics.diffusivity, statistics.b0_rise)
+        )
     )
-    changed = implant(
-        dwi,
-        coverage,
-        severity,
-        diffusivity=diffusivity,
-        b0_rise=b0_rise,
-        noise=noise,
-        seed=int(of_noise.generate_state(1)[0]),
-    )
-    return Subject(changed, coverage, seed)

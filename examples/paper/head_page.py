@@ -1,0 +1,153 @@
+"""The pages about the shipped network: its card, and what it does in real heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from paper.head_tests import (
+    BINS,
+    MILDEST,
+    SMALLEST,
+    WITHOUT,
+    Healthy,
+    Implanted,
+    Simulated,
+    Tests,
+    calibration_error,
+)
+from paper.repeats import Repeat
+
+
+def summary(tests: Tests) -> str:
+    """The results on real heads in sentences."""
+    volumes = [row.ml for row in tests.healthy]
+    people = len({row.person for row in tests.healthy})
+    lesions, found = (sum(getattr(r, n) for r in tests.implanted) for n in ("lesions", "found"))
+    return (
+        f"On {len(volumes)} scans of {people} healthy people, each by a network that had seen "
+        f"neither the person nor the scanner, it marked a median of {np.median(volumes):.2f} ml, "
+        f"at most {max(volumes):.2f} ml. Of {lesions} implanted lesions above {SMALLEST:g} ml with "
+        f"a severity of {MILDEST:g} or more it found {found} ({found / max(lesions, 1):.0%})."
+    )
+
+
+def healthy_table(rows: Sequence[Healthy]) -> str:
+    """False positives."""
+    heads = "scan | scanner | voxels, mm | directions | spots | ml | spots, 2 mm | ml, 2 mm | r"
+    return _table(
+        heads,
+        (
+            f"{row.head} | {row.scanner} | {row.voxels} | {row.shells} | {row.spots} | "
+            f"{row.ml:.2f} | {row.spots_resampled} | {row.ml_resampled:.2f} | "
+            f"{row.correlation:.2f}"
+            for row in rows
+        ),
+    )
+
+
+def implanted_table(rows: Sequence[Implanted], simulated: Sequence[Simulated]) -> str:
+    """Scores on implanted lesions beside those of the same network on simulated scans."""
+    own = {row.says.removeprefix(WITHOUT): row for row in simulated}
+    people = list(dict.fromkeys(row.person for row in rows))
+    lines = []
+    for person in people:
+        some = [row for row in rows if row.person == person]
+        lesions, found = sum(r.lesions for r in some), sum(r.found for r in some)
+        precision = np.mean([r.average_precision for r in some])
+        usual = own[person].average_precision
+        lines.append(
+            f"{person} | {len(some)} | {found} of {lesions} | {precision:.3f} | {usual:.3f} | "
+            f"{precision / usual:.2f} | {np.mean([r.dice for r in some]):.3f} | "
+            f"{calibration_error(some):.4f}"
+        )
+    heads = "head and scanner left out | subjects | lesions found | average precision | "
+    heads += "the same, simulated | ratio | Dice | calibration error"
+    return _table(heads, lines)
+
+
+def reliability_table(rows: Sequence[Implanted]) -> str:
+    """The reliability curve over all voxels with implanted lesions."""
+    voxels, sick = (
+        np.sum([getattr(r, n) for r in rows], axis=0) for n in ("voxels", "lesion_voxels")
+    )
+    total = np.sum([np.multiply(r.voxels, r.probability) for r in rows], axis=0)
+    return _table(
+        "probability | voxels | mean probability | share of lesion voxels",
+        (
+            f"{low:.1f} to {high:.1f} | {n:,} | {p / max(n, 1):.3f} | {s / max(n, 1):.3f}"
+            for low, high, n, p, s in zip(BINS[:-1], BINS[1:], voxels, total, sick, strict=True)
+        ),
+    )
+
+
+def simulated_table(rows: Sequence[Simulated]) -> str:
+    """Scores of the shipped network under every condition."""
+    heads = "scans | ROC AUC | average precision | Dice | lesion sensitivity | lesion precision"
+    return _table(
+        heads,
+        (
+            " | ".join(
+                [
+                    row.says,
+                    *(
+                        f"{value:.3f}"
+                        for value in (
+                            row.roc_auc,
+                            row.average_precision,
+                            row.dice,
+                            row.lesion_sensitivity,
+                            row.lesion_precision,
+                        )
+                    ),
+                ]
+            )
+            for row in rows
+            if not row.says.startswith(WITHOUT)
+        ),
+    )
+
+
+def repeats_table(rows: Sequence[Repeat]) -> str:
+    """Agreement of repeated scans."""
+    return _table(
+        "scan | compared with | difference | angle, degrees | correlation of the logits",
+        (
+            f"{row.again} | {row.head} | {row.says} | {row.angle:.0f} | {row.correlation:.2f}"
+            for row in rows
+        ),
+    )
+
+
+def write_page(tests: Tests, page: Path) -> None:
+    """Put the tables into the page about real heads."""
+    simulated = [row for row in tests.simulated if row.says.startswith(WITHOUT)]
+    for name, text in (
+        ("summary", summary(tests)),
+        ("healthy", healthy_table(tests.healthy)),
+        ("implanted", implanted_table(tests.implanted, simulated)),
+        ("repeats", repeats_table(tests.repeats)),
+        ("reliability", reliability_table(tests.implanted)),
+    ):
+        write_between(page, name, text)
+
+
+def write_between(page: Path, name: str, text: str) -> None:
+    """Replace the text between the markers of a page."""
+    before, begin, rest = page.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"\n<!-- end of {name} -->")
+    if not (begin and end):
+        raise ValueError(f"{page}: no markers of {name}")
+    page.write_text(before + begin + text + end + after, encoding="utf-8")
+
+
+def _table(heads: str, lines: Sequence[str]) -> str:
+    return "\n".join(
+        [
+            f"| {heads} |",
+            "|" + " --- |" * (heads.count("|") + 1),
+            *(f"| {line} |" for line in lines),
+        ]
+    )
