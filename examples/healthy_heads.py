@@ -25,7 +25,7 @@ from paper.real_heads import Heads, Only, RealHead, choose_heads
 from rich.console import Console
 
 from tripq.scans import DWI
-from tripq.tasks.lesions.listing import find_lesions
+from tripq.tasks.lesions.listing import find_candidates
 from tripq.tasks.lesions.segmentation import Model, Segmentation, load_model, segment_scan
 from tripq.tasks.lesions.weights import default_weights
 
@@ -108,7 +108,7 @@ def measure(head: RealHead, folder: Path, model: Model, pictures: Path | None) -
     whole = segment_scan(model, dwi)
     resampled = segment_scan(model, dwi, voxel_size=RESAMPLED)
     found, again = (
-        find_lesions(dwi, result.probability, model.threshold) for result in (whole, resampled)
+        find_candidates(dwi, result.probability, model.threshold) for result in (whole, resampled)
     )
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
