@@ -53,7 +53,7 @@ class Row:
     shells : str
         Directions of each b-value.
     spots, spots_resampled : int
-        Connected regions at or above the threshold, on the scan's voxels and on those of 2 mm.
+        Lesion candidates, on the scan's voxels and on those of 2 mm.
     ml, ml_resampled : float
         Their volume.
     correlation : float
@@ -96,7 +96,11 @@ def main(
     worst = max(row.ml for row in rows)
     console.print(f"median {np.median([row.ml for row in rows]):.2f} ml, largest {worst:.2f} ml")
     if save:
-        settings = {"network": model.path.name, "threshold": model.threshold}
+        settings = {
+            "network": model.path.name,
+            "threshold": model.threshold,
+            "min_volume_ml": model.min_volume,
+        }
         content = {"settings": settings, "rows": [asdict(row) for row in rows]}
         RESULTS.write_text(json.dumps(content, indent=1) + "\n")
         write_page(rows, PAGE)
@@ -108,11 +112,12 @@ def measure(head: RealHead, folder: Path, model: Model, pictures: Path | None) -
     whole = segment_scan(model, dwi)
     resampled = segment_scan(model, dwi, voxel_size=RESAMPLED)
     found, again = (
-        find_candidates(dwi, result.probability, model.threshold) for result in (whole, resampled)
+        find_candidates(dwi, result.probability, model.threshold, model.min_volume)
+        for result in (whole, resampled)
     )
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
-        draw(dwi, whole, model.threshold).savefig(pictures / f"{head.name}.png", dpi=80)
+        draw(dwi, whole, model).savefig(pictures / f"{head.name}.png", dpi=80)
     return Row(
         head.name,
         head.person,
@@ -133,9 +138,9 @@ def logit(found: Segmentation) -> np.ndarray:
     return np.log(p / (1 - p))
 
 
-def draw(dwi: DWI, found: Segmentation, threshold: float) -> Figure:
+def draw(dwi: DWI, found: Segmentation, model: Model) -> Figure:
     """b0, the mean of the weighted volumes and the map, in the slice with most that was marked."""
-    marked = dwi.volume(found.probability >= threshold)
+    marked = dwi.volume(found.marked(model.threshold, model.min_volume))
     z = int(marked.sum(axis=(0, 1)).argmax()) if marked.any() else dwi.mask.shape[2] // 2
     weighted = dwi.signal[:, 1:].mean(axis=1)
     figure = Figure(figsize=(12, 4.4), layout="constrained")
