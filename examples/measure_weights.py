@@ -38,7 +38,7 @@ from paper.real_heads import Heads
 from rich.console import Console
 from train_weights import IMPLANTED, NETWORK, OUT, PLAN, RADIUS, Cohorts, Studio
 
-from tripq.networks.checkpoint import load_network, read_notes
+from tripq.networks.checkpoint import load_network, read_notes, save_network
 from tripq.tasks.lesions.datasets import open_ms
 from tripq.tasks.lesions.segmentation import Model, load_model
 from tripq.tasks.lesions.weights import default_weights
@@ -73,10 +73,13 @@ def main(
     def unseen(person: str) -> Model:
         return load_model(network or studio.folder(f"without-{person}") / NETWORK)
 
-    tests = measure(cohorts, unseen, load_model(network or default_weights()), pictures)
+    shipped = network or default_weights()
+    tests = measure(cohorts, unseen, load_model(shipped), pictures)
     console.print(head_page.summary(tests), markup=False)
     if save:
         tests.write(RESULTS)
+        notes = {**read_notes(shipped), "healthy_heads": head_page.found_on_healthy_heads(tests)}
+        save_network(load_network(shipped), shipped, notes)
         head_page.write_page(tests, DOCS / "real-heads.md")
         (DOCS / "weights.md").write_text(card(studio, tests, default_weights()), encoding="utf-8")
 
@@ -135,6 +138,7 @@ def card(studio: Studio, tests: Tests, weights: Path) -> str:
         steps=schedule.base.steps,
         fine_steps=schedule.with_heads.steps,
         threshold=float(notes["threshold"]),
+        min_volume=float(notes["min_volume_ml"]),
         mixture="\n".join(
             f"| {c.says} | {'random' if c.randomised else format(c.snr, 'g')} | "
             f"{'usual' if c.max_rotation < 180 else 'any'} |"

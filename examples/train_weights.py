@@ -13,7 +13,7 @@ split are those of examples/reproduce_paper.py.  There are three stages:
    networks on the scanner that they have not seen;
 3. the same with the heads of all scanners: the network that is shipped.
 
-Thresholds are chosen on the validation patients.  If the program was interrupted, the base goes on
+The threshold and the minimum volume of a candidate are chosen on the validation patients.  If the program was interrupted, the base goes on
 where it was, and finished networks are read.
 """
 
@@ -48,6 +48,8 @@ from tripq.tasks.lesions.datasets import (
     load_subject,
     open_ms,
 )
+from tripq.tasks.lesions.listing import voxel_ml
+from tripq.tasks.lesions.scores import best_min_volume
 from tripq.tasks.lesions.segmentation import segment
 from tripq.tasks.lesions.segmenter import LesionSegmenter
 from tripq.tasks.lesions.task import LesionTask
@@ -305,20 +307,20 @@ class Studio:
         )
 
     def _save(self, network: nn.Module, heads: Sequence[RealHead], path: Path) -> None:
-        """Choose the threshold on validation patients, and write the network."""
+        """Choose the limits on validation patients, and write the network."""
         subjects = [
             *self.cohorts.under(USUAL, self.cohorts.split.validation),
             *self.cohorts.implanted("validation", heads),
         ]
-        threshold = choose_threshold(subjects, self.maps(network, subjects))
-        save_network(network, path, self._notes(heads, threshold))
+        limits = Limits.choose(subjects, self.maps(network, subjects))
+        save_network(network, path, self._notes(heads, limits))
 
     def maps(self, network: nn.Module, subjects: Sequence[LabelledSubject]) -> Maps:
         """The probability in every voxel of every subject."""
         network = network.to(self.device)
         return [segment(network, subject.dwi, device=self.device) for subject in subjects]
 
-    def _notes(self, heads: Sequence[RealHead], threshold: float) -> dict[str, str]:
+    def _notes(self, heads: Sequence[RealHead], limits: Limits) -> dict[str, str]:
         """What the file of a network says about its training."""
         samplings = [
             *(
@@ -332,12 +334,43 @@ class Studio:
         real = "healthy real heads, lesions implanted into them, " if heads else ""
         return {
             "caution": CAUTION,
-            "threshold": f"{threshold:.4f}",
+            "threshold": f"{limits.threshold:.4f}",
+            "min_volume_ml": f"{limits.min_volume:g}",
             "voxel_size_mm": f"{min(edges):.3g} {max(edges):.3g}",
             "b_values": " ".join(f"{b:g}" for b in sorted({b for b, _ in shells})),
             "fewest_directions": str(min(number for _, number in shells)),
             "data": f"{real}simulated diffusion signal; real outlines (Lesjak et al. 2017)",
         }
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is marked.
+
+    Parameters
+    ----------
+    threshold : float
+        Minimum probability.
+    min_volume : float
+        Of a candidate, in ml.
+    """
+
+    threshold: float
+    min_volume: float
+
+    @classmethod
+    def choose(cls, subjects: Sequence[LabelledSubject], maps: Maps) -> Limits:
+        """The highest Dice of all voxels, then the highest F1 of lesions, of some subjects."""
+        threshold = choose_threshold(subjects, maps)
+        pairs = list(zip(subjects, maps, strict=True))
+        return cls(
+            threshold,
+            best_min_volume(
+                [subject.dwi.volume(map >= threshold) for subject, map in pairs],
+                [subject.dwi.volume(subject.lesion) for subject in subjects],
+                [voxel_ml(subject.dwi) for subject in subjects],
+            ),
+        )
 
 
 @dataclass(frozen=True)

@@ -16,21 +16,29 @@ from paper.head_tests import (
     Implanted,
     Simulated,
     Tests,
-    calibration_error,
+    pooled_calibration_error,
 )
 from paper.repeats import Repeat
 
 
-def summary(tests: Tests) -> str:
-    """The results on real heads in sentences."""
+def found_on_healthy_heads(tests: Tests) -> str:
+    """False positives in a sentence, for the page of every scan."""
     volumes = [row.ml for row in tests.healthy]
     people = len({row.person for row in tests.healthy})
+    return (
+        f"On {len(volumes)} scans of {people} healthy people, networks trained without the person "
+        f"and the scanner marked a median of {np.median(volumes):.2f} ml, "
+        f"at most {max(volumes):.2f} ml."
+    )
+
+
+def summary(tests: Tests) -> str:
+    """The results on real heads in sentences."""
     lesions, found = (sum(getattr(r, n) for r in tests.implanted) for n in ("lesions", "found"))
     return (
-        f"On {len(volumes)} scans of {people} healthy people, each by a network that had seen "
-        f"neither the person nor the scanner, it marked a median of {np.median(volumes):.2f} ml, "
-        f"at most {max(volumes):.2f} ml. Of {lesions} implanted lesions above {SMALLEST:g} ml with "
-        f"a severity of {MILDEST:g} or more it found {found} ({found / max(lesions, 1):.0%})."
+        f"{found_on_healthy_heads(tests)} Of {lesions} implanted lesions above {SMALLEST:g} ml "
+        f"with a severity of {MILDEST:g} or more they found {found} "
+        f"({found / max(lesions, 1):.0%})."
     )
 
 
@@ -61,7 +69,7 @@ def implanted_table(rows: Sequence[Implanted], simulated: Sequence[Simulated]) -
         lines.append(
             f"{person} | {len(some)} | {found} of {lesions} | {precision:.3f} | {usual:.3f} | "
             f"{precision / usual:.2f} | {np.mean([r.dice for r in some]):.3f} | "
-            f"{calibration_error(some):.4f}"
+            f"{pooled_calibration_error(some):.4f}"
         )
     heads = "head and scanner left out | subjects | lesions found | average precision | "
     heads += "the same, simulated | ratio | Dice | calibration error"

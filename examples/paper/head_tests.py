@@ -20,7 +20,7 @@ from paper.work import score_maps
 from tripq.infra.files import write_text
 from tripq.scans import DWI
 from tripq.tasks.lesions.datasets import LabelledSubject, load_severity
-from tripq.tasks.lesions.listing import find_lesions, voxel_ml
+from tripq.tasks.lesions.listing import find_candidates, voxel_ml
 from tripq.tasks.lesions.scores import score
 from tripq.tasks.lesions.segmentation import Model, Segmentation, segment_scan
 
@@ -160,11 +160,12 @@ def measure_healthy(head: RealHead, folder: Path, model: Model, pictures: Path |
     whole = segment_scan(model, dwi)
     resampled = segment_scan(model, dwi, voxel_size=RESAMPLED)
     found, again = (
-        find_lesions(dwi, result.probability, model.threshold) for result in (whole, resampled)
+        find_candidates(dwi, result.probability, model.threshold, model.min_volume)
+        for result in (whole, resampled)
     )
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
-        draw(dwi, whole, model.threshold).savefig(pictures / f"{head.name}.png", dpi=80)
+        draw(dwi, whole, model).savefig(pictures / f"{head.name}.png", dpi=80)
     return Healthy(
         head.name,
         head.person,
@@ -184,8 +185,9 @@ def measure_implanted(
 ) -> Implanted:
     """Segment one head with implanted lesions."""
     dwi, lesion = subject.dwi, subject.lesion
-    probability = segment_scan(model, dwi).probability
-    marked = probability >= model.threshold
+    found = segment_scan(model, dwi)
+    probability = found.probability
+    marked = found.marked(model.threshold, model.min_volume)
     scores = score(probability, lesion, model.threshold)
     labels, number = ndimage.label(dwi.volume(lesion), np.ones((3, 3, 3)))
     label = labels[dwi.mask]
@@ -247,7 +249,7 @@ def pooled(
     return voxels, sick, np.sum([np.multiply(r.voxels, r.probability) for r in rows], axis=0)
 
 
-def calibration_error(rows: Sequence[Implanted]) -> float:
+def pooled_calibration_error(rows: Sequence[Implanted]) -> float:
     """Expected calibration error over the voxels of all rows."""
     voxels, sick, total = pooled(rows)
     return float(np.abs(total - sick).sum() / voxels.sum())
@@ -259,9 +261,9 @@ def logit(found: Segmentation) -> NDArray[np.float64]:
     return np.log(p / (1 - p))
 
 
-def draw(dwi: DWI, found: Segmentation, threshold: float) -> Figure:
+def draw(dwi: DWI, found: Segmentation, model: Model) -> Figure:
     """b0, the mean of the weighted volumes and the map, in the slice with most that was marked."""
-    marked = dwi.volume(found.probability >= threshold)
+    marked = dwi.volume(found.marked(model.threshold, model.min_volume))
     z = int(marked.sum(axis=(0, 1)).argmax()) if marked.any() else dwi.mask.shape[2] // 2
     weighted = dwi.signal[:, 1:].mean(axis=1)
     figure = Figure(figsize=(12, 4.4), layout="constrained")

@@ -15,7 +15,8 @@ from rich.console import Console
 
 from tests.commands.conftest import Call
 from tripq.commands.evaluate import show_scores
-from tripq.tasks.lesions.scores import LesionCounts, count_lesions, evaluate
+from tripq.tasks.lesions.listing import drop_small
+from tripq.tasks.lesions.scores import LesionCounts, calibration_error, count_lesions, evaluate
 from tripq.tasks.lesions.scoring import _SHOWN
 from tripq.tasks.scoring import Evaluation
 
@@ -108,6 +109,11 @@ def test_scores_are_those_of_the_library_on_the_same_voxels(score, cohort: Cohor
         assert row["lesion_f1"] == count.f1
         assert row["true_ml"] == pytest.approx(wanted.lesion_voxels * 0.01)
     assert [row["scan"] for row in rows] == [*SUBJECTS, "all"]
+    everywhere = (
+        np.concatenate([values[name][cohort.brain[name]] for name in SUBJECTS])
+        for values in (cohort.probability, cohort.lesion)
+    )
+    assert rows[-1]["calibration_error"] == pytest.approx(calibration_error(*everywhere))
 
 
 def test_table_page_and_screen_tell_the_same(score, cohort: Cohort) -> None:
@@ -128,6 +134,32 @@ def test_a_threshold_that_is_given_goes_before_that_of_the_maps(score, cohort: C
     found = sum((cohort.probability[n] >= 0.9)[cohort.brain[n]].sum() for n in SUBJECTS)
     assert cohort.scores()["pooled"]["found_ml"] == pytest.approx(found * 0.01)
     assert cohort.scores()["threshold"] == 0.9
+
+
+def test_the_minimum_volume_is_that_of_the_maps_unless_one_is_given(score, cohort: Cohort) -> None:
+    """Whole lesions, Dice and the volume are of the candidates that were marked."""
+    for name in SUBJECTS:
+        sidecar = cohort.map(name).with_name(f"{name}_space-orig_label-lesion_probseg.json")
+        sidecar.write_text(json.dumps({"Threshold": 0.4, "MinVolumeMillilitres": 0.05}))
+    for given, volume in (((), 0.05), (("--min-volume", 0, "--overwrite"), 0.0)):
+        assert score(*given).status == 0
+        assert cohort.scores()["min_volume_ml"] == volume
+        for name, row in zip(SUBJECTS, cohort.scores()["scans"], strict=True):
+            inside = cohort.brain[name]
+            marked = drop_small((cohort.probability[name] >= 0.4) & inside, 0.01, volume)
+            truth = cohort.lesion[name] & inside
+            assert row["found_ml"] == pytest.approx(marked.sum() * 0.01)
+            assert row["found_lesions"] == count_lesions(marked, truth).found
+            both = 2 * (marked & truth).sum()
+            assert row["dice"] == pytest.approx(both / (marked.sum() + truth.sum()))
+    refused = score("--min-volume", "inf", "--overwrite")
+    assert "min_volume=inf must be from 0 to 1000 ml" in refused.error
+    sidecar.write_text(json.dumps({"Threshold": 0.4, "MinVolumeMillilitres": 0.1}))
+    refused = score("--overwrite")
+    assert "the maps have several minimum volumes, 0.05 (sub-01" in refused.error
+    sidecar.write_text(json.dumps({"Threshold": 0.4, "MinVolumeMillilitres": "much"}))
+    refused = score("--overwrite")
+    assert "the MinVolumeMillilitres is 'much', not a number from 0 to 1000" in refused.error
 
 
 def test_without_any_brain_mask_all_voxels_are_scored(score, cohort: Cohort) -> None:

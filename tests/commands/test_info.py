@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.conftest import Call, write_scan
+from tests.commands.conftest import Call, write_scan, write_weights
 from tripq.infra.files import sha256
 
 
@@ -38,6 +38,16 @@ def test_a_checkpoint_is_described(call: Call, weights: Path) -> None:
     assert shown(done.stdout)["threshold"] == "0.5"
     assert shown(done.stdout)["voxel_size_mm"] == "2"
     assert '"p_radius": 2.9' in done.stdout
+
+
+def test_what_a_checkpoint_says_of_candidates_is_shown(call: Call, tmp_path: Path) -> None:
+    sentence = "On 15 scans it marked a median of 0.05 ml."
+    weights = write_weights(
+        tmp_path / "w.safetensors", min_volume_ml="0.02", healthy_heads=f"{sentence}\x1b[2J"
+    )
+    notes = shown(call("info", weights).stdout)
+    assert notes["min_volume_ml"] == "0.02"
+    assert notes["healthy_heads"] == sentence + r"\x1b[2J"
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from tests.commands.conftest import Call, ball, write_mask, write_scan, write_we
 from tests.scans.test_coherence import make_rods
 from tripq.scans import read_dwi
 from tripq.scans.resampling import map_back, resample
+from tripq.tasks.lesions.listing import find_candidates
 from tripq.tasks.lesions.segmentation import load_model, segment
 
 NAMES = ("probseg.nii.gz", "mask.nii.gz", "probseg.json")
@@ -75,6 +76,42 @@ def test_the_threshold_is_that_of_the_checkpoint_unless_one_is_given(
         probability = read(files / "dwi_label-lesion_probseg.nii.gz")
         lesion = read(files / "dwi_label-lesion_mask.nii.gz")
         np.testing.assert_array_equal(lesion[ball()], probability[ball()] >= threshold)
+
+
+def test_the_minimum_volume_is_that_of_the_checkpoint_unless_one_is_given(
+    call: Call, scan: Path, mask: Path, tmp_path: Path
+) -> None:
+    """Mask, list, counts and both sidecars have it; the map of probabilities has not."""
+    sentence = "On 15 scans it marked a median of 0.05 ml."
+    notes = {"threshold": "0.58", "min_volume_ml": "0.05", "healthy_heads": sentence}
+    weights = write_weights(tmp_path / "least.safetensors", **notes)
+    arguments = ("segment", scan, "--mask", mask, "--weights", weights)
+    marked = {}
+    for folder, volume, given in (
+        ("own", 0.05, ()),
+        ("all", 0.0, ("--min-volume", 0)),
+        ("none", 999.0, ("--min-volume", 999)),
+    ):
+        done = call(*arguments, *given, "-o", tmp_path / folder)
+        assert done.status == 0, done.stderr
+        stem = tmp_path / folder / "dwi_label-lesion"
+        about, of_mask = (
+            json.loads(Path(f"{stem}_{name}.json").read_text()) for name in ("probseg", "mask")
+        )
+        assert about["MinVolumeMillilitres"] == of_mask["MinVolumeMillilitres"] == volume
+        assert about["HealthyHeads"] == sentence
+        assert done.stdout.splitlines()[-1] == sentence
+        assert f"Healthy heads:</strong> {sentence}" in Path(f"{stem}_report.html").read_text()
+        dwi = read_dwi(scan, mask=mask)
+        probability = read(Path(f"{stem}_probseg.nii.gz"))[dwi.mask]
+        candidates = find_candidates(dwi, probability, 0.58, volume)
+        marked[folder] = read(Path(f"{stem}_mask.nii.gz"))
+        assert marked[folder].sum() == sum(candidate.voxels for candidate in candidates)
+        assert about["LesionCount"] == len(candidates)
+        assert f"{len(candidates)} lesion candidate" in done.stdout
+        everything = tmp_path / "own/dwi_label-lesion_probseg.nii.gz"
+        np.testing.assert_array_equal(read(Path(f"{stem}_probseg.nii.gz")), read(everything))
+    assert marked["all"].sum() > marked["own"].sum() > marked["none"].sum() == 0
 
 
 def test_shells_that_are_not_named_are_left_out(
@@ -318,6 +355,9 @@ def test_bad_input_is_told_in_one_line_that_names_the_file(
     [
         ["--frame", "head"],
         ["--threshold", "1.5"],
+        ["--min-volume", "-1"],
+        ["--min-volume", "small"],
+        ["--min-volume", "nan"],
         ["--memory", "much"],
         ["--memory", "0GB"],
         ["--memory", "500"],
@@ -332,6 +372,16 @@ def test_bad_usage_exits_with_2(wrong: list[str], call: Call, scan: Path, tmp_pa
     assert done.status == 2
     assert "Usage: " in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("volume", ["inf", "1001"])
+def test_a_minimum_volume_without_sense_is_refused_before_the_scan_is_read(
+    volume: str, call: Call, scan: Path, weights: Path, tmp_path: Path
+) -> None:
+    scan.unlink()
+    done = call("segment", scan, "--weights", weights, "-o", tmp_path, "--min-volume", volume)
+    assert done.status == 1
+    assert "must be from 0 to 1000 ml" in done.error
 
 
 def test_help_names_every_option_with_an_example(call: Call) -> None:

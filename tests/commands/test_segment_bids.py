@@ -360,6 +360,35 @@ def test_damaged_results_are_named(
     assert (out / name).read_bytes() == content
 
 
+def test_results_of_a_version_without_a_minimum_volume_are_used_again(
+    quick: None, segment_all, raw: Path, out: Path
+) -> None:
+    segment_all()
+    sidecar = out / f"{RESULTS[0]}_probseg.json"
+    about = json.loads(sidecar.read_text())
+    assert about.pop("MinVolumeMillilitres") == 0
+    sidecar.write_text(json.dumps(about))
+    assert segment_all().status == 0
+    assert {row["status"] for row in summary(out).values()} == {"there already"}
+    done = segment_all("--min-volume", 0.05)
+    assert done.status == 1
+    assert "made with other settings (MinVolumeMillilitres)" in done.stderr
+
+
+def test_what_is_known_of_healthy_heads_is_shown_with_the_table_and_on_the_page(
+    quick: None, call: Call, raw: Path, out: Path, tmp_path: Path
+) -> None:
+    sentence = "On 15 scans it marked <0.05 ml."
+    weights = write_weights(tmp_path / "healthy.safetensors", healthy_heads=sentence)
+    done = call("segment-bids", raw, out, "participant", "--weights", weights)
+    assert "candidates" in done.stdout
+    assert sentence in done.stdout
+    for _ in range(2):
+        page = (out / "report.html").read_text()
+        assert page.count("On 15 scans it marked &lt;0.05 ml.") == 1
+        assert call("segment-bids", raw, out, "group").status == 0
+
+
 NO_NUMBERS = [
     *(("LesionCount", value) for value in ("many", -1, None, [1], True, "3", 2.5)),
     *(("LesionCount", value) for value in (10**300, float("inf"))),

@@ -20,7 +20,8 @@ from tripq.commands.train import Watch
 from tripq.networks.checkpoint import load_network, read_notes
 from tripq.tasks.lesions.config import LesionConfig
 from tripq.tasks.lesions.datasets import draw_validation, find_labelled, read_labelled
-from tripq.tasks.lesions.scores import best_threshold, score
+from tripq.tasks.lesions.listing import drop_small
+from tripq.tasks.lesions.scores import best_min_volume, best_threshold, count_lesions, score
 from tripq.tasks.lesions.segmentation import segment
 from tripq.training.config import ConfigError, example_config, parse_config
 
@@ -128,8 +129,16 @@ def test_what_is_trained_tells_what_it_is_and_segments_a_scan(
     probability = segment(load_network(weights(out)), held_out.dwi)
     threshold = float(notes["threshold"])
     assert threshold == best_threshold(probability, held_out.lesion)
-    expected = score(probability, held_out.lesion, threshold)
-    assert record(out)["validation_scores"]["dice"] == pytest.approx(expected.dice)
+    found, truth = (
+        held_out.dwi.volume(values) for values in (probability >= threshold, held_out.lesion)
+    )
+    min_volume = float(notes["min_volume_ml"])
+    assert min_volume == best_min_volume([found], [truth], [0.008])
+    marked = drop_small(found, 0.008, min_volume)
+    scores = record(out)["validation_scores"]
+    expected = score(probability, held_out.lesion, threshold, found=marked[held_out.dwi.mask])
+    assert scores["dice"] == pytest.approx(expected.dice)
+    assert scores["lesion_f1"] == pytest.approx(count_lesions(marked, truth).f1)
 
     scan = data / "sub-03/dwi/sub-03_dwi.nii.gz"
     mask = data / "derivatives/truth/sub-03/dwi/sub-03_desc-brain_mask.nii.gz"

@@ -15,7 +15,7 @@ from PIL import Image
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from tripq.tasks.lesions.listing import find_lesions
+from tripq.tasks.lesions.listing import find_candidates
 from tripq.tasks.lesions.pages.subject import write_subject_report
 
 pytestmark = pytest.mark.browser
@@ -39,7 +39,7 @@ class Reader:
         return [entry["message"] for entry in self.browser.get_log("browser")]
 
     def column(self, number: int) -> list[str]:
-        selector = f"#lesion-table tbody tr > :nth-child({number})"
+        selector = f"#candidate-table tbody tr > :nth-child({number})"
         cells = self.browser.find_elements(By.CSS_SELECTOR, selector)
         return [cell.text for cell in cells]
 
@@ -143,13 +143,13 @@ def test_the_crosshair_is_seen_in_three_planes(reader: Reader) -> None:
 
 
 def test_a_lesion_on_the_right_is_seen_on_the_left(reader: Reader, case: Any) -> None:
-    lesions = find_lesions(case.dwi, case.probability, 0.5)
-    assert [lesion.side for lesion in lesions] == ["right", "left", "left"]
+    candidates = find_candidates(case.dwi, case.probability, 0.5)
+    assert [candidate.side for candidate in candidates] == ["right", "left", "left"]
     reader.set("crosshair", False)
     reader.set("view", "axial")
     middle = reader.canvas().shape[1] / 2
     for number, side in ((1, -1), (2, 1)):
-        reader.find(f"#lesion-table tbody tr:nth-child({number}) button").click()
+        reader.find(f"#candidate-table tbody tr:nth-child({number}) button").click()
         columns = reader.coloured()[:, 1]
         assert len(columns) > 50
         assert np.sign(columns - middle).mean() == side
@@ -157,11 +157,11 @@ def test_a_lesion_on_the_right_is_seen_on_the_left(reader: Reader, case: Any) ->
 
 
 def test_the_button_of_a_lesion_goes_to_its_peak(reader: Reader, case: Any) -> None:
-    lesions = find_lesions(case.dwi, case.probability, 0.5)
-    for row, lesion in enumerate(lesions, start=1):
-        reader.find(f"#lesion-table tbody tr:nth-child({row}) button").click()
-        x, y, z = (f"{np.round(c):.0f}".replace("-0", "0") for c in lesion.peak_mm)
-        expected = f"x {x}, y {y}, z {z} mm: probability {lesion.highest_probability:.2f}"
+    candidates = find_candidates(case.dwi, case.probability, 0.5)
+    for row, candidate in enumerate(candidates, start=1):
+        reader.find(f"#candidate-table tbody tr:nth-child({row}) button").click()
+        x, y, z = (f"{np.round(c):.0f}".replace("-0", "0") for c in candidate.peak_mm)
+        expected = f"x {x}, y {y}, z {z} mm: probability {candidate.highest_probability:.2f}"
         assert reader.find("#viewer-location").text == expected.replace("-", "−")
 
 
@@ -175,17 +175,17 @@ def test_the_background_can_be_changed(reader: Reader) -> None:
 
 def test_a_click_on_a_column_sorts_by_it(reader: Reader) -> None:
     assert reader.column(1) == ["1", "2", "3"]
-    volume = reader.find("#lesion-table th:nth-child(2)")
+    volume = reader.find("#candidate-table th:nth-child(2)")
     volume.find_element(By.TAG_NAME, "button").click()
     assert volume.get_attribute("aria-sort") == "ascending"
     assert reader.column(2) == ["0.125", "1.000", "3.375"]
     volume.find_element(By.TAG_NAME, "button").click()
     assert volume.get_attribute("aria-sort") == "descending"
     assert reader.column(2) == ["3.375", "1.000", "0.125"]
-    reader.find("#lesion-table th:nth-child(4) button").click()
+    reader.find("#candidate-table th:nth-child(4) button").click()
     assert reader.column(4) == ["left", "left", "right"]
     assert volume.get_attribute("aria-sort") is None
-    reader.find("#lesion-table th:nth-child(1) button").click()
+    reader.find("#candidate-table th:nth-child(1) button").click()
 
 
 def test_arrow_keys_turn_the_spheres(reader: Reader) -> None:
@@ -230,5 +230,5 @@ def test_where_there_is_no_webgl_the_page_says_so(tab: Any, case: Any, tmp_path:
     status = tab.find_element(By.ID, "viewer-status")
     assert status.text.startswith("The interactive view needs WebGL 2")
     assert not tab.find_element(By.ID, "viewer").is_displayed()
-    assert len(tab.find_elements(By.CSS_SELECTOR, "#lesion-table tbody tr")) == 3
+    assert len(tab.find_elements(By.CSS_SELECTOR, "#candidate-table tbody tr")) == 3
     assert tab.get_log("browser") == []

@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 
-from tripq.tasks.lesions.listing import Lesion
+from tripq.tasks.lesions.listing import Candidate
 from tripq.tasks.lesions.pages.group import SubjectSummary, write_group_report
 
-LESION = Lesion(10, 1.25, (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), "left", 0.6, 0.9)
+CANDIDATE = Candidate(10, 1.25, (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), "left", 0.6, 0.9)
 ROWS = [
-    SubjectSummary.of_lesions("sub-01", [LESION, LESION], PurePath("sub-01", "a & b?.html")),
+    SubjectSummary.of_candidates(
+        "sub-01", [CANDIDATE, CANDIDATE], PurePath("sub-01", "a & b?.html")
+    ),
     SubjectSummary.of_failure("sub-02", "sub-02_dwi.bvec: 3 entries, but 65 volumes."),
-    SubjectSummary.of_lesions("sub-03", []),
+    SubjectSummary.of_candidates("sub-03", []),
 ]
 
 
@@ -33,9 +35,9 @@ def test_the_page_lists_all_and_the_failures_first(
     assert headings[:2] == ["Failed", "Subjects"]
     assert "sub-02_dwi.bvec: 3 entries, but 65 volumes." in page.text
     cards = page.cards()
-    assert [cards[n] for n in ("subjects", "with a result", "failed", "with lesions")] == list(
-        "3211"
-    )
+    assert [
+        cards[n] for n in ("subjects", "with a result", "failed", "with lesion candidates")
+    ] == list("3211")
     assert "Total volume ml 0.00 0.62 1.25 1.88 2.50" in page.text
     assert [e.get("href") for e in page.root.iter("a")] == ["./sub-01/a%20%26%20b%3F.html"]
 
@@ -44,7 +46,9 @@ def test_the_page_lists_all_and_the_failures_first(
 def test_a_histogram_needs_some_subjects(
     tmp_path: Path, read: Callable[[Path], Any], subjects: int, drawn: bool
 ) -> None:
-    rows = [SubjectSummary.of_lesions(f"sub-{number}", [LESION]) for number in range(subjects)]
+    rows = [
+        SubjectSummary.of_candidates(f"sub-{number}", [CANDIDATE]) for number in range(subjects)
+    ]
     write_group_report(tmp_path / "group.html", rows, {})
     page = read(tmp_path / "group.html")
     assert "Distribution" in page.text
@@ -63,8 +67,10 @@ def test_without_results_there_is_nothing_to_compare(
 
 @pytest.mark.parametrize(
     "wrong",
-    [{}, {"lesions": 1}, {"lesions": 1, "total_ml": 1.0, "failure": "no"}, {"total_ml": 1.0}],
+    [{}, {"candidates": 1}, {"candidates": 1, "total_ml": 1.0, "failure": "no"}, {"total_ml": 1.0}],
 )
 def test_a_subject_has_either_a_result_or_a_reason(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="sub-01: needs either lesions and total_ml, or a failure"):
+    with pytest.raises(
+        ValueError, match="sub-01: needs either candidates and total_ml, or a failure"
+    ):
         SubjectSummary("sub-01", **wrong)

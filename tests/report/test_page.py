@@ -15,12 +15,17 @@ import numpy as np
 import pytest
 
 from tripq.report.page import ReportError
+from tripq.tasks.lesions.names import HEALTHY_HEADS
 from tripq.tasks.lesions.pages.evaluation import EvaluatedSubject, write_evaluation_report
 from tripq.tasks.lesions.pages.group import SubjectSummary, write_group_report
 from tripq.tasks.lesions.pages.subject import write_subject_report
 
 HOSTILE = "<script>alert(1)</script>"
-SETTINGS = {"caution": f"simulated {HOSTILE}", f"network {HOSTILE}": f"'\"&{HOSTILE}"}
+SETTINGS = {
+    "caution": f"simulated {HOSTILE}",
+    HEALTHY_HEADS: f"healthy {HOSTILE}",
+    f"network {HOSTILE}": f"'\"&{HOSTILE}",
+}
 ADDRESSES = {
     "src",
     "href",
@@ -50,7 +55,7 @@ def write_all(folder: Path, case: Any) -> dict[str, Path]:
         SubjectSummary.of_failure(HOSTILE, HOSTILE),
     ]
     write_group_report(pages["group"], rows, SETTINGS, title=HOSTILE)
-    subject = EvaluatedSubject(HOSTILE, case.dwi.mask, case.probability, case.truth)
+    subject = EvaluatedSubject(HOSTILE, case.dwi.mask, case.probability, case.truth, 0.125)
     write_evaluation_report(pages["evaluation"], [subject], 0.5, SETTINGS, title=HOSTILE)
     return pages
 

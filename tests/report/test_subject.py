@@ -17,7 +17,8 @@ from nibabel.affines import apply_affine
 
 from tripq.report.sphere import nearest_angles, seen_from, view_shells
 from tripq.scans import read_dwi
-from tripq.tasks.lesions.listing import find_lesions
+from tripq.tasks.lesions.listing import find_candidates
+from tripq.tasks.lesions.names import HEALTHY_HEADS
 from tripq.tasks.lesions.pages.subject import write_subject_report
 
 
@@ -36,19 +37,19 @@ def data(page: Any, name: str) -> Any:
     return json.loads(script.text)
 
 
-def test_the_lesions_are_in_the_table(page: Any, case: Any) -> None:
-    lesions = find_lesions(case.dwi, case.probability, 0.5)
-    assert [lesion.voxels for lesion in lesions] == [27, 8, 1]
-    first, second, third = page.table("lesion-table")
-    x, y, z = (f"{c:.1f}".replace("-", "−") for c in lesions[0].centre_mm)
+def test_the_candidates_are_in_the_table(page: Any, case: Any) -> None:
+    candidates = find_candidates(case.dwi, case.probability, 0.5)
+    assert [candidate.voxels for candidate in candidates] == [27, 8, 1]
+    first, second, third = page.table("candidate-table")
+    x, y, z = (f"{c:.1f}".replace("-", "−") for c in candidates[0].centre_mm)
     assert first == ["1", "3.375", "27", "right", x, y, z, "0.90", "0.90", "100", "Show"]
     assert second[:4] == ["2", "1.000", "8", "left"]
     assert third[-2] == "0"  # % of voxels that are known
 
 
-def test_the_totals_are_those_of_the_lesions(page: Any) -> None:
+def test_the_totals_are_those_of_the_candidates(page: Any) -> None:
     cards = page.cards()
-    assert cards["lesions found"] == "3"
+    assert cards["lesion candidates"] == "3"
     assert cards["in total"] == "4.50 ml"
     assert cards["the largest"] == "3.38 ml"
     assert (cards["highest probability"], cards["threshold"]) == ("0.90", "0.500")
@@ -56,7 +57,7 @@ def test_the_totals_are_those_of_the_lesions(page: Any) -> None:
 
 def test_the_truth_is_compared(page: Any) -> None:
     cards = page.cards()
-    assert (cards["lesions known"], cards["of them found"]) == ("2", "1")
+    assert (cards["lesions known"], cards["of them marked"]) == ("2", "1")
     assert cards["sensitivity, lesions"] == "0.500"
     assert cards["precision, lesions"] == "0.333"
     assert cards["Dice"] == f"{2 * 27 / (36 + 35):.3f}"
@@ -79,7 +80,7 @@ def test_slices_are_described_for_those_who_cannot_see_them(page: Any) -> None:
     slices = [words for words in alternatives if words.startswith("Axial slice at z = ")]
     assert 3 <= len(slices) <= 6
     for number in "123":
-        assert any(words.endswith(f"mm: lesion {number} found") for words in slices)
+        assert any(words.endswith(f"mm: candidate {number}") for words in slices)
     heights = [int(w.split(" = ")[1].split(" mm")[0].replace("−", "-")) for w in slices]
     assert heights == sorted(heights, reverse=True)
 
@@ -102,9 +103,9 @@ def test_volumes_in_the_page_lie_where_the_scan_lies(page: Any, case: Any) -> No
         assert image.get_fdata().sum() == pytest.approx(shown.sum())
 
 
-def test_the_view_opens_in_the_largest_lesion(page: Any, case: Any) -> None:
+def test_the_view_opens_in_the_first_candidate(page: Any, case: Any) -> None:
     settings = data(page, "viewer-settings")
-    peak = find_lesions(case.dwi, case.probability, 0.5)[0].peak_mm
+    peak = find_candidates(case.dwi, case.probability, 0.5)[0].peak_mm
     np.testing.assert_allclose(settings["start"], peak)
     assert settings["threshold"] == 0.5
 
@@ -117,12 +118,48 @@ def test_where_nothing_is_found_the_page_says_so(
     write_subject_report(tmp_path / "page.html", case.dwi, probability, threshold=0.5, settings={})
     page = read(tmp_path / "page.html")
     assert (
-        f"No lesion was found. No voxel reaches the threshold of 0.500; the highest "
+        f"No lesion candidate. No voxel reaches the threshold of 0.500; the highest "
         f"probability is {highest:.3f}." in page.text
     )
-    assert page.cards()["lesions found"] == "0"
-    assert not [e for e in page.root.iter("table") if e.get("id") == "lesion-table"]
-    assert len([e for e in page.root.iter("img") if "no lesion found" in e.get("alt")]) >= 1
+    assert page.cards()["lesion candidates"] == "0"
+    assert not [e for e in page.root.iter("table") if e.get("id") == "candidate-table"]
+    assert len([e for e in page.root.iter("img") if "no candidate" in e.get("alt")]) >= 1
+
+
+def test_candidates_below_the_minimum_volume_are_not_listed(
+    tmp_path: Path, case: Any, read: Callable[[Path], Any]
+) -> None:
+    path = tmp_path / "page.html"
+    common = (path, case.dwi, case.probability)
+    sentence = "On 15 scans it marked a median of 0.05 ml <b>."
+    settings = {HEALTHY_HEADS: sentence}
+    write_subject_report(*common, threshold=0.5, settings=settings, min_volume=1.0)
+    page = read(path)
+    assert [row[2] for row in page.table("candidate-table")] == ["27", "8"]
+    assert page.cards()["lesion candidates"] == "2"
+    assert page.cards()["minimum volume"] == "1.000 ml"
+    assert "connected by faces, edges or corners, together at least 1.000 ml" in page.text
+    assert page.text.count(f"Healthy heads: {sentence}") == 1
+    write_subject_report(*common, threshold=0.5, settings={}, min_volume=9.0)
+    page = read(path)
+    assert (
+        "No lesion candidate. No connected voxels that reach the threshold of 0.500 have 9.000 ml "
+        "or more together; the highest probability is 0.900." in page.text
+    )
+    assert "Healthy heads" not in page.text
+
+
+def test_candidates_are_numbered_by_probability_times_volume(
+    tmp_path: Path, case: Any, read: Callable[[Path], Any]
+) -> None:
+    """8 voxels of .9 come before 27 of .25, and the largest is the second."""
+    probability = np.where(case.probability == 0.9, 0.25, case.probability)
+    probability[case.probability == 0.7] = 0.9
+    path = tmp_path / "page.html"
+    write_subject_report(path, case.dwi, probability, threshold=0.22, settings={})
+    page = read(path)
+    assert [row[2] for row in page.table("candidate-table")] == ["8", "27", "1"]
+    assert page.cards()["the largest"] == "3.38 ml"
 
 
 def test_a_map_of_another_scan_is_refused(tmp_path: Path, case: Any) -> None:
@@ -190,6 +227,6 @@ def test_the_page_of_a_real_scan_is_small(
     write_subject_report(path, dwi, probability, threshold=0.5, settings={})
     assert path.stat().st_size < 4e6
     page = read(path)
-    assert page.cards()["lesion found"] == "1"
-    assert page.table("lesion-table")[0][3] == "midline"
+    assert page.cards()["lesion candidate"] == "1"
+    assert page.table("candidate-table")[0][3] == "midline"
     assert "b = 1,000 s/mm², 32 directions" in page.text

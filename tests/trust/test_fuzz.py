@@ -35,7 +35,14 @@ from tripq.networks.conv import ConvSegmenter
 from tripq.networks.registry import network_names
 from tripq.scans import DWI, DWIError, read_dwi, write_map
 from tripq.scans.bids import BIDSError, find_scans
-from tripq.tasks.lesions.maps import MapFiles, read_map, read_threshold, scan_name
+from tripq.tasks.lesions.listing import MAX_MIN_VOLUME
+from tripq.tasks.lesions.maps import (
+    MapFiles,
+    read_map,
+    read_min_volume,
+    read_threshold,
+    scan_name,
+)
 from tripq.tasks.lesions.names import lesion_result
 from tripq.tasks.lesions.segmentation import Model, load_model, segment_scan
 from tripq.tasks.lesions.segmenter import LesionSegmenter
@@ -380,6 +387,7 @@ def test_checkpoints(content: bytes) -> None:
         assert type(model.network).__name__ in network_names()
         assert all(torch.isfinite(value).all() for value in model.network.state_dict().values())
         assert 0 <= model.threshold <= 1
+        assert 0 <= model.min_volume <= MAX_MIN_VOLUME
 
 
 @MANY
@@ -387,6 +395,7 @@ def test_checkpoints(content: bytes) -> None:
     content=st.one_of(
         JSON.map(json.dumps).map(str.encode),
         JSON.map(lambda value: json.dumps({"Threshold": value}).encode()),
+        JSON.map(lambda value: json.dumps({"MinVolumeMillilitres": value}).encode()),
         st.binary(max_size=20),
         st.just(b"[" * 100_000),
     )
@@ -398,6 +407,8 @@ def test_sidecars(content: bytes) -> None:
         image = path.with_suffix(".nii.gz")
         threshold = tried(lambda: read_threshold(image), BIDSError, f"{path}: ")
         assert threshold is None or 0 <= threshold <= 1
+        volume = tried(lambda: read_min_volume(image), BIDSError, f"{path}: ")
+        assert volume is None or 0 <= volume <= MAX_MIN_VOLUME
 
 
 NAMES = st.text(

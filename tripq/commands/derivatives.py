@@ -16,18 +16,18 @@ from tripq.commands.files import ResultFiles
 from tripq.commands.session import log
 from tripq.infra.files import printable, read_json, write_json, write_text
 from tripq.scans.bids import BIDS_VERSION, BIDSError, BIDSName, BIDSScan, dataset_name
-from tripq.tasks.lesions.names import LABEL, lesion_result
+from tripq.tasks.lesions.names import HEALTHY_HEADS, LABEL, lesion_result
 
 Status = Literal["done", "done again", "there already", "left out", "failed"]
 
 SUMMARY, PAGE = "summary.tsv", "report.html"
 """Names of the files about all scans."""
 
-MAX_LESIONS = 10**9
-"""Maximum number of lesions of a scan; a larger number is an error."""
+MAX_CANDIDATES = 10**9
+"""Maximum number of lesion candidates of a scan; a larger number is an error."""
 
 MAX_ML = 1e9
-"""Maximum lesion volume of a scan in ml."""
+"""Maximum volume of the candidates of a scan in ml."""
 
 _IGNORED = (SUMMARY, PAGE, "*_report.html")  # names outside the BIDS standard
 
@@ -40,7 +40,7 @@ class Row:
     session_id: str
     scan: str
     status: Status
-    lesions: str = "n/a"
+    candidates: str = "n/a"
     volume_ml: str = "n/a"
     seconds: str = "n/a"
     reason: str = "n/a"
@@ -130,8 +130,8 @@ def results_of(scan: BIDSScan, out_dir: Path) -> ResultFiles:
     return ResultFiles.named(lambda *name: out_dir / lesion_result(scan, *name))
 
 
-def lesion_columns(about: Mapping[str, Any], sidecar: Path) -> dict[str, str]:
-    """Columns of the summary about the lesions of a finished scan.
+def candidate_columns(about: Mapping[str, Any], sidecar: Path) -> dict[str, str]:
+    """Columns of the summary about the lesion candidates of a finished scan.
 
     Parameters
     ----------
@@ -145,14 +145,14 @@ def lesion_columns(about: Mapping[str, Any], sidecar: Path) -> dict[str, str]:
     BIDSError
         If the numbers that tripq writes are missing or invalid.
     """
-    lesions: Any = about.get("LesionCount")
+    number: Any = about.get("LesionCount")
     volume: Any = about.get("LesionVolumeMillilitres")
-    are_numbers = type(lesions) is int and type(volume) in (int, float)  # True is neither
-    if not are_numbers or not 0 <= lesions <= MAX_LESIONS or not 0 <= volume <= MAX_ML:
+    are_numbers = type(number) is int and type(volume) in (int, float)  # True is neither
+    if not are_numbers or not 0 <= number <= MAX_CANDIDATES or not 0 <= volume <= MAX_ML:
         raise BIDSError(
-            f"{sidecar}: no valid number or volume of lesions; --overwrite replaces it."
+            f"{sidecar}: no valid number or volume of lesion candidates; --overwrite replaces it."
         )
-    return {"lesions": str(lesions), "volume_ml": f"{volume:.4f}"}
+    return {"candidates": str(number), "volume_ml": f"{volume:.4f}"}
 
 
 def read_result(scan: BIDSScan, out_dir: Path) -> tuple[Row, dict[str, str]]:
@@ -171,7 +171,7 @@ def read_result(scan: BIDSScan, out_dir: Path) -> tuple[Row, dict[str, str]]:
         raise BIDSError(
             f"{sidecar}: no valid settings of the map; --overwrite replaces it."
         ) from error
-    return Row.of(scan, "there already", **lesion_columns(about, sidecar)), settings
+    return Row.of(scan, "there already", **candidate_columns(about, sidecar)), settings
 
 
 def shown_settings(about: Mapping[str, Any]) -> dict[str, str]:
@@ -180,6 +180,7 @@ def shown_settings(about: Mapping[str, Any]) -> dict[str, str]:
     shown = {
         "Weights": f"{weights['Name']} (SHA-256 {weights['SHA256']})",
         "Caution": str(weights["Caution"] or ""),
+        HEALTHY_HEADS: str(about.get("HealthyHeads") or ""),
         "Gradient frame": str(about["GradientFrame"]),
         "Shells": ", ".join(f"b = {b_value:g}" for b_value in about.get("Shells", ())),
         "Resampled to": f"{about['ResampledTo']:g} mm" if "ResampledTo" in about else "",
@@ -259,7 +260,7 @@ def write_page(
         if row.status == "failed"
         else SubjectSummary(
             row.scan,
-            lesions=int(row.lesions),
+            candidates=int(row.candidates),
             total_ml=float(row.volume_ml),
             page=lesion_result(scan, "report", ".html"),
         )

@@ -64,6 +64,10 @@ def evaluate(
             show_default="that of the JSON files beside the maps",
         ),
     ] = None,
+    min_volume: Annotated[
+        float | None,
+        options.min_volume(show_default="that of the JSON files beside the maps, otherwise 0"),
+    ] = None,
     overwrite: options.Overwrite = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -83,7 +87,7 @@ def evaluate(
         tripq evaluate maps truth -o scores --participant-label 03 07 --threshold 0.4
     """
     with session(quiet=quiet, verbose=verbose, log_file=log) as screen:
-        scoring = find_task(task).scoring(threshold)
+        scoring = find_task(task).scoring(threshold, min_volume)
         need(*scoring.needed)
         names = (_PAGE, _TABLE, _SCORES)
         if not overwrite and (there := [out / name for name in names if (out / name).exists()]):

@@ -72,6 +72,16 @@ def output(contents: str) -> Any:
     return typer.Option("--output", "-o", metavar="FOLDER", help=f"Folder for the {contents}.")
 
 
+def min_volume(show_default: str) -> Any:
+    """Option of the minimum volume of a lesion candidate."""
+    return typer.Option(
+        metavar="ML",
+        min=0,
+        help="Minimum volume of a lesion candidate in ml; smaller ones are not marked.",
+        show_default=show_default,
+    )
+
+
 def show_version(wanted: bool) -> None:
     """Print the version and exit, if `wanted`."""
     if wanted:
@@ -239,6 +249,7 @@ Threshold = Annotated[
         show_default="that of the checkpoint",
     ),
 ]
+MinVolume = Annotated[float | None, min_volume(show_default="that of the checkpoint, otherwise 0")]
 DeviceOption = Annotated[
     Device, typer.Option(help="Device; 'auto' uses a CUDA device if one is available.")
 ]

@@ -1,4 +1,4 @@
-"""``tripq segment``: the lesions of one scan."""
+"""``tripq segment``: the lesion candidates of one scan."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def segment(
     voxel_size: options.VoxelSize = None,
     weights: options.Weights = None,
     threshold: options.Threshold = None,
+    min_volume: options.MinVolume = None,
     device: options.DeviceOption = "auto",
     memory: options.Memory = "4GB",  # type: ignore[assignment]  # parsed by the option
     threads: options.Threads = None,
@@ -30,11 +31,12 @@ def segment(
     verbose: options.Verbose = False,
     log: options.LogFile = None,
 ) -> None:
-    """Lesion map of one diffusion scan, on its own grid.
+    """Map of lesion candidates of one diffusion scan, on its own grid.
 
-    The command writes the probability of a lesion in every voxel (..._probseg.nii.gz), the voxels
-    at or above the threshold (..._mask.nii.gz), their provenance (..._probseg.json), and a report
-    page (..._report.html).  The scan must be corrected for motion and distortion as usual.
+    Candidates are what the network marks.  The command writes the probability of a lesion in every
+    voxel (..._probseg.nii.gz), the voxels of the candidates (..._mask.nii.gz), their provenance
+    (..._probseg.json), and a report page (..._report.html).  The scan must be corrected for motion
+    and distortion as usual.
 
     For example:
 
@@ -52,13 +54,25 @@ def segment(
         from tripq.commands.segmenting import Settings, segment_files
 
         settings = Settings.choose(
-            weights, threshold, frame, device, memory, threads, shell, voxel_size
+            weights,
+            threshold,
+            min_volume,
+            frame,
+            device,
+            memory,
+            threads,
+            shell,
+            voxel_size,
         )
         found = segment_files(ScanFiles(scan, bval, bvec, mask), results, settings, screen)
         if not quiet:
-            lesions = "1 lesion" if found.count == 1 else f"{found.count} lesions"
+            plural = "" if found.count == 1 else "s"
+            least = settings.min_volume
+            smallest = f" in {least:g} ml or more" if least else ""
             screen.show(
-                f"{lesions}, {found.volume_ml:.2f} ml, at a probability of "
-                f"{settings.threshold:g} or more, in {found.seconds:.0f} s:",
+                f"{found.count} lesion candidate{plural}, {found.volume_ml:.2f} ml, at a "
+                f"probability of {settings.threshold:g} or more{smallest}, "
+                f"in {found.seconds:.0f} s:",
                 *(f"  {path}" for path in results.expected),
+                *settings.remarks.values(),
             )

@@ -1,4 +1,4 @@
-"""``tripq segment-bids``: the lesions of a BIDS dataset, as a BIDS App."""
+"""``tripq segment-bids``: the lesion candidates of a BIDS dataset, as a BIDS App."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from rich.table import Table
 from tripq.commands import options, ranks
 from tripq.commands.derivatives import (
     Row,
+    candidate_columns,
     describe,
     find_others,
-    lesion_columns,
     read_result,
     results_of,
     write_page,
@@ -98,6 +98,7 @@ def segment_bids(
     voxel_size: options.VoxelSize = None,
     weights: options.Weights = None,
     threshold: options.Threshold = None,
+    min_volume: options.MinVolume = None,
     device: options.DeviceOption = "auto",
     memory: options.Memory = "4GB",  # type: ignore[assignment]  # parsed by the option
     threads: options.ThreadsOfProcess = None,
@@ -111,7 +112,7 @@ def segment_bids(
     log: options.LogFile = None,
     version: options.Version = False,
 ) -> None:
-    """Lesion maps of all diffusion scans of a BIDS dataset.
+    """Maps of lesion candidates of all diffusion scans of a BIDS dataset.
 
     A second call resumes an interrupted one: finished scans are skipped, unless one of their input
     files has changed.  A scan that cannot be used is reported and the others are segmented; a full
@@ -140,6 +141,7 @@ def segment_bids(
             options.use_work_dir(work_dir)
         if level == "group":
             rows = _gather(Places(bids_dir, out_dir), frame) if Rank.here().leads else []
+            remarks: list[str] = []
         else:
             threads = options.threads_of_process(threads, cpus, devices)
             ranks.divide(devices, nodes, threads)
@@ -148,14 +150,23 @@ def segment_bids(
             scans = find_scans(bids_dir, participant_label or (), session_label or ())
             masks = None if masks is None else _find_masks(masks, bids_dir)
             settings = Settings.choose(
-                weights, threshold, frame, device, memory, threads, shell, voxel_size
+                weights,
+                threshold,
+                min_volume,
+                frame,
+                device,
+                memory,
+                threads,
+                shell,
+                voxel_size,
             )
+            remarks = [*settings.remarks.values()]
             places = Places(bids_dir, out_dir, masks)
             rows = _segment_all(scans, places, settings, overwrite, screen, is_whole=not is_part)
         if not Rank.here().leads:
             return
         if not quiet:
-            _show(rows, screen)
+            _show(rows, remarks, screen)
         if any(row.status == "failed" for row in rows):
             raise typer.Exit(FAILED)
 
@@ -356,7 +367,7 @@ def _segment_one(
             about = read_json(results.sidecar)
             changed = changed_inputs(about, files, settings.frame)
             if not changed:
-                return Row.of(scan, "there already", **lesion_columns(about, results.sidecar))
+                return Row.of(scan, "there already", **candidate_columns(about, results.sidecar))
             messages.info("%s: done again; changed: %s.", scan.path, ", ".join(changed))
         if places.masks is None and files.mask is not None:
             messages.info("%s: brain mask beside it: %s.", scan.path.name, files.mask.name)
@@ -373,7 +384,7 @@ def _segment_one(
     return Row.of(
         scan,
         "done again" if changed else "done",
-        lesions=str(found.count),
+        candidates=str(found.count),
         volume_ml=f"{found.volume_ml:.4f}",
         seconds=f"{found.seconds:.1f}",
         reason=f"changed: {', '.join(changed)}" if changed else "n/a",
@@ -418,14 +429,15 @@ def _address(
     )
 
 
-def _show(rows: Sequence[Row], screen: Session) -> None:
+def _show(rows: Sequence[Row], remarks: Sequence[str], screen: Session) -> None:
     table = Table()
-    for name in ("scan", "status", "lesions", "ml", "seconds"):
+    for name in ("scan", "status", "candidates", "ml", "seconds"):
         table.add_column(name, justify="left" if name in ("scan", "status") else "right")
     for row in rows:
-        cells = (row.scan, row.status, row.lesions, row.volume_ml, row.seconds)
+        cells = (row.scan, row.status, row.candidates, row.volume_ml, row.seconds)
         table.add_row(*(escape(cell) for cell in cells))
-    screen.show(table, *(_named(row) for row in rows if row.status == "failed"))
+    failed = (_named(row) for row in rows if row.status == "failed")
+    screen.show(table, *remarks, *failed)
 
 
 def _named(row: Row) -> str:

@@ -25,14 +25,15 @@ from tripq.commands.options import Device
 from tripq.commands.session import Session
 from tripq.infra.files import read_json, sha256, staged, write_json
 from tripq.scans import Frame, write_map
-from tripq.tasks.lesions.listing import find_lesions
+from tripq.tasks.lesions.listing import check_limits, find_candidates
 from tripq.tasks.lesions.pages.subject import write_subject_report
 from tripq.tasks.lesions.segmentation import Model, Segmentation, load_model, segment_scan
 from tripq.tasks.lesions.weights import default_weights
 
 _DESCRIPTION = "Probability of a multiple sclerosis lesion, estimated from diffusion MRI"
 _MASK_DESCRIPTION = (
-    "Voxels whose probability of a multiple sclerosis lesion is at or above Threshold"
+    "Candidates for multiple sclerosis lesions: connected voxels with a probability at or above "
+    "Threshold, together at least MinVolumeMillilitres"
 )
 
 
@@ -46,6 +47,8 @@ class Settings:
         The network.
     threshold : float
         Minimum probability of a lesion voxel.
+    min_volume : float
+        Minimum volume of a lesion candidate in ml.
     frame : {"fsl", "voxel", "world"}
         Frame of the gradient tables.
     device : str
@@ -56,21 +59,31 @@ class Settings:
         b-values in s/mm2 of the shells to use; all shells if empty.
     voxel_size : float, optional
         Edge in mm of cubic voxels that scans are resampled to; by default only where needed.
+
+    Raises
+    ------
+    ValueError
+        If a limit of the candidates is invalid.
     """
 
     model: Model
     threshold: float
+    min_volume: float
     frame: Frame
     device: str
     memory: float
     shells: tuple[float, ...] = ()
     voxel_size: float | None = None
 
+    def __post_init__(self) -> None:
+        check_limits(self.threshold, self.min_volume)
+
     @classmethod
     def choose(
         cls,
         weights: Path | None,
         threshold: float | None,
+        min_volume: float | None,
         frame: Frame,
         device: Device,
         memory: float,
@@ -85,6 +98,7 @@ class Settings:
         return cls(
             model=model,
             threshold=model.threshold if threshold is None else threshold,
+            min_volume=model.min_volume if min_volume is None else min_volume,
             frame=frame,
             device=chosen,
             memory=memory,
@@ -97,18 +111,28 @@ class Settings:
         """Settings that a map depends on, for its sidecar."""
         return {
             **describe_settings(self.model, self.frame, self.shells, self.voxel_size),
-            "Threshold": self.threshold,
+            **self.limits,
         }
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Limits of the candidates, for both sidecars."""
+        return {"Threshold": self.threshold, "MinVolumeMillilitres": self.min_volume}
+
+    @property
+    def remarks(self) -> dict[str, str]:
+        """What the checkpoint says to readers of a map, for its sidecar."""
+        return {"HealthyHeads": self.model.healthy_heads} if self.model.healthy_heads else {}
 
     @property
     def shown(self) -> dict[str, str]:
         """The same settings as shown on a page."""
-        return shown_settings(self.lasting)
+        return shown_settings({**self.lasting, **self.remarks})
 
 
 @dataclass(frozen=True)
-class Lesions:
-    """Number and volume of the lesions of a scan, and the run time in seconds."""
+class Marked:
+    """Number and volume of the lesion candidates of a scan, and the run time in seconds."""
 
     count: int
     volume_ml: float
@@ -121,7 +145,7 @@ def segment_files(
     settings: Settings,
     screen: Session,
     addresses: Addresses | None = None,
-) -> Lesions:
+) -> Marked:
     """Segment a scan and write all its result files, or none.
 
     Parameters
@@ -147,7 +171,7 @@ def _segment_files(
     settings: Settings,
     screen: Session,
     addresses: Addresses | None,
-) -> Lesions:
+) -> Marked:
     start = perf_counter()
     given = read_input(
         files, settings.frame, settings.shells, settings.device, settings.memory, screen
@@ -163,9 +187,9 @@ def _segment_files(
             report=report,
         )
     cautions = given.tell(result.notes, result.cautions)
-    lesions = find_lesions(dwi, result.probability, settings.threshold)
-    volume_ml = float(sum(lesion.volume_ml for lesion in lesions))
-    found = Lesions(len(lesions), volume_ml, perf_counter() - start)
+    candidates = find_candidates(dwi, result.probability, settings.threshold, settings.min_volume)
+    volume_ml = float(sum(candidate.volume_ml for candidate in candidates))
+    found = Marked(len(candidates), volume_ml, perf_counter() - start)
     common = {
         "Type": "Lesion",
         "Manual": False,
@@ -176,6 +200,7 @@ def _segment_files(
         **common,
         **({} if addresses is None else addresses.of_map),
         **settings.lasting,
+        **settings.remarks,
         "Device": settings.device,
         **given.described,
         "LesionCount": found.count,
@@ -187,7 +212,7 @@ def _segment_files(
         "Description": _MASK_DESCRIPTION,
         **common,
         **({} if addresses is None else addresses.of_mask),
-        "Threshold": settings.threshold,
+        **settings.limits,
     }
     _write(result, results, settings, about, about_mask)
     return found
@@ -196,7 +221,8 @@ def _segment_files(
 def made_otherwise(results: ResultFiles, settings: Settings) -> list[str]:
     """Names of the settings in which finished results differ from the requested ones."""
     try:
-        about = read_json(results.sidecar)
+        # earlier versions had no minimum volume
+        about = {"MinVolumeMillilitres": 0.0, **read_json(results.sidecar)}
     except ValueError:
         return ["a sidecar that cannot be read"]
     wanted = {"Shells": None, "ResampledTo": None, **settings.lasting}
@@ -246,8 +272,8 @@ def _write(
     """Write all result files of a scan, the sidecar of the map last."""
     with staged(results.sidecar.parent, last=results.sidecar.name) as part:
         write_map(result.probability, result.dwi, part / results.probability.name)
-        lesion = result.probability >= settings.threshold
-        write_map(lesion, result.dwi, part / results.mask.name)
+        marked = result.marked(settings.threshold, settings.min_volume)
+        write_map(marked, result.dwi, part / results.mask.name)
         write_json(part / results.mask_sidecar.name, about_mask)
         _write_report(part / results.report.name, result, settings, about)
         write_json(part / results.sidecar.name, about)
@@ -262,5 +288,6 @@ def _write_report(
         result.dwi,
         result.probability,
         threshold=settings.threshold,
+        min_volume=settings.min_volume,
         settings=page_settings(about, result.notes),
     )

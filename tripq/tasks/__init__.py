@@ -242,18 +242,22 @@ class TaskCommands(ABC, Generic[Config]):
             path, prediction.dwi, maps, settings, network=model.described, kind=f"{self.name} maps"
         )
 
-    def scoring(self, threshold: float | None = None) -> MapScoring[Any]:
+    def scoring(
+        self, threshold: float | None = None, min_volume: float | None = None
+    ) -> MapScoring[Any]:
         """How maps are scored: by default as numbers, those of the map `scored`.
 
         Parameters
         ----------
         threshold : float, optional
             On probabilities, for tasks that have one.
+        min_volume : float, optional
+            Of what is marked, in ml, for tasks that mark something.
 
         Raises
         ------
         ValueError
-            If the task has no scores, or no threshold.
+            If the task has no scores, or no such limits.
         """
         from tripq.tasks.scoring import ValueScoring
 
@@ -261,6 +265,8 @@ class TaskCommands(ABC, Generic[Config]):
             raise ValueError(f"the task {self.name} has no map that can be scored.")
         if threshold is not None:
             raise ValueError(f"--threshold: the maps of the task {self.name} have none.")
+        if min_volume is not None:
+            raise ValueError(f"--min-volume: the maps of the task {self.name} have none.")
         return ValueScoring(self.scored, self.units.get(self.scored, ""))
 
 

@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 from tripq.tasks.lesions.scores import (
     Evaluation,
     LesionCounts,
+    best_min_volume,
     best_threshold,
+    calibration_error,
     count_lesions,
     dice,
     evaluate,
+    reliability,
     score,
     write_metrics,
 )
@@ -143,3 +146,61 @@ def test_counts_of_subjects_add_up() -> None:
     assert math.isnan(LesionCounts(0, 0, 0).f1)
     with pytest.raises(ValueError, match="the same shape"):
         count_lesions(np.zeros((2, 2)), np.zeros((2, 2)))
+
+
+def test_no_minimum_volume_is_better_than_the_best() -> None:
+    """Cubes of 8 voxels are lesions; of single voxels one in five is, and of pairs none."""
+    big, pairs = boxes((1, 1, 1), (7, 7, 7), size=2), boxes((16, 1, 1), (17, 1, 1), size=1)
+    singles = boxes(*((1 + 3 * i, 5, 10) for i in range(5)), size=1)
+    truth = big | boxes((1, 5, 10), size=1)
+    found = big | pairs | singles
+    f1 = {0.0: 6 / 11, 0.01: 4 / 6, 0.03: 4 / 5, 0.1: 0.0}
+    for volumes, best in (((0.0, 0.01), 0.01), ((0.1, 0.03, 0.0), 0.03), ((0.1, 0.0), 0.0)):
+        assert best_min_volume([found], [truth], [0.008], volumes) == best
+        assert f1[best] == max(f1[volume] for volume in volumes)
+    # 0.02 to 0.06 ml give the same candidates
+    assert best_min_volume([found], [truth], [0.008], (0.06, 0.02, 0.05)) == 0.02
+
+
+def test_the_minimum_volume_is_of_all_subjects_and_their_voxels() -> None:
+    """One voxel of 1 ml is larger than two of 0.01 ml."""
+    one, two = boxes((1, 1, 1), size=1), boxes((1, 1, 1), (2, 1, 1), size=1)
+    nothing = np.zeros_like(one)
+    assert best_min_volume([one, two], [one, nothing], [1.0, 0.01], (0.0, 0.05)) == 0.05
+    assert best_min_volume([one, two], [one, two], [1.0, 0.01], (0.0, 0.05)) == 0.0
+    with pytest.raises(ValueError, match="undefined without a lesion"):
+        best_min_volume([one], [nothing], [1.0])
+
+
+def test_dice_is_of_the_marked_voxels_where_they_are_given() -> None:
+    assert score(PROBABILITY, LESION, 0.5, found=LESION).dice == 1.0
+    evaluation = evaluate([PROBABILITY] * 2, [LESION] * 2, 0.5, found=[LESION, ~LESION])
+    assert [one.dice for one in evaluation.subjects] == [1.0, 0.0]
+    assert evaluation.pooled.dice == pytest.approx(2 * 2 / (5 + 4), abs=1e-12)
+
+
+def test_the_calibration_error_is_the_weighted_distance_from_the_curve() -> None:
+    rng = np.random.default_rng(0)
+    probability = rng.uniform(0, 1, 5000) ** 3
+    lesion = rng.uniform(0, 1, 5000) < probability**2
+    curve = reliability(probability, lesion, n_bins=10)
+    sizes, _ = np.histogram(probability, bins=10, range=(0, 1))
+    expected = float(np.abs(curve.predicted - curve.true) @ sizes / 5000)
+    assert calibration_error(probability, lesion, n_bins=10) == pytest.approx(expected, abs=1e-12)
+    assert expected > 0.05
+
+
+def test_healthy_voxels_that_are_easy_hide_an_error_of_calibration() -> None:
+    probability = np.concatenate([np.zeros(900), np.full(100, 0.7)])
+    lesion = np.arange(1000) >= 960  # 40 of 100 where 70 are predicted
+    assert calibration_error(probability, lesion) == pytest.approx(0.03, abs=1e-12)
+    assert calibration_error(probability, lesion, above=0.05) == pytest.approx(0.3, abs=1e-12)
+    assert math.isnan(calibration_error(probability, lesion, above=0.9))
+    curve = reliability(probability, lesion)
+    np.testing.assert_allclose([curve.predicted, curve.true], [[0, 0.7], [0, 0.4]], atol=1e-12)
+
+
+def test_logits_have_no_calibration() -> None:
+    for of in (calibration_error, reliability):
+        with pytest.raises(ValueError, match="1 values are not probabilities from 0 to 1, such as"):
+            of(PROBABILITY - 0.2, LESION)

@@ -219,15 +219,19 @@ def test_a_checkpoint_says_what_it_is_for(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     network = LesionSegmenter(p_radius=2.9)
     notes = {"threshold": "0.37", "voxel_size_mm": "1.8", "b_values": "[7e2, 1200.5]"}
-    notes["fewest_directions"] = "12"
+    notes |= {"fewest_directions": "12", "min_volume_ml": "0.02"}
+    notes["healthy_heads"] = "On 15 scans it marked 0.05 ml.\n\x1b[2J"
     save_network(network, path, {**notes, "caution": "careful"})
     model = load_model(path)
     assert (model.threshold, model.voxel_sizes, model.caution) == (0.37, (1.8, 1.8), "careful")
     assert model.b_values == (700.0, 1200.5)
     assert model.fewest_directions == 12
+    assert model.min_volume == 0.02
+    assert model.healthy_heads == r"On 15 scans it marked 0.05 ml.\n\x1b[2J"
     save_network(network, path)
     model = load_model(path)
     assert (model.threshold, model.voxel_sizes, model.b_values) == (0.5, None, ())
+    assert (model.min_volume, model.healthy_heads) == (0.0, "")
 
 
 @pytest.mark.parametrize(
@@ -242,6 +246,11 @@ def test_a_checkpoint_says_what_it_is_for(tmp_path: Path) -> None:
         ({"b_values": "x" * 9000}, "its b_values is 'x{30}\\.\\.\\.', no number"),
         ({"threshold": "1.2"}, "its threshold is 1.2, not from 0 to 1"),
         ({"threshold": "nan"}, "its threshold is 'nan', no number"),
+        ({"min_volume_ml": "nan"}, "its min_volume_ml is 'nan', no number"),
+        ({"min_volume_ml": "small"}, "its min_volume_ml is 'small', no number"),
+        ({"min_volume_ml": "-0.1"}, "its min_volume_ml is -0.1, not from 0 to 1000"),
+        ({"min_volume_ml": "1e9"}, "its min_volume_ml is 1000000000.0, not from 0 to 1000"),
+        ({"healthy_heads": "x" * 501}, "its healthy_heads has 501 characters; at most 500"),
         ({"fewest_directions": "inf"}, "its fewest_directions is 'inf', no number"),
         ({"fewest_directions": "nan"}, "its fewest_directions is 'nan', no number"),
         ({"fewest_directions": "-1"}, "its fewest_directions is -1.0, no number of directions"),

@@ -19,7 +19,8 @@ from tripq.networks.apply import Model, Prediction
 from tripq.scans import DWI, Frame
 from tripq.tasks import Bar, Cohort, TaskCommands, Validation
 from tripq.tasks.lesions import segmentation
-from tripq.tasks.lesions.names import LABEL
+from tripq.tasks.lesions.listing import label_candidates, voxel_ml
+from tripq.tasks.lesions.names import HEALTHY_HEADS, LABEL
 
 if TYPE_CHECKING:
     from tripq.tasks.lesions.config import LesionConfig
@@ -139,35 +140,55 @@ class LesionCommands(TaskCommands["LesionConfig"]):
         device: str,
         report: Callable[[int, int], None],
     ) -> Validation:
-        """Compute the scores, and the threshold with the highest Dice."""
+        """Compute the scores, the threshold with the highest Dice, and the minimum volume.
+
+        The minimum volume is that with the highest F1 of whole lesions at this threshold.
+        """
         from tripq.tasks.lesions.pages.evaluation import EvaluatedSubject, write_evaluation_report
-        from tripq.tasks.lesions.scores import best_threshold, score
+        from tripq.tasks.lesions.scores import LesionCounts, best_min_volume, best_threshold, score
 
         subjects = []
         for number, scan in enumerate(scans):
             report(number, len(scans))
             probability = segmentation.segment(network, scan.dwi, device=device)
-            subjects.append(EvaluatedSubject(scan.name, scan.dwi.mask, probability, scan.lesion))
+            subjects.append(
+                EvaluatedSubject(
+                    scan.name, scan.dwi.mask, probability, scan.lesion, voxel_ml(scan.dwi)
+                )
+            )
         probabilities = np.concatenate([subject.probability for subject in subjects])
         lesions = np.concatenate([subject.lesion for subject in subjects])
         threshold = best_threshold(probabilities, lesions)
-        scores = score(probabilities, lesions, threshold)
+        min_volume = best_min_volume(
+            [subject.mark(threshold) for subject in subjects],
+            [subject.known for subject in subjects],
+            [subject.voxel_ml for subject in subjects],
+        )
+        found = [subject.mark(threshold, min_volume)[subject.mask] for subject in subjects]
+        scores = score(probabilities, lesions, threshold, found=np.concatenate(found))
+        counts = sum(
+            (subject.count(threshold, min_volume) for subject in subjects),
+            start=LesionCounts(0, 0, 0),
+        )
+        smallest = f" in {min_volume:g} ml or more" if min_volume else ""
 
         def write_page(path: Path, shown: Mapping[str, str]) -> None:
             about = {
                 **shown,
-                "Scores": "of the subjects used for the choice of the network and its threshold; "
-                "therefore too optimistic",
+                "Scores": "of the subjects used for the choice of the network, its threshold and "
+                "its minimum volume; therefore too optimistic",
             }
             title = "Validation of the trained network"
-            write_evaluation_report(path, subjects, threshold, about, title=title)
+            write_evaluation_report(
+                path, subjects, threshold, about, min_volume=min_volume, title=title
+            )
 
         return Validation(
-            {"threshold": repr(threshold)},
-            asdict(scores),
+            {"threshold": repr(threshold), "min_volume_ml": repr(min_volume)},
+            {**asdict(scores), "lesion_f1": counts.f1},
             f"On {len(subjects)} validation scans: average precision "
-            f"{scores.average_precision:.3f}, Dice {scores.dice:.3f} at a probability of "
-            f"{threshold:.3g} or more.",
+            f"{scores.average_precision:.3f}; Dice {scores.dice:.3f} and F1 of lesions "
+            f"{counts.f1:.3f} at a probability of {threshold:.3g} or more{smallest}.",
             write_page,
         )
 
@@ -176,11 +197,14 @@ class LesionCommands(TaskCommands["LesionConfig"]):
         return segmentation.segment(network, dwi, **how)
 
     def maps(self, model: Model, prediction: Prediction) -> Mapping[str, NDArray[Any]]:
-        """The probability, and the voxels at or above the threshold of the network."""
-        lesion = prediction.output >= segmentation.Model.of(model).threshold
+        """The probability, and the voxels of the lesion candidates."""
+        lesions = segmentation.Model.of(model)
+        marked = label_candidates(
+            prediction.dwi, prediction.output, lesions.threshold, lesions.min_volume
+        )
         return {
             f"label-{LABEL}_probseg": prediction.output,
-            f"label-{LABEL}_mask": lesion,
+            f"label-{LABEL}_mask": marked > 0,
         }
 
     def write_page(
@@ -189,19 +213,23 @@ class LesionCommands(TaskCommands["LesionConfig"]):
         """Write the page of `tripq segment`."""
         from tripq.tasks.lesions.pages.subject import write_subject_report
 
+        lesions = segmentation.Model.of(model)
         write_subject_report(
             path,
             prediction.dwi,
             prediction.output,
-            threshold=segmentation.Model.of(model).threshold,
-            settings=settings,
+            threshold=lesions.threshold,
+            min_volume=lesions.min_volume,
+            settings={**settings, HEALTHY_HEADS: lesions.healthy_heads},
         )
 
-    def scoring(self, threshold: float | None = None) -> LesionScoring:
+    def scoring(
+        self, threshold: float | None = None, min_volume: float | None = None
+    ) -> LesionScoring:
         """By voxel and by lesion."""
         from tripq.tasks.lesions.scoring import LesionScoring
 
-        return LesionScoring(threshold)
+        return LesionScoring(threshold, min_volume)
 
 
 def _digests(files: LabelledFiles) -> list[str]:

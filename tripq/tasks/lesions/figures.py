@@ -27,6 +27,7 @@ from sklearn.metrics import (
 
 from tripq.report.slices import SLICE_INCHES, AxialSlices, name_sides, write_words
 from tripq.scans import DWI
+from tripq.tasks.lesions.scores import reliability
 
 #: One for each network, one for the truth and one for what was found (Okabe and Ito, https://jfly.uni-koeln.de/color/).
 NETWORK_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -39,7 +40,7 @@ PROBABILITY_COLOURS = "inferno"
 Curve = tuple[NDArray[Any], NDArray[Any]]
 
 _CURVE_STEPS = 2000  # along an axis: finer than the picture
-_MOST_NUMBERS = 8  # of lesions on one slice: more cannot be read
+_MOST_NUMBERS = 8  # of candidates on one slice: more cannot be read
 
 
 def overlay_truth(slices: AxialSlices, axes: Axes, slice_: NDArray[np.bool_]) -> None:
@@ -169,7 +170,7 @@ def slice_figure(
         Index of the slice.
     b0, probability, labels : (S, rows, columns) arrays
         Results of `AxialSlices.volume`; for the labels see
-        `tripq.tasks.lesions.listing.label_lesions`.
+        `tripq.tasks.lesions.listing.label_candidates`.
     lesion : (S, rows, columns) bool array, optional
         The known lesions.
 
@@ -190,7 +191,7 @@ def slice_figure(
     if lesion is not None:
         slices.outline(outlined, lesion[index], TRUTH_COLOUR)
     slices.outline(outlined, labels[index] > 0, FOUND_COLOUR)
-    _number_lesions(outlined, labels[index])
+    _number_candidates(outlined, labels[index])
     overlay_probability(slices, overlaid, probability[index])
     for axes, name in zip(panels, ("b0", "outlines", "probability"), strict=True):
         name_sides(axes)
@@ -242,6 +243,37 @@ def curves_figure(
     return figure
 
 
+def reliability_figure(probability: ArrayLike, lesion: ArrayLike) -> Figure:
+    """Reliability curve: the fraction of lesion voxels over their predicted probability.
+
+    Parameters
+    ----------
+    probability : (V,) array-like
+        Probability of a lesion in every voxel, from 0 to 1.
+    lesion : (V,) array-like of bool
+        Lesion voxels.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Save it by its method ``savefig``.
+    """
+    curve = reliability(probability, lesion)
+    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot((0, 1), (0, 1), color="0.6", linestyle=":", label="calibrated")
+    axes.plot(*(curve.predicted, curve.true, "o-"), color=NETWORK_COLOURS[0], label="all voxels")
+    axes.set(
+        xlabel="predicted probability of a lesion",
+        ylabel="fraction of lesion voxels",
+        xlim=(0, 1),
+        ylim=(0, 1.01),
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
+    return figure
+
+
 # -- parts ---------------------------------------------------------------------------------------
 
 
@@ -257,8 +289,8 @@ def _see_through(name: str) -> Colormap:
     return ListedColormap(colours)
 
 
-def _number_lesions(axes: Axes, labels: NDArray[np.integer]) -> None:
-    """Write the numbers of the lesions with most voxels on a slice beside them."""
+def _number_candidates(axes: Axes, labels: NDArray[np.integer]) -> None:
+    """Write the numbers of the candidates with most voxels on a slice beside them."""
     numbers, counts = np.unique(labels[labels > 0], return_counts=True)
     for number in numbers[np.argsort(-counts, kind="stable")][:_MOST_NUMBERS]:
         rows, columns = np.nonzero(labels == number)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -23,9 +24,10 @@ from tripq.infra.files import printable, read_json
 from tripq.scans import DWIError
 from tripq.scans.bids import BIDSError, BIDSScan
 from tripq.scans.nifti import open_nifti, read_mask, read_volumes
+from tripq.tasks.lesions.listing import MAX_MIN_VOLUME
 from tripq.tasks.lesions.names import LABEL, lesion_mask
 from tripq.tasks.lesions.pages.evaluation import EvaluatedSubject
-from tripq.tasks.lesions.scores import LesionCounts, Scores, score
+from tripq.tasks.lesions.scores import LesionCounts, Scores, calibration_error, count_lesions, score
 from tripq.tasks.scoring import POOLED, find_brain
 
 
@@ -59,14 +61,11 @@ class LesionMap:
     ----------
     subject : EvaluatedSubject
         Its voxels, their probabilities, and the known lesions.
-    voxel_ml : float
-        Volume of a voxel in ml.
     outside : int
         Number of known lesion voxels outside the brain mask, which are not scored.
     """
 
     subject: EvaluatedSubject
-    voxel_ml: float
     outside: int = 0
 
 
@@ -80,14 +79,17 @@ class MapScores:
         Name of the scan; `POOLED` for all.
     scores : Scores
         Scores over voxels.
+    calibration_error : float
+        Expected calibration error over voxels; see `tripq.tasks.lesions.scores.calibration_error`.
     counts : LesionCounts
         Counts of lesions.
     true_ml, found_ml : float
-        Volume of the known lesions, and of the voxels at or above the threshold, in ml.
+        Volume of the known lesions, and of the candidates, in ml.
     """
 
     name: str
     scores: Scores
+    calibration_error: float
     counts: LesionCounts
     true_ml: float
     found_ml: float
@@ -99,6 +101,7 @@ class MapScores:
             "roc_auc": self.scores.roc_auc,
             "average_precision": self.scores.average_precision,
             "dice": self.scores.dice,
+            "calibration_error": self.calibration_error,
             "lesion_sensitivity": self.counts.sensitivity,
             "lesion_precision": self.counts.precision,
             "lesion_f1": self.counts.f1,
@@ -183,9 +186,9 @@ def read_map(files: MapFiles) -> LesionMap:
             f"{files.probability}: {np.count_nonzero(wrong)} values in the brain are not "
             f"probabilities from 0 to 1, such as {values[wrong][0]:g}."
         )
+    voxel_ml = float(np.prod(nib.affines.voxel_sizes(image.affine))) / 1000
     return LesionMap(
-        EvaluatedSubject(files.name, mask, values, lesion[mask]),
-        float(np.prod(nib.affines.voxel_sizes(image.affine))) / 1000,
+        EvaluatedSubject(files.name, mask, values, lesion[mask], voxel_ml),
         int(np.count_nonzero(lesion & ~mask)),
     )
 
@@ -203,21 +206,54 @@ def read_threshold(probability: Path) -> float:
     BIDSError
         If there is none, or it is not a number from 0 to 1.
     """
-    name = probability.name.partition(".")[0]
-    path = probability.with_name(f"{name}.json")
+    path = _sidecar(probability)
     if not path.is_file():
         raise BIDSError(f"{probability}: no {path.name} with its threshold: give --threshold.")
     try:
         threshold = read_json(path)["Threshold"]
     except (ValueError, LookupError):
         raise BIDSError(f"{path}: has no Threshold: give --threshold.") from None
-    number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
-    if not number or not 0 <= threshold <= 1:
+    if not _is_number(threshold) or not 0 <= threshold <= 1:
         raise BIDSError(f"{path}: the Threshold is {threshold!r}, not a number from 0 to 1.")
     return float(threshold)
 
 
-def score_maps(maps: Sequence[LesionMap], threshold: float) -> tuple[MapScores, ...]:
+def read_min_volume(probability: Path) -> float:
+    """Minimum volume of a candidate in ml, ``MinVolumeMillilitres`` in the JSON file beside a map.
+
+    Parameters
+    ----------
+    probability : Path
+        The map.
+
+    Returns
+    -------
+    float
+        0 without a file or an entry, as for maps of other programs and of earlier versions.
+
+    Raises
+    ------
+    BIDSError
+        If it is not a number from 0 to `MAX_MIN_VOLUME`, or the file is not JSON.
+    """
+    path = _sidecar(probability)
+    if not path.is_file():
+        return 0.0
+    try:
+        volume = read_json(path).get("MinVolumeMillilitres", 0.0)
+    except ValueError as error:
+        raise BIDSError(f"{error} It has no minimum volume: give --min-volume.") from error
+    if not _is_number(volume) or not 0 <= volume <= MAX_MIN_VOLUME:
+        raise BIDSError(
+            f"{path}: the MinVolumeMillilitres is {volume!r}, not a number from 0 to "
+            f"{MAX_MIN_VOLUME:g}."
+        )
+    return float(volume)
+
+
+def score_maps(
+    maps: Sequence[LesionMap], threshold: float, min_volume: float = 0.0
+) -> tuple[MapScores, ...]:
     """Scores of every map, and of all maps together.
 
     Parameters
@@ -226,36 +262,50 @@ def score_maps(maps: Sequence[LesionMap], threshold: float) -> tuple[MapScores, 
         At least one map.
     threshold : float
         Threshold of the probability for Dice, lesions and volumes.
+    min_volume : float, optional
+        Minimum volume of a candidate in ml, for the same.
 
     Returns
     -------
     tuple of MapScores
         Scores of each map, and last those of all voxels and lesions, with the name `POOLED`.
     """
-    rows = []
-    for read in maps:
-        probability, lesion = np.asarray(read.subject.probability), np.asarray(read.subject.lesion)
+    rows, marked = [], []
+    for subject in (read.subject for read in maps):
+        probability, lesion = np.asarray(subject.probability), np.asarray(subject.lesion)
+        candidates = subject.mark(threshold, min_volume)
+        marked.append(candidates[subject.mask])
         rows.append(
             MapScores(
-                read.subject.name,
-                score(probability, lesion, threshold),
-                read.subject.count(threshold),
-                true_ml=float(np.count_nonzero(lesion) * read.voxel_ml),
-                found_ml=float(np.count_nonzero(probability >= threshold) * read.voxel_ml),
+                subject.name,
+                score(probability, lesion, threshold, found=marked[-1]),
+                calibration_error(probability, lesion),
+                count_lesions(candidates, subject.known),
+                true_ml=float(np.count_nonzero(lesion) * subject.voxel_ml),
+                found_ml=float(np.count_nonzero(candidates) * subject.voxel_ml),
             )
         )
+    everything = (
+        np.concatenate([read.subject.probability for read in maps]),
+        np.concatenate([read.subject.lesion for read in maps]),
+    )
     pooled = MapScores(
         POOLED,
-        score(
-            np.concatenate([read.subject.probability for read in maps]),
-            np.concatenate([read.subject.lesion for read in maps]),
-            threshold,
-        ),
+        score(*everything, threshold, found=np.concatenate(marked)),
+        calibration_error(*everything),
         sum((row.counts for row in rows), start=LesionCounts(0, 0, 0)),
         true_ml=sum(row.true_ml for row in rows),
         found_ml=sum(row.found_ml for row in rows),
     )
     return (*rows, pooled)
+
+
+def _sidecar(probability: Path) -> Path:
+    return probability.with_name(f"{probability.name.partition('.')[0]}.json")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _on_grid(path: Path, image: nib.Nifti1Image, files: MapFiles) -> NDArray[np.bool_]:

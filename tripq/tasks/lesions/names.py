@@ -16,6 +16,9 @@ from tripq.scans.bids import BIDSScan
 LABEL = "lesion"
 """BIDS label of all files about lesions."""
 
+HEALTHY_HEADS = "Healthy heads"
+"""Setting of a page: sentence on what the network marked on healthy heads."""
+
 
 def lesion_result(scan: BIDSScan, suffix: str, extension: str) -> Path:
     """Path of a result about the lesions of a scan; see `tripq.scans.bids.BIDSScan.result`."""

@@ -1,7 +1,8 @@
 """Scores of probability maps against known lesions, by voxel and by lesion.
 
-The areas under the curves need no threshold.  Dice and the scores of lesions need one: choose it on
-subjects that are not scored (`best_threshold`); otherwise the scores are too optimistic.
+The areas under the curves and the calibration need no threshold.  Dice and the scores of lesions
+need one, and a minimum volume of what is marked: choose both on subjects that are not scored
+(`best_threshold`, `best_min_volume`); otherwise the scores are too optimistic.
 """
 
 from __future__ import annotations
@@ -18,11 +19,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+
+from tripq.tasks.lesions.listing import NEIGHBOURS, drop_small
 
 #: Minimum intersection over union of a match between a found and a true lesion.  It is low because
 #: an outline error of half a voxel lowers the value strongly for lesions of a few voxels.
 MATCHING_IOU = 0.1
+
+#: Minimum volumes in ml that `best_min_volume` compares; higher ones would hide clear lesions.
+MIN_VOLUMES = (0.0, 0.01, 0.02, 0.03, 0.05, 0.1)
+
+#: Number of bins of probabilities, of equal width.
+N_BINS = 15
 
 
 @dataclass(frozen=True)
@@ -37,8 +47,8 @@ class Scores:
         Mean precision over recall; NaN without lesion voxels.  Its chance level is the fraction of
         lesion voxels.
     dice : float
-        Overlap ``2 |A and B| / (|A| + |B|)`` of lesions and voxels at or above the threshold; NaN
-        if both are empty.
+        Overlap ``2 |A and B| / (|A| + |B|)`` of lesion voxels and marked voxels; NaN if both are
+        empty.
     voxels, lesion_voxels : int
         Number of scored voxels, and of lesion voxels among them.
     """
@@ -117,7 +127,10 @@ def dice(probability: ArrayLike, lesion: ArrayLike, threshold: float) -> float:
     0.5
     """
     values, truth = _checked(probability, lesion)
-    found = values >= threshold
+    return _overlap(values >= threshold, truth)
+
+
+def _overlap(found: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
     total = np.count_nonzero(found) + np.count_nonzero(truth)
     return 2 * np.count_nonzero(found & truth) / total if total else math.nan
 
@@ -151,7 +164,159 @@ def best_threshold(probability: ArrayLike, lesion: ArrayLike) -> float:
     return float(thresholds[np.argmax(overlap[:-1])])
 
 
-def score(probability: ArrayLike, lesion: ArrayLike, threshold: float) -> Scores:
+def best_min_volume(
+    found: Sequence[ArrayLike],
+    truths: Sequence[ArrayLike],
+    voxel_ml: Sequence[float],
+    volumes: Sequence[float] = MIN_VOLUMES,
+) -> float:
+    """The minimum volume of a candidate with the highest F1 of whole lesions.
+
+    Parameters
+    ----------
+    found, truths : sequences of (X_i, Y_i, Z_i) array-likes of bool
+        Voxels at or above the threshold and lesion voxels of each subject, on its grid.  The
+        subjects must not be scored with this minimum.
+    voxel_ml : sequence of float
+        Volume of a voxel of each subject in ml.
+    volumes : sequence of float, optional
+        Minimum volumes in ml to choose from.
+
+    Returns
+    -------
+    float
+        The volume with the highest `LesionCounts.f1` of all subjects together; the smallest of
+        several.
+
+    Raises
+    ------
+    ValueError
+        If no subject has a lesion.
+
+    Examples
+    --------
+    >>> truth = np.zeros((12, 5, 5), bool)
+    >>> truth[1:4, 1:4, 1:4] = True
+    >>> found = truth.copy()
+    >>> found[8, 2, 2] = found[11, 2, 2] = True
+    >>> best_min_volume([found], [truth], [0.008])
+    0.01
+    """
+    if not any(np.any(truth) for truth in truths):
+        raise ValueError("the best minimum volume is undefined without a lesion")
+
+    def f1(volume: float) -> float:
+        counts = (
+            count_lesions(drop_small(marked, size, volume), truth)
+            for marked, truth, size in zip(found, truths, voxel_ml, strict=True)
+        )
+        return sum(counts, start=LesionCounts(0, 0, 0)).f1
+
+    return max(sorted(volumes), key=f1)
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """A reliability curve: in each bin with a voxel, what is predicted and what is true.
+
+    Attributes
+    ----------
+    predicted : (B,) array
+        Mean probability of the voxels of a bin.
+    true : (B,) array
+        Fraction of lesion voxels among them.
+    """
+
+    predicted: NDArray[np.float64]
+    true: NDArray[np.float64]
+
+
+def reliability(probability: ArrayLike, lesion: ArrayLike, n_bins: int = N_BINS) -> Reliability:
+    """Reliability curve over voxels, in bins of probability of equal width, by scikit-learn.
+
+    Parameters
+    ----------
+    probability : (V,) array-like
+        Probability of a lesion in every voxel, from 0 to 1.
+    lesion : (V,) array-like of bool
+        Lesion voxels.
+    n_bins : int, optional
+        Number of bins; the curve has a point for each one with a voxel.
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ, or a value is not a probability.
+
+    Examples
+    --------
+    >>> curve = reliability([0.1, 0.1, 0.8, 0.9], [False, False, False, True], n_bins=2)
+    >>> curve.predicted.round(2), curve.true
+    (array([0.1 , 0.85]), array([0. , 0.5]))
+    """
+    values, truth = _checked_probabilities(probability, lesion)
+    true, predicted = calibration_curve(truth, values, n_bins=n_bins)
+    return Reliability(predicted, true)
+
+
+def calibration_error(
+    probability: ArrayLike, lesion: ArrayLike, *, above: float | None = None, n_bins: int = N_BINS
+) -> float:
+    """Expected calibration error over voxels, by torchmetrics.
+
+    In bins of probability of equal width, the mean of ``|predicted - true|``, weighted by the share
+    of the voxels in each bin; both terms are those of `Reliability` (Naeini et al., AAAI 2015).
+    Nearly all voxels of a head are easily recognised as healthy; over all of them, the standard
+    definition, the error is therefore small even if the probabilities of marked voxels are wrong.
+    The argument ``above`` excludes these voxels.
+
+    Parameters
+    ----------
+    probability : (V,) array-like
+        Probability of a lesion in every voxel, from 0 to 1.
+    lesion : (V,) array-like of bool
+        Lesion voxels.
+    above : float, optional
+        Only voxels with a higher probability; by default all.
+    n_bins : int, optional
+        Number of bins.
+
+    Returns
+    -------
+    float
+        From 0 to 1; NaN without a voxel above the limit.
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ, or a value is not a probability.
+
+    Examples
+    --------
+    >>> round(calibration_error([0.1, 0.1, 0.8, 0.9], [False, False, False, True], n_bins=2), 3)
+    0.225
+    """
+    import torch
+    from torchmetrics.functional.classification import binary_calibration_error
+
+    values, truth = _checked_probabilities(probability, lesion)
+    if above is not None:
+        values, truth = values[values > above], truth[values > above]
+    if not len(values):
+        return math.nan
+    error = binary_calibration_error(
+        torch.from_numpy(values), torch.from_numpy(truth).long(), n_bins=n_bins
+    )
+    return float(error)
+
+
+def score(
+    probability: ArrayLike,
+    lesion: ArrayLike,
+    threshold: float,
+    *,
+    found: ArrayLike | None = None,
+) -> Scores:
     """Scores of one map.
 
     Parameters
@@ -162,6 +327,8 @@ def score(probability: ArrayLike, lesion: ArrayLike, threshold: float) -> Scores
         Lesion voxels.
     threshold : float
         Threshold of the probability for Dice.
+    found : (V,) array-like of bool, optional
+        Marked voxels, for Dice; by default those at or above the threshold.
 
     Raises
     ------
@@ -169,12 +336,13 @@ def score(probability: ArrayLike, lesion: ArrayLike, threshold: float) -> Scores
         If the lengths differ, or a probability is not finite.
     """
     values, truth = _checked(probability, lesion)
+    marked = values >= threshold if found is None else np.asarray(found).astype(bool)
     lesions = int(np.count_nonzero(truth))
     both = 0 < lesions < len(truth)
     return Scores(
         roc_auc=float(roc_auc_score(truth, values)) if both else math.nan,
         average_precision=float(average_precision_score(truth, values)) if lesions else math.nan,
-        dice=dice(values, truth, threshold),
+        dice=_overlap(marked, truth),
         voxels=len(truth),
         lesion_voxels=lesions,
     )
@@ -216,7 +384,11 @@ def count_lesions(found: ArrayLike, truth: ArrayLike) -> LesionCounts:
 
 
 def evaluate(
-    probabilities: Sequence[ArrayLike], lesions: Sequence[ArrayLike], threshold: float
+    probabilities: Sequence[ArrayLike],
+    lesions: Sequence[ArrayLike],
+    threshold: float,
+    *,
+    found: Sequence[ArrayLike] | None = None,
 ) -> Evaluation:
     """Scores of several subjects, and of all their voxels together.
 
@@ -226,12 +398,20 @@ def evaluate(
         As in `score`, one for each subject.
     threshold : float
         Threshold of the probability for Dice.
+    found : sequence of (V_i,) array-likes of bool, optional
+        As in `score`.
     """
+    marked = [None] * len(probabilities) if found is None else found
     subjects = tuple(
-        score(probability, lesion, threshold)
-        for probability, lesion in zip(probabilities, lesions, strict=True)
+        score(probability, lesion, threshold, found=one)
+        for probability, lesion, one in zip(probabilities, lesions, marked, strict=True)
     )
-    pooled = score(np.concatenate(probabilities), np.concatenate(lesions), threshold)
+    pooled = score(
+        np.concatenate(probabilities),
+        np.concatenate(lesions),
+        threshold,
+        found=None if found is None else np.concatenate(found),
+    )
     return Evaluation(threshold, pooled, subjects)
 
 
@@ -283,7 +463,7 @@ def _matcher() -> Any:
 
 
 def _count_components(volume: NDArray[np.bool_]) -> int:
-    return int(ndimage.label(volume, np.ones((3, 3, 3)))[1])
+    return int(ndimage.label(volume, NEIGHBOURS)[1])
 
 
 def _checked(
@@ -297,6 +477,19 @@ def _checked(
         )
     if not np.isfinite(values).all():
         raise ValueError(f"{np.count_nonzero(~np.isfinite(values))} probabilities are not finite")
+    return values, truth
+
+
+def _checked_probabilities(
+    probability: ArrayLike, lesion: ArrayLike
+) -> tuple[NDArray[np.floating[Any]], NDArray[np.bool_]]:
+    values, truth = _checked(probability, lesion)
+    wrong = (values < 0) | (values > 1)
+    if wrong.any():
+        raise ValueError(
+            f"{np.count_nonzero(wrong)} values are not probabilities from 0 to 1, such as "
+            f"{values[wrong][0]:g}"
+        )
     return values, truth
 
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tripq.scans.bids import BIDSError, BIDSScan
+from tripq.tasks.lesions.listing import check_limits
 from tripq.tasks.lesions.maps import (
     LesionMap,
     find_truth,
     read_map,
+    read_min_volume,
     read_threshold,
     scan_name,
     score_maps,
@@ -25,6 +27,7 @@ _SHOWN = {
     "roc_auc": "ROC AUC",
     "average_precision": "AP",
     "dice": "Dice",
+    "calibration_error": "ECE",
     "lesion_sensitivity": "sensitivity",
     "lesion_precision": "precision",
     "lesion_f1": "F1",
@@ -35,7 +38,7 @@ _SHOWN = {
 
 @dataclass(frozen=True, eq=False)
 class ReadLesionMap:
-    """A lesion map that was read, and the threshold for it.
+    """A lesion map that was read, and the limits of its candidates.
 
     Parameters
     ----------
@@ -45,11 +48,14 @@ class ReadLesionMap:
         Its values, with the known lesions.
     threshold : float
         Minimum probability of a lesion voxel.
+    min_volume : float
+        Minimum volume of a candidate in ml.
     """
 
     found: BIDSScan
     lesion_map: LesionMap
     threshold: float
+    min_volume: float
 
 
 @dataclass(frozen=True)
@@ -60,12 +66,18 @@ class LesionScoring(MapScoring[ReadLesionMap]):
     ----------
     threshold : float or None
         Minimum probability of a lesion voxel; None for that of the JSON files beside the maps.
+    min_volume : float or None
+        Minimum volume of a candidate in ml; None for that of the JSON files.
     """
 
     threshold: float | None = None
+    min_volume: float | None = None
 
-    needed = ("panoptica",)
+    needed = ("panoptica", "torchmetrics")
     known = "lesion masks"
+
+    def __post_init__(self) -> None:
+        check_limits(self.threshold or 0.0, self.min_volume or 0.0)
 
     def find_maps(self, root: Path, participants: Sequence[str]) -> list[BIDSScan]:
         """See `tripq.tasks.lesions.names.find_lesion_maps`."""
@@ -80,10 +92,11 @@ class LesionScoring(MapScoring[ReadLesionMap]):
         return scan_name(found)
 
     def read(self, found: BIDSScan, truth: Path, masks: Path | None) -> tuple[ReadLesionMap, Path]:
-        """Read a map, the known lesions of its scan and its threshold."""
+        """Read a map, the known lesions of its scan and the limits of its candidates."""
         files = find_truth(found, truth, masks)
         lesion_map = read_map(files)
         threshold = read_threshold(found.path) if self.threshold is None else self.threshold
+        min_volume = read_min_volume(found.path) if self.min_volume is None else self.min_volume
         if files.brain is None:
             _log.info("%s: no brain mask: all voxels are scored.", files.name)
         if lesion_map.outside:
@@ -91,31 +104,41 @@ class LesionScoring(MapScoring[ReadLesionMap]):
                 "%s: %d lesion voxels are outside the brain mask and are not scored.",
                 *(files.lesion, lesion_map.outside),
             )
-        return ReadLesionMap(found, lesion_map, threshold), files.lesion
+        return ReadLesionMap(found, lesion_map, threshold, min_volume), files.lesion
 
     def score(self, read: Sequence[ReadLesionMap]) -> Evaluation:
-        """Scores of all maps at their common threshold."""
-        thresholds = {one.threshold: one.found for one in reversed(read)}
-        if len(thresholds) > 1:
-            listed = ", ".join(
-                f"{value:g} ({found.path.name})" for value, found in reversed([*thresholds.items()])
-            )
-            raise BIDSError(
-                f"{read[0].found.root}: the maps have several thresholds, {listed}: give "
-                "--threshold."
-            )
-        (threshold,) = thresholds
+        """Scores of all maps at their common threshold and minimum volume."""
+        found = [one.found for one in read]
+        threshold = _common(found, [one.threshold for one in read], "thresholds", "--threshold")
+        min_volume = _common(
+            found, [one.min_volume for one in read], "minimum volumes", "--min-volume"
+        )
         maps = [one.lesion_map for one in read]
+        smallest = f" in {min_volume:g} ml or more" if min_volume else ""
 
         def write_page(path: Path, settings: Mapping[str, str], title: str) -> None:
             subjects = [lesion_map.subject for lesion_map in maps]
-            write_evaluation_report(path, subjects, threshold, settings, title=title)
+            write_evaluation_report(
+                path, subjects, threshold, settings, min_volume=min_volume, title=title
+            )
 
         return Evaluation(
-            rows=score_maps(maps, threshold),
+            rows=score_maps(maps, threshold, min_volume),
             shown=_SHOWN,
-            caption=f"lesion: a probability of {threshold:.3g} or more; AP: average precision; "
-            "sensitivity, precision and F1 refer to whole lesions",
-            settings={"threshold": threshold},
+            caption=f"found: a probability of {threshold:.3g} or more{smallest}; AP: average "
+            "precision; ECE: expected calibration error, over all voxels; sensitivity, precision "
+            "and F1 refer to whole lesions",
+            settings={"threshold": threshold, "min_volume_ml": min_volume},
             write_page=write_page,
         )
+
+
+def _common(found: Sequence[BIDSScan], values: Sequence[float], name: str, option: str) -> float:
+    """The value that all maps have in common."""
+    first: dict[float, BIDSScan] = {}
+    for scan, value in zip(found, values, strict=True):
+        first.setdefault(value, scan)
+    if len(first) > 1:
+        listed = ", ".join(f"{value:g} ({scan.path.name})" for value, scan in first.items())
+        raise BIDSError(f"{found[0].root}: the maps have several {name}, {listed}: give {option}.")
+    return values[0]

@@ -7,7 +7,7 @@
 >>> def lesions(checkpoint: str, scan: str, out: str) -> None:
 ...     model = load_model(checkpoint)
 ...     result = segment_scan(model, read_dwi(scan))
-...     write_map(result.probability >= model.threshold, result.dwi, out)
+...     write_map(result.marked(model.threshold, model.min_volume), result.dwi, out)
 """
 
 from __future__ import annotations
@@ -21,14 +21,19 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from tripq.infra.files import printable
 from tripq.networks import apply
 from tripq.networks.apply import apply_model, note_number
 from tripq.networks.blocks import predict_blocks
 from tripq.networks.checkpoint import CheckpointError
 from tripq.scans import DWI, DWIError
+from tripq.tasks.lesions.listing import MAX_MIN_VOLUME, label_candidates
 
 DEFAULT_THRESHOLD = 0.5
 """Threshold of the probability if a checkpoint has none."""
+
+MAX_SENTENCE = 500
+"""Characters of the note ``healthy_heads``, at most."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -39,25 +44,49 @@ class Model(apply.Model):
     ----------
     threshold : float
         Minimum probability of a lesion voxel; 0.5 if the checkpoint has none.
+    min_volume : float
+        Minimum volume of a lesion candidate in ml; 0 if the checkpoint has none.
+    healthy_heads : str
+        Sentence on what the network marked on healthy heads; empty if the checkpoint has none.
     """
 
     threshold: float = DEFAULT_THRESHOLD
+    min_volume: float = 0.0
+    healthy_heads: str = ""
 
     @classmethod
     def of(cls, model: apply.Model) -> Model:
-        """Read the threshold in the notes of a network.
+        """Read the notes of a network about lesion candidates.
 
         Raises
         ------
         CheckpointError
-            If it is not a probability.
+            If the threshold is not a probability, the minimum volume not from 0 to
+            `tripq.tasks.lesions.listing.MAX_MIN_VOLUME`, or the sentence on healthy heads longer
+            than `MAX_SENTENCE`.
         """
-        threshold = note_number(model.notes, "threshold", model.path)
-        if threshold is None:
-            return cls(**vars(model))
-        if not 0 <= threshold <= 1:
-            raise CheckpointError(f"{model.path}: its threshold is {threshold}, not from 0 to 1.")
-        return cls(**vars(model), threshold=threshold)
+        healthy_heads = printable(model.notes.get("healthy_heads", ""))
+        if len(healthy_heads) > MAX_SENTENCE:
+            raise CheckpointError(
+                f"{model.path}: its healthy_heads has {len(healthy_heads):,} characters; at most "
+                f"{MAX_SENTENCE}."
+            )
+        return cls(
+            **vars(model),
+            threshold=_limit(model, "threshold", 1, DEFAULT_THRESHOLD),
+            min_volume=_limit(model, "min_volume_ml", MAX_MIN_VOLUME, 0.0),
+            healthy_heads=healthy_heads,
+        )
+
+
+def _limit(model: apply.Model, name: str, highest: float, default: float) -> float:
+    """The number of a note, from 0 to the highest value."""
+    value = note_number(model.notes, name, model.path)
+    if value is None:
+        return default
+    if not 0 <= value <= highest:
+        raise CheckpointError(f"{model.path}: its {name} is {value}, not from 0 to {highest:g}.")
+    return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +114,10 @@ class Segmentation:
         if self.probability.shape != self.dwi.b0.shape:
             raise DWIError(f"{len(self.probability)} probabilities for {len(self.dwi.b0)} voxels.")
 
+    def marked(self, threshold: float, min_volume: float = 0.0) -> NDArray[np.bool_]:
+        """Voxels (V,) of the lesion candidates; see `tripq.tasks.lesions.listing`."""
+        return label_candidates(self.dwi, self.probability, threshold, min_volume) > 0
+
 
 def load_model(path: str | PathLike[str]) -> Model:
     """Read a checkpoint with its notes.
@@ -92,8 +125,9 @@ def load_model(path: str | PathLike[str]) -> Model:
     Parameters
     ----------
     path : path
-        File written by `tripq.networks.save_network`.  The note ``threshold`` (a number, optional)
-        is used, and those of `tripq.networks.apply.load_model`.
+        File written by `tripq.networks.save_network`.  The notes ``threshold``, ``min_volume_ml``
+        (numbers) and ``healthy_heads`` (a sentence) are used, and those of
+        `tripq.networks.apply.load_model`; each may be missing.
 
     Raises
     ------

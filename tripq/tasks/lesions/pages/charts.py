@@ -8,19 +8,19 @@ import numpy as np
 from matplotlib.figure import Figure
 
 
-def load_figure(lesions: Sequence[int], total_ml: Sequence[float]) -> Figure:
-    """Number of lesions and total volume of the subjects of a group: histograms with their values.
+def load_figure(candidates: Sequence[int], total_ml: Sequence[float]) -> Figure:
+    """Number of candidates and total volume of the subjects of a group: histograms with values.
 
     Parameters
     ----------
-    lesions, total_ml : sequences, one entry for each subject
+    candidates, total_ml : sequences, one entry for each subject
         Volumes in ml.
     """
     figure = Figure(figsize=(9.0, 2.8), layout="constrained")
     for axes, values, name in zip(
         figure.subplots(1, 2),
-        (lesions, total_ml),
-        ("lesions of a subject", "total volume of a subject, ml"),
+        (candidates, total_ml),
+        ("lesion candidates of a subject", "total volume of a subject, ml"),
         strict=True,
     ):
         axes.hist(values, bins="sturges", color="#56B4E9", edgecolor="white")

@@ -11,8 +11,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tripq.report.page import make_picture, write_page
-from tripq.tasks.lesions.figures import curves_figure
-from tripq.tasks.lesions.scores import MATCHING_IOU, LesionCounts, Scores, count_lesions, evaluate
+from tripq.tasks.lesions.figures import curves_figure, reliability_figure
+from tripq.tasks.lesions.listing import drop_small
+from tripq.tasks.lesions.scores import (
+    MATCHING_IOU,
+    N_BINS,
+    LesionCounts,
+    Scores,
+    calibration_error,
+    count_lesions,
+    evaluate,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +38,8 @@ class EvaluatedSubject:
         Probability of a lesion, in the order of ``np.argwhere(mask)``.
     lesion : (V,) array-like of bool
         The known lesions.
+    voxel_ml : float
+        Volume of a voxel in ml.
 
     Raises
     ------
@@ -40,6 +51,7 @@ class EvaluatedSubject:
     mask: NDArray[np.bool_]
     probability: ArrayLike
     lesion: ArrayLike
+    voxel_ml: float
 
     def __post_init__(self) -> None:
         voxels = (int(np.count_nonzero(self.mask)),)
@@ -47,12 +59,22 @@ class EvaluatedSubject:
             if (shape := np.shape(getattr(self, what))) != voxels:
                 raise ValueError(f"{self.name}: {what} has shape {shape}; its mask needs {voxels}.")
 
-    def count(self, threshold: float) -> LesionCounts:
-        """Match the lesions at or above a threshold with the known ones."""
-        found, known = np.zeros_like(self.mask), np.zeros_like(self.mask)
-        found[self.mask] = np.asarray(self.probability, dtype=float) >= threshold
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """The known lesions on the grid, (X, Y, Z)."""
+        known = np.zeros_like(self.mask)
         known[self.mask] = np.asarray(self.lesion).astype(bool)
-        return count_lesions(found, known)
+        return known
+
+    def mark(self, threshold: float, min_volume: float = 0.0) -> NDArray[np.bool_]:
+        """The candidates on the grid, (X, Y, Z), of a minimum volume in ml."""
+        marked = np.zeros_like(self.mask)
+        marked[self.mask] = np.asarray(self.probability, dtype=float) >= threshold
+        return drop_small(marked, self.voxel_ml, min_volume)
+
+    def count(self, threshold: float, min_volume: float = 0.0) -> LesionCounts:
+        """Match the candidates, of a minimum volume in ml, with the known lesions."""
+        return count_lesions(self.mark(threshold, min_volume), self.known)
 
 
 @dataclass(frozen=True)
@@ -61,6 +83,7 @@ class _Row:
 
     name: str
     scores: Scores
+    calibration_error: float
     counts: LesionCounts
 
 
@@ -70,6 +93,7 @@ def write_evaluation_report(
     threshold: float,
     settings: Mapping[str, str],
     *,
+    min_volume: float = 0.0,
     title: str = "Evaluation",
 ) -> None:
     """Write the page of an evaluation.
@@ -86,6 +110,8 @@ def write_evaluation_report(
     settings : mapping of str to str
         Settings that determine the maps, shown unchanged. The value of ``"caution"`` is shown at
         the top.
+    min_volume : float, optional
+        Minimum volume of a candidate in ml, also chosen on other subjects.
     title : str, optional
         Title, such as the name of the network.
 
@@ -94,17 +120,25 @@ def write_evaluation_report(
     ReportError
         If `path` is not the name of a page, or nothing can be written there.
     ValueError
-        If there is no subject, or a probability is not finite.
+        If there is no subject, or a value is not a probability.
     """
     if not subjects:
         raise ValueError(f"{path}: an evaluation needs a subject.")
     probabilities = [subject.probability for subject in subjects]
     lesions = [subject.lesion for subject in subjects]
-    evaluation = evaluate(probabilities, lesions, threshold)
+    marked = [subject.mark(threshold, min_volume) for subject in subjects]
+    found = [one[subject.mask] for one, subject in zip(marked, subjects, strict=True)]
+    evaluation = evaluate(probabilities, lesions, threshold, found=found)
     rows = [
-        _Row(subject.name, scores, subject.count(threshold))
-        for subject, scores in zip(subjects, evaluation.subjects, strict=True)
+        _Row(
+            subject.name,
+            scores,
+            calibration_error(subject.probability, subject.lesion),
+            count_lesions(one, subject.known),
+        )
+        for subject, scores, one in zip(subjects, evaluation.subjects, marked, strict=True)
     ]
+    everything = np.concatenate(probabilities), np.concatenate(lesions)
     counts = sum((row.counts for row in rows), start=LesionCounts(0, 0, 0))
     curves = None
     if not math.isnan(evaluation.pooled.roc_auc):
@@ -117,8 +151,13 @@ def write_evaluation_report(
         settings=settings,
         title=title,
         threshold=threshold,
+        min_volume=min_volume,
         matching_iou=MATCHING_IOU,
+        n_bins=N_BINS,
         rows=rows,
-        pooled=_Row("all voxels, all lesions", evaluation.pooled, counts),
+        pooled=_Row(
+            "all voxels, all lesions", evaluation.pooled, calibration_error(*everything), counts
+        ),
         curves=curves,
+        calibration=make_picture(reliability_figure(*everything), "Reliability curve"),
     )

@@ -12,7 +12,8 @@ from urllib.parse import quote
 import numpy as np
 
 from tripq.report.page import make_picture, write_page
-from tripq.tasks.lesions.listing import Lesion
+from tripq.tasks.lesions.listing import Candidate
+from tripq.tasks.lesions.names import HEALTHY_HEADS
 from tripq.tasks.lesions.pages.charts import load_figure
 
 _FEWEST_DRAWN = 5  # minimum number of subjects for histograms
@@ -20,14 +21,14 @@ _FEWEST_DRAWN = 5  # minimum number of subjects for histograms
 
 @dataclass(frozen=True)
 class SubjectSummary:
-    """A subject on the group page; `of_lesions` and `of_failure` create it.
+    """A subject on the group page; `of_candidates` and `of_failure` create it.
 
     Attributes
     ----------
     name : str
         Name such as ``sub-01``.
-    lesions : int or None
-        Number of lesions found; None if the subject failed.
+    candidates : int or None
+        Number of lesion candidates; None if the subject failed.
     total_ml : float or None
         Their volume in ml; None if the subject failed.
     failure : str or None
@@ -42,25 +43,25 @@ class SubjectSummary:
     """
 
     name: str
-    lesions: int | None = None
+    candidates: int | None = None
     total_ml: float | None = None
     failure: str | None = None
     page: PurePath | None = None
 
     def __post_init__(self) -> None:
-        has_result = self.lesions is not None and self.total_ml is not None
-        if has_result == (self.failure is not None) or (self.lesions is None) != (
+        has_result = self.candidates is not None and self.total_ml is not None
+        if has_result == (self.failure is not None) or (self.candidates is None) != (
             self.total_ml is None
         ):
-            raise ValueError(f"{self.name}: needs either lesions and total_ml, or a failure.")
+            raise ValueError(f"{self.name}: needs either candidates and total_ml, or a failure.")
 
     @classmethod
-    def of_lesions(
-        cls, name: str, lesions: Sequence[Lesion], page: PurePath | None = None
+    def of_candidates(
+        cls, name: str, candidates: Sequence[Candidate], page: PurePath | None = None
     ) -> SubjectSummary:
-        """Summary of a subject with a result, with or without lesions."""
-        total = float(sum(lesion.volume_ml for lesion in lesions))
-        return cls(name, lesions=len(lesions), total_ml=total, page=page)
+        """Summary of a subject with a result, with or without candidates."""
+        total = float(sum(candidate.volume_ml for candidate in candidates))
+        return cls(name, candidates=len(candidates), total_ml=total, page=page)
 
     @classmethod
     def of_failure(cls, name: str, reason: str) -> SubjectSummary:
@@ -104,7 +105,7 @@ def write_group_report(
         The subjects.
     settings : mapping of str to str
         Settings that determine the results, shown unchanged. The value of ``"caution"`` is shown
-        at the top.
+        at the top, and that of `HEALTHY_HEADS` below the totals.
     title : str, optional
         Title, such as the name of the dataset.
 
@@ -114,26 +115,29 @@ def write_group_report(
         If `path` is not the name of a page, or nothing can be written there.
     """
     done = [row for row in rows if row.failure is None]
-    lesions = [row.lesions for row in done if row.lesions is not None]
+    candidates = [row.candidates for row in done if row.candidates is not None]
     total_ml = [row.total_ml for row in done if row.total_ml is not None]
+    shown = dict(settings)
+    healthy_heads = shown.pop(HEALTHY_HEADS, "")
     write_page(
         path,
         "group.html.jinja",
         package=__package__,
-        settings=settings,
+        settings=shown,
+        healthy_heads=healthy_heads,
         title=title,
         rows=rows,
         done=done,
         failed=[row for row in rows if row.failure is not None],
         spreads=[
-            _spread("Lesions", None, 1, lesions),
+            _spread("Lesion candidates", None, 1, candidates),
             _spread("Total volume", "ml", 2, total_ml),
         ]
         if done
         else [],
         chart=make_picture(
-            load_figure(lesions, total_ml),
-            "Histograms of the number of lesions and of their total volume, over subjects",
+            load_figure(candidates, total_ml),
+            "Histograms of the number of candidates and of their total volume, over subjects",
         )
         if len(done) >= _FEWEST_DRAWN
         else None,

@@ -1,4 +1,4 @@
-"""The page of one subject: slices, lesions, the scan, and cautions."""
+"""The page of one subject: slices, lesion candidates, the scan, and cautions."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from tripq.tasks.lesions.figures import probability_colours, slice_figure
 from tripq.tasks.lesions.listing import (
     HEAD_WIDTH,
     MIDLINE,
-    Lesion,
-    find_lesions,
-    label_lesions,
+    Candidate,
+    find_candidates,
+    label_candidates,
     voxel_ml,
 )
+from tripq.tasks.lesions.names import HEALTHY_HEADS
 from tripq.tasks.lesions.scores import MATCHING_IOU, LesionCounts, Scores, count_lesions, score
 
 _SLICES = 6
 _STOPS = 17  # colour stops of the colour bar
-_MOST_NAMED = 12  # maximum number of lesions listed in the description of a slice
+_MOST_NAMED = 12  # maximum number of candidates listed in the description of a slice
 _LITTLE = 1e-3  # weight of voxels below the threshold: a whole slice counts like one lesion voxel
 _PROGRAMS = ("assets/sort.js", "assets/sphere.js", "niivue/niivue.umd.js", "assets/viewer.js")
 
 
 @dataclass(frozen=True)
 class _Truth:
-    """Comparison of the found lesions with the known ones.
+    """Comparison of the candidates with the known lesions.
 
     Attributes
     ----------
@@ -43,7 +44,7 @@ class _Truth:
     volume_ml : float
         Volume of the known lesions.
     share : tuple of float
-        Share of the voxels of each found lesion that are known lesions.
+        Share of the voxels of each candidate that are known lesions.
     scores : Scores
         Scores over voxels.
     """
@@ -61,6 +62,7 @@ def write_subject_report(
     *,
     threshold: float,
     settings: Mapping[str, str],
+    min_volume: float = 0.0,
     lesion: ArrayLike | None = None,
 ) -> None:
     """Write the page of one subject.
@@ -77,7 +79,9 @@ def write_subject_report(
         Minimum probability of a lesion voxel, from 0 to 1.
     settings : mapping of str to str
         Settings that determine the map, such as the network and its training, shown unchanged.
-        Each line under ``"caution"`` is shown at the top.
+        Each line under ``"caution"`` is shown at the top, and `HEALTHY_HEADS` below the totals.
+    min_volume : float, optional
+        Minimum volume of a candidate in ml.
     lesion : (V,) array-like of bool, optional
         The known lesions.
 
@@ -86,26 +90,31 @@ def write_subject_report(
     ReportError
         If `path` is not the name of a page, or nothing can be written there.
     ValueError
-        If there is not one probability from 0 to 1 (and one label) for every voxel, or the
-        threshold is invalid.
+        If there is not one probability from 0 to 1 (and one label) for every voxel, or a
+        limit is invalid.
     """
-    labels = label_lesions(dwi, probability, threshold)
-    lesions = find_lesions(dwi, probability, threshold)
+    labels = label_candidates(dwi, probability, threshold, min_volume)
+    candidates = find_candidates(dwi, probability, threshold, min_volume)
     values = np.asarray(probability, dtype=np.float64)
     known = None if lesion is None else np.asarray(lesion).astype(bool)
     truth = None if known is None else _compare(dwi, values, labels, known, threshold)
     scan = view_scan(dwi)
+    shown = dict(settings)
+    healthy_heads = shown.pop(HEALTHY_HEADS, "")
     write_page(
         path,
         "subject.html.jinja",
         package=__package__,
-        settings=settings,
+        settings=shown,
         programs=_PROGRAMS,
         title=scan.title,
         scan=scan,
         threshold=threshold,
-        lesions=lesions,
-        total_ml=sum(found.volume_ml for found in lesions),
+        min_volume=min_volume,
+        healthy_heads=healthy_heads,
+        candidates=candidates,
+        total_ml=sum(candidate.volume_ml for candidate in candidates),
+        largest_ml=max((candidate.volume_ml for candidate in candidates), default=None),
         highest=float(values.max()),
         truth=truth,
         matching_iou=MATCHING_IOU,
@@ -117,7 +126,7 @@ def write_subject_report(
             "probability": embed_probability(dwi, values),
         },
         viewer={
-            "start": _start(dwi, lesions, values),
+            "start": _start(dwi, candidates, values),
             "threshold": threshold,
             "colours": probability_colours(_STOPS).tolist(),
         },
@@ -131,7 +140,7 @@ def _compare(
     known: NDArray[np.bool_],
     threshold: float,
 ) -> _Truth:
-    scores = score(probability, known, threshold)
+    scores = score(probability, known, threshold, found=labels > 0)
     sizes = np.bincount(labels)[1:]
     overlap = np.bincount(labels[known], minlength=len(sizes) + 1)[1:]
     return _Truth(
@@ -148,7 +157,7 @@ def _draw_slices(
     labels: NDArray[np.int32],
     known: NDArray[np.bool_] | None,
 ) -> list[Picture]:
-    """The slices with the highest total probability, weighted by found and known lesions."""
+    """The slices with the highest total probability, weighted by candidates and known lesions."""
     slices = AxialSlices(dwi)
     weight = probability * np.where(labels > 0, 1, _LITTLE) + (0 if known is None else known)
     shown = slices.volume(weight if weight.any() else dwi.b0)
@@ -162,24 +171,24 @@ def _draw_slices(
         )
         found = np.unique(numbers[index][numbers[index] > 0])
         place = f"Axial slice at z = {number(slices.height(index), 0)} mm"
-        alternative = f"{place}: {_name_lesions(found.tolist())} found"
+        alternative = f"{place}: {_name_candidates(found.tolist())}"
         pictures.append(make_picture(figure, alternative, "png"))
     return pictures
 
 
-def _name_lesions(numbers: list[int]) -> str:
-    """Lesions in words; their numbers if there are few."""
+def _name_candidates(numbers: list[int]) -> str:
+    """Candidates in words; their numbers if there are few."""
     if not numbers:
-        return "no lesion"
+        return "no candidate"
     if len(numbers) > _MOST_NAMED:
-        return plural(len(numbers), "lesion")
-    return f"{'lesion' if len(numbers) == 1 else 'lesions'} {', '.join(map(str, numbers))}"
+        return plural(len(numbers), "candidate")
+    return f"candidate{'' if len(numbers) == 1 else 's'} {', '.join(map(str, numbers))}"
 
 
 def _start(
-    dwi: DWI, lesions: tuple[Lesion, ...], probability: NDArray[np.float64]
+    dwi: DWI, candidates: tuple[Candidate, ...], probability: NDArray[np.float64]
 ) -> tuple[float, ...]:
-    """Initial position of the viewer, in mm: the largest lesion, or the highest probability."""
-    if lesions:
-        return lesions[0].peak_mm
+    """Initial position of the viewer, in mm: candidate 1, or the highest probability."""
+    if candidates:
+        return candidates[0].peak_mm
     return tuple(dwi.voxel_centres()[int(np.argmax(probability))].tolist())
