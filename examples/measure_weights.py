@@ -65,6 +65,8 @@ def main(
     save: Annotated[bool, typer.Option("--save", help="Write results and pages.")] = False,
 ) -> None:
     """Segment real heads and simulated scans, and list what was marked and found."""
+    if network is not None and save:
+        raise typer.BadParameter("the pages are about the networks of a training: no --network.")
     sources = open_ms(accept_licences=accept_licences, local=data)
     split = split_patients(sources.patients, PLAN.n_validation, PLAN.n_test, PLAN.seeds)[0]
     cohorts = Cohorts(sources, split, out, heads)

@@ -13,8 +13,8 @@ split are those of examples/reproduce_paper.py.  There are three stages:
    networks on the scanner that they have not seen;
 3. the same with the heads of all scanners: the network that is shipped.
 
-The threshold and the minimum volume of a candidate are chosen on the validation patients.  If the program was interrupted, the base goes on
-where it was, and finished networks are read.
+The threshold and the minimum volume of a candidate are chosen on the validation patients.  If the
+program was interrupted, the base goes on where it was, and finished networks are read.
 """
 
 from __future__ import annotations
