@@ -118,7 +118,7 @@ class Schedule:
     """
 
     base: Stage = Stage(2200, 5e-3, every=1100)
-    with_heads: Stage = Stage(300, 2e-3)
+    with_heads: Stage = Stage(200, 2e-3)
 
 
 @dataclass(frozen=True)
