@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from e3nn import o3
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from tripq import __version__
 from tripq.filters.radial import Radial
+from tripq.infra.e3nn import o3
 from tripq.infra.files import check_regular, parse_json, printable, write_bytes
 from tripq.infra.memory import is_out_of_memory
 from tripq.networks.registry import find_network, network_names
