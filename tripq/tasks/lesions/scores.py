@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 #: Minimum intersection over union of a match between a found and a true lesion.  It is low because
 #: an outline error of half a voxel lowers the value strongly for lesions of a few voxels.
@@ -142,6 +141,8 @@ def best_threshold(probability: ArrayLike, lesion: ArrayLike) -> float:
     >>> best_threshold([0.9, 0.6, 0.4, 0.1], [True, False, True, False])
     0.4
     """
+    from sklearn.metrics import precision_recall_curve
+
     values, truth = _checked(probability, lesion)
     if not truth.any():
         raise ValueError("the best threshold is undefined without a lesion voxel")
@@ -168,6 +169,8 @@ def score(probability: ArrayLike, lesion: ArrayLike, threshold: float) -> Scores
     ValueError
         If the lengths differ, or a probability is not finite.
     """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
     values, truth = _checked(probability, lesion)
     lesions = int(np.count_nonzero(truth))
     both = 0 < lesions < len(truth)
