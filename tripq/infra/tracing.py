@@ -22,9 +22,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 Constant = TypeVar("Constant")
 
-Mark = Literal["nonstrict_trace", "disable"]
+_Mark = Literal["nonstrict_trace", "disable"]
 
-to_mark: dict[str, tuple[Mark, Callable[..., Any]]] = {}
+to_mark: dict[str, tuple[_Mark, Callable[..., Any]]] = {}
 """Decorators of Dynamo and the functions they are for, by names of attributes of the marks."""
 
 
@@ -51,7 +51,7 @@ def not_compiled(function: Function) -> Function:
     return cast(Function, _marked_once_traced("disable", function))
 
 
-def _marked_once_traced(mark: Mark, function: Callable[..., Any]) -> Callable[..., Any]:
+def _marked_once_traced(mark: _Mark, function: Callable[..., Any]) -> Callable[..., Any]:
     name = f"{function.__name__}_{len(to_mark)}"
     to_mark[name] = mark, function
 
