@@ -142,7 +142,7 @@ def train(
         need(*chosen_task.needed)
         check_folder(data)
         if config is not None:
-            check_regular(config)
+            _check_settings(config)
         if truth is not None:
             check_folder(truth)
         ranks.divide(devices, nodes, threads)
@@ -173,6 +173,14 @@ def train(
         if not quiet:
             written = (chosen_task.weights, _PAGE, _RECORD)
             screen.show(*lines, *(f"  {out / name}" for name in written))
+
+
+def _check_settings(config: Path) -> None:
+    """Check that the settings file exists; `tripq.training.config` reads it later."""
+    try:
+        check_regular(config)
+    except OSError as error:
+        raise ValueError(f"{config}: {error.strerror}.") from error
 
 
 class Watch:
