@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from e3nn.math import soft_one_hot_linspace
 from torch import Tensor
 
+from tripq.infra.e3nn import math as e3nn_math
 from tripq.kernels.launch import (
     accumulation_dtype,
     gradients_of_twin,
@@ -222,7 +222,7 @@ def radial_twin(
         x = x + shift.to(dtype)
     if kind == "bessel":
         x = x.clamp(min=BESSEL_NEAR_ZERO * stop)
-    values = soft_one_hot_linspace(x, start, stop, number, basis=kind, cutoff=True)
+    values = e3nn_math.soft_one_hot_linspace(x, start, stop, number, basis=kind, cutoff=True)
     if learned:
         values = values.diagonal(dim1=-2, dim2=-1)
     return values.to(lengths.dtype).contiguous()
@@ -237,7 +237,7 @@ def radial_height(kind: str) -> float:
 def _height(kind: str, default: torch.dtype) -> float:
     # e3nn rounds one of its factors to torch's default type, `default` in the key of the cache.
     centre = torch.zeros((), dtype=torch.float64)
-    return float(soft_one_hot_linspace(centre, -1.0, 1.0, 1, basis=kind, cutoff=True))
+    return float(e3nn_math.soft_one_hot_linspace(centre, -1.0, 1.0, 1, basis=kind, cutoff=True))
 
 
 def _keep_lengths(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

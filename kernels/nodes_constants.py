@@ -13,8 +13,8 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-from e3nn import o3
 
+from tripq.infra.e3nn import o3
 from tripq.infra.kept import kept
 from tripq.kernels.nodes_arguments import Coupling
 from tripq.so3.recoupling import clebsch_gordan

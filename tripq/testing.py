@@ -21,12 +21,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from e3nn import o3
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
 from tripq.domain.graph import PQGraph
+from tripq.infra.e3nn import o3
 from tripq.networks.blocks import graph_radius
 from tripq.so3.paths import Group
 

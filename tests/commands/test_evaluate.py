@@ -329,7 +329,8 @@ def test_maps_of_a_task_of_another_package_are_scored(
     assert "Not scored: sub-03/dwi/sub-03_md.nii.gz" in page
     with (out / "scores.tsv").open(newline="") as file:
         assert [row["scan"] for row in csv.DictReader(file, delimiter="\t")] == [*SUBJECTS, "all"]
-    again = call("evaluate", maps, truth, "-o", out, "--task", own_task, "--threshold", 0.5)
+    options = ("--task", own_task, "--threshold", 0.5, "--overwrite")
+    again = call("evaluate", maps, truth, "-o", out, *options)
     assert again.error.startswith("error: --threshold: the maps of the task mean-diffusivity have")
 
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from tripq import PQGraph
+from tripq.infra.e3nn import o3
+from tripq.infra.tracing import not_compiled
 from tripq.nn import BatchNorm, QLengthWeightedMean, QMean
 from tripq.nn.bound import Bound
 from tripq.nn.layer import PQTensorFieldLayer
@@ -134,6 +136,32 @@ def test_coordinates_keep_their_gradients_in_a_compiled_layer() -> None:
     (expected,) = torch.autograd.grad(layer(x, grid(2, 2, 2, q=q)).square().sum(), q)
     torch.testing.assert_close(found, expected)
     assert expected.abs().max() > 0
+
+
+def test_a_function_that_is_not_compiled_is_called_as_it_is() -> None:
+    traced: list[bool] = []
+
+    @not_compiled
+    def called(x: Tensor) -> Tensor:
+        traced.append(torch.compiler.is_compiling())
+        return 2 * x
+
+    torch._dynamo.reset()
+    x = torch.ones(3)
+    compiled = torch.compile(lambda x: called(x) + 1, backend="eager")
+    torch.testing.assert_close(compiled(x), called(x) + 1)
+    assert traced == [False, False]
+
+
+def test_functions_of_e3nn_compile_though_dynamo_is_imported_after_it() -> None:
+    """One of them, of complex numbers, e3nn marks by `torch.compiler.disable`."""
+
+    def function(x: Tensor) -> Tensor:
+        return x + o3.wigner_D(1, x[0, 0], x[0, 1], x[0, 2])
+
+    torch._dynamo.reset()
+    x = torch.rand(3, 3)
+    torch.testing.assert_close(torch.compile(function, backend="eager")(x), function(x))
 
 
 def lesion_segmenter() -> LesionSegmenter:

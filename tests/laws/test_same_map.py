@@ -17,8 +17,9 @@ import pytest
 from tests.laws.conftest import ROUNDING, Head, Map, assert_same, make_head, sampled, segment, tripq
 from tripq import PQTensorFieldLayer
 from tripq.commands import segmenting
+from tripq.infra.memory import PROGRAM_BYTES
 from tripq.networks import blocks
-from tripq.networks.apply import PROGRAM_BYTES, bytes_per_voxel, least_voxels
+from tripq.networks.apply import bytes_per_voxel, least_voxels
 from tripq.scans import read_dwi
 from tripq.tasks.lesions.segmentation import load_model
 from tripq.tasks.lesions.weights import default_weights

@@ -47,7 +47,7 @@ def test_a_scan_without_a_brain_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     dwi, ball = head(b0_inside=1000.0)
     nothing = np.zeros_like(ball)
     monkeypatch.setattr(
-        "tripq.scans.brain.median_otsu", lambda volume, **options: (volume, nothing)
+        "dipy.segment.mask.median_otsu", lambda volume, **options: (volume, nothing)
     )
     with pytest.raises(DWIError, match="no brain found in b0; give a mask"):
         find_brain(dwi)
@@ -71,7 +71,7 @@ def test_only_the_signal_of_the_brain_is_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What else there is does not grow with the number of volumes."""
-    monkeypatch.setattr("tripq.scans.brain.median_otsu", lambda b0, **options: (b0, b0 > 200))
+    monkeypatch.setattr("dipy.segment.mask.median_otsu", lambda b0, **options: (b0, b0 > 200))
     for volumes in (20, 1000):
         path = write_scan(tmp_path / "dwi.nii", b_values=(0, *volumes * (1000,)))
         dwi, peak = traced(lambda path=path: read_brain(path))

@@ -1,7 +1,8 @@
 """The command ``tripq``.
 
 Each command is one module; the library does the computation.  The library is imported inside the
-commands, because importing torch takes seconds and ``--help`` and shell completion must be fast.
+commands, after the checks of `tripq.commands.checks`, because importing torch takes seconds and
+``--help``, shell completion and errors in the arguments must be fast.
 """
 
 from __future__ import annotations

@@ -14,15 +14,16 @@ from threadpoolctl import threadpool_limits
 
 from tripq import __version__
 from tripq.commands.check import judge
+from tripq.commands.checks import check_memory
 from tripq.commands.derivatives import shown_settings
 from tripq.commands.files import ScanFiles
 from tripq.commands.options import Device
 from tripq.commands.scans import read_scan
 from tripq.commands.session import Session, log
 from tripq.infra.files import sha256
-from tripq.infra.memory import spell_bytes
+from tripq.infra.memory import PROGRAM_BYTES
 from tripq.infra.rank import Rank
-from tripq.networks.apply import PROGRAM_BYTES, Model
+from tripq.networks.apply import Model
 from tripq.scans import DWI, DWIError, Frame
 from tripq.scans.read import find_table
 
@@ -106,16 +107,6 @@ def choose_device(device: Device) -> str:
             "on the CPU."
         )
     return "cuda" if there and device != "cpu" else "cpu"
-
-
-def check_memory(memory: float, processes: int = 1) -> None:
-    """Reject a memory limit that is too small for the program itself."""
-    if memory <= PROGRAM_BYTES:
-        whose = "" if processes == 1 else f" for each of {processes} processes"
-        raise ValueError(
-            f"--memory: {spell_bytes(memory)}{whose} are not enough: the program itself takes "
-            f"{spell_bytes(PROGRAM_BYTES)}, and a scan needs more. 4GB is the default."
-        )
 
 
 def check_table(dwi: DWI, frame: Frame) -> tuple[str, ...]:

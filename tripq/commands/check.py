@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tripq.commands import options
+from tripq.commands.checks import check_inputs
 from tripq.commands.files import ScanFiles
 from tripq.commands.session import FAILED, session
 
@@ -102,9 +103,11 @@ def check(
         tripq check dwi.nii.gz --json
     """
     with session(quiet=quiet, verbose=verbose, log_file=log) as screen:
+        files = ScanFiles(scan, bval, bvec, mask)
+        check_inputs(files, frame)
         from tripq.commands.scans import read_scan
 
-        dwi = read_scan(ScanFiles(scan, bval, bvec, mask), frame, screen)
+        dwi = read_scan(files, frame, screen)
         with screen.bar("following the fibres"):
             verdict = judge(dwi, frame)
         if as_json:

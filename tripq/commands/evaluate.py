@@ -14,10 +14,11 @@ from rich.table import Table
 
 from tripq import __version__
 from tripq.commands import options
+from tripq.commands.checks import check_results
 from tripq.commands.session import FAILED, Session, explain, need, session
 from tripq.commands.session import log as messages
 from tripq.infra.files import staged, write_json, write_text
-from tripq.scans.bids import BIDSError, BIDSScan, find_namesakes
+from tripq.scans.bids import BIDSError, BIDSScan, check_folder, find_namesakes
 from tripq.tasks import DEFAULT_TASK, find_task
 
 if TYPE_CHECKING:
@@ -87,15 +88,16 @@ def evaluate(
         tripq evaluate maps truth -o scores --participant-label 03 07 --threshold 0.4
     """
     with session(quiet=quiet, verbose=verbose, log_file=log) as screen:
-        scoring = find_task(task).scoring(threshold, min_volume)
-        need(*scoring.needed)
         names = (_PAGE, _TABLE, _SCORES)
-        if not overwrite and (there := [out / name for name in names if (out / name).exists()]):
-            raise FileExistsError(0, "exists already; --overwrite replaces it.", str(there[0]))
+        check_results([out / name for name in names], overwrite)
         if maps.resolve() == truth.resolve():
             raise BIDSError(f"{maps}: the maps and the truth must not be the same folder.")
         if masks is not None and not masks.is_dir():
             raise BIDSError(f"{masks}: no such folder; --masks names a derivatives dataset.")
+        for folder in (maps, truth):
+            check_folder(folder)
+        scoring = find_task(task).scoring(threshold, min_volume)
+        need(*scoring.needed)
         found = scoring.find_maps(maps, participant_label or ())
         known = scoring.find_known(truth, participant_label or ())
         read, failed = _read_all(scoring, found, known, maps, truth, masks, screen)

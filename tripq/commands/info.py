@@ -9,6 +9,7 @@ import typer
 
 from tripq.commands import options
 from tripq.commands.session import session
+from tripq.infra.files import require_file
 
 if TYPE_CHECKING:
     from tripq.scans import Frame
@@ -44,6 +45,7 @@ def info(
     """
     with session(quiet=quiet, verbose=verbose, log_file=log) as screen:
         if file.suffix == ".safetensors":
+            require_file(file)
             lines = describe_checkpoint(file)
         else:
             from tripq.scans.read import survey_dwi

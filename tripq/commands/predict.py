@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from tripq import __version__
 from tripq.commands import options
+from tripq.commands.checks import check_inputs, check_memory, check_results
 from tripq.commands.files import ScanFiles
 from tripq.commands.session import session
 from tripq.infra.files import staged, write_json
@@ -48,6 +48,12 @@ def predict(
         tripq predict dwi.nii.gz --weights trained/network.safetensors -o maps
     """
     with session(quiet=quiet, verbose=verbose, log_file=log) as screen:
+        stem = split_name(scan)[0].removesuffix("_dwi")
+        about_file, page = out / f"{stem}_maps.json", out / f"{stem}_maps.html"
+        files = ScanFiles(scan, bval, bvec, mask)
+        check_results((about_file, page), overwrite)
+        check_memory(memory)
+        check_inputs(files, frame, weights)
         from tripq.commands.applying import (
             choose_resources,
             describe_settings,
@@ -60,9 +66,6 @@ def predict(
         from tripq.networks.checkpoint import CheckpointError
         from tripq.scans import write_map
 
-        stem = split_name(scan)[0].removesuffix("_dwi")
-        about_file, page = out / f"{stem}_maps.json", out / f"{stem}_maps.html"
-        _keep((about_file, page), overwrite)
         chosen, memory = choose_resources(device, memory, threads)
         model = load_model(weights)
         try:
@@ -71,7 +74,6 @@ def predict(
             raise CheckpointError(f"{weights}: {error.args[0]}.") from error
         tell_caution(model)
         with naming_scan(scan):
-            files = ScanFiles(scan, bval, bvec, mask)
             given = read_input(files, frame, shell or (), chosen, memory, screen)
             dwi = given.dwi
             with screen.bar(f"applying the network to {scan.name}", "voxels") as report:
@@ -89,7 +91,7 @@ def predict(
         by_ending = task.maps(model, found)
         maps = {f"{stem}_{ending}.nii.gz": values for ending, values in by_ending.items()}
         # Another command may have written maps of these names, with a different sidecar.
-        _keep([out / name for name in maps], overwrite)
+        check_results([out / name for name in maps], overwrite)
         about = {
             "GeneratedBy": [{"Name": "tripq", "Version": __version__}],
             "Task": task.name,
@@ -108,9 +110,3 @@ def predict(
             write_json(part / about_file.name, about)
         if not quiet:
             screen.show(*(f"  {out / name}" for name in (*maps, page.name, about_file.name)))
-
-
-def _keep(paths: Sequence[Path], overwrite: bool) -> None:
-    """Refuse to replace files, unless that is asked for."""
-    if not overwrite and (there := [path for path in paths if path.exists()]):
-        raise FileExistsError(0, "exists already; --overwrite replaces it.", str(there[0]))

@@ -53,15 +53,17 @@ def divide(devices: int, nodes: int, threads: int | None) -> None:
     typer.BadParameter
         If ``MASTER_ADDR`` is not set and there are several machines.
     """
-    from torch.distributed import is_torchelastic_launched
-
-    if devices * nodes == 1 or is_torchelastic_launched():
+    if devices * nodes == 1:
         return
     if nodes > 1 and "MASTER_ADDR" not in os.environ:
         raise typer.BadParameter(
             f"{nodes} machines need a common address: set MASTER_ADDR to the name of one of them "
             "(and MASTER_PORT, if port 29500 is in use), the same on all machines."
         )
+    from torch.distributed import is_torchelastic_launched
+
+    if is_torchelastic_launched():
+        return
     if threads is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // devices)))

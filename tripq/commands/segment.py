@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from tripq.commands import options
+from tripq.commands.checks import check_inputs, check_memory, check_results
 from tripq.commands.files import ResultFiles, ScanFiles
 from tripq.commands.session import session
 from tripq.scans.nifti import split_name
@@ -49,8 +50,10 @@ def segment(
     with session(quiet=quiet, verbose=verbose, log_file=log) as screen:
         stem = f"{split_name(scan)[0].removesuffix('_dwi')}_label-lesion"
         results = ResultFiles.named(lambda suffix, extension: out / f"{stem}_{suffix}{extension}")
-        if not overwrite and (there := [path for path in results.expected if path.exists()]):
-            raise FileExistsError(0, "exists already; --overwrite replaces it.", str(there[0]))
+        files = ScanFiles(scan, bval, bvec, mask)
+        check_results(results.expected, overwrite)
+        check_memory(memory)
+        check_inputs(files, frame, weights)
         from tripq.commands.segmenting import Settings, segment_files
 
         settings = Settings.choose(
@@ -64,7 +67,7 @@ def segment(
             shell,
             voxel_size,
         )
-        found = segment_files(ScanFiles(scan, bval, bvec, mask), results, settings, screen)
+        found = segment_files(files, results, settings, screen)
         if not quiet:
             plural = "" if found.count == 1 else "s"
             least = settings.min_volume

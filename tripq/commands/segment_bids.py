@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tripq.commands import options, ranks
+from tripq.commands.checks import check_memory
 from tripq.commands.derivatives import (
     Row,
     candidate_columns,
@@ -29,7 +30,7 @@ from tripq.commands.derivatives import (
 from tripq.commands.files import Addresses, ResultFiles, ScanFiles
 from tripq.commands.session import FAILED, Session, explain, session
 from tripq.commands.session import log as messages
-from tripq.infra.files import printable, read_json
+from tripq.infra.files import check_writable, printable, read_json, require_file
 from tripq.infra.rank import Rank
 from tripq.scans import Frame
 from tripq.scans.bids import (
@@ -37,6 +38,7 @@ from tripq.scans.bids import (
     BIDSMissingError,
     BIDSScan,
     bids_uri,
+    check_folder,
     find_namesakes,
     find_scans,
 )
@@ -143,12 +145,17 @@ def segment_bids(
             rows = _gather(Places(bids_dir, out_dir), frame) if Rank.here().leads else []
             remarks: list[str] = []
         else:
+            check_memory(memory)
+            check_folder(bids_dir)
+            check_writable(out_dir)
+            if weights is not None:
+                require_file(weights)
+            masks = None if masks is None else _find_masks(masks, bids_dir)
             threads = options.threads_of_process(threads, cpus, devices)
             ranks.divide(devices, nodes, threads)
+            scans = find_scans(bids_dir, participant_label or (), session_label or ())
             from tripq.commands.segmenting import Settings
 
-            scans = find_scans(bids_dir, participant_label or (), session_label or ())
-            masks = None if masks is None else _find_masks(masks, bids_dir)
             settings = Settings.choose(
                 weights,
                 threshold,

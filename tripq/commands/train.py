@@ -16,8 +16,9 @@ from tripq import __version__
 from tripq.commands import options, ranks
 from tripq.commands.session import Session, need, session
 from tripq.commands.session import log as messages
-from tripq.infra.files import read_json, staged, write_json
+from tripq.infra.files import check_regular, read_json, staged, write_json
 from tripq.infra.rank import Rank
+from tripq.scans.bids import check_folder
 from tripq.tasks import DEFAULT_TASK, find_task
 
 if TYPE_CHECKING:
@@ -139,6 +140,11 @@ def train(
     with session(quiet=quiet, verbose=verbose, log_file=log or out / "training.log") as screen:
         chosen_task = find_task(task)
         need(*chosen_task.needed)
+        check_folder(data)
+        if config is not None:
+            _check_settings(config)
+        if truth is not None:
+            check_folder(truth)
         ranks.divide(devices, nodes, threads)
         rank = Rank.here()
         from tripq.commands.applying import choose_device, use_threads
@@ -167,6 +173,14 @@ def train(
         if not quiet:
             written = (chosen_task.weights, _PAGE, _RECORD)
             screen.show(*lines, *(f"  {out / name}" for name in written))
+
+
+def _check_settings(config: Path) -> None:
+    """Check that the settings file exists; `tripq.training.config` reads it later."""
+    try:
+        check_regular(config)
+    except OSError as error:
+        raise ValueError(f"{config}: {error.strerror}.") from error
 
 
 class Watch:

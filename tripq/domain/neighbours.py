@@ -6,7 +6,6 @@ from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import KDTree
 from torch import Tensor
 
 #: Coordinates come from float32 headers, so a distance is known to about this share of itself.
@@ -178,6 +177,8 @@ def _candidates(
     try:
         from torch_cluster import radius as cluster_search
     except ImportError:
+        from scipy.spatial import KDTree
+
         sparse = KDTree(p).sparse_distance_matrix(KDTree(p), reach, output_type="ndarray")
         return sparse["i"].astype(np.int64), sparse["j"].astype(np.int64)
     import torch

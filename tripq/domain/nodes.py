@@ -7,9 +7,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial import KDTree
 from torch import Tensor
 
 from tripq.domain.checks import coordinates, vectors_of, volumes_of, weights_of
@@ -198,6 +195,10 @@ def _shared(edges: NodeEdges, shell: Tensor, shares: Tensor) -> NodeEdges:
 
 def voxels_of(p: NDArray[np.float64]) -> Tensor:
     """Number of the voxel of each node at `p`, in order of appearance; by `SAME_VOXEL_MM`."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial import KDTree
+
     distinct, place = np.unique(p, axis=0, return_inverse=True)
     near = KDTree(distinct).query_pairs(SAME_VOXEL_MM, output_type="ndarray")
     a, b = near[:, 0], near[:, 1]

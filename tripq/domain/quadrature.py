@@ -20,8 +20,6 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import nnls
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from tripq.so3.harmonics import spherical_harmonics
@@ -128,6 +126,8 @@ def shell_shares(directions: NDArray[np.float64]) -> NDArray[np.float64]:
     >>> shell_shares(np.concatenate([axes, axes[:1]])).round(3)    # one of them twice
     array([0.167, 0.333, 0.333, 0.167])
     """
+    from scipy.optimize import nnls
+
     place, count = _distinct(directions)
     even = _harmonics(directions[np.unique(place, return_index=True)[1]])
     number = len(count)
@@ -141,6 +141,8 @@ def shell_shares(directions: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _distinct(directions: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Number of the distinct direction, opposites being one, of each; how often each occurs."""
+    from scipy.sparse.csgraph import connected_components
+
     lengths = np.linalg.norm(directions, axis=1, keepdims=True)
     unit = directions / np.where(lengths > 0, lengths, 1)
     same = np.abs(unit @ unit.T) > np.cos(SAME_DIRECTION)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
-from e3nn.math import normalize2mom
 from torch import Tensor, nn
+
+from tripq.infra.e3nn import math
 
 
 @cache
@@ -24,5 +25,5 @@ def of_size_one(function: Callable[[Tensor], Tensor]) -> nn.Module:
     >>> bool((of_size_one(torch.sigmoid)(z).square().mean() - 1).abs() < 0.05)
     True
     """
-    scaled: nn.Module = normalize2mom(function, device="cpu")
+    scaled: nn.Module = math.normalize2mom(function, device="cpu")
     return scaled

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from e3nn.nn import FullyConnectedNet
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from tripq.filters.activation import of_size_one
+from tripq.infra.e3nn import nn as e3nn_nn
 from tripq.kernels.embeddings import Family, edge_radial, radial_twin
 from tripq.kernels.launch import runs_in_triton
 
@@ -90,7 +90,7 @@ class RadialFunctions(nn.Module):
                 self.shift = nn.Parameter(torch.zeros(radial.number))
         if radial.hidden:
             widths = [radial.number, *radial.hidden, radial.number]
-            self.mlp = FullyConnectedNet(widths)
+            self.mlp = e3nn_nn.FullyConnectedNet(widths)
             for layer in [*self.mlp][:-1]:
                 layer.act = of_size_one(torch.nn.functional.silu)
 

@@ -124,6 +124,39 @@ def check_regular(path: Path) -> None:
         raise OSError(errno.EINVAL, "a pipe or a device, not a file", str(path))
 
 
+def require_file(path: Path) -> None:
+    """Check that a file to read is there, and a regular file; see `check_regular`.
+
+    Raises
+    ------
+    ValueError
+        If it is not; the message names it.
+    """
+    try:
+        check_regular(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file.") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}.") from error
+
+
+def check_writable(folder: Path) -> None:
+    """Check that files can be written to a folder, which may not exist yet.
+
+    Raises
+    ------
+    OSError
+        If the folder, or the one that it would be made in, is no folder or read-only; the error
+        names it.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        reason = errno.EEXIST if there == folder else errno.ENOTDIR  # as of mkdir
+        raise OSError(reason, os.strerror(reason), str(there))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
+
+
 def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
     """Read a small text file: UTF-8, with or without a byte order mark.
 

@@ -3,21 +3,29 @@
 ``torch.compile`` traces Python line by line and guards all dependencies.  A layer depends on its
 graph, with kept plans and tables.  So a layer is one call for the tracer; only the tensor
 operations in this call are compiled, with the graph and the tables as constants.
+
+The tracer, Dynamo, takes seconds to import, and few programs compile.  So functions are marked for
+it only while it traces: it then executes the import of `tripq.infra.marks`, which marks them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
-from torch._dynamo import nonstrict_trace
+import torch
 from torch._guards import detect_fake_mode
 from torch.utils._pytree import register_constant
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 Constant = TypeVar("Constant")
+
+_Mark = Literal["nonstrict_trace", "disable"]
+
+to_mark: dict[str, tuple[_Mark, Callable[..., Any]]] = {}
+"""Decorators of Dynamo and the functions they are for, by names of attributes of the marks."""
 
 
 def traced_as_one_call(function: Function) -> Function:
@@ -27,7 +35,6 @@ def traced_as_one_call(function: Function) -> Function:
     uses becomes a constant of the compiled program, without gradients.
     """
 
-    @nonstrict_trace
     @wraps(function)
     def with_constants(*args: Any, **kwargs: Any) -> Any:
         tracer = detect_fake_mode()
@@ -36,7 +43,27 @@ def traced_as_one_call(function: Function) -> Function:
             tracer.allow_non_fake_inputs = True
         return function(*args, **kwargs)
 
-    return cast(Function, with_constants)
+    return cast(Function, _marked_once_traced("nonstrict_trace", with_constants))
+
+
+def not_compiled(function: Function) -> Function:
+    """Let ``torch.compile`` call a function as it is, as `torch.compiler.disable` does."""
+    return cast(Function, _marked_once_traced("disable", function))
+
+
+def _marked_once_traced(mark: _Mark, function: Callable[..., Any]) -> Callable[..., Any]:
+    name = f"{function.__name__}_{len(to_mark)}"
+    to_mark[name] = mark, function
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            from tripq.infra import marks
+
+            return getattr(marks, name)(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return call
 
 
 def constant(cls: type[Constant]) -> type[Constant]:

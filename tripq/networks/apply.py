@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tripq.infra.files import parse_json, sha256, shortened
-from tripq.infra.memory import is_out_of_memory
+from tripq.infra.memory import PROGRAM_BYTES, is_out_of_memory
 from tripq.networks.blocks import bytes_per_voxel, predict_blocks, receptive_field
 from tripq.networks.checkpoint import CheckpointError, load_network, read_notes
 from tripq.scans import DWI, DWIError
@@ -43,9 +43,6 @@ does not separate what a voxel mixes."""
 
 B_TOLERANCE = 200.0
 """Warn if a b-value is further than this, in s/mm2, from every training shell."""
-
-PROGRAM_BYTES = 0.6e9
-"""Interpreter, libraries and small tables: 0.46 GB measured on the CPU, and some room."""
 
 _LEAST_WIDTH = 4
 """Voxels along an axis that a block has at least, without its halo."""

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from e3nn import o3
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from tripq import __version__
 from tripq.filters.radial import Radial
-from tripq.infra.files import check_regular, parse_json, printable, write_bytes
+from tripq.infra.e3nn import o3
+from tripq.infra.files import parse_json, printable, require_file, write_bytes
 from tripq.infra.memory import is_out_of_memory
 from tripq.networks.registry import find_network, network_names
 
@@ -143,11 +143,9 @@ def read_notes(path: str | PathLike[str]) -> dict[str, str]:
         If the file is missing or damaged.
     """
     try:
-        check_regular(Path(path))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file.") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}.") from error
+        require_file(Path(path))
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
     try:
         with safe_open(path, framework="pt") as file:
             notes = dict(file.metadata() or {})

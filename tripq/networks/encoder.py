@@ -7,12 +7,12 @@ layer on top of it: `VoxelNetwork`.
 
 from __future__ import annotations
 
-from e3nn import o3
 from torch import Tensor, nn
 
 from tripq.domain.graph import PQGraph
 from tripq.domain.quadrature import Quadrature
 from tripq.filters.radial import Radial
+from tripq.infra.e3nn import o3
 from tripq.networks.signal import LARGEST_RATIO
 from tripq.nn.block import Block
 from tripq.nn.bound import Bindable

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from e3nn import nn as e3nn_nn
-from e3nn import o3
 from torch import Tensor
 from torch import distributed as dist
 
 from tripq.domain.graph import PQGraph
 from tripq.infra.distributed import sum_over_ranks
+from tripq.infra.e3nn import nn as e3nn_nn
+from tripq.infra.e3nn import o3
 
 
 class BatchNorm(e3nn_nn.BatchNorm):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from e3nn import o3
 from torch import Tensor
 
 from tripq.domain.graph import PQGraph
+from tripq.infra.e3nn import o3
 from tripq.nn.batch_norm import BatchNorm
 from tripq.nn.bound import Bindable
 from tripq.nn.gate import GatedNonlinearity

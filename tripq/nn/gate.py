@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from e3nn import o3
 from torch import Tensor, nn
 
 from tripq.filters.activation import of_size_one
+from tripq.infra.e3nn import o3
 
 
 class GatedNonlinearity(nn.Module):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from e3nn import o3
 from torch import Tensor, nn
+
+from tripq.infra.e3nn import o3
 
 # The norm is not differentiable at 0; norms are sqrt(|x|^2 + eps^2) - eps.
 _NORM_EPS = 1e-4

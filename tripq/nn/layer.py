@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Literal, get_args
 
 import torch
-from e3nn import o3
 from torch import Tensor, nn
 
 from tripq.backends import BACKENDS
@@ -22,7 +21,8 @@ from tripq.domain.quadrature import Quadrature
 from tripq.domain.scan_graph import ScanGraph
 from tripq.filters.filter import PQFilter, positions, ungrouped
 from tripq.filters.radial import ConstantFunction, Radial, RadialFunctions
-from tripq.infra.tracing import traced_as_one_call
+from tripq.infra.e3nn import o3
+from tripq.infra.tracing import not_compiled, traced_as_one_call
 from tripq.kernels.launch import DEFAULT_BUDGET
 from tripq.nn.bound import Bindable
 from tripq.so3.paths import (
@@ -326,7 +326,7 @@ class PQTensorFieldLayer(Bindable):
             return self._uncompiled(x, graph)
         return _evaluate(self, x, graph)
 
-    @torch.compiler.disable(reason="coordinates that require gradients are not constant")
+    @not_compiled  # coordinates that require gradients are not constant
     def _uncompiled(self, x: Tensor, graph: PQGraph) -> Tensor:
         return _evaluate(self, x, graph)
 

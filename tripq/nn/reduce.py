@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from e3nn import o3
 from torch import Tensor, nn
 
 from tripq.backends.precision import check_dtype
@@ -13,6 +12,7 @@ from tripq.domain.graph import PQGraph
 from tripq.domain.nodes import NodeSpace
 from tripq.domain.qspace import QSpace
 from tripq.filters.radial import Radial, RadialFunctions
+from tripq.infra.e3nn import o3
 from tripq.kernels.launch import accumulation_dtype
 
 

@@ -464,14 +464,25 @@ def _listed(labels: Iterable[str]) -> str:
     return ", ".join(ordered[:_MOST_LISTED]) + more
 
 
+def check_folder(root: Path) -> None:
+    """Check that a dataset exists.
+
+    Raises
+    ------
+    BIDSError
+        If there is no such folder.
+    """
+    if not root.is_dir():
+        raise BIDSError(f"{root}: no such folder.")
+
+
 def _list(root: Path, *patterns: str) -> list[BIDSScan]:
     """Images in a folder whose paths without extension match one of the patterns, by name.
 
     Hidden folders, in which `tripq.infra.files.staged` works, are left out, and so are names that
     are not made of entities and one extension.
     """
-    if not root.is_dir():
-        raise BIDSError(f"{root}: no such folder.")
+    check_folder(root)
     files = [
         file
         for pattern in patterns

@@ -8,7 +8,6 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
-from dipy.segment.mask import median_otsu
 from numpy.typing import NDArray
 
 from tripq.scans import DWI, DWIError, Frame
@@ -84,6 +83,8 @@ def _find(
     b0: NDArray[np.float32], usable: NDArray[np.bool_], path: Path | None
 ) -> tuple[NDArray[np.bool_], str]:
     """Which of the usable voxels (X, Y, Z) are brain, and a note on it."""
+    from dipy.segment.mask import median_otsu
+
     _, brain = median_otsu(b0, median_radius=_MEDIAN_RADIUS, numpass=_PASSES)
     mask = brain.astype(bool) & usable
     if not mask.any():

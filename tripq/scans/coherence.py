@@ -20,14 +20,13 @@ from dataclasses import dataclass
 from itertools import permutations, product
 
 import numpy as np
-from dipy.core.gradients import gradient_table
-from dipy.reconst.dti import TensorModel
 from numpy.typing import NDArray
 
 from tripq.scans.errors import DWIError
 from tripq.scans.frames import Frame, orthogonal_part
 from tripq.scans.scan import DWI
 from tripq.scans.shells import TENSOR_DIRECTIONS, count_directions
+from tripq.scans.tensor import main_directions
 
 MIN_FA = 0.3
 """Voxels with lower fractional anisotropy have no clear fibre; 0.2 to 0.3 bounds white matter.
@@ -54,7 +53,7 @@ but the main direction is that of the weakest signal at any b-value.
 """
 
 _AXES = "xyz"
-_CHUNK = 50_000  # voxels whose tensors are fitted at once: dipy copies their signal
+_CHUNK = 50_000  # voxels whose tensors are fitted at once
 
 
 @dataclass(frozen=True)
@@ -220,16 +219,12 @@ def _to_image_axes(affine: NDArray[np.float64], frame: Frame) -> NDArray[np.floa
 def _fit_tensor(dwi: DWI) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """FA (V,) and main directions (V, 3) in world axes."""
     low = _fitted(dwi)
-    q = dwi.q[low]
-    length = np.linalg.norm(q, axis=1, keepdims=True)
-    unit = np.divide(q, length, out=np.zeros_like(q), where=length > 0)
-    table = gradient_table(dwi.b_values[low], bvecs=unit)
-    model = TensorModel(table, fit_method="LS")
     fits = [
-        model.fit(dwi.signal[start : start + _CHUNK, low])
+        main_directions(dwi.signal[start : start + _CHUNK, low], dwi.q[low])
         for start in range(0, len(dwi.signal), _CHUNK)
     ]
-    return np.concatenate([f.fa for f in fits]), np.concatenate([f.evecs[..., 0] for f in fits])
+    fa, direction = zip(*fits, strict=True)
+    return np.concatenate(fa), np.concatenate(direction)
 
 
 def _fitted(dwi: DWI) -> NDArray[np.bool_]:

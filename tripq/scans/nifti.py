@@ -282,13 +282,24 @@ def read_mask(path: Path, scan: nib.Nifti1Image) -> NDArray[np.bool_]:
     DWIError
         If the file cannot be read, or is on another grid than the scan.
     """
+    (volume,) = read_volumes(open_mask(path, scan), path)
+    return volume > 0
+
+
+def open_mask(path: Path, scan: nib.Nifti1Image) -> nib.Nifti1Image:
+    """Open the mask of a scan without reading its values.
+
+    Raises
+    ------
+    DWIError
+        If the file cannot be opened, or is on another grid than the scan.
+    """
     image = open_nifti(path)
     with about(path):
         if image.shape[:3] != scan.shape[:3] or prod(image.shape[3:]) != 1:
             raise DWIError(f"a mask of shape {image.shape}; the scan needs {scan.shape[:3]}.")
     check_grid(image, scan, path, "the mask")
-    (volume,) = read_volumes(image, path)
-    return volume > 0
+    return image
 
 
 def check_grid(

@@ -30,7 +30,14 @@ from tripq.scans.gradients import (
     read_mrtrix,
     unit_directions,
 )
-from tripq.scans.nifti import check_memory, open_nifti, read_mask, read_volumes, split_name
+from tripq.scans.nifti import (
+    check_memory,
+    open_mask,
+    open_nifti,
+    read_mask,
+    read_volumes,
+    split_name,
+)
 from tripq.scans.scan import B_REFERENCE, DWI
 from tripq.scans.shells import SHELL_TOLERANCE, Shell, find_shells
 
@@ -136,6 +143,30 @@ def survey_dwi(
     intensities = _intensities(read_volumes(scan.image, scan.path), candidates)
     b0, kept, notes = _tally(intensities, int(np.count_nonzero(candidates)), scan.b0_volumes)
     return scan.survey(candidates, b0, kept, notes, mask_given=mask is not None)
+
+
+def check_files(
+    path: str | PathLike[str],
+    bval: str | PathLike[str] | None = None,
+    bvec: str | PathLike[str] | None = None,
+    mask: str | PathLike[str] | None = None,
+    frame: Frame = "fsl",
+) -> None:
+    """Open the files of a diffusion scan and compare them, without reading intensities.
+
+    Parameters
+    ----------
+    path, bval, bvec, mask, frame
+        As for `read_dwi`.
+
+    Raises
+    ------
+    DWIError
+        As for `read_dwi`, if the headers or the table are the cause.
+    """
+    scan = _Scan.open(path, bval, bvec, frame, B0_THRESHOLD, SHELL_TOLERANCE)
+    if mask is not None:
+        open_mask(Path(mask), scan.image)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from tripq.scans.scan import B_REFERENCE, DWI
 
 _LOWEST = 0.01  # of b0: lower signals are noise, and their logarithms would dominate
+_LEAST_SIGNAL = 1e-4  # of b0, as in dipy
+_LEAST_ATTENUATION = 1e-6  # of an eigenvalue at the largest b-value, as in dipy
 
 
 def tensor_maps(dwi: DWI) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -54,8 +58,44 @@ def tensor_maps(dwi: DWI) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     xy, xz, yz = xy / 2, xz / 2, yz / 2
     tensors = np.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], axis=1).reshape(-1, 3, 3)
     values = np.maximum(np.linalg.eigvalsh(tensors), 0)
-    mean = values.mean(axis=1)
+    fa, md = _anisotropy(values), values.mean(axis=1)
+    return fa.astype(np.float32), (md / B_REFERENCE).astype(np.float32)
+
+
+def main_directions(
+    signal: NDArray[np.float32], q: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    r"""Fractional anisotropy, and the direction of the largest diffusivity.
+
+    The tensor D and the logarithm of S0 of :math:`S = S_0 e^{-b\, g^T D g}` are fitted to the
+    logarithms by ordinary least squares, as by ``fit_method="LS"`` of dipy.
+
+    Parameters
+    ----------
+    signal : (V, Q) float32 array
+        At least 7 samples, including b0.
+    q : (Q, 3) array
+        Their q-vectors, see `DWI`.
+
+    Returns
+    -------
+    fa : (V,) array
+        Between 0 and 1.
+    direction : (V, 3) array
+        Unit vectors, in the axes of `q`.
+    """
+    x, y, z = q.T
+    products = (x * x, 2 * x * y, 2 * x * z, y * y, 2 * y * z, z * z)
+    design = -np.stack([*products, np.ones(len(q))], axis=1)
+    logs = np.log(np.maximum(signal, _LEAST_SIGNAL))
+    fitted = logs @ np.linalg.pinv(design).T
+    values, vectors = np.linalg.eigh(fitted[:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].reshape(-1, 3, 3))
+    least = _LEAST_ATTENUATION / -design[:, :6].min()
+    return _anisotropy(np.maximum(values, least)), vectors[..., 2]
+
+
+def _anisotropy(values: NDArray[Any]) -> NDArray[Any]:
+    """Fractional anisotropy of tensors with the eigenvalues (V, 3), which are not negative."""
     squares = (values**2).sum(axis=1)
-    spread = ((values - mean[:, None]) ** 2).sum(axis=1)
-    fa = np.sqrt(1.5 * spread / np.where(squares > 0, squares, 1))
-    return fa.astype(np.float32), (mean / B_REFERENCE).astype(np.float32)
+    spread = ((values - values.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
+    return np.asarray(np.sqrt(1.5 * spread / np.where(squares > 0, squares, 1)))

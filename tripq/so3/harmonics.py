@@ -7,8 +7,9 @@ from functools import reduce
 from operator import add
 
 import torch
-from e3nn import o3
 from torch import Tensor
+
+from tripq.infra.e3nn import o3
 
 #: Offsets shorter than this (mm in p-space; in q-space |q| is of order 1) have no direction.  Far
 #: below any voxel size or spacing of directions, far above the rounding of coordinates in float64

@@ -26,9 +26,9 @@ from functools import cache
 
 import numpy as np
 import torch
-from e3nn import o3
 from numpy.typing import NDArray
 
+from tripq.infra.e3nn import o3
 from tripq.infra.kept import kept
 from tripq.so3.paths import Channels, Path
 

@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from tripq.infra.files import read_json, sha256
-from tripq.networks.apply import Model, Prediction
 from tripq.scans import DWI, Frame
 from tripq.tasks import Bar, Cohort, TaskCommands, Validation
-from tripq.tasks.lesions import segmentation
-from tripq.tasks.lesions.listing import label_candidates, voxel_ml
 from tripq.tasks.lesions.names import HEALTHY_HEADS, LABEL
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from tripq.networks.apply import Model, Prediction
     from tripq.tasks.lesions.config import LesionConfig
     from tripq.tasks.lesions.datasets import LabelledFiles, LabelledSubject
     from tripq.tasks.lesions.scoring import LesionScoring
@@ -32,7 +31,7 @@ _log = logging.getLogger("tripq")
 
 
 class LesionCommands(TaskCommands["LesionConfig"]):
-    """Lesion segmentation for the commands; modules for training are imported in its methods."""
+    """Lesion segmentation for the commands; its methods import what they need."""
 
     name = "lesions"
     needed = ("lightning", "panoptica", "torchmetrics")
@@ -144,6 +143,8 @@ class LesionCommands(TaskCommands["LesionConfig"]):
 
         The minimum volume is that with the highest F1 of whole lesions at this threshold.
         """
+        from tripq.tasks.lesions import segmentation
+        from tripq.tasks.lesions.listing import voxel_ml
         from tripq.tasks.lesions.pages.evaluation import EvaluatedSubject, write_evaluation_report
         from tripq.tasks.lesions.scores import LesionCounts, best_min_volume, best_threshold, score
 
@@ -194,10 +195,15 @@ class LesionCommands(TaskCommands["LesionConfig"]):
 
     def predict(self, network: nn.Module, dwi: DWI, /, **how: Any) -> NDArray[np.float32]:
         """Probability of a lesion."""
+        from tripq.tasks.lesions import segmentation
+
         return segmentation.segment(network, dwi, **how)
 
     def maps(self, model: Model, prediction: Prediction) -> Mapping[str, NDArray[Any]]:
         """The probability, and the voxels of the lesion candidates."""
+        from tripq.tasks.lesions import segmentation
+        from tripq.tasks.lesions.listing import label_candidates
+
         lesions = segmentation.Model.of(model)
         marked = label_candidates(
             prediction.dwi, prediction.output, lesions.threshold, lesions.min_volume
@@ -211,6 +217,7 @@ class LesionCommands(TaskCommands["LesionConfig"]):
         self, path: Path, model: Model, prediction: Prediction, settings: Mapping[str, str]
     ) -> None:
         """Write the page of `tripq segment`."""
+        from tripq.tasks.lesions import segmentation
         from tripq.tasks.lesions.pages.subject import write_subject_report
 
         lesions = segmentation.Model.of(model)

@@ -17,13 +17,6 @@ from matplotlib.colors import Colormap, ListedColormap, Normalize, to_rgba
 from matplotlib.figure import Figure, FigureBase, SubFigure
 from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import (
-    auc,
-    average_precision_score,
-    precision_recall_curve,
-    roc_auc_score,
-    roc_curve,
-)
 
 from tripq.report.slices import SLICE_INCHES, AxialSlices, name_sides, write_words
 from tripq.scans import DWI
@@ -224,6 +217,8 @@ def curves_figure(
     matplotlib.figure.Figure
         Save it by its method ``savefig``.
     """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
     figure = Figure(figsize=(9.0, 4.6), layout="constrained")
     panels = figure.subplots(1, 2)
     for lesion, probability in zip(lesions, probabilities, strict=True):
@@ -320,6 +315,8 @@ def _add_colour_bar(figure: FigureBase, grid: NDArray[Any]) -> None:
 def _draw_curves(
     figure: SubFigure, lesion: NDArray[np.bool_], pooled: Mapping[str, ArrayLike]
 ) -> None:
+    from sklearn.metrics import auc, average_precision_score
+
     roc, precision_recall = figure.subplots(2, 1)
     for (name, values), colour in zip(pooled.items(), cycle(NETWORK_COLOURS), strict=False):
         of_roc, of_precision = _curves(lesion, values)
@@ -331,6 +328,8 @@ def _draw_curves(
 
 def _curves(lesion: ArrayLike, probability: ArrayLike) -> tuple[Curve, Curve]:
     """The ROC curve and the precision-recall curve."""
+    from sklearn.metrics import precision_recall_curve, roc_curve
+
     false_positive, true_positive, _ = roc_curve(lesion, probability)
     precision, recall, _ = precision_recall_curve(lesion, probability)
     return (false_positive, true_positive), (recall, precision)

@@ -19,8 +19,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
-from sklearn.calibration import calibration_curve
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from tripq.tasks.lesions.listing import NEIGHBOURS, drop_small
 
@@ -155,6 +153,8 @@ def best_threshold(probability: ArrayLike, lesion: ArrayLike) -> float:
     >>> best_threshold([0.9, 0.6, 0.4, 0.1], [True, False, True, False])
     0.4
     """
+    from sklearn.metrics import precision_recall_curve
+
     values, truth = _checked(probability, lesion)
     if not truth.any():
         raise ValueError("the best threshold is undefined without a lesion voxel")
@@ -254,6 +254,8 @@ def reliability(probability: ArrayLike, lesion: ArrayLike, n_bins: int = N_BINS)
     >>> curve.predicted.round(2), curve.true
     (array([0.1 , 0.85]), array([0. , 0.5]))
     """
+    from sklearn.calibration import calibration_curve
+
     values, truth = _checked_probabilities(probability, lesion)
     true, predicted = calibration_curve(truth, values, n_bins=n_bins)
     return Reliability(predicted, true)
@@ -335,6 +337,8 @@ def score(
     ValueError
         If the lengths differ, or a probability is not finite.
     """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
     values, truth = _checked(probability, lesion)
     marked = values >= threshold if found is None else np.asarray(found).astype(bool)
     lesions = int(np.count_nonzero(truth))

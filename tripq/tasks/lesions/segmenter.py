@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from e3nn import o3
 from torch import Tensor
 
 from tripq.domain.graph import PQGraph
 from tripq.domain.quadrature import Quadrature
 from tripq.filters.radial import Radial
+from tripq.infra.e3nn import o3
 from tripq.networks.encoder import VoxelNetwork
 from tripq.networks.paper import PaperSegmenter, QReduction
 from tripq.nn.layer import Group

@@ -1,0 +1,49 @@
+"""Checks of the arguments of a command, before it imports torch, which takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tripq.commands.files import ScanFiles
+from tripq.infra.files import check_writable, require_file
+from tripq.infra.memory import PROGRAM_BYTES, spell_bytes
+from tripq.scans import Frame
+from tripq.scans.read import check_files
+
+
+def check_inputs(files: ScanFiles, frame: Frame, weights: Path | None = None) -> None:
+    """Open the files of a scan, without its intensities, and check that a checkpoint exists.
+
+    Raises
+    ------
+    ValueError
+        If a file is missing or cannot be used; the message names it.
+    """
+    check_files(files.scan, files.bval, files.bvec, files.mask, frame)
+    if weights is not None:
+        require_file(weights)
+
+
+def check_results(paths: Sequence[Path], overwrite: bool) -> None:
+    """Check that results can be written, and that they replace files only if that is requested.
+
+    Raises
+    ------
+    OSError
+        If a result exists, or its folder cannot be written to; it names the file or the folder.
+    """
+    if not overwrite and (there := [path for path in paths if path.exists()]):
+        raise FileExistsError(0, "exists already; --overwrite replaces it.", str(there[0]))
+    for folder in dict.fromkeys(path.parent for path in paths):
+        check_writable(folder)
+
+
+def check_memory(memory: float, processes: int = 1) -> None:
+    """Reject a memory limit that is too small for the program itself."""
+    if memory <= PROGRAM_BYTES:
+        whose = "" if processes == 1 else f" for each of {processes} processes"
+        raise ValueError(
+            f"--memory: {spell_bytes(memory)}{whose} are not enough: the program itself takes "
+            f"{spell_bytes(PROGRAM_BYTES)}, and a scan needs more. 4GB is the default."
+        )
