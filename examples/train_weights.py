@@ -50,7 +50,7 @@ CARD = ROOT / "docs" / "weights.md"
 TEMPLATE = Path(__file__).parent / "paper" / "weights_card.md"
 
 #: Of the experiment, at a size of voxels that most research scans have or come near.
-PLAN = replace(FULL, voxel_size=2.0, box_size=24, variants=False)
+PLAN = replace(FULL, voxel_size=2.0, box_size=24, families=("equivariant",), variants=False)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console()

@@ -1,10 +1,10 @@
 """The rivals: convolutions on maps that any gradient table gives.
 
-Each network begins with a fixed stage from the signal to maps of every voxel, so that training, whole
-heads and real scans need no files of maps:
+Each network begins with a fixed stage from the signal to maps of every voxel, so that training,
+whole heads and real scans need no files of maps:
 
-* harmonics: coefficients of order 0, 2 and 4 on each shell, in the axes of the grid, by least squares
-  with the Laplace-Beltrami penalty of Descoteaux et al. (MRM 58:497-510, 2007);
+* harmonics: coefficients of order 0, 2 and 4 on each shell, in the axes of the grid, by least
+  squares with the Laplace-Beltrami penalty of Descoteaux et al. (MRM 58:497-510, 2007);
 * invariants: the norm of each order on each shell, which no rotation of head or table changes;
 * tensor: FA, MD, AD and RD of the diffusion tensor, fitted as by dipy's weighted least squares.
 
@@ -14,12 +14,12 @@ reference, or SegResNet of MONAI (Myronenko, arXiv:1810.11654).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,15 +37,12 @@ from tripq.so3.harmonics import spherical_harmonics
 
 ORDERS = (0, 2, 4)
 
-#: Of the penalty l^2 (l + 1)^2 on the coefficients of order l, for each direction of a shell: enough
-#: for tables with fewer directions than coefficients, and 4 % of those of order 4 otherwise.
+#: Of the penalty l^2 (l + 1)^2 on the coefficients of order l, for each direction of a shell:
+#: enough for fewer directions than coefficients; else it takes 4 % from those of order 4.
 PENALTY = 1e-4
 
 #: Of b0: lower signals are noise, and their logarithms would dominate.
 LOWEST = 0.01
-
-Kind = Literal["harmonics", "invariants", "tensor"]
-Architecture = Literal["convolutions", "segresnet"]
 
 
 # -- maps ----------------------------------------------------------------------------------------
@@ -137,7 +134,7 @@ class MapKind:
         return self.of_shell * shells + self.of_all
 
 
-KINDS: dict[Kind, MapKind] = {
+KINDS: Mapping[str, MapKind] = {
     "harmonics": MapKind(harmonic_maps, of_shell=sum(2 * l + 1 for l in ORDERS)),
     "invariants": MapKind(invariant_maps, of_shell=len(ORDERS)),
     "tensor": MapKind(tensor_maps, of_all=4),
@@ -201,23 +198,17 @@ class Standardise(nn.Module):
         return ((maps - self.mean) / deviation).clamp(-self.LIMIT, self.LIMIT)
 
 
-@register_network
 class MapSegmenter(Bindable):
-    """Convolutions on maps of the signal; see the module.
+    """Maps of the signal, and layers that a subclass sets; see the module.
 
     It takes any gradient table with its shells, and uses no other shells.
 
     Parameters
     ----------
     maps : {"harmonics", "invariants", "tensor"}
-        What the convolutions see, beside the mask.
-    architecture : {"convolutions", "segresnet"}
-        The convolutions of `tripq.networks.conv.ConvSegmenter`, or SegResNet, which needs the package
-        `monai` and whole heads: its pooling depends on where a block begins.
-    widths : tuple of int
-        Channels of the hidden layers; of SegResNet those of the first level, and the blocks of each.
+        What the layers see, beside the mask.
     turned : bool
-        Whether training boxes are turned and mirrored at random in the 48 ways that map the grid onto
+        Whether training boxes are turned and mirrored at random in the 48 ways that map a grid onto
         itself, gradient table included.
     b_values : tuple of int
         Of the shells, in s/mm2.
@@ -225,119 +216,160 @@ class MapSegmenter(Bindable):
     Raises
     ------
     ValueError
-        If a name is unknown, or MONAI is needed and not installed.
+        If there are no such maps.
     """
 
-    def __init__(
-        self,
-        *,
-        maps: str = "invariants",
-        architecture: str = "convolutions",
-        widths: tuple[int, ...] = (48, 48, 32),
-        turned: bool = False,
-        b_values: tuple[int, ...] = (1000,),
-    ) -> None:
+    layers: nn.Module
+    steps: Tensor
+
+    def __init__(self, maps: str, turned: bool, b_values: tuple[int, ...]) -> None:
         super().__init__()
-        for name, known in ((maps, get_args(Kind)), (architecture, get_args(Architecture))):
-            if name not in known:
-                raise ValueError(f"{name!r} is none of {', '.join(known)}")
+        if maps not in KINDS:
+            raise ValueError(f"there are no maps {maps!r}, only {', '.join(KINDS)}")
         self.maps = maps
-        self.architecture = architecture
-        self.widths = widths
         self.turned = turned
         self.b_values = b_values
-        number = KINDS[maps].number(len(b_values))  # type: ignore[index]
-        self.standardise = Standardise(number)
-        channels = number + 1
-        self.layers = (
-            convolutions(channels, widths, kernel_size=3)
-            if architecture == "convolutions"
-            else SegResNetVolumes(channels, widths[0], widths[1:])
-        )
+        self.standardise = Standardise(KINDS[maps].number(len(b_values)))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
-    steps: Tensor
+    @property
+    def channels(self) -> int:
+        """Of the volumes: the maps, and the mask."""
+        return len(self.standardise.mean) + 1
 
     def forward(self, signal: Tensor, graph: PQGraph) -> Tensor:
         """Logits of shape (V,) from the signal (V, Q), divided by b0."""
         check_dtype(signal, next(self.parameters()))
-        turn = self._turn().to(signal.device)
+        turn = self._turn()
         with torch.autocast(signal.device.type, enabled=False):
             rows = [scan.n_voxels for scan in graph.scans]
-            maps = torch.cat(
-                [self._of_scan(scan, part, turn) for scan, part in graph.by_scan(signal, rows)]
-            )
-            x = self.standardise(maps)
+            maps = [self._of_scan(scan, part, turn) for scan, part in graph.by_scan(signal, rows)]
+            x = self.standardise(torch.cat(maps))
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
         return on_volumes(
             lambda volume: turn_volume(self.layers(turn_volume(volume, turn)), turn.T), x, graph
         )
 
-    def _of_scan(self, scan: ScanGraph, signal: Tensor, turn: Tensor) -> Tensor:
+    def _of_scan(self, scan: ScanGraph, signal: Tensor, turn: NDArray[np.int64]) -> Tensor:
         """The maps of a scan whose grid is turned."""
         if not isinstance(scan.q, QSpace) or scan.edges.axes is None:
             raise ValueError("maps need a grid and a gradient table: make the graph with from_grid")
         axes = scan.edges.axes / scan.edges.axes.norm(dim=0)
-        q = scan.q.q_in @ axes @ turn.to(axes).T
+        q = scan.q.q_in @ axes @ torch.from_numpy(turn.T).to(axes)
         ratios = signal[:, : len(q)].float().clamp(max=LARGEST_RATIO)
-        return KINDS[self.maps].make(ratios, q, self.b_values)  # type: ignore[index]
+        return KINDS[self.maps].make(ratios, q, self.b_values)
 
-    def _turn(self) -> Tensor:
+    def _turn(self) -> NDArray[np.int64]:
         """How the grid is turned: a signed permutation (3, 3) of its axes.
 
         Its random numbers are those of the step, so that an interrupted training can go on.
         """
-        turn = torch.eye(3)
+        turn = np.eye(3, dtype=np.int64)
         if self.turned and self.training:
             rng = np.random.default_rng(int(self.steps))
-            turn = torch.from_numpy(rng.choice([-1.0, 1.0], 3)).float() * turn[rng.permutation(3)]
+            turn = rng.choice([-1, 1], size=(3, 1)) * turn[rng.permutation(3)]
             self.steps += 1
         return turn
 
 
-class SegResNetVolumes(nn.Module):
-    """SegResNet of MONAI for volumes of any size, with batch norms.
-
-    Its own group norms would depend on how much of a box lies outside the head.
+@register_network
+class MapConvSegmenter(MapSegmenter):
+    """The convolutions of `tripq.networks.conv.ConvSegmenter` on maps.
 
     Parameters
     ----------
-    channels : int
-        Of the volumes.
-    filters : int
-        Channels of the first level; twice as many in each further one, of half the size.
-    blocks : sequence of int
-        Residual blocks of each level on the way down.
+    maps, turned, b_values
+        See `MapSegmenter`.
+    widths : tuple of int
+        Channels of the hidden layers.
+    kernel_size : int
+        Of every convolution.
     """
 
-    def __init__(self, channels: int, filters: int, blocks: Sequence[int]) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        maps: str = "invariants",
+        *,
+        widths: tuple[int, ...] = (48, 48, 32),
+        kernel_size: int = 3,
+        turned: bool = False,
+        b_values: tuple[int, ...] = (1000,),
+    ) -> None:
+        super().__init__(maps, turned, b_values)
+        self.widths = widths
+        self.kernel_size = kernel_size
+        self.layers = convolutions(self.channels, widths, kernel_size)
+
+
+@register_network
+class MapResNetSegmenter(MapSegmenter):
+    """SegResNet of MONAI on maps, with batch norms.
+
+    Its own group norms would depend on how much of a box lies outside the head.  It is for whole
+    heads: where a block begins would change what it pools.
+
+    Parameters
+    ----------
+    maps, turned, b_values
+        See `MapSegmenter`.
+    filters : int
+        Channels of the first level; twice as many in each further one, of half the size.
+    blocks : tuple of int
+        Residual blocks of each level on the way down.
+
+    Raises
+    ------
+    ValueError
+        If MONAI is not installed.
+    """
+
+    def __init__(
+        self,
+        maps: str = "invariants",
+        *,
+        filters: int = 16,
+        blocks: tuple[int, ...] = (1, 2, 2),
+        turned: bool = False,
+        b_values: tuple[int, ...] = (1000,),
+    ) -> None:
+        super().__init__(maps, turned, b_values)
         try:
             from monai.networks.nets import SegResNet
         except ImportError as error:
             raise ValueError(
                 "SegResNet is part of MONAI, which is not installed: pip install 'tripq[bench]'"
             ) from error
-        self.factor = 2 ** (len(blocks) - 1)
-        self.network = SegResNet(
+        self.filters = filters
+        self.blocks = blocks
+        network = SegResNet(
             init_filters=filters,
-            in_channels=channels,
+            in_channels=self.channels,
             out_channels=1,
             norm="BATCH",
             blocks_down=tuple(blocks),
             blocks_up=(1,) * (len(blocks) - 1),
         )
+        self.layers = Padded(network, 2 ** (len(blocks) - 1))
+
+
+class Padded(nn.Module):
+    """A network of volumes (N, C, X, Y, Z) that takes sizes which are multiples of a factor."""
+
+    def __init__(self, network: nn.Module, factor: int) -> None:
+        super().__init__()
+        self.network = network
+        self.factor = factor
 
     def forward(self, volume: Tensor) -> Tensor:
-        """(N, C, X, Y, Z) -> (N, 1, X, Y, Z)."""
+        """(N, C, X, Y, Z) -> (N, C', X, Y, Z), for any size."""
         x, y, z = volume.shape[2:]
         padding = [pad for length in (z, y, x) for pad in (0, -length % self.factor)]
         output: Tensor = self.network(F.pad(volume, padding))
         return output[:, :, :x, :y, :z]
 
 
-def turn_volume(volume: Tensor, turn: Tensor) -> Tensor:
+def turn_volume(volume: Tensor, turn: NDArray[np.int64]) -> Tensor:
     """Volumes (N, C, X, Y, Z) on axes that are turned by a signed permutation (3, 3)."""
-    order = turn.abs().argmax(dim=1).tolist()
+    order = np.abs(turn).argmax(axis=1)
     mirrored = [2 + axis for axis in range(3) if turn[axis, order[axis]] < 0]
-    return volume.permute(0, 1, *(2 + axis for axis in order)).flip(mirrored)
+    return volume.permute(0, 1, *(2 + int(axis) for axis in order)).flip(mirrored)
