@@ -3,11 +3,12 @@
     python examples/reproduce_paper.py --accept-licences
 
 simulates diffusion scans of 30 patients with multiple sclerosis, with their real lesion outlines;
-tunes an equivariant network and one of 3D convolutions on a few of the patients; trains the best of
-both on growing shares of the others; and tests them on patients that neither has seen: in the usual
-pose, with heads and gradient tables turned at random, and with other gradient tables. It takes some
-hours on a small machine, in as many sittings as you like: a finished run is never repeated, and an
-interrupted one goes on from its last validation.
+tunes an equivariant network, one of 3D convolutions and their rivals (see paper/rivals.py) on a few
+of the patients; trains the best of each family on growing shares of the others; and tests them on
+patients that none has seen: in the usual pose, with heads and gradient tables turned at random, and
+with other gradient tables. It takes days on a small machine, in as many sittings as you like: a
+finished run is never repeated, and an interrupted one goes on from its last validation. Families
+that need MONAI are left out unless it is there: pip install 'tripq[bench]'.
 
 Into the output folder it writes results.jsonl (every run), the networks, the figures and a page.
 """
@@ -74,7 +75,7 @@ def main(
         bool, typer.Option("--page", help="Do no runs: write figures and page from the results.")
     ] = False,
 ) -> None:
-    """Compare equivariant networks with 3D convolutions on growing shares of the scans."""
+    """Compare equivariant networks with others on growing shares of the scans."""
     number = jobs or (1 if device == "cuda" else os.cpu_count() or 1)
     sources = open_ms(accept_licences=accept_licences, local=data)
     failures = reproduce(

@@ -245,7 +245,7 @@ class MapSegmenter(Bindable):
             rows = [scan.n_voxels for scan in graph.scans]
             maps = [self._of_scan(scan, part, turn) for scan, part in graph.by_scan(signal, rows)]
             x = self.standardise(torch.cat(maps))
-        x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+            x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1).to(signal.dtype)
         return on_volumes(
             lambda volume: turn_volume(self.layers(turn_volume(volume, turn)), turn.T), x, graph
         )
