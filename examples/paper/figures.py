@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -62,11 +63,12 @@ def figure_2(scores: Mapping[str, Mapping[str, Mapping[float, Estimate]]]) -> Fi
     for axes, (score, networks) in zip(
         figure.subplots(1, len(scores)), scores.items(), strict=True
     ):
-        for (name, by_share), colour in zip(networks.items(), NETWORK_COLOURS, strict=False):
+        styles = product(("-", "--"), NETWORK_COLOURS)
+        for (name, by_share), (line, colour) in zip(networks.items(), styles, strict=False):
             shares = sorted(by_share)
             middle = [by_share[share].value for share in shares]
             percent = [100 * share for share in shares]
-            axes.plot(percent, middle, "o-", color=colour, label=name)
+            axes.plot(percent, middle, line, marker="o", color=colour, label=name)
             axes.fill_between(
                 percent,
                 [by_share[share].low for share in shares],

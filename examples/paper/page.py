@@ -23,6 +23,9 @@ from paper.schedule import (
 )
 from paper.statistics import Estimate, Score
 
+#: A split is counted where both are done.
+COMPARED = ("equivariant", "reference")
+
 Subjects = list[list[SubjectResult]]
 
 #: Endings of the names of tests on changed scans.
@@ -73,19 +76,34 @@ class _Page:
         self.names = chosen(results, self.plan)
 
     def main(self, family: str, fraction: float = 1.0, of: float = 1.0) -> list[Result]:
-        """The runs of a family on a share, of the splits that both families have done.
+        """The runs of a family on a share, of the splits that it and `COMPARED` have done.
 
         ``of`` is another share that they must have done there.
         """
+        names = {self.names[some] for some in (*COMPARED, family)}
         return [
             self.results[Run("main", self.names[family], fraction, seed)]
             for seed in range(self.plan.seeds)
             if all(
                 Run("main", name, share, seed) in self.results
-                for name in self.names.values()
+                for name in names
                 for share in (fraction, of)
             )
         ]
+
+    def _over(self, runs: list[Result], fraction: float = 1.0) -> str:
+        """Gain of the equivariant network, trained on a share, over some runs on their splits.
+
+        Empty if it has not done them all.
+        """
+        seeds = [result.run.seed for result in runs]
+        ours = _of_seeds(self.main("equivariant", fraction), seeds)
+        return _gain(ours, runs) if runs and len(ours) == len(runs) else ""
+
+    def _splits(self, label: str, runs: Sequence[Result]) -> str:
+        """The label, and the number of splits unless all are done."""
+        some = f" ({len(runs)} of {self.plan.seeds} splits)"
+        return label if len(runs) == self.plan.seeds else label + some
 
     def _of(self, stage: str, contender: str) -> list[Result]:
         runs = [Run(stage, contender, 1.0, seed) for seed in range(self.plan.seeds)]
@@ -101,9 +119,13 @@ class _Page:
     def figures(self) -> dict[int, object]:
         """Those that can be drawn."""
         drawn: dict[int, object] = {}
-        first = {family: self.main(family)[:1] for family in self.names}
         split = self.experiment.splits[0]
-        if all(first.values()):
+        first = {
+            family: runs[0]
+            for family in self.names
+            if (runs := self.main(family)) and runs[0].run.seed == 0
+        }
+        if all(family in first for family in COMPARED):
             drawn[2] = figures.figure_2(
                 {
                     label: {
@@ -112,7 +134,7 @@ class _Page:
                             for fraction in self.plan.fractions
                             if (runs := self.main(family, fraction))
                         }
-                        for family in self.names
+                        for family in first
                     }
                     for label, score in VOXELWISE.items()
                 }
@@ -121,16 +143,14 @@ class _Page:
                 family: {
                     fraction: runs[0]
                     for fraction in self.plan.fractions
-                    if (runs := self.main(family, fraction))
+                    if (runs := self.main(family, fraction)) and runs[0].run.seed == 0
                 }
-                for family in self.names
+                for family in first
             }
             shown = [result.run for results in by_share.values() for result in results.values()]
             if all(figures.has_maps(self.experiment.out, run) for run in shown):
                 out, subjects = self.experiment.out, self.experiment.scans.load(USUAL, split.test)
-                drawn[1] = figures.figure_1(
-                    out, {name: some[0] for name, some in first.items()}, subjects
-                )
+                drawn[1] = figures.figure_1(out, first, subjects)
                 drawn[3] = figures.figure_3(out, by_share, subjects)
         return drawn
 
@@ -149,6 +169,8 @@ class _Page:
             "## All training patients",
             self._scores(),
             pictures.get("1", ""),
+            "## Rivals",
+            self._rivals(),
             "## Fewer training patients",
             self._fractions(),
             pictures.get("2", ""),
@@ -214,15 +236,22 @@ class _Page:
                 else " Missing runs are left out below; two "
                 "networks are compared on the splits that both have done."
             )
+            + self._not_run()
         )
+
+    def _not_run(self) -> str:
+        missing = [family for family in self.plan.families if not self._has_run(family)]
+        return f" Not yet run: {', '.join(missing)}." if missing else ""
+
+    def _has_run(self, family: str) -> bool:
+        return family in self.names and bool(self.main(family))
 
     def _goals(self) -> str:
         """Results beside those of the paper and the goals of exact equivariance."""
         rows = []
         for reference, theirs in self._references().items():
             seeds = [run.run.seed for run in theirs]
-            if len(seeds) < self.plan.seeds:
-                reference += f" ({len(seeds)} of {self.plan.seeds} splits)"
+            reference = self._splits(reference, theirs)
             ours = _of_seeds(self.main("equivariant"), seeds)
             for label, score in VOXELWISE.items():
                 gain = statistics.ratio(score, _tested(ours), _tested(theirs))
@@ -253,12 +282,73 @@ class _Page:
         )
 
     def _references(self) -> dict[str, list[Result]]:
-        """That of the comparison, and the same with twice the steps; those that are run."""
+        """That of the comparison, the same with twice the steps, and the best rival; if run."""
         found = {
             "the reference": self.main("reference"),
             "the reference with twice the steps": self._of("longer", self.names["reference"]),
         }
+        if rivals := {f: self.main(f) for f in self.plan.families if self._is_rival(f)}:
+            best = min(rivals, key=lambda family: self._lead(rivals[family]))
+            found[f"the best rival ({best})"] = rivals[best]
         return {label: runs for label, runs in found.items() if runs}
+
+    def _is_rival(self, family: str) -> bool:
+        return family not in COMPARED and self._has_run(family)
+
+    def _lead(self, runs: list[Result]) -> float:
+        """Of the equivariant network over some runs, in average precision on their splits."""
+        ours = _of_seeds(self.main("equivariant"), [result.run.seed for result in runs])
+        return statistics.ratio(statistics.average_precision, _tested(ours), _tested(runs)).value
+
+    def _rivals(self) -> str:
+        """What people would take instead of the reference, and what it costs."""
+        rows = []
+        for family in self.plan.families:
+            if family == "equivariant":
+                continue
+            if not self._has_run(family):
+                rows.append([family, "not yet run", *[""] * 6])
+                continue
+            runs = self.main(family)
+            turned = _tested(runs, ROTATED.name)
+            rows.append(
+                [
+                    self._splits(family, runs),
+                    self._hours("tuning", [c.name for c in candidates(self.plan)[family]]),
+                    self._hours("main", [self.names[family]]),
+                    *(
+                        _number(statistics.estimate(statistics.average_precision, subjects))
+                        for subjects in (_tested(runs), turned)
+                    ),
+                    *(self._over(runs, fraction) for fraction in (1.0, 0.263, 0.066)),
+                ]
+            )
+        return (
+            "Convolutions on maps that any gradient table gives: *invariant maps* are the norms of "
+            "the signal's spherical harmonics of order 0, 2 and 4 on the shell; *tensor maps* are "
+            "FA, MD, AD and RD; *harmonics* are the coefficients themselves, with heads and tables "
+            "turned at random in training. The layers are those of the reference, or "
+            "[SegResNet](https://arxiv.org/abs/1810.11654) of MONAI. The last columns are gains in "
+            "average precision of the equivariant network, trained on all patients or a share of "
+            "them, over the network of the row trained on all. Hours include validation.\n\n"
+            + _table(
+                [
+                    "network",
+                    "hours of tuning",
+                    "hours of training",
+                    "average precision",
+                    "heads and tables turned",
+                    "over it",
+                    "over it, with 26.3 % of the patients",
+                    "over it, with 6.6 %",
+                ],
+                rows,
+            )
+        )
+
+    def _hours(self, stage: str, names: Sequence[str]) -> str:
+        seconds = [r.seconds for r in self.results.of(stage) if r.run.contender in names]
+        return f"{sum(seconds) / 3600:.1f}"
 
     def _scores(self) -> str:
         rows = []
@@ -284,17 +374,13 @@ class _Page:
     def _fractions(self) -> str:
         rows = []
         for fraction in self.plan.fractions:
-            references = (
-                self.main("reference", fraction),
-                self.main("reference", of=fraction),
-            )
             for family in self.names:
                 if not (runs := self.main(family, fraction)):
                     continue
-                gains = [
-                    _gain(runs, reference) if family == "equivariant" else ""
-                    for reference in references
-                ]
+                gains = ["", ""]
+                if family != "equivariant":
+                    whole = self.main(family, of=fraction)
+                    gains = [self._over(runs, fraction), self._over(whole, fraction)]
                 patients = len(self.experiment.splits[0].share(fraction))
                 rows.append(
                     [
@@ -308,10 +394,12 @@ class _Page:
         if not rows:
             return "Not yet run."
         return (
-            "The last two columns are gains in average precision over the reference trained on "
-            "the same patients, and over the reference trained on all patients.\n\n"
+            "The last two columns are gains in average precision of the equivariant network "
+            "trained on as many patients: over the network of the row, and over that network "
+            "trained on all patients.\n\n"
             + _table(
-                ["patients", "network", "splits", *VOXELWISE, "over the same", "over all"], rows
+                ["patients", "network", "splits", *VOXELWISE, "gain over it", "over it on all"],
+                rows,
             )
         )
 
@@ -323,6 +411,7 @@ class _Page:
         for family, runs in compared.items():
             if not runs:
                 continue
+            family = self._splits(family, runs)
             rows.append([family, usual, *_row(VOXELWISE, _tested(runs)), ""])
             for name in names:
                 for suffix in SUFFIXES:
@@ -340,8 +429,9 @@ class _Page:
         return (
             _table(["network", "test", *VOXELWISE, "change of average precision"], rows)
             + "\n\nResampled: the signal was fitted by spherical harmonics and evaluated along the "
-            "training directions of the reference. Trained shell: the other shells were left out. "
-            "Neither network of the comparison was trained with a second shell."
+            "training directions of the reference. Trained shell: the other shells were left out; "
+            "networks on maps always leave them out. No network of the comparison was trained with "
+            "a second shell."
             + (
                 " More gradient tables: trained also with scans of the same patients with "
                 f"{', '.join(condition.says for condition in MORE_TABLES)}."
@@ -381,7 +471,9 @@ class _Page:
                 ]
                 if kept := [group for group in groups if group]:
                     number = sum(map(len, kept))
-                    rows.append([family, f"{label} ({number})", *_row(VOXELWISE, kept)])
+                    rows.append(
+                        [self._splits(family, runs), f"{label} ({number})", *_row(VOXELWISE, kept)]
+                    )
         if not rows:
             return "Not yet run."
         return _table(["network", "load (patients)", *VOXELWISE], rows)
@@ -389,8 +481,10 @@ class _Page:
     def _as_built(self, name: str) -> str:
         """What a contender is called, and whether it has been built otherwise since it was run."""
         contender, runs = CONTENDERS[name], self._of("variants", name)
+        if not runs:
+            return contender.says
         now = sum(p.numel() for p in contender.build(self.plan.voxel_size).parameters())
-        if not runs or runs[0].weights == now:
+        if runs[0].weights == now:
             return contender.says
         return f"{contender.says} (as it was built then; now it has {now:,} weights)"
 
@@ -410,7 +504,6 @@ class _Page:
             for runs in self._beside_main("longer", name):
                 if not runs:
                     continue
-                ours = _of_seeds(self.main("equivariant"), [run.run.seed for run in runs])
                 rows.append(
                     [
                         family,
@@ -418,7 +511,7 @@ class _Page:
                         str(len(runs)),
                         f"{np.mean([run.best for run in runs]):.3f}",
                         *_row(VOXELWISE, _tested(runs)),
-                        _gain(ours, runs) if family == "reference" else "",
+                        "" if family == "equivariant" else self._over(runs),
                     ]
                 )
         if not rows:
@@ -443,14 +536,19 @@ class _Page:
     def _tuning(self) -> str:
         rows = []
         for family, some in candidates(self.plan).items():
-            taken = self.names[family]
             for contender in some:
-                result = self.results[Run("tuning", contender.name, 1.0, 0)]
+                run = Run("tuning", contender.name, 1.0, 0)
+                if run not in self.results:
+                    rate = f"{contender.learning_rate:g}"
+                    rows.append([family, contender.says, "", rate, "not yet run", "", ""])
+                    continue
+                result = self.results[run]
                 step, score = max(result.validation, key=lambda item: item[1])
+                taken = contender.name == self.names.get(family)
                 rows.append(
                     [
                         family,
-                        contender.says + (" (taken)" if contender.name == taken else ""),
+                        contender.says + (" (taken)" if taken else ""),
                         f"{result.weights:,}",
                         f"{contender.learning_rate:g}",
                         f"{score:.3f}",

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from paper.rivals import MapConvSegmenter, MapResNetSegmenter
 from tripq.filters.radial import Radial
 from tripq.networks.conv import ConvSegmenter
 from tripq.nn.layer import Group
@@ -165,6 +167,13 @@ MORE_TABLES = (
     Condition("both", "two shells of 24", GradientTable.from_shells([1000.0, 2000.0], [24, 24])),
 )
 
+#: The training patients with heads and tables turned at random, for a network whose maps turn with
+#: them; in other poses than those of the tests.
+TURNED_TABLES = tuple(
+    Condition(f"turned-{pose}", "any pose and table", _TABLE, 180.0, pose=pose, turn_tables=True)
+    for pose in (5, 6, 7, 8)
+)
+
 #: What networks are tested on besides.
 ROTATED = Condition(
     "rotated", "heads and tables turned at random", _TABLE, 180.0, pose=1, turn_tables=True
@@ -207,6 +216,8 @@ class Contender:
         Of AdamW.
     more : tuple of Condition
         In which the training patients are shown, too.
+    package : str, optional
+        That the network needs, of the extra ``bench``.
     """
 
     name: str
@@ -218,6 +229,12 @@ class Contender:
     settle: bool
     weight_decay: float
     more: tuple[Condition, ...] = ()
+    package: str | None = None
+
+    @property
+    def installed(self) -> bool:
+        """Whether the package of the network is there."""
+        return self.package is None or find_spec(self.package) is not None
 
 
 RADIUS = 1.8  # voxels: of a layer's neighbourhood, 27 of them
@@ -274,6 +291,53 @@ def _convolutional(
     )
 
 
+def _on_maps(
+    name: str,
+    says: str,
+    maps: str,
+    widths: tuple[int, ...],
+    *,
+    rate: float = 1e-3,
+    steps: int = 6000,
+    turned: bool = False,
+    more: tuple[Condition, ...] = (),
+) -> Contender:
+    def build(voxel_size: float) -> nn.Module:
+        return MapConvSegmenter(maps, widths=widths, turned=turned)
+
+    return Contender(
+        name, says, build, rate, steps, every=500, settle=True, weight_decay=1e-1, more=more
+    )
+
+
+def _residual(
+    name: str,
+    says: str,
+    maps: str,
+    *,
+    filters: int = 16,
+    blocks: tuple[int, ...] = (1, 2, 2),
+    rate: float = 1e-3,
+    turned: bool = False,
+    more: tuple[Condition, ...] = (),
+) -> Contender:
+    def build(voxel_size: float) -> nn.Module:
+        return MapResNetSegmenter(maps, filters=filters, blocks=blocks, turned=turned)
+
+    return Contender(
+        name,
+        says,
+        build,
+        rate,
+        steps=6000,
+        every=500,
+        settle=True,
+        weight_decay=1e-2,
+        more=more,
+        package="monai",
+    )
+
+
 _Q, _P = "24x0e + 8x2e + 4x4e", "24x0e + 6x1o + 8x2e"
 _Q_SMALL, _P_SMALL = "16x0e + 8x2e + 4x4e", "16x0e + 4x1o + 4x2e"
 _WIDTHS = (48, 48, 32)
@@ -292,6 +356,45 @@ def _joint(
     return _equivariant(name, says, q, _P_SMALL, layers=2, filter=filter, selection=selection)
 
 
+def _convolutions_on(maps: str, short: str) -> tuple[Contender, ...]:
+    """As many candidates as of the reference, with its widths, on maps."""
+    says = "48, 48, 32 channels"
+    return (
+        _on_maps(f"{short}-48", says, maps, _WIDTHS),
+        _on_maps(f"{short}-48-fast", f"{says}, rate 3e-3", maps, _WIDTHS, rate=3e-3),
+        _on_maps(
+            f"{short}-48-turned",
+            f"{says}, boxes turned and mirrored, more poses",
+            maps,
+            _WIDTHS,
+            turned=True,
+            more=TILTED,
+        ),
+        _on_maps(f"{short}-64", "64, 64, 64, 64 channels", maps, (64,) * 4, steps=4000),
+    )
+
+
+def _turned_harmonics(
+    name: str,
+    says: str,
+    *,
+    filters: int = 16,
+    blocks: tuple[int, ...] = (1, 2, 2),
+    rate: float = 1e-3,
+) -> Contender:
+    """With heads and tables turned at random, and boxes turned and mirrored."""
+    return _residual(
+        name,
+        says,
+        "harmonics",
+        filters=filters,
+        blocks=blocks,
+        rate=rate,
+        turned=True,
+        more=TURNED_TABLES,
+    )
+
+
 #: From these, tuning takes the network that is best on the validation patients; as many of each.
 CANDIDATES = {
     "equivariant": (
@@ -305,6 +408,26 @@ CANDIDATES = {
         _convolutional("conv-48-fast", "48, 48, 32 channels, rate 3e-3", _WIDTHS, rate=3e-3),
         _convolutional("conv-48-tilts", "48, 48, 32 channels, more poses", _WIDTHS, more=TILTED),
         _convolutional("conv-64", "64, 64, 64, 64 channels", (64,) * 4, steps=4000),
+    ),
+    "invariant maps": _convolutions_on("invariants", "inv"),
+    "tensor maps": _convolutions_on("tensor", "tensor"),
+    "SegResNet on invariant maps": (
+        _residual("seg-inv", "16 channels", "invariants"),
+        _residual("seg-inv-fast", "16 channels, rate 3e-3", "invariants", rate=3e-3),
+        _residual(
+            "seg-inv-turned",
+            "16 channels, boxes turned and mirrored, more poses",
+            "invariants",
+            turned=True,
+            more=TILTED,
+        ),
+        _residual("seg-inv-deep", "16 channels, 4 levels", "invariants", blocks=(1, 2, 2, 4)),
+    ),
+    "SegResNet on harmonics": (
+        _turned_harmonics("seg-harm", "16 channels"),
+        _turned_harmonics("seg-harm-fast", "16 channels, rate 3e-3", rate=3e-3),
+        _turned_harmonics("seg-harm-32", "32 channels", filters=32),
+        _turned_harmonics("seg-harm-deep", "16 channels, 4 levels", blocks=(1, 2, 2, 4)),
     ),
 }
 
@@ -351,10 +474,12 @@ class Plan:
         Splits.
     fractions : tuple of float
         Shares of the training patients.
+    families : tuple of str
+        Of `CANDIDATES`.
     candidates : int, optional
         Of each family, at most, to tune.
     variants : bool
-        Whether to train `VARIANTS`, and the best of both families on `MORE_HEADS` and for longer.
+        Whether to train `VARIANTS`, and the best of each family on `MORE_HEADS` and for longer.
     other_tables : tuple of Condition
         Tests with other gradient tables.
     box_size, n_boxes : int
@@ -372,6 +497,7 @@ class Plan:
     n_test: int = 4
     seeds: int = 3
     fractions: tuple[float, ...] = FRACTIONS
+    families: tuple[str, ...] = tuple(CANDIDATES)
     candidates: int | None = None
     variants: bool = True
     other_tables: tuple[Condition, ...] = OTHER_TABLES

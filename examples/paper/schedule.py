@@ -54,8 +54,18 @@ class Experiment:
 
 
 def candidates(plan: Plan) -> dict[str, tuple[Contender, ...]]:
-    """The networks to tune, of both families."""
-    return {family: some[: plan.candidates] for family, some in CANDIDATES.items()}
+    """The networks to tune, of each family."""
+    return {family: CANDIDATES[family][: plan.candidates] for family in plan.families}
+
+
+def installed(plan: Plan) -> Plan:
+    """The plan without the families that need a package which is not installed."""
+    return replace(
+        plan,
+        families=tuple(
+            family for family, some in candidates(plan).items() if all(c.installed for c in some)
+        ),
+    )
 
 
 def tuning_runs(plan: Plan) -> list[Run]:
@@ -64,19 +74,21 @@ def tuning_runs(plan: Plan) -> list[Run]:
     return [Run("tuning", name, 1.0, 0) for name in chain(*names) if name is not None]
 
 
-def best(results: Results, plan: Plan, family: str) -> Contender:
-    """The candidate of a family that is best on the validation patients."""
-    tuned = {c.name: results[Run("tuning", c.name, 1.0, 0)].best for c in candidates(plan)[family]}
-    return CONTENDERS[max(tuned, key=lambda name: tuned[name])]
-
-
 def chosen(results: Results, plan: Plan) -> dict[str, str]:
-    """Name of the best candidate of each family."""
-    return {family: best(results, plan, family).name for family in CANDIDATES}
+    """Name of the candidate of each family that is best on the validation patients.
+
+    Families that are not wholly tuned are left out.
+    """
+    names = {}
+    for family, some in candidates(plan).items():
+        runs = {c.name: Run("tuning", c.name, 1.0, 0) for c in some}
+        if all(run in results for run in runs.values()):
+            names[family] = max(runs, key=lambda name: results[runs[name]].best)
+    return names
 
 
 def main_runs(results: Results, plan: Plan) -> list[Run]:
-    """The best of both families on every split and share.
+    """The best of each family on every split and share.
 
     All training patients come first, as the other shares are compared with them; then the smallest
     share, as there the networks differ most.

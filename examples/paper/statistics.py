@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from tripq.tasks.lesions.scores import LesionCounts
 _RESAMPLES = 1000
 _LEVEL = 0.95
 
+T = TypeVar("T")
 Score = Callable[[Sequence[SubjectResult]], float]
 
 
@@ -96,13 +98,7 @@ def volume_difference(subjects: Sequence[SubjectResult]) -> float:
 
 def estimate(score: Score, splits: Sequence[Sequence[SubjectResult]]) -> Estimate:
     """Mean over the splits, with its interval."""
-    return _interval(
-        float(np.mean([score(subjects) for subjects in splits])),
-        [
-            float(np.mean([score(chosen) for chosen in drawn]))
-            for drawn in _draws([list(subjects) for subjects in splits])
-        ],
-    )
+    return _estimate(score, tuple(map(tuple, splits)))
 
 
 def ratio(
@@ -111,6 +107,24 @@ def ratio(
     theirs: Sequence[Sequence[SubjectResult]],
 ) -> Estimate:
     """By how much the mean over the splits is higher than another one: 0.1 is 10 %."""
+    return _ratio(score, tuple(map(tuple, ours)), tuple(map(tuple, theirs)))
+
+
+# A page has many of these several times, and each takes a thousand evaluations.
+@cache
+def _estimate(score: Score, splits: tuple[tuple[SubjectResult, ...], ...]) -> Estimate:
+    return _interval(
+        float(np.mean([score(subjects) for subjects in splits])),
+        [float(np.mean([score(chosen) for chosen in drawn])) for drawn in _draws(splits)],
+    )
+
+
+@cache
+def _ratio(
+    score: Score,
+    ours: tuple[tuple[SubjectResult, ...], ...],
+    theirs: tuple[tuple[SubjectResult, ...], ...],
+) -> Estimate:
     pairs = [list(zip(a, b, strict=True)) for a, b in zip(ours, theirs, strict=True)]
 
     def gain(chosen: Sequence[Sequence[tuple[SubjectResult, SubjectResult]]]) -> float:
@@ -122,7 +136,7 @@ def ratio(
     return _interval(gain(pairs), [gain(drawn) for drawn in _draws(pairs)])
 
 
-def _draws(splits: list[list]) -> list[list[list]]:  # type: ignore[type-arg]
+def _draws(splits: Sequence[Sequence[T]]) -> list[list[list[T]]]:
     rng = np.random.default_rng(0)
     return [
         [[split[i] for i in rng.integers(len(split), size=len(split))] for split in splits]

@@ -14,6 +14,7 @@ from torch import nn
 from paper.cohort import Scans, at_trained_shells, for_fixed_table
 from paper.plan import MORE_HEADS, ROTATED, SNR, USUAL, Condition, Contender, Plan, Split
 from paper.results import Result, Run, SubjectResult, Tested, curve_of
+from paper.rivals import MapSegmenter
 from tripq.networks.blocks import graph_radius
 from tripq.networks.checkpoint import save_network
 from tripq.networks.conv import ConvSegmenter
@@ -163,7 +164,10 @@ def score_maps(subjects: Sequence[LabelledSubject], maps: Maps, threshold: float
 def _tests(
     run: Run, network: nn.Module, plan: Plan, split: Split, scans: Scans
 ) -> dict[str, list[LabelledSubject]]:
-    """The test subjects under each condition that the network can take."""
+    """The test subjects under each condition that the network can take.
+
+    A network on maps uses the trained shells alone, of any scan.
+    """
     if run.stage == "tuning":
         return {}  # choices are made on the validation patients alone
     conditions: tuple[Condition, ...] = (USUAL, ROTATED)
@@ -181,6 +185,6 @@ def _tests(
             fitted = [for_fixed_table(subject) for subject in subjects]
             if whole := [subject for subject in fitted if subject is not None]:
                 tests[f"{condition.name}, resampled"] = whole
-        elif condition.b_values != USUAL.b_values:
+        elif condition.b_values != USUAL.b_values and not isinstance(network, MapSegmenter):
             tests[f"{condition.name}, trained shell"] = [at_trained_shells(s) for s in subjects]
     return tests

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -35,17 +37,7 @@ class ConvSegmenter(Bindable):
         self.n_directions = n_directions
         self.widths = widths
         self.kernel_size = kernel_size
-        layers: list[nn.Module] = []
-        channels = n_directions
-        for width in widths:
-            layers += [
-                nn.Conv3d(channels, width, kernel_size, padding="same"),
-                nn.BatchNorm3d(width),
-                nn.ReLU(),
-            ]
-            channels = width
-        layers.append(nn.Conv3d(channels, 1, kernel_size, padding="same"))
-        self.layers = nn.Sequential(*layers)
+        self.layers = convolutions(n_directions, widths, kernel_size)
 
     def forward(self, signal: Tensor, graph: PQGraph) -> Tensor:
         """Logits of shape (V,) from the signal (V, Q), divided by b0."""
@@ -55,15 +47,51 @@ class ConvSegmenter(Bindable):
                 f"the signal has the shape {tuple(signal.shape)}"
             )
         check_dtype(signal, next(self.parameters()))
-        rows = [scan.n_voxels for scan in graph.scans]
-        logits = []
-        for scan, part in graph.by_scan(signal, rows):
-            if scan.grid is None:
-                raise ValueError("a convolution needs a grid: make the graph with from_grid")
-            shape = [max(sizes) for sizes in zip(*scan.grid.shapes, strict=True)]
-            patch, i, j, k = scan.grid.voxels.unbind(1)
-            volume = part.new_zeros(len(scan.grid.shapes), *shape, self.n_directions)
-            volume[patch, i, j, k] = part.clamp(max=LARGEST_RATIO)
-            output = self.layers(volume.permute(0, 4, 1, 2, 3).contiguous())
-            logits.append(output[patch, 0, i, j, k])
-        return torch.cat(logits)
+        return on_volumes(self.layers, signal.clamp(max=LARGEST_RATIO), graph)
+
+
+def convolutions(channels: int, widths: Sequence[int], kernel_size: int) -> nn.Sequential:
+    """3D convolutions with batch norms from volumes of `channels` to one of logits."""
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [
+            nn.Conv3d(channels, width, kernel_size, padding="same"),
+            nn.BatchNorm3d(width),
+            nn.ReLU(),
+        ]
+        channels = width
+    return nn.Sequential(*layers, nn.Conv3d(channels, 1, kernel_size, padding="same"))
+
+
+def on_volumes(layers: Callable[[Tensor], Tensor], x: Tensor, graph: PQGraph) -> Tensor:
+    """Apply a network of volumes to features of voxels.
+
+    Parameters
+    ----------
+    layers : callable
+        From volumes (N, C, X, Y, Z), zero outside the mask, to (N, 1, X, Y, Z).
+    x : Tensor of shape (V, C)
+        Features.
+    graph : PQGraph
+        Made by `PQGraph.from_grid`.
+
+    Returns
+    -------
+    Tensor of shape (V,)
+
+    Raises
+    ------
+    ValueError
+        If the graph has no grid.
+    """
+    outputs = []
+    for scan, part in graph.by_scan(x, [scan.n_voxels for scan in graph.scans]):
+        if scan.grid is None:
+            raise ValueError("a convolution needs a grid: make the graph with from_grid")
+        shape = [max(sizes) for sizes in zip(*scan.grid.shapes, strict=True)]
+        patch, i, j, k = scan.grid.voxels.unbind(1)
+        volume = part.new_zeros(len(scan.grid.shapes), *shape, x.shape[1])
+        volume[patch, i, j, k] = part
+        output = layers(volume.permute(0, 4, 1, 2, 3).contiguous())
+        outputs.append(output[patch, 0, i, j, k])
+    return torch.cat(outputs)
