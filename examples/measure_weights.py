@@ -1,23 +1,23 @@
-"""Measure the networks of examples/train_weights.py, and write their pages.
+"""Measure a lesion network in real heads, and on simulated scans.
 
-    python examples/train_weights.py --heads FOLDER --accept-licences
-    python examples/measure_weights.py --heads FOLDER --accept-licences --save
+    python examples/measure_weights.py --heads FOLDER --accept-licences           # that of tripq
+    python examples/measure_weights.py --heads FOLDER --accept-licences --network FILE
+    python examples/measure_weights.py --heads FOLDER --accept-licences --left-out runs/heads
 
-Every real head is segmented by the network that has seen neither its person nor its scanner:
+Real heads are segmented as they are, where whatever is marked is a false positive, and with
+implanted lesions of the test patients.  The network must not have seen them; ``--left-out`` takes
+for each head the network of examples/train_on_heads.py that has seen neither its person nor its
+scanner.  The simulated scans are those of the test patients.
 
-* as it is: whatever is marked is a false positive;
-* with implanted lesions of the test patients: what is found of them, and how well the probabilities
-  are calibrated.
-
-The simulated scans of the test patients are segmented by the same networks, and under every
-condition by the network that is shipped.  ``--network FILE`` measures one network on all heads
-instead.  ``--pictures FOLDER`` writes, for each healthy head, the slice with most of what was
-marked.
+``--save`` writes the results of the network of tripq into docs/real-heads.md, and what it marked in
+healthy heads into its file.  ``--pictures FOLDER`` writes, for each healthy head, the slice with
+most of what was marked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +26,6 @@ from paper import head_page
 from paper.command import AcceptLicences, Data, start
 from paper.head_tests import (
     REPEATED,
-    WITHOUT,
     Tests,
     measure_healthy,
     measure_implanted,
@@ -36,7 +35,7 @@ from paper.head_tests import (
 from paper.plan import USUAL, split_patients
 from paper.real_heads import Heads
 from rich.console import Console
-from train_weights import IMPLANTED, NETWORK, OUT, PLAN, RADIUS, Cohorts, Studio
+from train_on_heads import OUT, PLAN, Cohorts, Studio
 
 from tripq.networks.checkpoint import load_network, read_notes, save_network
 from tripq.tasks.lesions.datasets import open_ms
@@ -45,7 +44,6 @@ from tripq.tasks.lesions.weights import default_weights
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-TEMPLATE = Path(__file__).parent / "paper" / "weights_card.md"
 RESULTS = ROOT / "perf" / "results" / "laws" / "real_heads.json"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -55,41 +53,40 @@ console = Console()
 @app.command()
 def main(
     heads: Heads,
-    out: Annotated[Path, typer.Option(help="Folder of examples/train_weights.py.")] = OUT,
+    out: Annotated[Path, typer.Option(help="Folder of the cohorts.")] = OUT,
     data: Data = None,
     accept_licences: AcceptLicences = False,
     network: Annotated[
-        Path | None, typer.Option(help="One network for all heads, a .safetensors.")
+        Path | None, typer.Option(help="A .safetensors.  [default: that of tripq]")
+    ] = None,
+    left_out: Annotated[
+        Path | None, typer.Option(help="Folder of examples/train_on_heads.py, for its networks.")
     ] = None,
     pictures: Annotated[Path | None, typer.Option(help="Folder for pictures.")] = None,
     save: Annotated[bool, typer.Option("--save", help="Write results and pages.")] = False,
 ) -> None:
     """Segment real heads and simulated scans, and list what was marked and found."""
-    if network is not None and save:
-        raise typer.BadParameter("the pages are about the networks of a training: no --network.")
+    if save and (network or left_out):
+        raise typer.BadParameter("the page is about the network of tripq.", param_hint="--save")
     sources = open_ms(accept_licences=accept_licences, local=data)
     split = split_patients(sources.patients, PLAN.n_validation, PLAN.n_test, PLAN.seeds)[0]
     cohorts = Cohorts(sources, split, out, heads)
-    studio = Studio(cohorts)
 
     def unseen(person: str) -> Model:
-        return load_model(network or studio.folder(f"without-{person}") / NETWORK)
+        if left_out is None:
+            return load_model(network or default_weights())
+        return load_model(Studio(replace(cohorts, folder=left_out)).network_without(person))
 
-    shipped = network or default_weights()
-    tests = measure(cohorts, unseen, load_model(shipped), pictures)
+    tests = measure(cohorts, unseen, pictures)
     console.print(head_page.summary(tests), markup=False)
     if save:
         tests.write(RESULTS)
-        notes = {**read_notes(shipped), "healthy_heads": head_page.found_on_healthy_heads(tests)}
-        save_network(load_network(shipped), shipped, notes)
         head_page.write_page(tests, DOCS / "real-heads.md")
-        (DOCS / "weights.md").write_text(card(studio, tests, default_weights()), encoding="utf-8")
+        note_healthy_heads(default_weights(), tests)
 
 
-def measure(
-    cohorts: Cohorts, unseen: Callable[[str], Model], shipped: Model, pictures: Path | None
-) -> Tests:
-    """All tests; `unseen` gives the network that has not seen a person."""
+def measure(cohorts: Cohorts, unseen: Callable[[str], Model], pictures: Path | None) -> Tests:
+    """All tests; `unseen` gives a network that has not seen a person."""
     healthy, implanted, simulated = [], [], []
     for person in cohorts.people:
         model = unseen(person)
@@ -101,11 +98,7 @@ def measure(
             implanted.append(measure_implanted(person, subject, cohorts.implants, model))
             console.print(implanted[-1], markup=False)
         usual = cohorts.under(USUAL, cohorts.split.test)
-        simulated.append(measure_simulated(f"{WITHOUT}{person}", usual, model))
-        console.print(simulated[-1], markup=False)
-    for condition in cohorts.mixture.test:
-        subjects = cohorts.under(condition, cohorts.split.test)
-        simulated.append(measure_simulated(condition.says, subjects, shipped))
+        simulated.append(measure_simulated(person, usual, model))
         console.print(simulated[-1], markup=False)
     repeats = tuple(
         row
@@ -116,38 +109,10 @@ def measure(
     return Tests(tuple(healthy), tuple(implanted), tuple(simulated), repeats)
 
 
-def card(studio: Studio, tests: Tests, weights: Path) -> str:
-    """The model card of the shipped network."""
-    cohorts, schedule = studio.cohorts, studio.schedule
-    notes = read_notes(weights)
-    network = load_network(weights)
-    split, mixture = cohorts.split, cohorts.mixture
-    return (TEMPLATE.read_text(encoding="utf-8")).format(
-        summary=head_page.summary(tests),
-        weights=sum(values.numel() for values in network.parameters()),
-        kilobytes=weights.stat().st_size / 1000,
-        radius=RADIUS,
-        simulated=len(cohorts.pairs()),
-        training=len(split.training),
-        validation=len(split.validation),
-        test=len(split.test),
-        heads=len(cohorts.heads),
-        people=len(cohorts.people),
-        implanted=IMPLANTED["training"] * len(cohorts.people),
-        voxel_sizes=" to ".join(notes["voxel_size_mm"].split()),
-        b_values=", ".join(notes["b_values"].split()),
-        fewest=notes["fewest_directions"],
-        steps=schedule.base.steps,
-        fine_steps=schedule.with_heads.steps,
-        threshold=float(notes["threshold"]),
-        min_volume=float(notes["min_volume_ml"]),
-        mixture="\n".join(
-            f"| {c.says} | {'random' if c.randomised else format(c.snr, 'g')} | "
-            f"{'usual' if c.max_rotation < 180 else 'any'} |"
-            for c in mixture.training
-        ),
-        simulated_table=head_page.simulated_table(tests.simulated),
-    )
+def note_healthy_heads(weights: Path, tests: Tests) -> None:
+    """Write what was found in healthy heads into a file of weights, for the page of every scan."""
+    notes = {**read_notes(weights), "healthy_heads": head_page.found_in_healthy_heads(tests)}
+    save_network(load_network(weights), weights, notes)
 
 
 if __name__ == "__main__":

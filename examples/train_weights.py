@@ -1,451 +1,192 @@
-"""Train the network that comes with tripq.
+"""Train the network that comes with tripq, and write its model card.
 
-    python examples/train_weights.py --heads FOLDER --accept-licences
-    python examples/measure_weights.py --heads FOLDER --accept-licences --save
+    python examples/train_weights.py --accept-licences
 
-FOLDER holds one folder for each source of `paper.real_heads.HEADS`.  The patients and their first
-split are those of examples/reproduce_paper.py.  There are three stages:
-
-1. *base*: simulated scans of the training patients, with many voxel sizes, gradient tables, poses,
-   levels of noise and artefacts (`paper.mixture`);
-2. for each scanner, the base is trained further on real, healthy heads of the other scanners, with
-   and without implanted lesions, beside simulated scans; examples/measure_weights.py measures these
-   networks on the scanner that they have not seen;
-3. the same with the heads of all scanners: the network that is shipped.
-
-The threshold and the minimum volume of a candidate are chosen on the validation patients.  If the
-program was interrupted, the base goes on where it was, and finished networks are read.
+It uses the cohort of examples/reproduce_paper.py and its first split: the training patients,
+scanned in every way that is there (heads, poses, gradient tables, shells); the validation patients
+end the training and set the threshold; the test patients are segmented once, for the card.
 """
 
 from __future__ import annotations
 
-import shutil
+import json
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import typer
 from paper.cohort import Scans
 from paper.command import AcceptLicences, Data, Device, Out, start
-from paper.implanted import Implanted, pair_heads
-from paper.mixture import FULL_MIXTURE, Mixture, shares
-from paper.plan import FULL, SMALL, USUAL, Condition, Plan, Split, split_patients
-from paper.real_heads import HEADS, Heads, RealHead
-from paper.work import Maps, choose_threshold
+from paper.plan import (
+    CANDIDATES,
+    FULL,
+    MORE_HEADS,
+    ROTATED,
+    SNR,
+    TURNED,
+    USUAL,
+    Plan,
+    Split,
+    split_patients,
+)
+from paper.statistics import lesions
+from paper.work import CAUTION, choose_threshold, score_maps
+from reproduce_paper import write_cohorts
 from rich.console import Console
-from torch import nn
 
 from tripq.networks.blocks import graph_radius
-from tripq.networks.checkpoint import load_network, save_network
-from tripq.scans import DWI
-from tripq.tasks.lesions.datasets import (
-    LabelledSubject,
-    OpenMS,
-    healthy_subject,
-    load_subject,
-    open_ms,
-)
-from tripq.tasks.lesions.listing import voxel_ml
-from tripq.tasks.lesions.scores import best_min_volume
+from tripq.networks.checkpoint import save_network
+from tripq.tasks.lesions.datasets import LabelledSubject, OpenMS, open_ms
 from tripq.tasks.lesions.segmentation import segment
-from tripq.tasks.lesions.segmenter import LesionSegmenter
 from tripq.tasks.lesions.task import LesionTask
 from tripq.tasks.lesions.weights import default_weights
-from tripq.training import Augmentation, Budget, PatchDataModule, Progress, Stopping, train
+from tripq.training import Budget, PatchDataModule, Progress, Stopping, train
 
+ROOT = Path(__file__).parents[1]
 WEIGHTS = default_weights()
+CARD = ROOT / "docs" / "weights.md"
+TEMPLATE = Path(__file__).parent / "paper" / "weights_card.md"
 
-#: Of the experiment; the voxels where a condition of the mixture says no size.
-PLAN = replace(FULL, voxel_size=2.0, box_size=20)
-
-#: Radius of the neighbourhoods in mm: 27 voxels of 2 to 2.5 mm.
-RADIUS = 3.0
-
-WEIGHT_DECAY = 1e-2
+#: Of the experiment, at a size of voxels that most research scans have or come near.
+PLAN = replace(FULL, voxel_size=2.0, box_size=24, families=("equivariant",), variants=False)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console()
 
-Part = Literal["training", "validation", "test"]
-
-#: Subjects with implanted lesions, for each healthy person.
-IMPLANTED: dict[Part, int] = {"training": 6, "validation": 1, "test": 4}
-
-CAUTION = (
-    "trained on modelled lesions, not on scans of patients; for research only, not for diagnosis"
-)
-
-#: File of a network in its folder.
-NETWORK = "network.safetensors"
-
-#: Where networks go unless another folder is named.
-OUT = Path("runs/weights")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Length and rate of a training.
-
-    Parameters
-    ----------
-    steps : int
-        Steps of the optimiser.
-    learning_rate : float
-        The highest; it falls to 0.
-    every : int, optional
-        Steps between two validations, of which the best is taken.  Without it the last weights are
-        taken.
-    """
-
-    steps: int
-    learning_rate: float
-    every: int | None = None
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Both trainings of a network.
-
-    Parameters
-    ----------
-    base : Stage
-        On simulated scans.
-    with_heads : Stage
-        With real heads.
-    """
-
-    base: Stage = Stage(2200, 5e-3, every=1100)
-    with_heads: Stage = Stage(200, 2e-3)
-
-
-@dataclass(frozen=True)
-class Cohorts:
-    """The scans of all stages; those that are missing are simulated or implanted.
-
-    Parameters
-    ----------
-    sources : OpenMS
-        Outlines and template.
-    split : Split
-        Of the patients.
-    folder : Path
-        Of the cohorts and of the networks.
-    data : Path
-        Of the scans of the healthy heads.
-    mixture : Mixture
-        Of the simulated scans.
-    voxel_size : float
-        Where a condition says none.
-    heads : tuple of RealHead
-        Those that are used.
-    """
-
-    sources: OpenMS
-    split: Split
-    folder: Path
-    data: Path
-    mixture: Mixture = FULL_MIXTURE
-    voxel_size: float = PLAN.voxel_size
-    heads: tuple[RealHead, ...] = HEADS
-
-    @property
-    def implants(self) -> Path:
-        """Folder of the subjects with implanted lesions."""
-        return self.folder / "implanted"
-
-    @property
-    def people(self) -> tuple[str, ...]:
-        """The healthy persons, each with a scanner of their own."""
-        return tuple(dict.fromkeys(head.person for head in self.heads))
-
-    def others(self, person: str) -> list[RealHead]:
-        """The heads of all but one person."""
-        return [head for head in self.heads if head.person != person]
-
-    def under(self, condition: Condition, patients: Sequence[str]) -> list[LabelledSubject]:
-        """Simulated scans of patients under one condition."""
-        scans = Scans(self.folder / "cohorts")
-        scans.write(self.sources, condition, patients, self.voxel_size)
-        return [_subject(scans.folder / condition.name, f"sub-{patient}") for patient in patients]
-
-    def pairs(self) -> list[tuple[Condition, str]]:
-        """Conditions and patients of the simulated training scans."""
-        mixture, patients = self.mixture, self.split.training
-        return [
-            (condition, patient)
-            for condition, some in shares(mixture.training, patients, mixture.n_patients)
-            for patient in some
-        ]
-
-    def simulated(self, every: int = 1) -> list[LabelledSubject]:
-        """Simulated scans of the training patients, or every n-th of them."""
-        pairs = self.pairs()[::every]
-        return [self.under(condition, [patient])[0] for condition, patient in pairs]
-
-    def validation(self) -> list[LabelledSubject]:
-        """Simulated scans of the validation patients."""
-        patients = self.split.validation
-        return [scan for c in self.mixture.validation for scan in self.under(c, patients)]
-
-    def implanted(self, part: Part, heads: Sequence[RealHead]) -> list[LabelledSubject]:
-        """Outlines of the patients of one part of the split in healthy heads.
-
-        Which outlines a head gets does not depend on the other heads that are chosen.
-        """
-        pairs = pair_heads(self.heads, getattr(self.split, part), IMPLANTED[part])
-        chosen = [pair for pair in pairs if pair[0] in heads]
-        cohort = Implanted(self.implants, self.data)
-        cohort.write(self.sources, chosen)
-        return [_subject(cohort.folder, name) for name in map(cohort.name, chosen)]
-
-    def healthy(self, heads: Sequence[RealHead]) -> list[LabelledSubject]:
-        """The heads as they are."""
-        return [_healthy(head, self.data) for head in heads]
-
-
-# Every network needs most of the scans, and reading them takes minutes.
-_subject = cache(load_subject)
-
-
-@cache
-def _healthy(head: RealHead, data: Path) -> LabelledSubject:
-    return healthy_subject(head.head(data))
-
-
-@dataclass(frozen=True)
-class Studio:
-    """Trains the networks, each in a folder of its own; a finished one is read from its file.
-
-    Parameters
-    ----------
-    cohorts : Cohorts
-        The scans.
-    plan : Plan
-        Boxes.
-    schedule : Schedule
-        Steps and rates.
-    device : str
-        Where to compute.
-    """
-
-    cohorts: Cohorts
-    plan: Plan = PLAN
-    schedule: Schedule = Schedule()
-    device: str = "cpu"
-
-    def folder(self, name: str) -> Path:
-        """Of a network and its checkpoints."""
-        return self.cohorts.folder / "runs" / name
-
-    def base(self) -> nn.Module:
-        """The network that has seen simulated scans only."""
-        path = self.folder("base") / NETWORK
-        if not path.is_file():
-            torch.manual_seed(0)
-            network = LesionSegmenter(p_radius=RADIUS, **SMALL)
-            scans = self.cohorts.simulated()
-            self._train(network, path.parent, scans, self.schedule.base)
-            self._save(network, (), path)
-        return load_network(path)
-
-    def without(self, person: str) -> nn.Module:
-        """The network that has not seen a person and their scanner."""
-        return self._with(self.cohorts.others(person), f"without-{person}")
-
-    def shipped(self) -> nn.Module:
-        """The network that has seen all heads."""
-        return self._with(self.cohorts.heads, "shipped")
-
-    def _with(self, heads: Sequence[RealHead], name: str) -> nn.Module:
-        """The base, trained further with real heads beside every second simulated scan."""
-        path = self.folder(name) / NETWORK
-        if not path.is_file():
-            network = self.base()
-            scans = [
-                *self.cohorts.simulated(every=2),
-                *self.cohorts.implanted("training", heads),
-                *self.cohorts.healthy(heads),
-            ]
-            self._train(network, path.parent, scans, self.schedule.with_heads, initialise=False)
-            self._save(network, heads, path)
-        return load_network(path)
-
-    def _train(
-        self,
-        network: nn.Module,
-        folder: Path,
-        scans: Sequence[LabelledSubject],
-        stage: Stage,
-        *,
-        initialise: bool = True,
-    ) -> None:
-        console.print(f"training: {folder.name}, {len(scans)} scans", markup=False)
-        patches = PatchDataModule(
-            scans,
-            LesionTask(),
-            radius=graph_radius(network),
-            box_size=self.plan.box_size,
-            n_boxes=self.plan.n_boxes,
-            augment=Augmentation(),
-            validation=self.cohorts.validation() if stage.every else (),
-        )
-        train(
-            network,
-            patches,
-            Budget(steps=stage.steps),
-            stopping=Stopping(stage.every, patience=5, falling=True) if stage.every else None,
-            folder=folder if stage.every else None,
-            learning_rate=stage.learning_rate,
-            weight_decay=WEIGHT_DECAY,
-            initialise=initialise,
-            precision="auto",
-            device=self.device,
-            report=report,
-        )
-
-    def _save(self, network: nn.Module, heads: Sequence[RealHead], path: Path) -> None:
-        """Choose the limits on validation patients, and write the network."""
-        subjects = [
-            *self.cohorts.under(USUAL, self.cohorts.split.validation),
-            *self.cohorts.implanted("validation", heads),
-        ]
-        limits = Limits.choose(subjects, self.maps(network, subjects))
-        save_network(network, path, self._notes(heads, limits))
-
-    def maps(self, network: nn.Module, subjects: Sequence[LabelledSubject]) -> Maps:
-        """The probability in every voxel of every subject."""
-        network = network.to(self.device)
-        return [segment(network, subject.dwi, device=self.device) for subject in subjects]
-
-    def _notes(self, heads: Sequence[RealHead], limits: Limits) -> dict[str, str]:
-        """What the file of a network says about its training."""
-        samplings = [
-            *(
-                Sampling.of_condition(c, self.cohorts.voxel_size)
-                for c in self.cohorts.mixture.training
-            ),
-            *(Sampling.of_scan(subject.dwi) for subject in self.cohorts.healthy(heads)),
-        ]
-        edges = [edge for sampling in samplings for edge in sampling.voxel_size]
-        shells = [shell for sampling in samplings for shell in sampling.shells]
-        real = "healthy real heads, lesions implanted into them, " if heads else ""
-        return {
-            "caution": CAUTION,
-            "threshold": f"{limits.threshold:.4f}",
-            "min_volume_ml": f"{limits.min_volume:g}",
-            "voxel_size_mm": f"{min(edges):.3g} {max(edges):.3g}",
-            "b_values": " ".join(f"{b:g}" for b in sorted({b for b, _ in shells})),
-            "fewest_directions": str(min(number for _, number in shells)),
-            "data": f"{real}simulated diffusion signal; real outlines (Lesjak et al. 2017)",
-        }
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What is marked.
-
-    Parameters
-    ----------
-    threshold : float
-        Minimum probability.
-    min_volume : float
-        Of a candidate, in ml.
-    """
-
-    threshold: float
-    min_volume: float
-
-    @classmethod
-    def choose(cls, subjects: Sequence[LabelledSubject], maps: Maps) -> Limits:
-        """The highest Dice of all voxels, then the highest F1 of lesions, of some subjects."""
-        threshold = choose_threshold(subjects, maps)
-        pairs = list(zip(subjects, maps, strict=True))
-        return cls(
-            threshold,
-            best_min_volume(
-                [subject.dwi.volume(map >= threshold) for subject, map in pairs],
-                [subject.dwi.volume(subject.lesion) for subject in subjects],
-                [voxel_ml(subject.dwi) for subject in subjects],
-            ),
-        )
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a scan samples p and q.
-
-    Parameters
-    ----------
-    voxel_size : tuple of float
-        Edges of the voxels in mm; one if all are equal.
-    shells : tuple of (float, int)
-        b-value in s/mm2 and number of directions of each shell.
-    """
-
-    voxel_size: tuple[float, ...]
-    shells: tuple[tuple[float, int], ...]
-
-    @classmethod
-    def of_condition(cls, condition: Condition, voxel_size: float) -> Sampling:
-        """Of a simulated scan; the voxel size applies where the condition says none."""
-        edges = condition.voxel_size or voxel_size
-        b_values = condition.table.b_values
-        return cls(
-            edges if isinstance(edges, tuple) else (edges,),
-            tuple((b, int((b_values == b).sum())) for b in condition.b_values),
-        )
-
-    @classmethod
-    def of_scan(cls, dwi: DWI) -> Sampling:
-        """Of a real scan.  Its b-values differ by a few s/mm2 and are rounded to 100."""
-        return cls(
-            tuple(dwi.voxel_size),
-            tuple((round(shell.b_value, -2), len(shell)) for shell in dwi.shells),
-        )
-
-
-def report(progress: Progress) -> None:
-    """Print the loss from time to time."""
-    if progress.steps % 50 == 0:
-        console.print(f"step {progress.steps}, loss {progress.loss:.4f}")
-
-
-# -- commands ------------------------------------------------------------------------------------
-
 
 @app.command()
 def main(
-    heads: Heads,
-    out: Out = OUT,
+    out: Out = Path("runs/weights"),
     data: Data = None,
     accept_licences: AcceptLicences = False,
     device: Device = "cpu",
-    without: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PERSON",
-            help="Train only the network that has not seen this person, for several processes at "
-            "once; again for more.",
-        ),
-    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="At most.")] = 2400,
 ) -> None:
-    """Train all networks, and ship the one that has seen all heads."""
+    """Train, test, and write weights and card; training that was interrupted goes on."""
     sources = open_ms(accept_licences=accept_licences, local=data)
-    split = split_patients(sources.patients, PLAN.n_validation, PLAN.n_test, PLAN.seeds)[0]
-    studio = Studio(Cohorts(sources, split, out, heads), device=device)
-    if unknown := sorted(set(without or ()) - set(studio.cohorts.people)):
-        raise typer.BadParameter(
-            f"no person {', '.join(unknown)}; there are {', '.join(studio.cohorts.people)}."
+    ship(PLAN, sources, out, WEIGHTS, CARD, steps=steps, every=200, device=device)
+
+
+def ship(
+    plan: Plan,
+    sources: OpenMS,
+    out: Path,
+    weights: Path,
+    card: Path,
+    *,
+    steps: int,
+    every: int,
+    device: str = "cpu",
+) -> None:
+    """Train on the first split of a plan, and write the weights and their card."""
+    patients = plan.patients or sources.patients
+    splits = split_patients(patients, plan.n_validation, plan.n_test, plan.seeds)
+    scans, split = Scans(out / "cohorts"), splits[0]
+    write_cohorts(scans, sources, plan, patients, splits)
+    shown = scans_of(plan, sources, scans, splits)
+    validation = scans.load(USUAL, split.validation)
+    contender = CANDIDATES["equivariant"][0]
+    torch.manual_seed(0)
+    network = contender.build(plan.voxel_size)
+    patches = PatchDataModule(
+        shown,
+        LesionTask(),
+        radius=graph_radius(network),
+        box_size=plan.box_size,
+        n_boxes=plan.n_boxes,
+        validation=validation,
+    )
+
+    def report(progress: Progress) -> None:
+        if progress.steps % 50 == 0:
+            console.print(f"step {progress.steps}, loss {progress.loss:.4f}")
+
+    record = train(
+        network,
+        patches,
+        Budget(steps=steps),
+        stopping=Stopping(every, patience=5, falling=True),
+        folder=out / "runs" / "weights",
+        learning_rate=contender.learning_rate,
+        weight_decay=contender.weight_decay,
+        precision="auto",
+        device=device,
+        report=report,
+    )
+    console.print(f"{record.steps:,} steps on the {device} in {record.precision}")
+    network = network.to(device)
+    maps = [segment(network, subject.dwi, device=device) for subject in validation]
+    threshold = choose_threshold(validation, maps)
+    b_values = sorted({round(shell.b_value) for s in shown for shell in s.dwi.shells})
+    save_network(
+        network,
+        weights,
+        {
+            "caution": CAUTION,
+            "threshold": f"{threshold:.4f}",
+            "voxel_size_mm": f"{plan.voxel_size:g}",
+            "b_values": " ".join(map(str, b_values)),
+            "fewest_directions": str(min(len(shell) for s in shown for shell in s.dwi.shells)),
+            "data": "simulated diffusion signal, real lesion outlines (Lesjak et al. 2017)",
+        },
+    )
+    rows = []
+    for condition in (USUAL, ROTATED, *plan.other_tables):
+        subjects = scans.load(condition, split.test)
+        tested = score_maps(
+            subjects, [segment(network, s.dwi, device=device) for s in subjects], threshold
         )
-    for person in without or studio.cohorts.people:
-        studio.without(person)
-    if not without:
-        studio.shipped()
-        shutil.copyfile(studio.folder("shipped") / NETWORK, WEIGHTS)
-        console.print(f"written: {WEIGHTS}", markup=False)
+        counts = lesions(tested.subjects)
+        values = (
+            tested.pooled.roc_auc,
+            tested.pooled.average_precision,
+            tested.pooled.dice,
+            counts.sensitivity,
+            counts.precision,
+        )
+        rows.append(f"| {condition.says} | " + " | ".join(f"{v:.3f}" for v in values) + " |")
+    step, score = record.best or (0, float("nan"))
+    card.write_text(
+        TEMPLATE.read_text(encoding="utf-8").format(
+            weights=sum(values.numel() for values in network.parameters()),
+            kilobytes=os.path.getsize(weights) / 1000,
+            network=json.dumps(contender.says),
+            training=len(split.training),
+            validation=len(split.validation),
+            test=len(split.test),
+            scans=len(shown),
+            voxel_size=plan.voxel_size,
+            snr=SNR,
+            steps=record.steps,
+            minutes=record.seconds / 60,
+            step=step,
+            score=score,
+            threshold=threshold,
+            b_values=", ".join(map(str, b_values)),
+            rows="\n".join(rows),
+        ),
+        encoding="utf-8",
+    )
+    console.print(f"written: {weights}, {card}", markup=False)
+
+
+def scans_of(
+    plan: Plan, sources: OpenMS, scans: Scans, splits: Sequence[Split]
+) -> list[LabelledSubject]:
+    """All scans of the training patients, and other tables of those whom other splits test."""
+    training = splits[0].training
+    shown = []
+    for condition in (USUAL, TURNED, *MORE_HEADS):
+        scans.write(sources, condition, training, plan.voxel_size)
+        shown += scans.load(condition, training)
+    elsewhere = {patient for split in splits[1:] for patient in split.test}
+    if both := [patient for patient in training if patient in elsewhere]:
+        for condition in (ROTATED, *plan.other_tables):
+            shown += scans.load(condition, both)
+    return shown
 
 
 if __name__ == "__main__":

@@ -47,9 +47,6 @@ REPEATS = {
     "canon8000": "slab turned, all axes",
 }
 
-#: Prefix of what a row about a network that has not seen a person says.
-WITHOUT = "without "
-
 
 @dataclass(frozen=True)
 class Healthy:
@@ -112,9 +109,9 @@ class Implanted:
 
 @dataclass(frozen=True)
 class Simulated:
-    """Scores of the simulated test patients: a condition, or `WITHOUT` and a person."""
+    """Scores of simulated scans, of the network with which a person was measured."""
 
-    says: str
+    person: str
     roc_auc: float
     average_precision: float
     dice: float
@@ -225,7 +222,7 @@ def measure_repeats(person: str, folder: Path, model: Model) -> tuple[Repeat, ..
     )
 
 
-def measure_simulated(says: str, subjects: Sequence[LabelledSubject], model: Model) -> Simulated:
+def measure_simulated(person: str, subjects: Sequence[LabelledSubject], model: Model) -> Simulated:
     """Segment simulated scans."""
     maps = [segment_scan(model, subject.dwi).probability for subject in subjects]
     tested = score_maps(subjects, maps, model.threshold)
@@ -237,7 +234,7 @@ def measure_simulated(says: str, subjects: Sequence[LabelledSubject], model: Mod
         counts.sensitivity,
         counts.precision,
     )
-    return Simulated(says, *(round(value, 4) for value in values))
+    return Simulated(person, *(round(value, 4) for value in values))
 
 
 def pooled(

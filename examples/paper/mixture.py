@@ -1,4 +1,4 @@
-"""The scans of which the shipped network learns: many samplings of the training patients.
+"""Simulated scans with many samplings of the training patients, for a network of all of them.
 
 Each condition has a voxel size, a gradient table and noise of its own, and a few of the patients;
 together they cover what research scanners do.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from paper.plan import OTHER_TABLES, ROTATED, SNR, USUAL, Condition, VoxelSize
+from paper.plan import SNR, USUAL, Condition, VoxelSize
 from tripq.simulate import GradientTable
 
 #: Anisotropic voxels of the mixture, mm.
@@ -99,21 +99,20 @@ def shares(
 
 @dataclass(frozen=True)
 class Mixture:
-    """All scans of the shipped network.
+    """All simulated scans of a training.
 
     Parameters
     ----------
     training : tuple of Condition
         Each with `n_patients` of the training patients.
-    validation, test : tuple of Condition
-        Each with all patients of the part.
+    validation : tuple of Condition
+        Each with all validation patients.
     n_patients : int
         See `training`.
     """
 
     training: tuple[Condition, ...]
     validation: tuple[Condition, ...]
-    test: tuple[Condition, ...]
     n_patients: int = PATIENTS
 
 
@@ -123,15 +122,5 @@ FULL_MIXTURE = Mixture(
         USUAL,
         _condition(30, 2.5, {1000: 20}, 30.0),
         _condition(31, SLICES, {1000: 24, 2000: 24}, 20.0),
-    ),
-    (
-        USUAL,
-        ROTATED,
-        *OTHER_TABLES,
-        _condition(40, 1.5, {1000: 32}, 20.0, any_pose=False),
-        _condition(41, 2.5, {1000: 32}, 20.0, any_pose=False),
-        _condition(42, 3.0, {1000: 32}, 20.0, any_pose=False),
-        _condition(43, SLICES, {1000: 32}, 20.0, any_pose=False),
-        _condition(44, 2.0, {2000: 32}, 20.0, any_pose=False),
     ),
 )

@@ -1,0 +1,451 @@
+"""Train lesion networks with real heads beside simulated scans.
+
+    python examples/train_on_heads.py --heads FOLDER --accept-licences
+    python examples/measure_weights.py --heads FOLDER --accept-licences --left-out runs/heads
+
+FOLDER holds one folder for each source of `paper.real_heads.HEADS`.  The patients and their first
+split are those of examples/reproduce_paper.py.  There are three stages:
+
+1. *base*: simulated scans of the training patients, with many voxel sizes, gradient tables, poses,
+   levels of noise and artefacts (`paper.mixture`);
+2. for each scanner, the base is trained further on real, healthy heads of the other scanners, with
+   and without implanted lesions, beside simulated scans; examples/measure_weights.py measures these
+   networks on the scanner that they have not seen;
+3. the same with the heads of all scanners.
+
+The threshold and the minimum volume of a candidate are chosen on the validation patients.  If the
+program was interrupted, the base goes on where it was, and finished networks are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import typer
+from paper.cohort import Scans
+from paper.command import AcceptLicences, Data, Device, Out, start
+from paper.implanted import Implanted, pair_heads
+from paper.mixture import FULL_MIXTURE, Mixture, shares
+from paper.plan import FULL, SMALL, USUAL, Condition, Plan, Split, split_patients
+from paper.real_heads import HEADS, Heads, RealHead
+from paper.work import Maps, choose_threshold
+from rich.console import Console
+from torch import nn
+
+from tripq.networks.blocks import graph_radius
+from tripq.networks.checkpoint import load_network, save_network
+from tripq.scans import DWI
+from tripq.tasks.lesions.datasets import (
+    LabelledSubject,
+    OpenMS,
+    healthy_subject,
+    load_subject,
+    open_ms,
+)
+from tripq.tasks.lesions.listing import voxel_ml
+from tripq.tasks.lesions.scores import best_min_volume
+from tripq.tasks.lesions.segmentation import segment
+from tripq.tasks.lesions.segmenter import LesionSegmenter
+from tripq.tasks.lesions.task import LesionTask
+from tripq.training import Augmentation, Budget, PatchDataModule, Progress, Stopping, train
+
+#: Of the experiment; the voxels where a condition of the mixture says no size.
+PLAN = replace(FULL, voxel_size=2.0, box_size=20)
+
+#: Radius of the neighbourhoods in mm: 27 voxels of 2 to 2.5 mm.
+RADIUS = 3.0
+
+WEIGHT_DECAY = 1e-2
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+console = Console()
+
+Part = Literal["training", "validation", "test"]
+
+#: Subjects with implanted lesions, for each healthy person.
+IMPLANTED: dict[Part, int] = {"training": 6, "validation": 1, "test": 4}
+
+CAUTION = (
+    "trained on modelled lesions, not on scans of patients; for research only, not for diagnosis"
+)
+
+#: File of a network in its folder.
+NETWORK = "network.safetensors"
+
+#: Where networks go unless another folder is named.
+OUT = Path("runs/heads")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Length and rate of a training.
+
+    Parameters
+    ----------
+    steps : int
+        Steps of the optimiser.
+    learning_rate : float
+        The highest; it falls to 0.
+    every : int, optional
+        Steps between two validations, of which the best is taken.  Without it the last weights are
+        taken.
+    """
+
+    steps: int
+    learning_rate: float
+    every: int | None = None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Both trainings of a network.
+
+    Parameters
+    ----------
+    base : Stage
+        On simulated scans.
+    with_heads : Stage
+        With real heads.
+    """
+
+    base: Stage = Stage(2200, 5e-3, every=1100)
+    with_heads: Stage = Stage(200, 2e-3)
+
+
+@dataclass(frozen=True)
+class Cohorts:
+    """The scans of all stages; those that are missing are simulated or implanted.
+
+    Parameters
+    ----------
+    sources : OpenMS
+        Outlines and template.
+    split : Split
+        Of the patients.
+    folder : Path
+        Of the cohorts and of the networks.
+    data : Path
+        Of the scans of the healthy heads.
+    mixture : Mixture
+        Of the simulated scans.
+    voxel_size : float
+        Where a condition says none.
+    heads : tuple of RealHead
+        Those that are used.
+    """
+
+    sources: OpenMS
+    split: Split
+    folder: Path
+    data: Path
+    mixture: Mixture = FULL_MIXTURE
+    voxel_size: float = PLAN.voxel_size
+    heads: tuple[RealHead, ...] = HEADS
+
+    @property
+    def implants(self) -> Path:
+        """Folder of the subjects with implanted lesions."""
+        return self.folder / "implanted"
+
+    @property
+    def people(self) -> tuple[str, ...]:
+        """The healthy persons, each with a scanner of their own."""
+        return tuple(dict.fromkeys(head.person for head in self.heads))
+
+    def others(self, person: str) -> list[RealHead]:
+        """The heads of all but one person."""
+        return [head for head in self.heads if head.person != person]
+
+    def under(self, condition: Condition, patients: Sequence[str]) -> list[LabelledSubject]:
+        """Simulated scans of patients under one condition."""
+        scans = Scans(self.folder / "cohorts")
+        scans.write(self.sources, condition, patients, self.voxel_size)
+        return [_subject(scans.folder / condition.name, f"sub-{patient}") for patient in patients]
+
+    def pairs(self) -> list[tuple[Condition, str]]:
+        """Conditions and patients of the simulated training scans."""
+        mixture, patients = self.mixture, self.split.training
+        return [
+            (condition, patient)
+            for condition, some in shares(mixture.training, patients, mixture.n_patients)
+            for patient in some
+        ]
+
+    def simulated(self, every: int = 1) -> list[LabelledSubject]:
+        """Simulated scans of the training patients, or every n-th of them."""
+        pairs = self.pairs()[::every]
+        return [self.under(condition, [patient])[0] for condition, patient in pairs]
+
+    def validation(self) -> list[LabelledSubject]:
+        """Simulated scans of the validation patients."""
+        patients = self.split.validation
+        return [scan for c in self.mixture.validation for scan in self.under(c, patients)]
+
+    def implanted(self, part: Part, heads: Sequence[RealHead]) -> list[LabelledSubject]:
+        """Outlines of the patients of one part of the split in healthy heads.
+
+        Which outlines a head gets does not depend on the other heads that are chosen.
+        """
+        pairs = pair_heads(self.heads, getattr(self.split, part), IMPLANTED[part])
+        chosen = [pair for pair in pairs if pair[0] in heads]
+        cohort = Implanted(self.implants, self.data)
+        cohort.write(self.sources, chosen)
+        return [_subject(cohort.folder, name) for name in map(cohort.name, chosen)]
+
+    def healthy(self, heads: Sequence[RealHead]) -> list[LabelledSubject]:
+        """The heads as they are."""
+        return [_healthy(head, self.data) for head in heads]
+
+
+# Every network needs most of the scans, and reading them takes minutes.
+_subject = cache(load_subject)
+
+
+@cache
+def _healthy(head: RealHead, data: Path) -> LabelledSubject:
+    return healthy_subject(head.head(data))
+
+
+@dataclass(frozen=True)
+class Studio:
+    """Trains the networks, each in a folder of its own; a finished one is read from its file.
+
+    Parameters
+    ----------
+    cohorts : Cohorts
+        The scans.
+    plan : Plan
+        Boxes.
+    schedule : Schedule
+        Steps and rates.
+    device : str
+        Where to compute.
+    """
+
+    cohorts: Cohorts
+    plan: Plan = PLAN
+    schedule: Schedule = Schedule()
+    device: str = "cpu"
+
+    def folder(self, name: str) -> Path:
+        """Of a network and its checkpoints."""
+        return self.cohorts.folder / "runs" / name
+
+    def network_without(self, person: str) -> Path:
+        """File of `without`."""
+        return self.folder(f"without-{person}") / NETWORK
+
+    def base(self) -> nn.Module:
+        """The network that has seen simulated scans only."""
+        path = self.folder("base") / NETWORK
+        if not path.is_file():
+            torch.manual_seed(0)
+            network = LesionSegmenter(p_radius=RADIUS, **SMALL)
+            scans = self.cohorts.simulated()
+            self._train(network, path.parent, scans, self.schedule.base)
+            self._save(network, (), path)
+        return load_network(path)
+
+    def without(self, person: str) -> nn.Module:
+        """The network that has not seen a person and their scanner."""
+        return self._with(self.cohorts.others(person), f"without-{person}")
+
+    def with_all(self) -> nn.Module:
+        """The network that has seen all heads."""
+        return self._with(self.cohorts.heads, "all")
+
+    def _with(self, heads: Sequence[RealHead], name: str) -> nn.Module:
+        """The base, trained further with real heads beside every second simulated scan."""
+        path = self.folder(name) / NETWORK
+        if not path.is_file():
+            network = self.base()
+            scans = [
+                *self.cohorts.simulated(every=2),
+                *self.cohorts.implanted("training", heads),
+                *self.cohorts.healthy(heads),
+            ]
+            self._train(network, path.parent, scans, self.schedule.with_heads, initialise=False)
+            self._save(network, heads, path)
+        return load_network(path)
+
+    def _train(
+        self,
+        network: nn.Module,
+        folder: Path,
+        scans: Sequence[LabelledSubject],
+        stage: Stage,
+        *,
+        initialise: bool = True,
+    ) -> None:
+        console.print(f"training: {folder.name}, {len(scans)} scans", markup=False)
+        patches = PatchDataModule(
+            scans,
+            LesionTask(),
+            radius=graph_radius(network),
+            box_size=self.plan.box_size,
+            n_boxes=self.plan.n_boxes,
+            augment=Augmentation(),
+            validation=self.cohorts.validation() if stage.every else (),
+        )
+        train(
+            network,
+            patches,
+            Budget(steps=stage.steps),
+            stopping=Stopping(stage.every, patience=5, falling=True) if stage.every else None,
+            folder=folder if stage.every else None,
+            learning_rate=stage.learning_rate,
+            weight_decay=WEIGHT_DECAY,
+            initialise=initialise,
+            precision="auto",
+            device=self.device,
+            report=report,
+        )
+
+    def _save(self, network: nn.Module, heads: Sequence[RealHead], path: Path) -> None:
+        """Choose the limits on validation patients, and write the network."""
+        subjects = [
+            *self.cohorts.under(USUAL, self.cohorts.split.validation),
+            *self.cohorts.implanted("validation", heads),
+        ]
+        limits = Limits.choose(subjects, self.maps(network, subjects))
+        save_network(network, path, self._notes(heads, limits))
+
+    def maps(self, network: nn.Module, subjects: Sequence[LabelledSubject]) -> Maps:
+        """The probability in every voxel of every subject."""
+        network = network.to(self.device)
+        return [segment(network, subject.dwi, device=self.device) for subject in subjects]
+
+    def _notes(self, heads: Sequence[RealHead], limits: Limits) -> dict[str, str]:
+        """What the file of a network says about its training."""
+        samplings = [
+            *(
+                Sampling.of_condition(c, self.cohorts.voxel_size)
+                for c in self.cohorts.mixture.training
+            ),
+            *(Sampling.of_scan(subject.dwi) for subject in self.cohorts.healthy(heads)),
+        ]
+        edges = [edge for sampling in samplings for edge in sampling.voxel_size]
+        shells = [shell for sampling in samplings for shell in sampling.shells]
+        real = "healthy real heads, lesions implanted into them, " if heads else ""
+        return {
+            "caution": CAUTION,
+            "threshold": f"{limits.threshold:.4f}",
+            "min_volume_ml": f"{limits.min_volume:g}",
+            "voxel_size_mm": f"{min(edges):.3g} {max(edges):.3g}",
+            "b_values": " ".join(f"{b:g}" for b in sorted({b for b, _ in shells})),
+            "fewest_directions": str(min(number for _, number in shells)),
+            "data": f"{real}simulated diffusion signal; real outlines (Lesjak et al. 2017)",
+        }
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is marked.
+
+    Parameters
+    ----------
+    threshold : float
+        Minimum probability.
+    min_volume : float
+        Of a candidate, in ml.
+    """
+
+    threshold: float
+    min_volume: float
+
+    @classmethod
+    def choose(cls, subjects: Sequence[LabelledSubject], maps: Maps) -> Limits:
+        """The highest Dice of all voxels, then the highest F1 of lesions, of some subjects."""
+        threshold = choose_threshold(subjects, maps)
+        pairs = list(zip(subjects, maps, strict=True))
+        return cls(
+            threshold,
+            best_min_volume(
+                [subject.dwi.volume(map >= threshold) for subject, map in pairs],
+                [subject.dwi.volume(subject.lesion) for subject in subjects],
+                [voxel_ml(subject.dwi) for subject in subjects],
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a scan samples p and q.
+
+    Parameters
+    ----------
+    voxel_size : tuple of float
+        Edges of the voxels in mm; one if all are equal.
+    shells : tuple of (float, int)
+        b-value in s/mm2 and number of directions of each shell.
+    """
+
+    voxel_size: tuple[float, ...]
+    shells: tuple[tuple[float, int], ...]
+
+    @classmethod
+    def of_condition(cls, condition: Condition, voxel_size: float) -> Sampling:
+        """Of a simulated scan; the voxel size applies where the condition says none."""
+        edges = condition.voxel_size or voxel_size
+        b_values = condition.table.b_values
+        return cls(
+            edges if isinstance(edges, tuple) else (edges,),
+            tuple((b, int((b_values == b).sum())) for b in condition.b_values),
+        )
+
+    @classmethod
+    def of_scan(cls, dwi: DWI) -> Sampling:
+        """Of a real scan.  Its b-values differ by a few s/mm2 and are rounded to 100."""
+        return cls(
+            tuple(dwi.voxel_size),
+            tuple((round(shell.b_value, -2), len(shell)) for shell in dwi.shells),
+        )
+
+
+def report(progress: Progress) -> None:
+    """Print the loss from time to time."""
+    if progress.steps % 50 == 0:
+        console.print(f"step {progress.steps}, loss {progress.loss:.4f}")
+
+
+# -- commands ------------------------------------------------------------------------------------
+
+
+@app.command()
+def main(
+    heads: Heads,
+    out: Out = OUT,
+    data: Data = None,
+    accept_licences: AcceptLicences = False,
+    device: Device = "cpu",
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PERSON",
+            help="Train only the network that has not seen this person, for several processes at "
+            "once; again for more.",
+        ),
+    ] = None,
+) -> None:
+    """Train the base, a network without each scanner, and one with the heads of all."""
+    sources = open_ms(accept_licences=accept_licences, local=data)
+    split = split_patients(sources.patients, PLAN.n_validation, PLAN.n_test, PLAN.seeds)[0]
+    studio = Studio(Cohorts(sources, split, out, heads), device=device)
+    if unknown := sorted(set(without or ()) - set(studio.cohorts.people)):
+        raise typer.BadParameter(
+            f"no person {', '.join(unknown)}; there are {', '.join(studio.cohorts.people)}."
+        )
+    for person in without or studio.cohorts.people:
+        studio.without(person)
+    if not without:
+        studio.with_all()
+        console.print(f"written: {studio.folder('all') / NETWORK}", markup=False)
+
+
+if __name__ == "__main__":
+    start(app)
