@@ -138,7 +138,8 @@ def _update(
         # Copied, because scans that do not fit in memory are mapped from read-only files.
         dwi, target, q_out = scan.dwi, np.array(task.target(scan)), None
         if len(hidden):
-            dwi, target, q_out = hide(dwi, hidden), target[:, hidden], dwi.q[hidden]
+            target, q_out = np.ascontiguousarray(target[:, hidden]), dwi.q[hidden]
+            dwi = hide(dwi, hidden)
         output = predict_blocks(network, dwi, q_out=q_out, device=device)
         metric.update(task.prediction(torch.from_numpy(output)), torch.from_numpy(target))
 
