@@ -32,6 +32,7 @@ from tripq.networks.signal import LARGEST_RATIO
 from tripq.nn.block import Block
 from tripq.nn.bound import Bindable
 from tripq.nn.layer import PQTensorFieldLayer
+from tripq.scans import DWIError
 from tripq.tasks.signal.harmonics import ShellFit, even_orders, harmonics_at
 
 HIGHEST_ORDER = 8
@@ -176,7 +177,7 @@ class SignalPredictor(Bindable):
 
         Raises
         ------
-        ValueError
+        DWIError
             If an output direction has another b-value than all input directions.
         """
         parts = graph.by_scan(signal, [scan.n_voxels for scan in graph.scans])
@@ -290,4 +291,4 @@ def _shells(q: QSpace) -> Iterator[tuple[Tensor, Tensor]]:
         yield inputs, outputs.nonzero()[:, 0]
     if without.any():
         b_values = sorted({round(1000 * float(v @ v)) for v in q.q_out[without]})
-        raise ValueError(f"no direction was measured at b = {b_values} s/mm2")
+        raise DWIError(f"no direction was measured at b = {b_values} s/mm2.")
