@@ -94,8 +94,8 @@ def test_neighbours_help() -> None:
     network = SignalPredictor(p_features="4x0e + 2x2e", p_radius=3.0).eval()
     unseen, task = [fibres(9)], SignalTask()
     before = score_scans(network, task, unseen)
-    module = patches(*(fibres(i) for i in range(3)), radius=graph_radius(network), n_boxes=2)
-    train(network, module, Budget(steps=30), learning_rate=4e-3)
+    module = patches(*(fibres(i) for i in range(3)), radius=graph_radius(network))
+    train(network, module, Budget(steps=16), learning_rate=1e-2)
     after = score_scans(network, task, unseen)
     noise = 0.05
     assert after**2 - noise**2 < 0.7 * (before**2 - noise**2)
