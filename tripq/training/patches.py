@@ -136,19 +136,20 @@ class PatchDataset(IterableDataset[Batch]):
             # Sorted, so that boxes of one scan, which share their directions, merge into one graph.
             chosen = np.sort(rng.integers(len(self.scans), size=self.n_boxes))
             centres = [
-                (
-                    i,
-                    self._centre(self.scans[i], rng),
-                    self._change(index, i, number),
-                    self.task.hidden(
-                        self.scans[i], np.random.default_rng((self.seed, index, 2, i))
-                    ),
-                )
+                (i, self._centre(self.scans[i], rng), self._change(index, i, number))
                 for number, i in enumerate(chosen)
             ]
             boxes = [
-                cut_box(self.scans[i], self.task, centre, self.box_size, self.radius, *how)
-                for i, centre, *how in self.rank.share(centres)
+                cut_box(
+                    self.scans[i],
+                    self.task,
+                    centre,
+                    self.box_size,
+                    self.radius,
+                    change,
+                    self._hidden(index, i),
+                )
+                for i, centre, change in self.rank.share(centres)
             ]
             signals, graphs, targets = zip(*boxes, strict=True)
             graph = PQGraph.merge(graphs)
@@ -184,6 +185,12 @@ class PatchDataset(IterableDataset[Batch]):
         )
         augment = self.augment
         return lambda box: augment(box, of_scan, of_box)
+
+    def _hidden(self, index: int, scan: int) -> NDArray[np.intp]:
+        """Samples that all boxes of a scan in a batch hide."""
+        return self.task.hidden(
+            self.scans[scan], np.random.default_rng((self.seed, index, 2, scan))
+        )
 
     def _centre(self, scan: Scan, rng: np.random.Generator) -> NDArray[np.int64]:
         """A random voxel near one of `Task.focus`, or any voxel of the mask."""

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from numpy.typing import NDArray
 from torch import nn
@@ -37,7 +37,7 @@ class SignalCommands(TaskCommands["SignalConfig"]):
     weights = "signal-predictor.safetensors"
     quantity = "signals"
     predicts_signal = True
-    units: Mapping[str, str] = {"md": "mm²/s"}
+    units: ClassVar[Mapping[str, str]] = {"md": "mm²/s"}
 
     @property
     def config(self) -> type[SignalConfig]:
