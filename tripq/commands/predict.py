@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +30,16 @@ def predict(
     mask: options.Mask = None,
     frame: options.FrameOption = "fsl",
     shell: options.Shells = None,
+    directions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Directions to predict, for a network of the task signal: .bvec, with b-values in "
+            "the .bval beside it, or on every shell of the scan; or a table of MRtrix, .b.  In the "
+            "frame of --frame.",
+            show_default="those of the scan",
+        ),
+    ] = None,
     voxel_size: options.VoxelSize = None,
     device: options.DeviceOption = "auto",
     memory: options.Memory = "4GB",  # type: ignore[assignment]  # parsed by the option
@@ -41,11 +53,14 @@ def predict(
 
     The checkpoint records the task of the network, and the task defines the maps.  The command
     writes each map as an image, a page with all maps (..._maps.html) and their provenance
-    (..._maps.json).
+    (..._maps.json).  A network that predicts the signal also gives a scan with its gradient table
+    (..._desc-predicted_dwi).
 
     For example:
 
         tripq predict dwi.nii.gz --weights trained/network.safetensors -o maps
+
+        tripq predict dwi.nii.gz --weights signal.safetensors --directions 90.bvec -o predicted
     """
     with session(quiet=quiet, verbose=verbose, log_file=log) as screen:
         stem = split_name(scan)[0].removesuffix("_dwi")
@@ -62,9 +77,10 @@ def predict(
             read_input,
             tell_caution,
         )
-        from tripq.networks.apply import apply_model, load_model
+        from tripq.networks.apply import apply_model, load_model, trained_shells
         from tripq.networks.checkpoint import CheckpointError
-        from tripq.scans import write_map
+        from tripq.scans import write_dwi, write_map
+        from tripq.scans.directions import read_directions
 
         chosen, memory = choose_resources(device, memory, threads)
         model = load_model(weights)
@@ -72,15 +88,24 @@ def predict(
             task = find_task(model.task or DEFAULT_TASK)
         except LookupError as error:
             raise CheckpointError(f"{weights}: {error.args[0]}.") from error
+        if directions is not None and not task.predicts_signal:
+            raise ValueError(
+                f"--directions: {weights} is of the task {task.name}, which predicts no signal."
+            )
         tell_caution(model)
         with naming_scan(scan):
             given = read_input(files, frame, shell or (), chosen, memory, screen)
             dwi = given.dwi
+            use, q_out = task.predict, None
+            if task.predicts_signal:
+                known, _ = trained_shells(dwi, model.b_values)
+                q_out = known.q if directions is None else read_directions(directions, known, frame)
+                use = partial(task.predict, q_out=q_out)
             with screen.bar(f"applying the network to {scan.name}", "voxels") as report:
                 found = apply_model(
                     model,
                     dwi,
-                    predict=task.predict,
+                    predict=use,
                     quantity=task.quantity,
                     voxel_size=voxel_size,
                     memory=memory,
@@ -88,10 +113,13 @@ def predict(
                     report=report,
                 )
         cautions = given.tell(found.notes, found.cautions)
+        found = replace(found, q_out=q_out)
+        predicted, predicted_name = task.signal(found), f"{stem}_desc-predicted_dwi.nii.gz"
         by_ending = task.maps(model, found)
         maps = {f"{stem}_{ending}.nii.gz": values for ending, values in by_ending.items()}
         # Another command may have written maps of these names, with a different sidecar.
-        check_results([out / name for name in maps], overwrite)
+        scans = [] if predicted is None else [predicted_name]
+        check_results([out / name for name in (*maps, *scans)], overwrite)
         about = {
             "GeneratedBy": [{"Name": "tripq", "Version": __version__}],
             "Task": task.name,
@@ -99,14 +127,20 @@ def predict(
             "Device": chosen,
             **given.described,
             "Maps": list(maps),
+            **({"Scans": scans} if scans else {}),
+            **({} if directions is None else {"Directions": directions.name}),
             "Notes": list(found.notes),
             **({"Cautions": list(cautions)} if cautions else {}),
         }
         with staged(out, last=about_file.name) as part:
             for name, values in maps.items():
                 write_map(values, dwi, part / name)
+            if predicted is not None:
+                write_dwi(predicted, part / predicted_name, frame)
             settings = {"Task": task.name, **page_settings(about, found.notes)}
             task.write_page(part / page.name, model, found, settings)
             write_json(part / about_file.name, about)
         if not quiet:
-            screen.show(*(f"  {out / name}" for name in (*maps, page.name, about_file.name)))
+            screen.show(
+                *(f"  {out / name}" for name in (*maps, *scans, page.name, about_file.name))
+            )

@@ -110,12 +110,16 @@ class Prediction:
         What a reader of the maps must know: notes of the scan, resampling, b-values, memory.
     cautions : tuple of str
         Those of the notes that let one doubt the maps.
+    q_out : (Q_out, 3) array, optional
+        Directions of the output, of a network that predicts the signal along directions given to
+        `predict`; whoever gives them adds them.
     """
 
     dwi: DWI
     output: NDArray[np.float32]
     notes: tuple[str, ...]
     cautions: tuple[str, ...] = ()
+    q_out: NDArray[np.float64] | None = None
 
 
 class Predict(Protocol):

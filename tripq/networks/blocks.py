@@ -163,6 +163,7 @@ def predict_blocks(
     network: nn.Module,
     dwi: DWI,
     *,
+    q_out: NDArray[np.floating] | None = None,
     max_voxels: int | None = None,
     device: str | torch.device = "cpu",
     report: Callable[[int, int], None] | None = None,
@@ -176,6 +177,8 @@ def predict_blocks(
         mode, and on `device`.
     dwi : DWI
         The scan.
+    q_out : (Q_out, 3) array, optional
+        Directions of the output, for a network that predicts the signal; see `PQGraph.from_grid`.
     max_voxels : int, optional
         How many voxels are in memory at once, which bounds it; the result does not depend on it.
         By default as many as `BLOCK_BYTES` hold.
@@ -210,7 +213,7 @@ def predict_blocks(
         seen = dwi.mask[block.outer]
         affine = dwi.affine.copy()
         affine[:3, 3] += affine[:3, :3] @ [axis.start for axis in block.outer]
-        graph = PQGraph.from_grid(seen, affine, dwi.q, radius).to(device)
+        graph = PQGraph.from_grid(seen, affine, dwi.q, radius, q_out=q_out).to(device)
         signal = torch.from_numpy(dwi.signal[number[block.outer][seen]]).to(device)
         with torch.inference_mode():
             values = network(signal, graph).float().cpu().numpy()

@@ -154,12 +154,24 @@ class DWI:
         left_out = len(self.b_values) - len(kept)
         if not left_out:
             return self
+        note = f"Left out {left_out} volumes of other shells."
+        return replace(self.with_samples(kept), notes=(*self.notes, note))
+
+    def with_samples(self, kept: NDArray[np.integer]) -> DWI:
+        """Only some samples of q-space.
+
+        Parameters
+        ----------
+        kept : (n,) int array
+            Columns of `signal`; the first is 0, that of b0.
+
+        Returns
+        -------
+        DWI
+            The samples in the order of `kept`.
+        """
         return replace(
-            self,
-            signal=self.signal[:, kept],
-            b_values=self.b_values[kept],
-            q=self.q[kept],
-            notes=(*self.notes, f"Left out {left_out} volumes of other shells."),
+            self, signal=self.signal[:, kept], b_values=self.b_values[kept], q=self.q[kept]
         )
 
     @property

@@ -12,7 +12,7 @@ A file of weights may say for which task it is (the note ``task``); nothing else
 find the task, and nothing is executed from it.
 
 >>> task_names()
-('lesions',)
+('lesions', 'signal')
 >>> find_task("lesions").name
 'lesions'
 """
@@ -134,6 +134,8 @@ class TaskCommands(ABC, Generic[Config]):
         What the output of a network is called in messages, in the plural.
     units : mapping of str to str
         Units of the maps, by the endings of their files, for pages.
+    predicts_signal : bool
+        Whether networks predict the signal along any direction; see `signal`.
     scored : str
         Ending of the map of numbers that `tripq evaluate` compares with known ones; empty for none.
     """
@@ -143,6 +145,7 @@ class TaskCommands(ABC, Generic[Config]):
     weights: ClassVar[str]
     quantity: ClassVar[str] = "values"
     units: ClassVar[Mapping[str, str]] = {}
+    predicts_signal: ClassVar[bool] = False
     scored: ClassVar[str] = ""
 
     @property
@@ -210,6 +213,10 @@ class TaskCommands(ABC, Generic[Config]):
         from tripq.networks.blocks import predict_blocks
 
         return predict_blocks(network, dwi, **how)
+
+    def signal(self, prediction: Prediction) -> DWI | None:
+        """The predicted scan, for a task that predicts the signal; None for others."""
+        return None
 
     @abstractmethod
     def maps(self, model: Model, prediction: Prediction) -> Mapping[str, NDArray[Any]]:

@@ -15,7 +15,7 @@ from tripq.domain.graph import PQGraph
 from tripq.networks.blocks import predict_blocks
 from tripq.nn import BatchNorm
 from tripq.training.batch import Batch
-from tripq.training.patches import PatchDataModule
+from tripq.training.patches import PatchDataModule, hide
 from tripq.training.task import Scan, Task
 
 #: Number of batches for the statistics of batch norms.
@@ -134,9 +134,14 @@ def _update(
     metric: Metric, network: nn.Module, task: Task, scan: Scan, device: str | torch.device
 ) -> None:
     """Update the metric with the voxels of a whole scan."""
-    prediction = task.prediction(torch.from_numpy(predict_blocks(network, scan.dwi, device=device)))
-    # Copied, because scans that do not fit in memory are mapped from read-only files.
-    metric.update(prediction, torch.from_numpy(np.array(task.target(scan))))
+    for hidden in task.trials(scan):
+        # Copied, because scans that do not fit in memory are mapped from read-only files.
+        dwi, target, q_out = scan.dwi, np.array(task.target(scan)), None
+        if len(hidden):
+            target, q_out = np.ascontiguousarray(target[:, hidden]), dwi.q[hidden]
+            dwi = hide(dwi, hidden)
+        output = predict_blocks(network, dwi, q_out=q_out, device=device)
+        metric.update(task.prediction(torch.from_numpy(output)), torch.from_numpy(target))
 
 
 @torch.no_grad()

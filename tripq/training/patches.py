@@ -29,6 +29,7 @@ def cut_box(
     box_size: int,
     radius: float,
     change: Callable[[DWI], DWI] | None = None,
+    hidden: NDArray[np.intp] | None = None,
 ) -> tuple[Tensor, PQGraph, Tensor]:
     """The masked voxels of a cubic box.
 
@@ -46,15 +47,17 @@ def cut_box(
         Radius of the graph in mm.
     change : callable, optional
         Changes the signal of the box, or its directions.
+    hidden : (n,) int array, optional
+        Samples that are predicted; see `Task.hidden`.
 
     Returns
     -------
     signal : Tensor of shape (V, Q)
-        Signal of the V masked voxels in the box.
+        Signal of the V masked voxels in the box, without the hidden samples.
     graph : PQGraph
-        Graph of these voxels.
+        Graph of these voxels; its output directions are those of the hidden samples, if any.
     target : Tensor of shape (V, ...), float32
-        Target of these voxels.
+        Target of these voxels; of the hidden samples, if any, as scanned.
     """
     dwi = scan.dwi
     box = tuple(
@@ -69,17 +72,33 @@ def cut_box(
     rows = np.flatnonzero(inside[dwi.mask])
     affine = dwi.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ [axis.start for axis in box]
-    signal, q = dwi.signal[rows], dwi.q
+    cut = replace(dwi, signal=dwi.signal[rows], mask=dwi.mask[box], affine=affine, b0=dwi.b0[rows])
+    target, q_out = task.target(scan)[rows].astype(np.float32), None
+    if hidden is not None and len(hidden):
+        cut, target, q_out = hide(cut, hidden), target[:, hidden], dwi.q[hidden]
     if change is not None:
-        changed = change(
-            replace(dwi, signal=signal, mask=dwi.mask[box], affine=affine, b0=dwi.b0[rows])
-        )
-        signal, q = changed.signal, changed.q
+        cut = change(cut)
     return (
-        torch.from_numpy(signal),
-        PQGraph.from_grid(dwi.mask[box], affine, q, radius),
-        torch.from_numpy(task.target(scan)[rows].astype(np.float32)),
+        torch.from_numpy(cut.signal),
+        PQGraph.from_grid(cut.mask, affine, cut.q, radius, q_out=q_out),
+        torch.from_numpy(target),
     )
+
+
+def hide(dwi: DWI, hidden: NDArray[np.intp]) -> DWI:
+    """A scan without some samples of q-space, given by their columns."""
+    return dwi.with_samples(np.setdiff1d(np.arange(len(dwi.b_values)), hidden))
+
+
+def _join(targets: Sequence[Tensor]) -> Tensor:
+    """Targets one below the other; rows that are shorter than others end in NaN."""
+    if targets[0].ndim < 2:
+        return torch.cat(list(targets))
+    longest = max(target.shape[1] for target in targets)
+    padded = [torch.full((len(x), longest, *x.shape[2:]), torch.nan) for x in targets]
+    for whole, target in zip(padded, targets, strict=True):
+        whole[:, : target.shape[1]] = target
+    return torch.cat(padded)
 
 
 class PatchDataset(IterableDataset[Batch]):
@@ -121,12 +140,20 @@ class PatchDataset(IterableDataset[Batch]):
                 for number, i in enumerate(chosen)
             ]
             boxes = [
-                cut_box(self.scans[i], self.task, centre, self.box_size, self.radius, change)
+                cut_box(
+                    self.scans[i],
+                    self.task,
+                    centre,
+                    self.box_size,
+                    self.radius,
+                    change,
+                    self._hidden(index, i),
+                )
                 for i, centre, change in self.rank.share(centres)
             ]
             signals, graphs, targets = zip(*boxes, strict=True)
             graph = PQGraph.merge(graphs)
-            yield Batch(graph.stack(signals), graph, torch.cat(targets))
+            yield Batch(graph.stack(signals), graph, _join(targets))
 
     def starting_at(self, start: int) -> PatchDataset:
         """The same batches, starting at batch number `start`."""
@@ -158,6 +185,12 @@ class PatchDataset(IterableDataset[Batch]):
         )
         augment = self.augment
         return lambda box: augment(box, of_scan, of_box)
+
+    def _hidden(self, index: int, scan: int) -> NDArray[np.intp]:
+        """Samples that all boxes of a scan in a batch hide."""
+        return self.task.hidden(
+            self.scans[scan], np.random.default_rng((self.seed, index, 2, scan))
+        )
 
     def _centre(self, scan: Scan, rng: np.random.Generator) -> NDArray[np.int64]:
         """A random voxel near one of `Task.focus`, or any voxel of the mask."""

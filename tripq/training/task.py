@@ -96,6 +96,34 @@ class Task(ABC):
         Its value selects the best weights.  It must also have a value in a process without a scan.
         """
 
+    def hidden(self, scan: Scan, rng: np.random.Generator) -> NDArray[np.intp]:
+        """Samples of q-space that a network predicts without knowing them; none by default.
+
+        A task that hides samples predicts the signal: its target has a column for every sample of
+        the scan.  The network is given the other samples, and its output and the target of the loss
+        are those of the hidden ones.  Rows that are shorter than others of a batch end in NaN.
+
+        Parameters
+        ----------
+        scan : Scan
+            A training scan.
+        rng : numpy.random.Generator
+            The same for all boxes of a scan in a batch.
+
+        Returns
+        -------
+        (n,) int array
+            Columns of ``scan.dwi.signal``; never that of b0.
+        """
+        return np.empty(0, np.intp)
+
+    def trials(self, scan: Scan) -> Sequence[NDArray[np.intp]]:
+        """The hidden samples of each prediction of a validation scan; always the same.
+
+        By default the scan is predicted once, from all samples.
+        """
+        return (np.empty(0, np.intp),)
+
     def prediction(self, output: Tensor) -> Tensor:
         """Prediction from the output, such as probabilities from logits; unchanged by default."""
         return output

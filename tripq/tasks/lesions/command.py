@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tripq.infra.files import read_json, sha256
+from tripq.infra.files import sha256
 from tripq.scans import DWI, Frame
 from tripq.tasks import Bar, Cohort, TaskCommands, Validation
+from tripq.tasks.datasets import choose_validation, describe_dataset
 from tripq.tasks.lesions.names import HEALTHY_HEADS, LABEL
 
 if TYPE_CHECKING:
@@ -64,7 +65,6 @@ class LesionCommands(TaskCommands["LesionConfig"]):
     ) -> Cohort:
         """Find, split and read the scans; headers are checked first, as reading is slow."""
         from tripq.tasks.lesions.datasets import (
-            draw_validation,
             find_labelled,
             range_of_voxels,
             read_labelled,
@@ -78,18 +78,7 @@ class LesionCommands(TaskCommands["LesionConfig"]):
             _log.warning("%s: left out: %s", path, reason)
         is_sum = settings.network.quadrature == "sum"
         voxel_sizes = range_of_voxels(found.files, common=is_sum)
-        split = settings.split
-        if split.validation is None:
-            held_out = draw_validation(found.participants, split.share, split.seed)
-        else:
-            held_out = tuple(label.removeprefix("sub-") for label in split.validation)
-            if missing := sorted(set(held_out) - set(found.participants)):
-                raise ConfigError(
-                    f"[split] validation: {data} has no labelled {', '.join(missing)}."
-                )
-            if not set(found.participants) - set(held_out):
-                raise ConfigError("[split] validation: no participant is left for training.")
-        _log.info("validation participants: %s.", ", ".join(held_out))
+        held_out = choose_validation(data, found.participants, settings.split)
         training: list[LabelledSubject] = []
         validation: list[LabelledSubject] = []
         fingerprints: dict[str, dict[str, list[str]]] = {"scans": {}, "validation_scans": {}}
@@ -108,7 +97,7 @@ class LesionCommands(TaskCommands["LesionConfig"]):
                 f"[split]: the validation participants ({', '.join(held_out)}) have no lesion "
                 "voxel: choose others (validation), or another seed."
             )
-        name, simulated = _describe(data)
+        name, simulated = describe_dataset(data)
         return Cohort(name, simulated, training, validation, voxel_sizes, fingerprints)
 
     def train(
@@ -241,16 +230,3 @@ class LesionCommands(TaskCommands["LesionConfig"]):
 
 def _digests(files: LabelledFiles) -> list[str]:
     return [sha256(path) for path in files.all]
-
-
-def _describe(data: Path) -> tuple[str, bool]:
-    """Name of a dataset, and whether its signal is simulated."""
-    path = data / "dataset_description.json"
-    if not path.is_file():
-        return data.resolve().name, False
-    try:
-        about = read_json(path)
-        return str(about.get("Name", data.resolve().name)), "Simulation" in about
-    except ValueError:
-        _log.warning("%s: cannot be read.", path)
-        return data.resolve().name, False

@@ -13,6 +13,7 @@ In the cohort, lesion outlines and fibre directions are real, and the diffusion 
 
 from __future__ import annotations
 
+from tripq.tasks.datasets import draw_validation
 from tripq.tasks.lesions.datasets.cohort import (
     LabelledSubject,
     load_cohort,
@@ -38,7 +39,6 @@ from tripq.tasks.lesions.datasets.implanted import (
 from tripq.tasks.lesions.datasets.labelled import (
     LabelledFiles,
     LabelledScans,
-    draw_validation,
     find_labelled,
     range_of_voxels,
     read_labelled,

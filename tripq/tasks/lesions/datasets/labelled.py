@@ -202,37 +202,3 @@ def read_labelled(files: LabelledFiles, frame: Frame = "fsl") -> LabelledSubject
     if volume.any() and not lesion.any():
         raise DatasetError(f"{files.lesion}: all lesions are outside the brain in {files.brain}.")
     return LabelledSubject(files.name, dwi, lesion)
-
-
-def draw_validation(
-    participants: Sequence[str], share: float = 0.2, seed: int = 0
-) -> tuple[str, ...]:
-    """Draw the participants for validation.
-
-    Parameters
-    ----------
-    participants : sequence of str
-        Labels.
-    share : float
-        Fraction for validation; at least one is drawn, and at least one remains for training.
-    seed : int
-        Seed of the draw.
-
-    Raises
-    ------
-    DatasetError
-        If there are fewer than two.
-
-    Examples
-    --------
-    >>> len(draw_validation(["01", "02", "03", "04", "05"], share=0.4))
-    2
-    """
-    if len(participants) < 2:
-        raise DatasetError(
-            f"labelled participants: {len(participants)}; one is needed for training and another "
-            "for validation."
-        )
-    number = min(max(1, round(share * len(participants))), len(participants) - 1)
-    drawn = np.random.default_rng(seed).permutation(sorted(participants))[:number]
-    return tuple(sorted(map(str, drawn)))

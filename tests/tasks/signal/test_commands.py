@@ -1,0 +1,214 @@
+"""The task in the commands: train on real files, predict another table, score it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from tests.commands.conftest import Call, Outcome, call  # noqa: F401
+from tests.tasks.signal.conftest import fibres
+from tripq.commands import applying
+from tripq.networks import load_network, read_notes, save_network
+from tripq.networks.blocks import predict_blocks
+from tripq.report.page import Picture
+from tripq.scans import read_dwi, write_dwi, write_map
+from tripq.tasks.signal.command import SignalCommands
+from tripq.tasks.signal.network import SignalPredictor
+from tripq.training.config import example_config, parse_config
+
+CONFIG = """
+[network]
+p_radius = 2.6
+p_features = "3x0e + 1x2e"
+
+[training]
+steps = 4
+every = 2
+box_size = 5
+n_boxes = 1
+
+[split]
+validation = ["02"]
+"""
+
+
+def write_subject(root: Path, seed: int, number: int = 14) -> Path:
+    dwi = fibres(seed, (number,)).dwi
+    name = f"sub-{seed:02}"
+    scan = root / name / "dwi" / f"{name}_dwi.nii.gz"
+    scan.parent.mkdir(parents=True)
+    write_dwi(dwi, scan)
+    mask = root / "derivatives/truth" / name / "dwi" / f"{name}_desc-brain_mask.nii.gz"
+    mask.parent.mkdir(parents=True)
+    write_map(np.ones(len(dwi.b0), bool), dwi, mask)
+    return scan
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    network = SignalPredictor(p_radius=2.6, p_features="3x0e + 1x2e")
+    torch.nn.init.normal_(network.head.bias, std=0.1)
+    path = tmp_path / "signal.safetensors"
+    save_network(network, path, {"task": "signal", "voxel_size_mm": "2 2.5", "b_values": "1000"})
+    return path
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages without pictures, which take most of the time; other tests are about them."""
+
+    def write_page(self: SignalCommands, path: Path, *_: object) -> None:
+        path.write_text("page")
+
+    monkeypatch.setattr(SignalCommands, "write_page", write_page)
+    monkeypatch.setattr(applying, "check_table", lambda dwi, frame: ())
+    drawn = Picture("data:,", "a picture", 1, 1)
+    monkeypatch.setattr("tripq.report.scores.make_picture", lambda *_: drawn)
+
+
+def write_table(path: Path, number: int) -> np.ndarray:
+    directions = np.random.default_rng(3).normal(size=(number, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    np.savetxt(path, directions.T)
+    return directions
+
+
+def test_what_is_trained_predicts_and_is_scored(call: Call, tmp_path: Path) -> None:  # noqa: F811
+    data, out, config = tmp_path / "data", tmp_path / "out", tmp_path / "train.toml"
+    scans = [write_subject(data, seed) for seed in (1, 2, 3)]
+    config.write_text(CONFIG)
+    options = ("--config", config, "-o", out, "--device", "cpu")
+    done = call("train", data, "--task", "signal", *options)
+    assert done.status == 0, done.stderr
+    assert "On 1 validation scans: RMS error" in done.stdout
+    file = out / "signal-predictor.safetensors"
+    notes = read_notes(file)
+    assert (notes["task"], notes["b_values"], notes["voxel_size_mm"]) == ("signal", "1000", "2 2.5")
+    scores = json.loads((out / "training.json").read_text())["validation_scores"]
+    assert set(scores) == {"sub-02, 6 directions", "sub-02, 12 directions", "all"}
+    assert "harmonics alone" in (out / "validation.html").read_text()
+
+    maps = tmp_path / "maps" / "sub-02" / "dwi"
+    table = scans[1].with_name("sub-02_dwi.bvec")
+    mask = next((data / "derivatives").rglob("sub-02_*mask.nii.gz"))
+    given = (scans[1], "--mask", mask, "--weights", file, "--directions", table)
+    done = call("predict", *given, "-o", maps)
+    assert done.status == 0, done.stderr
+    done = call("evaluate", "--task", "signal", tmp_path / "maps", data, "-o", tmp_path / "scores")
+    assert done.status == 0, done.stderr
+    (row,) = json.loads((tmp_path / "scores" / "scores.json").read_text())["scans"]
+    predicted = read_dwi(maps / "sub-02_desc-predicted_dwi.nii.gz")
+    measured = read_dwi(scans[1])
+    error = np.sqrt(np.mean((predicted.signal - measured.signal)[:, 1:] ** 2))
+    assert row["rms_error"] == pytest.approx(error, rel=1e-3)
+    assert row["directions"] == 14
+    assert row["fa_error"] < 0.3
+
+
+def test_a_scan_is_predicted_along_other_directions(
+    call: Call,  # noqa: F811
+    weights: Path,
+    tmp_path: Path,
+) -> None:
+    scan = write_subject(tmp_path / "data", 1)
+    directions = write_table(tmp_path / "other.bvec", 8)
+    given = (scan, "--weights", weights, "--mask", next(tmp_path.rglob("*mask.nii.gz")))
+    done = call("predict", *given, "--directions", tmp_path / "other.bvec", "-o", tmp_path / "out")
+    assert done.status == 0, done.stderr
+    found = read_dwi(tmp_path / "out" / "sub-01_desc-predicted_dwi.nii.gz")
+    dwi = read_dwi(scan)
+    flip = np.array([-1, 1, 1])  # FSL's rule: the determinant of the affine is positive
+    q_out = np.concatenate([np.zeros((1, 3)), directions * flip])
+    np.testing.assert_allclose(found.q, q_out, atol=1e-6)
+    expected = predict_blocks(load_network(weights), dwi, q_out=q_out)
+    np.testing.assert_allclose(found.signal, expected, atol=1e-4)
+    about = json.loads((tmp_path / "out" / "sub-01_maps.json").read_text())
+    assert about["Scans"] == ["sub-01_desc-predicted_dwi.nii.gz"]
+    assert about["Directions"] == "other.bvec"
+    assert about["Maps"] == ["sub-01_mean.nii.gz", "sub-01_fa.nii.gz", "sub-01_md.nii.gz"]
+    again = call("predict", *given, "-o", tmp_path / "out")
+    assert "exists already" in again.error
+
+
+def test_without_directions_the_scan_is_predicted_along_its_own(
+    call: Call,  # noqa: F811
+    weights: Path,
+    tmp_path: Path,
+) -> None:
+    scan = write_subject(tmp_path / "data", 1)
+    mask = next(tmp_path.rglob("*mask.nii.gz"))
+    done = call("predict", scan, "--weights", weights, "--mask", mask, "-o", tmp_path / "out")
+    assert done.status == 0, done.stderr
+    found, dwi = read_dwi(tmp_path / "out" / "sub-01_desc-predicted_dwi.nii.gz"), read_dwi(scan)
+    np.testing.assert_allclose(found.q, dwi.q, atol=1e-6)
+
+
+def failure(done: Outcome) -> str:
+    assert done.status == 1
+    return done.error
+
+
+def test_directions_that_cannot_be_predicted_are_named(
+    call: Call,  # noqa: F811
+    weights: Path,
+    tmp_path: Path,
+) -> None:
+    scan = write_subject(tmp_path / "data", 1)
+    mask, table = next(tmp_path.rglob("*mask.nii.gz")), tmp_path / "other.bvec"
+    given = ("predict", scan, "--mask", mask, "--weights", weights, "-o", tmp_path / "out")
+    write_table(table, 3)
+    (tmp_path / "other.bval").write_text("1000 1000 3000\n")
+    assert "no shell near b=3000" in failure(call(*given, "--directions", table))
+    (tmp_path / "other.bval").write_text("1000 1000\n")
+    assert "3 directions, but 2 b-values" in failure(call(*given, "--directions", table))
+    (tmp_path / "other.bval").write_text("0 0 0\n")
+    assert "no direction" in failure(call(*given, "--directions", table))
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_tasks_take_no_directions(call: Call, tmp_path: Path) -> None:  # noqa: F811
+    from tests.commands.conftest import write_weights
+
+    scan = write_subject(tmp_path / "data", 1)
+    weights = write_weights(tmp_path / "lesions.safetensors")
+    write_table(tmp_path / "other.bvec", 6)
+    given = ("predict", scan, "--weights", weights, "-o", tmp_path / "out")
+    done = call(*given, "--directions", tmp_path / "other.bvec")
+    assert "of the task lesions, which predicts no signal" in failure(done)
+
+
+def test_too_little_memory_is_refused(call: Call, tmp_path: Path) -> None:  # noqa: F811
+    for seed in (1, 2):
+        write_subject(tmp_path / "data", seed)
+    given = ("train", tmp_path / "data", "--task", "signal", "-o", tmp_path / "out")
+    assert "more than --memory" in failure(call(*given, "--memory", "10kB"))
+
+
+def test_the_settings_are_those_of_the_constructors() -> None:
+    from tripq.tasks.signal.config import SignalConfig
+
+    settings = SignalConfig()
+    network = SignalPredictor()
+    for name, value in vars(settings.network).items():
+        assert getattr(network, name) == value
+    text = example_config(SignalConfig)
+    assert parse_config(text, "example", SignalConfig) == settings
+
+
+def test_grids_must_agree(call: Call, tmp_path: Path) -> None:  # noqa: F811
+    scan = write_subject(tmp_path / "data", 1)
+    dwi = read_dwi(scan)
+    moved = replace(dwi, affine=np.diag([1.5, 1.5, 1.5, 1]) @ dwi.affine, path=None, header=None)
+    path = tmp_path / "maps/sub-01/dwi/sub-01_desc-predicted_dwi.nii.gz"
+    path.parent.mkdir(parents=True)
+    write_dwi(moved, path)
+    assert nib.load(path).shape[3] == 15
+    given = ("evaluate", "--task", "signal", tmp_path / "maps", tmp_path / "data")
+    assert "another grid" in call(*given, "-o", tmp_path / "out").stderr

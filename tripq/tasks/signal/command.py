@@ -1,0 +1,182 @@
+"""Interface of the task for the commands `tripq train`, `tripq predict` and `tripq evaluate`."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from numpy.typing import NDArray
+from torch import nn
+
+from tripq.infra.files import sha256
+from tripq.networks.apply import Model, Prediction
+from tripq.scans import B_REFERENCE, DWI, Frame
+from tripq.scans.shells import TENSOR_DIRECTIONS, count_directions
+from tripq.scans.tensor import tensor_maps
+from tripq.tasks import Bar, Cohort, TaskCommands, Validation
+from tripq.tasks.datasets import choose_validation, describe_dataset
+
+if TYPE_CHECKING:
+    from tripq.tasks.signal.config import SignalConfig
+    from tripq.tasks.signal.scans import MeasuredScan
+    from tripq.tasks.signal.scoring import SignalScoring
+    from tripq.training import Progress, TrainingRecord
+
+_log = logging.getLogger("tripq")
+
+
+class SignalCommands(TaskCommands["SignalConfig"]):
+    """Prediction of signal for the commands; modules for training are imported in its methods."""
+
+    name = "signal"
+    needed = ("lightning", "torchmetrics")
+    weights = "signal-predictor.safetensors"
+    quantity = "signals"
+    predicts_signal = True
+    units: ClassVar[Mapping[str, str]] = {"md": "mm²/s"}
+
+    @property
+    def config(self) -> type[SignalConfig]:
+        """Class of the training settings."""
+        from tripq.tasks.signal.config import SignalConfig
+
+        return SignalConfig
+
+    @property
+    def score(self) -> str:
+        """Name of the validation score."""
+        from tripq.tasks.signal.task import SignalTask
+
+        return SignalTask.score
+
+    def read_cohort(
+        self,
+        data: Path,
+        truth: Path,
+        settings: SignalConfig,
+        frame: Frame,
+        kept: Path,
+        memory: float,
+        bar: Bar,
+    ) -> Cohort:
+        """Find, split and read the scans, all of them in memory; their signal is the truth."""
+        from tripq.tasks.signal.scans import find_files, voxel_range
+
+        files, left_out = find_files(data, truth, frame)
+        for path, reason in left_out.items():
+            _log.warning("%s: left out: %s", path, reason)
+        participants = sorted({item.participant for item in files})
+        held_out = choose_validation(data, participants, settings.split)
+        scans: dict[bool, list[MeasuredScan]] = {True: [], False: []}
+        fingerprints: dict[str, dict[str, list[str]]] = {"scans": {}, "validation_scans": {}}
+        size = 0
+        with bar("reading", "scans") as update:
+            for number, item in enumerate(files):
+                update(number, len(files))
+                scan = item.read(frame)
+                size += scan.dwi.signal.nbytes
+                if size > memory:
+                    raise ValueError(
+                        f"{item.scan}: the scans up to this one take {size / 1e9:.2f} GB, more "
+                        f"than --memory: allow more, or train on fewer scans."
+                    )
+                is_held_out = item.participant in held_out
+                scans[is_held_out].append(scan)
+                kind = "validation_scans" if is_held_out else "scans"
+                fingerprints[kind][item.name] = [sha256(path) for path in item.all]
+        name, simulated = describe_dataset(data)
+        return Cohort(name, simulated, scans[False], scans[True], voxel_range(files), fingerprints)
+
+    def train(
+        self,
+        settings: SignalConfig,
+        cohort: Cohort,
+        folder: Path,
+        device: str,
+        report: Callable[[Progress], None],
+    ) -> tuple[nn.Module, TrainingRecord]:
+        """Train a network, or resume its training."""
+        from tripq.tasks.signal.training import train_predictor
+
+        return train_predictor(
+            settings, cohort.training, cohort.validation, folder, device=device, report=report
+        )
+
+    def validate(
+        self,
+        network: nn.Module,
+        scans: Sequence[MeasuredScan],
+        device: str,
+        report: Callable[[int, int], None],
+    ) -> Validation:
+        """Compute the errors at directions that are not shown, and those of the fit alone."""
+        from tripq.report.scores import agreement_figure, write_scores_report
+        from tripq.tasks.signal.scoring import held_out_errors
+
+        rows, found, known = held_out_errors(network, scans, device, report)
+        columns = {
+            "shown": "directions shown",
+            "rms_error": "RMS error",
+            "fit_rms_error": "RMS error of harmonics alone",
+        }
+
+        def write_page(path: Path, shown: Mapping[str, str]) -> None:
+            write_scores_report(
+                path,
+                [(row.name, row.columns) for row in rows],
+                columns,
+                shown,
+                title="Validation of the trained network",
+                figure=agreement_figure(found, known),
+                remark="Errors of the signal divided by b0, at the directions that are not shown, "
+                "of the scans used for the choice of the network; therefore too optimistic.",
+            )
+
+        pooled = rows[-1].columns
+        return Validation(
+            {},
+            {
+                row.name: {
+                    key: None if math.isnan(value) else value for key, value in row.columns.items()
+                }
+                for row in rows
+            },
+            f"On {len(scans)} validation scans: RMS error {pooled['rms_error']:.4f} of the signal "
+            f"divided by b0, {pooled['fit_rms_error']:.4f} by harmonics alone.",
+            write_page,
+        )
+
+    def maps(self, model: Model, prediction: Prediction) -> Mapping[str, NDArray[Any]]:
+        """Mean signal, and fractional anisotropy and mean diffusivity if there are 6 directions."""
+        dwi = self.signal(prediction)
+        maps: dict[str, NDArray[Any]] = {"mean": dwi.signal[:, 1:].mean(axis=1)}
+        if count_directions(dwi.q[1:]) >= TENSOR_DIRECTIONS:
+            maps["fa"], maps["md"] = tensor_maps(dwi)
+        return maps
+
+    def signal(self, prediction: Prediction) -> DWI:
+        """The predicted scan; noise of b0 remains."""
+        dwi = prediction.dwi
+        q = dwi.q if prediction.q_out is None else prediction.q_out
+        return replace(
+            dwi,
+            signal=prediction.output.clip(min=0),
+            q=q,
+            b_values=B_REFERENCE * (q**2).sum(axis=1),
+        )
+
+    def scoring(
+        self, threshold: float | None = None, min_volume: float | None = None
+    ) -> SignalScoring:
+        """Predicted scans against measured ones, at the directions of both."""
+        from tripq.tasks.signal.scoring import SignalScoring
+
+        if threshold is not None:
+            raise ValueError("--threshold: a predicted signal has none.")
+        if min_volume is not None:
+            raise ValueError("--min-volume: a predicted signal has none.")
+        return SignalScoring()
