@@ -451,6 +451,7 @@ NOT_DEFAULTS = {"steps", "hours"}
 
 def test_the_settings_of_a_training_are_the_arguments_of_what_is_called():
     given = {"network", "patches", "budget", "stopping", "folder", "device", "report", "settle"}
+    given |= {"initialise"}
     elsewhere = defaults(train).keys() & given
     options = {
         **defaults(Stopping),

@@ -17,6 +17,7 @@ from typer.core import TyperCommand
 from tripq import __version__
 from tripq.scans import Frame
 from tripq.tasks import task_names
+from tripq.tasks.lesions.names import MAX_MIN_VOLUME
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -77,6 +78,7 @@ def min_volume(show_default: str) -> Any:
     return typer.Option(
         metavar="ML",
         min=0,
+        max=MAX_MIN_VOLUME,
         help="Minimum volume of a lesion candidate in ml; smaller ones are not marked.",
         show_default=show_default,
     )

@@ -53,7 +53,7 @@ def read_directions(
         raise DWIError(f"{file}: {len(directions)} directions, but {len(b_values)} b-values.")
     zero: NDArray[np.bool_] = ~directions.any(axis=1)
     if b_values is not None:
-        zero = zero | (b_values <= LIKE_B * dwi.shells[0].b_value)
+        zero |= b_values <= LIKE_B * dwi.shells[0].b_value
     if zero.all():
         raise DWIError(f"{file}: no direction.")
     try:

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from tripq.scans import DWI
+from tripq.tasks.lesions.names import MAX_MIN_VOLUME
 
 Side = Literal["left", "right", "midline", "unknown"]
 """Side of the head."""
@@ -36,9 +37,6 @@ HEAD_WIDTH = 100.0
 
 Brains of adults are 130 to 145 mm wide, of two-year-olds about 120 mm.
 """
-
-MAX_MIN_VOLUME = 1000.0
-"""Maximum of the minimum volume of a candidate in ml; a brain has about 1,200 ml."""
 
 NEIGHBOURS = np.ones((3, 3, 3), dtype=bool)
 """The 26 neighbours of a voxel, as `scipy.ndimage.label` expects them."""

@@ -19,6 +19,9 @@ LABEL = "lesion"
 HEALTHY_HEADS = "Healthy heads"
 """Setting of a page: sentence on what the network marked on healthy heads."""
 
+MAX_MIN_VOLUME = 1000.0
+"""Maximum of the minimum volume of a candidate in ml; a brain has about 1,200 ml."""
+
 
 def lesion_result(scan: BIDSScan, suffix: str, extension: str) -> Path:
     """Path of a result about the lesions of a scan; see `tripq.scans.bids.BIDSScan.result`."""

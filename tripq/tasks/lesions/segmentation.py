@@ -27,7 +27,8 @@ from tripq.networks.apply import apply_model, note_number
 from tripq.networks.blocks import predict_blocks
 from tripq.networks.checkpoint import CheckpointError
 from tripq.scans import DWI, DWIError
-from tripq.tasks.lesions.listing import MAX_MIN_VOLUME, label_candidates
+from tripq.tasks.lesions.listing import label_candidates
+from tripq.tasks.lesions.names import MAX_MIN_VOLUME
 
 DEFAULT_THRESHOLD = 0.5
 """Threshold of the probability if a checkpoint has none."""
