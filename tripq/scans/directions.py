@@ -51,7 +51,7 @@ def read_directions(
             b_values = read_bval(beside)
     if b_values is not None and len(b_values) != len(directions):
         raise DWIError(f"{file}: {len(directions)} directions, but {len(b_values)} b-values.")
-    zero: NDArray[np.bool_] = ~directions.any(axis=1)
+    zero = np.asarray(~directions.any(axis=1))
     if b_values is not None:
         zero |= b_values <= LIKE_B * dwi.shells[0].b_value
     if zero.all():
