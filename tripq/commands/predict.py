@@ -35,8 +35,8 @@ def predict(
         typer.Option(
             metavar="FILE",
             help="Directions to predict, for a network of the task signal: .bvec, with b-values in "
-            "the .bval beside it, or on every shell of the scan; or a table of MRtrix, .b.  In the "
-            "frame of --frame.",
+            "the .bval beside it, or on every shell of the scan, in the frame of --frame; or a "
+            "table of MRtrix, .b, in world axes.",
             show_default="those of the scan",
         ),
     ] = None,

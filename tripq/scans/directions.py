@@ -28,7 +28,7 @@ def read_directions(
     dwi : DWI
         The scan.
     frame : {"fsl", "voxel", "world"}
-        Axes of the directions, see `tripq.scans.frames`; those of MRtrix are ``"world"``.
+        Axes of a ``.bvec``, see `tripq.scans.frames`; a table of MRtrix is in ``"world"``.
 
     Returns
     -------
@@ -45,6 +45,7 @@ def read_directions(
     b_values = None
     if file.suffix == MRTRIX_SUFFIX:
         b_values, directions = read_mrtrix(file)
+        frame = "world"
     else:
         directions = read_bvec(file)
         if (beside := file.with_suffix(".bval")).is_file():
