@@ -25,17 +25,17 @@ import typer
 from paper import head_page
 from paper.command import AcceptLicences, Data, start
 from paper.head_tests import (
-    REPEATED,
+    Simulated,
     Tests,
     measure_healthy,
     measure_implanted,
     measure_repeats,
     measure_simulated,
 )
-from paper.plan import USUAL, split_patients
+from paper.plan import USUAL
 from paper.real_heads import Heads
 from rich.console import Console
-from train_on_heads import OUT, PLAN, Cohorts, Studio
+from train_on_heads import OUT, Cohorts, Studio
 
 from tripq.networks.checkpoint import load_network, read_notes, save_network
 from tripq.tasks.lesions.datasets import open_ms
@@ -69,8 +69,7 @@ def main(
     if save and (network or left_out):
         raise typer.BadParameter("the page is about the network of tripq.", param_hint="--save")
     sources = open_ms(accept_licences=accept_licences, local=data)
-    split = split_patients(sources.patients, PLAN.n_validation, PLAN.n_test, PLAN.seeds)[0]
-    cohorts = Cohorts(sources, split, out, heads)
+    cohorts = Cohorts.of_first_split(sources, out, heads)
 
     def unseen(person: str) -> Model:
         if left_out is None:
@@ -87,7 +86,9 @@ def main(
 
 def measure(cohorts: Cohorts, unseen: Callable[[str], Model], pictures: Path | None) -> Tests:
     """All tests; `unseen` gives a network that has not seen a person."""
-    healthy, implanted, simulated = [], [], []
+    healthy, implanted, simulated, repeats = [], [], [], []
+    usual = cohorts.under(USUAL, cohorts.split.test)
+    of_network: dict[Path, Simulated] = {}  # one network may serve for all people
     for person in cohorts.people:
         model = unseen(person)
         scans = [head for head in cohorts.heads if head.person == person]
@@ -97,16 +98,12 @@ def measure(cohorts: Cohorts, unseen: Callable[[str], Model], pictures: Path | N
         for subject in cohorts.implanted("test", scans):
             implanted.append(measure_implanted(person, subject, cohorts.implants, model))
             console.print(implanted[-1], markup=False)
-        usual = cohorts.under(USUAL, cohorts.split.test)
-        simulated.append(measure_simulated(person, usual, model))
+        if model.path not in of_network:
+            of_network[model.path] = measure_simulated(person, usual, model)
+        simulated.append(replace(of_network[model.path], person=person))
         console.print(simulated[-1], markup=False)
-    repeats = tuple(
-        row
-        for person in cohorts.people
-        if any(head.name == REPEATED for head in cohorts.heads if head.person == person)
-        for row in measure_repeats(person, cohorts.data, unseen(person))
-    )
-    return Tests(tuple(healthy), tuple(implanted), tuple(simulated), repeats)
+        repeats += measure_repeats(scans, cohorts.data, model)
+    return Tests(tuple(healthy), tuple(implanted), tuple(simulated), tuple(repeats))
 
 
 def note_healthy_heads(weights: Path, tests: Tests) -> None:

@@ -24,12 +24,13 @@ from paper.real_heads import Heads, choose_heads
 
 from tripq.networks import save_network
 from tripq.networks.blocks import graph_radius, predict_blocks
-from tripq.scans import DWI
+from tripq.scans import B_REFERENCE, DWI
 from tripq.scans.noise import noise_level
 from tripq.tasks.signal.harmonics import ShellFit, harmonics_at
 from tripq.tasks.signal.network import SignalPredictor
 from tripq.tasks.signal.task import TRIALS, SignalTask
 from tripq.training import Budget, PatchDataModule, Progress, train
+from tripq.training.patches import hide
 
 ORDERS = (2, 4, 6, 8)
 SMOOTHINGS = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3e-2)
@@ -78,8 +79,9 @@ def crop(name: str, dwi: DWI, voxels: int) -> Crop:
 def splits(dwi: DWI) -> Iterator[tuple[int, DWI, NDArray[np.float64], NDArray[np.float32]]]:
     """Number of directions shown, the scan with these, and q-vectors and signal of the others."""
     for number, hidden in zip(TRIALS, SignalTask().trials(Crop("", dwi)), strict=False):
-        shown = np.setdiff1d(np.arange(len(dwi.b_values)), hidden)
-        yield number, dwi.with_samples(shown), dwi.q[hidden], dwi.signal[:, hidden]
+        shown, known, q_out = hide(dwi, dwi.signal, hidden)
+        assert q_out is not None  # a trial hides some
+        yield number, shown, q_out, known
 
 
 def harmonics(order: int, smoothing: float) -> Predict:
@@ -96,7 +98,7 @@ def harmonics(order: int, smoothing: float) -> Predict:
 def tensor(dwi: DWI, q: NDArray[np.float64]) -> NDArray[np.floating]:
     """The diffusion tensor of dipy, by weighted least squares."""
     tables = [
-        gradient_table(1000 * (x**2).sum(1), bvecs=_unit(x), b0_threshold=10)
+        gradient_table(B_REFERENCE * (x**2).sum(1), bvecs=_unit(x), b0_threshold=10)
         for x in (dwi.q, np.concatenate([np.zeros((1, 3)), q]))
     ]
     fit = TensorModel(tables[0], fit_method="WLS", min_signal=0.01).fit(dwi.signal)

@@ -147,6 +147,12 @@ class Cohorts:
     voxel_size: float = PLAN.voxel_size
     heads: tuple[RealHead, ...] = HEADS
 
+    @classmethod
+    def of_first_split(cls, sources: OpenMS, folder: Path, data: Path) -> Cohorts:
+        """Those of the first split of the experiment."""
+        splits = split_patients(sources.patients, PLAN.n_validation, PLAN.n_test, PLAN.seeds)
+        return cls(sources, splits[0], folder, data)
+
     @property
     def implants(self) -> Path:
         """Folder of the subjects with implanted lesions."""
@@ -434,8 +440,7 @@ def main(
 ) -> None:
     """Train the base, a network without each scanner, and one with the heads of all."""
     sources = open_ms(accept_licences=accept_licences, local=data)
-    split = split_patients(sources.patients, PLAN.n_validation, PLAN.n_test, PLAN.seeds)[0]
-    studio = Studio(Cohorts(sources, split, out, heads), device=device)
+    studio = Studio(Cohorts.of_first_split(sources, out, heads), device=device)
     if unknown := sorted(set(without or ()) - set(studio.cohorts.people)):
         raise typer.BadParameter(
             f"no person {', '.join(unknown)}; there are {', '.join(studio.cohorts.people)}."

@@ -32,7 +32,7 @@ from paper.plan import (
     Split,
     split_patients,
 )
-from paper.statistics import lesions
+from paper.statistics import headline
 from paper.work import CAUTION, choose_threshold, score_maps
 from reproduce_paper import write_cohorts
 from rich.console import Console
@@ -139,15 +139,9 @@ def ship(
         tested = score_maps(
             subjects, [segment(network, s.dwi, device=device) for s in subjects], threshold
         )
-        counts = lesions(tested.subjects)
-        values = (
-            tested.pooled.roc_auc,
-            tested.pooled.average_precision,
-            tested.pooled.dice,
-            counts.sensitivity,
-            counts.precision,
+        rows.append(
+            f"| {condition.says} | " + " | ".join(f"{v:.3f}" for v in headline(tested)) + " |"
         )
-        rows.append(f"| {condition.says} | " + " | ".join(f"{v:.3f}" for v in values) + " |")
     step, score = record.best or (0, float("nan"))
     card.write_text(
         TEMPLATE.read_text(encoding="utf-8").format(

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from paper.real_heads import RealHead, choose_heads
+from paper.real_heads import RealHead
 from paper.repeats import Repeat, agreement
-from paper.statistics import lesions
+from paper.statistics import headline
 from paper.work import score_maps
 from tripq.infra.files import write_text
 from tripq.scans import DWI
@@ -210,10 +210,12 @@ def measure_implanted(
     )
 
 
-def measure_repeats(person: str, folder: Path, model: Model) -> tuple[Repeat, ...]:
-    """Compare the repeated scans of a person with the first, on their own voxels."""
-    heads = {head.name: head for head in choose_heads(None) if head.person == person}
-    found = {name: segment_scan(model, heads[name].read(folder)) for name in (REPEATED, *REPEATS)}
+def measure_repeats(heads: Sequence[RealHead], folder: Path, model: Model) -> tuple[Repeat, ...]:
+    """Compare the repeated scans among the heads with the first, on their own voxels."""
+    by_name = {head.name: head for head in heads}
+    if REPEATED not in by_name:
+        return ()
+    found = {name: segment_scan(model, by_name[name].read(folder)) for name in (REPEATED, *REPEATS)}
     first = found[REPEATED]
     return tuple(
         Repeat(REPEATED, name, says, *agreement(first.dwi, logit(first), other.dwi, logit(other)))
@@ -226,15 +228,7 @@ def measure_simulated(person: str, subjects: Sequence[LabelledSubject], model: M
     """Segment simulated scans."""
     maps = [segment_scan(model, subject.dwi).probability for subject in subjects]
     tested = score_maps(subjects, maps, model.threshold)
-    counts = lesions(tested.subjects)
-    values = (
-        tested.pooled.roc_auc,
-        tested.pooled.average_precision,
-        tested.pooled.dice,
-        counts.sensitivity,
-        counts.precision,
-    )
-    return Simulated(person, *(round(value, 4) for value in values))
+    return Simulated(person, *(round(value, 4) for value in headline(tested)))
 
 
 def pooled(

@@ -14,6 +14,7 @@ reference, or SegResNet of MONAI (Myronenko, arXiv:1810.11654).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,9 +34,9 @@ from tripq.networks.signal import LARGEST_RATIO
 from tripq.nn.bound import Bindable
 from tripq.scans import B_REFERENCE, DWIError
 from tripq.scans.shells import LIKE_B, find_shells
-from tripq.so3.harmonics import spherical_harmonics
+from tripq.tasks.signal.harmonics import ShellFit, even_orders
 
-ORDERS = (0, 2, 4)
+ORDERS = even_orders(4)
 
 #: Of the penalty l^2 (l + 1)^2 on the coefficients of order l, for each direction of a shell:
 #: enough for fewer directions than coefficients; else it takes 4 % from those of order 4.
@@ -72,13 +73,10 @@ def harmonic_maps(signal: Tensor, q: Tensor, b_values: Sequence[float]) -> Tenso
     """
     maps = []
     for rows in _shells(q, b_values):
-        basis = torch.cat(list(spherical_harmonics(ORDERS, q[rows].double()).values()), dim=1)
-        degrees = torch.repeat_interleave(
-            torch.tensor(ORDERS), torch.tensor([2 * l + 1 for l in ORDERS])
-        )
-        penalty = PENALTY * len(rows) * (degrees * (degrees + 1)).to(basis).square()
-        fit = torch.linalg.solve(basis.T @ basis + torch.diag(penalty), basis.T)
-        maps.append(signal[:, rows] @ fit.T.to(signal))
+        # `ShellFit` multiplies by 4 pi: its weight is that of orthonormal harmonics
+        smoothing = PENALTY * len(rows) / (4 * math.pi)
+        fit = ShellFit.of(q[rows].double(), ORDERS[-1], smoothing)
+        maps.append(signal[:, rows] @ fit.matrix.T.to(signal))
     return torch.cat(maps, dim=1)
 
 

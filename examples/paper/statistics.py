@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from paper.results import SubjectResult
+from paper.results import SubjectResult, Tested
 from tripq.tasks.lesions.scores import LesionCounts
 
 _RESAMPLES = 1000
@@ -71,6 +71,18 @@ def dice(subjects: Sequence[SubjectResult]) -> float:
 def lesions(subjects: Sequence[SubjectResult]) -> LesionCounts:
     """Lesions of all subjects."""
     return sum((s.lesions for s in subjects), LesionCounts(0, 0, 0))
+
+
+def headline(tested: Tested) -> tuple[float, float, float, float, float]:
+    """ROC AUC, average precision and Dice by voxel; sensitivity and precision by lesion."""
+    pooled, counts = tested.pooled, lesions(tested.subjects)
+    return (
+        pooled.roc_auc,
+        pooled.average_precision,
+        pooled.dice,
+        counts.sensitivity,
+        counts.precision,
+    )
 
 
 def lesion_sensitivity(subjects: Sequence[SubjectResult]) -> float:

@@ -44,7 +44,7 @@ def studio(program: ModuleType, tmp_path_factory: pytest.TempPathFactory):  # ty
     from paper.mixture import Mixture
     from paper.plan import USUAL, Condition, Split
     from paper.real_heads import RealHead
-    from train_on_heads import Cohorts, Schedule, Stage, Studio
+    from train_on_heads import PLAN, Cohorts, Schedule, Stage, Studio
 
     folder = tmp_path_factory.mktemp("weights")
     write_sources(folder / "sources", CENTRES)
@@ -82,7 +82,7 @@ def studio(program: ModuleType, tmp_path_factory: pytest.TempPathFactory):  # ty
         5.0,
         heads,
     )
-    plan = replace(program.PLAN, box_size=6)
+    plan = replace(PLAN, box_size=6)
     schedule = Schedule(Stage(4, 5e-3, every=2), Stage(2, 2e-3))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tripq.training.module.N_SETTLING", FEW_SETTLING)

@@ -1,20 +1,123 @@
-"""Datasets as every task reads them: their description, and the participants for validation."""
+"""Datasets as every task reads them: scans, description, and the participants for validation."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+import nibabel as nib
 import numpy as np
+from numpy.typing import NDArray
 
 from tripq.infra.files import read_json
+from tripq.scans import Frame
+from tripq.scans.bids import BIDSMissingError, BIDSScan, find_namesakes, find_scans
+from tripq.scans.gradients import has_only_b0
+from tripq.scans.nifti import open_nifti
 
 if TYPE_CHECKING:
     from tripq.training.config import SplitConfig
 
 _log = logging.getLogger("tripq")
+
+
+@dataclass(frozen=True)
+class ScanFiles:
+    """Files of a scan for training; a task adds those of its masks and of its truth.
+
+    Parameters
+    ----------
+    name : str
+        Entities of the scan, such as ``sub-01_ses-a``.
+    participant : str
+        Label without ``sub-``.
+    scan : Path
+        The scan.
+    bval : Path or None
+        Its b-values; None for an MRtrix table.
+    bvec : Path
+        Its directions, or its MRtrix table.
+    """
+
+    name: str
+    participant: str
+    scan: Path
+    bval: Path | None
+    bvec: Path
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        """Every file, in the order of the fields."""
+        return tuple(value for value in vars(self).values() if isinstance(value, Path))
+
+
+Files = TypeVar("Files", bound=ScanFiles)
+
+
+def find_scan_files(
+    data: Path, frame: Frame, complete: Callable[[BIDSScan, ScanFiles], Files]
+) -> tuple[list[Files], dict[str, str]]:
+    """Files of the scans of a dataset that are suitable for training.
+
+    Parameters
+    ----------
+    data : Path
+        The dataset.
+    frame : {"fsl", "voxel", "world"}
+        Frame of the gradient tables; see `tripq.scans.bids.BIDSScan.gradient_table`.
+    complete : callable
+        Adds the files that the task needs; a scan for which it raises `BIDSMissingError` is left
+        out, and so are scans with b0 volumes only, or with the name of another scan.
+
+    Returns
+    -------
+    files : list of ScanFiles
+        Of each scan, sorted by name.
+    left_out : dict of str to str
+        Reason of exclusion by the path of every other scan.
+
+    Raises
+    ------
+    tripq.scans.bids.BIDSError
+        If there is no scan, a table is missing, or two files apply equally to a scan.
+    """
+    files: list[Files] = []
+    left_out: dict[str, str] = {}
+    scans = find_scans(data)
+    shared = find_namesakes(scans, lambda scan: frozenset(_name(scan).split("_")))
+    for scan in scans:
+        place = scan.relative.as_posix()
+        if scan.relative in shared:
+            left_out[place] = f"it has the same name as {shared[scan.relative]}: keep one of them"
+            continue
+        bval, bvec = scan.gradient_table(frame)
+        if has_only_b0(bval or bvec):
+            left_out[place] = "no diffusion-weighted volume"
+            continue
+        found = ScanFiles(_name(scan), scan.subject, scan.path, bval, bvec)
+        try:
+            files.append(complete(scan, found))
+        except BIDSMissingError as error:
+            left_out[place] = str(error)
+    return files, left_out
+
+
+def _name(scan: BIDSScan) -> str:
+    return scan.path.name.partition(".")[0].removesuffix("_dwi")
+
+
+def voxel_edges(files: Sequence[ScanFiles]) -> Mapping[Path, NDArray[np.float64]]:
+    """Edges of the voxels of each scan in mm, (3,); only headers are read."""
+    return {item.scan: nib.affines.voxel_sizes(open_nifti(item.scan).affine) for item in files}
+
+
+def range_of_edges(edges: Mapping[Path, NDArray[np.float64]]) -> tuple[float, float]:
+    """Shortest and longest edge of all scans in mm."""
+    found = np.array(list(edges.values()))
+    return round(float(found.min()), 3), round(float(found.max()), 3)
 
 
 def describe_dataset(data: Path) -> tuple[str, bool]:

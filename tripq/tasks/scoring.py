@@ -270,23 +270,56 @@ class ValueScoring(MapScoring[ValueMap]):
             "correlation": "correlation",
             "voxels": "voxels",
         }
+        return evaluation_of_values(
+            rows,
+            shown,
+            "errors and bias: of the map minus the known map",
+            everything.found,
+            everything.known,
+            unit=self.unit,
+            remark="Errors and bias: of the map minus the known map, over all voxels and "
+            "components that are scored.",
+        )
 
-        def write_page(path: Path, settings: Mapping[str, str], title: str) -> None:
-            from tripq.report.scores import agreement_figure, write_scores_report
 
-            write_scores_report(
-                path,
-                [(row.name, row.columns) for row in rows],
-                shown,
-                settings,
-                title=title,
-                figure=agreement_figure(everything.found, everything.known, self.unit),
-                remark="Errors and bias: of the map minus the known map, over all voxels and "
-                "components that are scored.",
-            )
+def evaluation_of_values(
+    rows: Sequence[Scored],
+    shown: Mapping[str, str],
+    caption: str,
+    found: NDArray[np.floating],
+    known: NDArray[np.floating],
+    *,
+    unit: str = "",
+    remark: str,
+) -> Evaluation:
+    """Scores of numbers, whose page shows how found and known values agree.
 
-        caption = "errors and bias: of the map minus the known map"
-        return Evaluation(rows, shown, caption, {}, write_page)
+    Parameters
+    ----------
+    rows, shown, caption
+        As in `Evaluation`.
+    found, known : (N,) arrays
+        All values.
+    unit : str
+        Of the values.
+    remark : str
+        Below the table of the page.
+    """
+
+    def write_page(path: Path, settings: Mapping[str, str], title: str) -> None:
+        from tripq.report.scores import agreement_figure, write_scores_report
+
+        write_scores_report(
+            path,
+            [(row.name, row.columns) for row in rows],
+            shown,
+            settings,
+            title=title,
+            figure=agreement_figure(found, known, unit),
+            remark=remark,
+        )
+
+    return Evaluation(rows, shown, caption, {}, write_page)
 
 
 def _score_values(one: ValueMap) -> Scored:

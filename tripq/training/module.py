@@ -136,10 +136,7 @@ def _update(
     """Update the metric with the voxels of a whole scan."""
     for hidden in task.trials(scan):
         # Copied, because scans that do not fit in memory are mapped from read-only files.
-        dwi, target, q_out = scan.dwi, np.array(task.target(scan)), None
-        if len(hidden):
-            target, q_out = np.ascontiguousarray(target[:, hidden]), dwi.q[hidden]
-            dwi = hide(dwi, hidden)
+        dwi, target, q_out = hide(scan.dwi, np.array(task.target(scan)), hidden)
         output = predict_blocks(network, dwi, q_out=q_out, device=device)
         metric.update(task.prediction(torch.from_numpy(output)), torch.from_numpy(target))
 

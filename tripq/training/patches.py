@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from itertools import count
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -74,8 +75,8 @@ def cut_box(
     affine[:3, 3] += affine[:3, :3] @ [axis.start for axis in box]
     cut = replace(dwi, signal=dwi.signal[rows], mask=dwi.mask[box], affine=affine, b0=dwi.b0[rows])
     target, q_out = task.target(scan)[rows].astype(np.float32), None
-    if hidden is not None and len(hidden):
-        cut, target, q_out = hide(cut, hidden), target[:, hidden], dwi.q[hidden]
+    if hidden is not None:
+        cut, target, q_out = hide(cut, target, hidden)
     if change is not None:
         cut = change(cut)
     return (
@@ -85,9 +86,33 @@ def cut_box(
     )
 
 
-def hide(dwi: DWI, hidden: NDArray[np.intp]) -> DWI:
-    """A scan without some samples of q-space, given by their columns."""
-    return dwi.with_samples(np.setdiff1d(np.arange(len(dwi.b_values)), hidden))
+def hide(
+    dwi: DWI, target: NDArray[Any], hidden: NDArray[np.intp]
+) -> tuple[DWI, NDArray[Any], NDArray[np.float64] | None]:
+    """What a network is given and what it predicts, if some samples of q-space are hidden.
+
+    Parameters
+    ----------
+    dwi : DWI
+        A scan, V voxels.
+    target : (V, ...) array
+        Its target; with hidden samples a column for every sample.
+    hidden : (n,) int array
+        Columns of the samples; none leaves everything as it is.
+
+    Returns
+    -------
+    dwi : DWI
+        The scan with the other samples.
+    target : (V, n) or (V, ...) array
+        Target of the hidden samples.
+    q_out : (n, 3) array or None
+        Their q-vectors, for which the output is wanted.
+    """
+    if not len(hidden):
+        return dwi, target, None
+    shown = np.setdiff1d(np.arange(len(dwi.b_values)), hidden)
+    return dwi.with_samples(shown), np.ascontiguousarray(target[:, hidden]), dwi.q[hidden]
 
 
 def _join(targets: Sequence[Tensor]) -> Tensor:

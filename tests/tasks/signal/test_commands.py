@@ -20,6 +20,7 @@ from tripq.report.page import Picture
 from tripq.scans import read_dwi, write_dwi, write_map
 from tripq.tasks.signal.command import SignalCommands
 from tripq.tasks.signal.network import SignalPredictor
+from tripq.tasks.signal.scans import find_files
 from tripq.training.config import example_config, parse_config
 
 CONFIG = """
@@ -212,3 +213,16 @@ def test_grids_must_agree(call: Call, tmp_path: Path) -> None:  # noqa: F811
     assert nib.load(path).shape[3] == 15
     given = ("evaluate", "--task", "signal", tmp_path / "maps", tmp_path / "data")
     assert "another grid" in call(*given, "-o", tmp_path / "out").stderr
+
+
+def test_scans_that_share_a_name_are_left_out(tmp_path: Path) -> None:
+    scan = write_subject(tmp_path / "data", 1)
+    for order in ("acq-a_run-1", "run-1_acq-a"):
+        for path in sorted(scan.parent.glob("sub-01_dwi.*")):
+            path.with_name(path.name.replace("_dwi", f"_{order}_dwi")).write_bytes(
+                path.read_bytes()
+            )
+    files, left_out = find_files(tmp_path / "data", tmp_path / "none", "fsl")
+    assert [item.name for item in files] == ["sub-01"]
+    assert len(left_out) == 2
+    assert all("has the same name as" in reason for reason in left_out.values())

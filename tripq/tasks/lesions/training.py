@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from math import inf, prod, sqrt
+from math import prod, sqrt
 from pathlib import Path
 
 import torch
@@ -13,10 +13,10 @@ from tripq.networks.blocks import check_b_values, graph_radius
 from tripq.tasks.lesions.config import LesionConfig, SegmenterConfig
 from tripq.tasks.lesions.segmenter import LesionSegmenter
 from tripq.tasks.lesions.task import LabelledScan, LesionTask
-from tripq.training.budget import Budget, Progress
-from tripq.training.config import ConfigError
+from tripq.training.budget import Progress
+from tripq.training.configured import build_network, train_configured
 from tripq.training.patches import PatchDataModule
-from tripq.training.run import Stopping, TrainingRecord, train
+from tripq.training.run import TrainingRecord
 
 #: Default radius in voxels: integrals include the 26 that share a face, an edge or a corner.  For
 #: voxels of 2 mm it equals the default of `LesionSegmenter`.
@@ -47,10 +47,7 @@ def build_segmenter(config: SegmenterConfig, voxel_sizes: tuple[float, float]) -
     arguments = asdict(config)
     if config.p_radius is None:
         arguments["p_radius"] = RADIUS * sqrt(prod(voxel_sizes))
-    try:
-        return LesionSegmenter(**arguments)
-    except (ValueError, TypeError, AssertionError) as error:
-        raise ConfigError(f"[network]: {' '.join(str(error).split())}") from error
+    return build_network(LesionSegmenter, arguments)
 
 
 def train_segmenter(
@@ -113,21 +110,5 @@ def train_segmenter(
         seed=how.seed,
         validation=validation,
     )
-    record = train(
-        network,
-        patches,
-        Budget(inf if how.hours is None else 3600 * how.hours, how.steps),
-        stopping=Stopping(how.every, how.patience, how.rise, how.decay, how.warm_up, how.falling),
-        folder=folder,
-        learning_rate=how.learning_rate,
-        weight_decay=how.weight_decay,
-        device=device,
-        precision=how.precision,
-        report=report,
-    )
-    if not record.scores:
-        raise ConfigError(
-            f"[training]: ended after {record.steps} steps, before the first validation: allow "
-            "more hours, or validate more often (every)."
-        )
-    return network.cpu(), record
+    record = train_configured(network, patches, how, folder, device=device, report=report)
+    return network, record

@@ -10,17 +10,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from numpy.typing import NDArray
-from torch import nn
 
 from tripq.infra.files import sha256
-from tripq.networks.apply import Model, Prediction
 from tripq.scans import B_REFERENCE, DWI, Frame
 from tripq.scans.shells import TENSOR_DIRECTIONS, count_directions
 from tripq.scans.tensor import tensor_maps
 from tripq.tasks import Bar, Cohort, TaskCommands, Validation
-from tripq.tasks.datasets import choose_validation, describe_dataset
+from tripq.tasks.datasets import (
+    choose_validation,
+    describe_dataset,
+    range_of_edges,
+    voxel_edges,
+)
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from tripq.networks.apply import Model, Prediction
     from tripq.tasks.signal.config import SignalConfig
     from tripq.tasks.signal.scans import MeasuredScan
     from tripq.tasks.signal.scoring import SignalScoring
@@ -30,7 +36,7 @@ _log = logging.getLogger("tripq")
 
 
 class SignalCommands(TaskCommands["SignalConfig"]):
-    """Prediction of signal for the commands; modules for training are imported in its methods."""
+    """Prediction of signal for the commands; its methods import what they need."""
 
     name = "signal"
     needed = ("lightning", "torchmetrics")
@@ -64,7 +70,7 @@ class SignalCommands(TaskCommands["SignalConfig"]):
         bar: Bar,
     ) -> Cohort:
         """Find, split and read the scans, all of them in memory; their signal is the truth."""
-        from tripq.tasks.signal.scans import find_files, voxel_range
+        from tripq.tasks.signal.scans import find_files
 
         files, left_out = find_files(data, truth, frame)
         for path, reason in left_out.items():
@@ -89,7 +95,8 @@ class SignalCommands(TaskCommands["SignalConfig"]):
                 kind = "validation_scans" if is_held_out else "scans"
                 fingerprints[kind][item.name] = [sha256(path) for path in item.all]
         name, simulated = describe_dataset(data)
-        return Cohort(name, simulated, scans[False], scans[True], voxel_range(files), fingerprints)
+        edges = range_of_edges(voxel_edges(files))
+        return Cohort(name, simulated, scans[False], scans[True], edges, fingerprints)
 
     def train(
         self,

@@ -32,7 +32,7 @@ from tripq.networks.signal import LARGEST_RATIO
 from tripq.nn.block import Block
 from tripq.nn.bound import Bindable
 from tripq.nn.layer import PQTensorFieldLayer
-from tripq.scans import DWIError
+from tripq.scans import B_REFERENCE, DWIError
 from tripq.tasks.signal.harmonics import ShellFit, even_orders, harmonics_at
 
 HIGHEST_ORDER = 8
@@ -290,5 +290,5 @@ def _shells(q: QSpace) -> Iterator[tuple[Tensor, Tensor]]:
         without &= ~outputs
         yield inputs, outputs.nonzero()[:, 0]
     if without.any():
-        b_values = sorted({round(1000 * float(v @ v)) for v in q.q_out[without]})
+        b_values = sorted({round(B_REFERENCE * float(v @ v)) for v in q.q_out[without]})
         raise DWIError(f"no direction was measured at b = {b_values} s/mm2.")

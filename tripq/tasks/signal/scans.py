@@ -6,14 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
-
 from tripq.scans import DWI, Frame, read_dwi
-from tripq.scans.bids import BIDSError, BIDSMissingError, BIDSScan, find_scans
+from tripq.scans.bids import BIDSError, BIDSMissingError, BIDSScan
 from tripq.scans.brain import read_brain
-from tripq.scans.gradients import has_only_b0
-from tripq.scans.nifti import open_nifti
+from tripq.tasks.datasets import ScanFiles, find_scan_files
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,36 +21,18 @@ class MeasuredScan:
 
 
 @dataclass(frozen=True)
-class ScanFiles:
+class MeasuredFiles(ScanFiles):
     """Files of a scan.
 
     Parameters
     ----------
-    name : str
-        Entities of the scan, such as ``sub-01_ses-a``.
-    participant : str
-        Label without ``sub-``.
-    scan : Path
-        The scan.
-    bval : Path or None
-        Its b-values; None for an MRtrix table.
-    bvec : Path
-        Its directions, or its MRtrix table.
+    name, participant, scan, bval, bvec
+        As in `tripq.tasks.datasets.ScanFiles`.
     brain : Path or None
         Mask on its grid; by default the brain is extracted from b0.
     """
 
-    name: str
-    participant: str
-    scan: Path
-    bval: Path | None
-    bvec: Path
     brain: Path | None
-
-    @property
-    def all(self) -> tuple[Path, ...]:
-        """Every file, in the order of the fields."""
-        return tuple(p for p in (self.scan, self.bval, self.bvec, self.brain) if p is not None)
 
     def read(self, frame: Frame) -> MeasuredScan:
         """Read the brain.
@@ -70,7 +48,9 @@ class ScanFiles:
         return MeasuredScan(self.name, dwi)
 
 
-def find_files(data: Path, masks: Path, frame: Frame) -> tuple[list[ScanFiles], Mapping[str, str]]:
+def find_files(
+    data: Path, masks: Path, frame: Frame
+) -> tuple[list[MeasuredFiles], Mapping[str, str]]:
     """Files of the diffusion scans of a dataset.
 
     Parameters
@@ -84,7 +64,7 @@ def find_files(data: Path, masks: Path, frame: Frame) -> tuple[list[ScanFiles], 
 
     Returns
     -------
-    files : list of ScanFiles
+    files : list of MeasuredFiles
         Of each scan, sorted by name.
     left_out : mapping of str to str
         Reason of exclusion by the path of every other scan.
@@ -94,27 +74,17 @@ def find_files(data: Path, masks: Path, frame: Frame) -> tuple[list[ScanFiles], 
     tripq.scans.bids.BIDSError
         If there is no diffusion-weighted scan, a table is missing, or two files apply equally.
     """
-    files, left_out = [], {}
-    for scan in find_scans(data):
-        bval, bvec = scan.gradient_table(frame)
-        if has_only_b0(bval or bvec):
-            left_out[scan.relative.as_posix()] = "no diffusion-weighted volume"
-            continue
-        name = scan.path.name.partition(".")[0].removesuffix("_dwi")
-        files.append(ScanFiles(name, scan.subject, scan.path, bval, bvec, _brain(scan, masks)))
+
+    def complete(scan: BIDSScan, files: ScanFiles) -> MeasuredFiles:
+        try:
+            return MeasuredFiles(**vars(files), brain=scan.brain_mask(masks))
+        except BIDSMissingError:
+            return MeasuredFiles(**vars(files), brain=None)
+
+    files, left_out = find_scan_files(data, frame, complete)
     if not files:
-        raise BIDSError(f"{data}: none of its {len(left_out)} scans is diffusion-weighted.")
+        raise BIDSError(
+            f"{data}: none of its {len(left_out)} scans is suitable for training; reason for the "
+            f"first: {next(iter(left_out.values()))}"
+        )
     return files, left_out
-
-
-def _brain(scan: BIDSScan, masks: Path) -> Path | None:
-    try:
-        return scan.brain_mask(masks)
-    except BIDSMissingError:
-        return None
-
-
-def voxel_range(files: list[ScanFiles]) -> tuple[float, float]:
-    """Shortest and longest edge of the voxels of all scans in mm; only headers are read."""
-    edges = [nib.affines.voxel_sizes(open_nifti(item.scan).affine) for item in files]
-    return round(float(np.min(edges)), 3), round(float(np.max(edges)), 3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,11 +17,21 @@ from tripq.scans import DWI, DWIError, read_dwi
 from tripq.scans.bids import BIDSError, BIDSScan, find_images
 from tripq.scans.shells import SAME_DIRECTION, TENSOR_DIRECTIONS, count_directions
 from tripq.scans.tensor import tensor_maps
-from tripq.tasks.scoring import POOLED, Evaluation, MapScoring, Scored, find_brain
+from tripq.tasks.scoring import (
+    POOLED,
+    Evaluation,
+    MapScoring,
+    Scored,
+    evaluation_of_values,
+    find_brain,
+)
 from tripq.tasks.signal.scans import MeasuredScan
+from tripq.training.patches import hide
 
 PREDICTED = "desc-predicted_dwi"
 """Ending of the names of predicted scans."""
+
+_SAME_LENGTH = 0.05  # relative difference of |q| up to which two samples are on one shell
 
 
 def held_out_errors(
@@ -59,9 +69,7 @@ def held_out_errors(
     for number, scan in enumerate(scans):
         report(number, len(scans))
         for hidden in SignalTask().trials(scan):
-            dwi = scan.dwi
-            shown = dwi.with_samples(np.setdiff1d(np.arange(len(dwi.b_values)), hidden))
-            q_out, known = dwi.q[hidden], dwi.signal[:, hidden]
+            shown, known, q_out = hide(scan.dwi, scan.dwi.signal, hidden)
             both = [
                 predict_blocks(one, shown, q_out=q_out, device=device) for one in (network, fit)
             ]
@@ -174,22 +182,8 @@ class SignalScoring(MapScoring[PredictedScan]):
             np.concatenate([getattr(one, kind).signal[:, 1:].ravel() for one in read])
             for kind in ("found", "known")
         )
-
-        def write_page(path: Path, settings: Mapping[str, str], title: str) -> None:
-            from tripq.report.scores import agreement_figure, write_scores_report
-
-            write_scores_report(
-                path,
-                [(row.name, row.columns) for row in rows],
-                shown,
-                settings,
-                title=title,
-                figure=agreement_figure(found, known),
-                remark=caption,
-            )
-
         caption = "signal divided by b0, at the directions of both scans; FA and MD from these"
-        return Evaluation(rows, shown, caption, {}, write_page)
+        return evaluation_of_values(rows, shown, caption, found, known, remark=caption)
 
 
 def _pairs(q: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[NDArray[np.intp], ...]:
@@ -197,7 +191,7 @@ def _pairs(q: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[NDArray[
     lengths = [np.linalg.norm(x, axis=1) for x in (q, other)]
     cosines = np.abs(q @ other.T) / np.maximum(lengths[0][:, None] * lengths[1], 1e-12)
     steps = np.abs(lengths[0][:, None] - lengths[1]) / np.maximum(lengths[0][:, None], 1e-12)
-    cosines[steps > 0.05] = 0
+    cosines[steps > _SAME_LENGTH] = 0
     nearest = cosines.argmax(axis=1)
     same = cosines.max(axis=1) > math.cos(math.radians(SAME_DIRECTION))
     same[0] = False

@@ -4,34 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from math import inf
 from pathlib import Path
 
 import torch
 
 from tripq.networks.blocks import graph_radius
-from tripq.tasks.signal.config import PredictorConfig, SignalConfig
+from tripq.tasks.signal.config import SignalConfig
 from tripq.tasks.signal.network import SignalPredictor
 from tripq.tasks.signal.task import SignalTask
-from tripq.training.budget import Budget, Progress
-from tripq.training.config import ConfigError
+from tripq.training.budget import Progress
+from tripq.training.configured import build_network, train_configured
 from tripq.training.patches import PatchDataModule
-from tripq.training.run import Stopping, TrainingRecord, train
+from tripq.training.run import TrainingRecord
 from tripq.training.task import Scan
-
-
-def build_predictor(config: PredictorConfig) -> SignalPredictor:
-    """Build a network with random weights.
-
-    Raises
-    ------
-    ConfigError
-        If an argument is invalid, such as features that e3nn cannot parse.
-    """
-    try:
-        return SignalPredictor(**asdict(config))
-    except (ValueError, TypeError, AssertionError) as error:
-        raise ConfigError(f"[network]: {' '.join(str(error).split())}") from error
 
 
 def train_predictor(
@@ -75,7 +60,7 @@ def train_predictor(
     """
     how = config.training
     torch.manual_seed(how.seed)
-    network = build_predictor(config.network)
+    network = build_network(SignalPredictor, asdict(config.network))
     patches = PatchDataModule(
         training,
         SignalTask(),
@@ -85,21 +70,5 @@ def train_predictor(
         seed=how.seed,
         validation=validation,
     )
-    record = train(
-        network,
-        patches,
-        Budget(inf if how.hours is None else 3600 * how.hours, how.steps),
-        stopping=Stopping(how.every, how.patience, how.rise, how.decay, how.warm_up, how.falling),
-        folder=folder,
-        learning_rate=how.learning_rate,
-        weight_decay=how.weight_decay,
-        device=device,
-        precision=how.precision,
-        report=report,
-    )
-    if not record.scores:
-        raise ConfigError(
-            f"[training]: ended after {record.steps} steps, before the first validation: allow "
-            "more hours, or validate more often (every)."
-        )
-    return network.cpu(), record
+    record = train_configured(network, patches, how, folder, device=device, report=report)
+    return network, record

@@ -13,52 +13,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from tripq.networks.apply import VOXEL_TOLERANCE
 from tripq.scans import Frame, read_dwi
-from tripq.scans.bids import BIDSMissingError, BIDSScan, find_namesakes, find_scans
-from tripq.scans.gradients import has_only_b0
+from tripq.scans.bids import BIDSScan
 from tripq.scans.nifti import open_nifti, read_mask
+from tripq.tasks.datasets import ScanFiles, find_scan_files, range_of_edges, voxel_edges
 from tripq.tasks.lesions.datasets.cohort import LabelledSubject
 from tripq.tasks.lesions.datasets.errors import DatasetError
 from tripq.tasks.lesions.names import lesion_mask
 
 
 @dataclass(frozen=True)
-class LabelledFiles:
+class LabelledFiles(ScanFiles):
     """Files of a scan with known lesions.
 
     Parameters
     ----------
-    name : str
-        Entities of the scan, such as ``sub-01_ses-a``.
-    participant : str
-        Label without ``sub-``.
-    scan : Path
-        The scan.
-    bval : Path or None
-        Its b-values; None for an MRtrix table.
-    bvec : Path
-        Its directions, or its MRtrix table.
+    name, participant, scan, bval, bvec
+        As in `tripq.tasks.datasets.ScanFiles`.
     brain, lesion : Path
         Masks on its grid.
     """
 
-    name: str
-    participant: str
-    scan: Path
-    bval: Path | None
-    bvec: Path
     brain: Path
     lesion: Path
-
-    @property
-    def all(self) -> tuple[Path, ...]:
-        """Every file, in the order of the fields."""
-        table = (self.bvec,) if self.bval is None else (self.bval, self.bvec)
-        return (self.scan, *table, self.brain, self.lesion)
 
 
 @dataclass(frozen=True)
@@ -108,35 +88,18 @@ def find_labelled(data: Path, truth: Path, frame: Frame = "fsl") -> LabelledScan
     """
     if not truth.is_dir():
         raise DatasetError(f"{truth}: no such folder; the truth is a derivatives dataset.")
-    files: list[LabelledFiles] = []
-    left_out: dict[str, str] = {}
-    scans = find_scans(data)
-    shared = find_namesakes(scans, lambda scan: frozenset(_name(scan).split("_")))
-    for scan in scans:
-        place = scan.relative.as_posix()
-        if scan.relative in shared:
-            left_out[place] = f"it has the same name as {shared[scan.relative]}: keep one of them"
-            continue
-        bval, bvec = scan.gradient_table(frame)
-        if has_only_b0(bval or bvec):
-            left_out[place] = "no diffusion-weighted volume"
-            continue
-        try:
-            lesion, brain = lesion_mask(scan, truth), scan.brain_mask(truth)
-        except BIDSMissingError as error:
-            left_out[place] = str(error)
-            continue
-        files.append(LabelledFiles(_name(scan), scan.subject, scan.path, bval, bvec, brain, lesion))
+
+    def complete(scan: BIDSScan, files: ScanFiles) -> LabelledFiles:
+        lesion, brain = lesion_mask(scan, truth), scan.brain_mask(truth)
+        return LabelledFiles(**vars(files), brain=brain, lesion=lesion)
+
+    files, left_out = find_scan_files(data, frame, complete)
     if not files:
         raise DatasetError(
             f"{data}: none of its {len(left_out)} scans is suitable for training; reason for the "
             f"first: {next(iter(left_out.values()))}"
         )
     return LabelledScans(tuple(files), left_out)
-
-
-def _name(scan: BIDSScan) -> str:
-    return scan.path.name.partition(".")[0].removesuffix("_dwi")
 
 
 def range_of_voxels(files: Sequence[LabelledFiles], *, common: bool = False) -> tuple[float, float]:
@@ -158,7 +121,7 @@ def range_of_voxels(files: Sequence[LabelledFiles], *, common: bool = False) -> 
     tripq.scans.DWIError
         If a scan cannot be read.
     """
-    edges = {item.scan: nib.affines.voxel_sizes(open_nifti(item.scan).affine) for item in files}
+    edges = voxel_edges(files)
     size = float(np.median([np.prod(lengths) ** (1 / 3) for lengths in edges.values()]))
     others = {
         path: lengths
@@ -175,8 +138,7 @@ def range_of_voxels(files: Sequence[LabelledFiles], *, common: bool = False) -> 
             f'here {size:.3g} mm: choose quadrature = "integral", or resample the scan and its '
             "masks (see tripq.scans.resampling)."
         )
-    found = np.array(list(edges.values()))
-    return round(float(found.min()), 3), round(float(found.max()), 3)
+    return range_of_edges(edges)
 
 
 def read_labelled(files: LabelledFiles, frame: Frame = "fsl") -> LabelledSubject:
