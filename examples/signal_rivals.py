@@ -26,7 +26,7 @@ from tripq.networks import save_network
 from tripq.networks.blocks import graph_radius, predict_blocks
 from tripq.scans import B_REFERENCE, DWI
 from tripq.scans.noise import noise_level
-from tripq.tasks.signal.harmonics import ShellFit, harmonics_at
+from tripq.so3.fit import ShellFit, harmonics_at
 from tripq.tasks.signal.network import SignalPredictor
 from tripq.tasks.signal.task import TRIALS, SignalTask
 from tripq.training import Budget, PatchDataModule, Progress, train

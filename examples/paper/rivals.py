@@ -34,7 +34,7 @@ from tripq.networks.signal import LARGEST_RATIO
 from tripq.nn.bound import Bindable
 from tripq.scans import B_REFERENCE, DWIError
 from tripq.scans.shells import LIKE_B, find_shells
-from tripq.tasks.signal.harmonics import ShellFit, even_orders
+from tripq.so3.fit import ShellFit, even_orders
 
 ORDERS = even_orders(4)
 

@@ -14,7 +14,7 @@ from tripq import PQGraph
 from tripq.networks import load_network, save_network
 from tripq.networks.blocks import predict_blocks
 from tripq.simulate import GradientTable
-from tripq.tasks.signal.harmonics import ShellFit, harmonics_at
+from tripq.so3.fit import ShellFit, harmonics_at
 from tripq.tasks.signal.network import SignalPredictor
 from tripq.testing import assert_equivariant, representation
 

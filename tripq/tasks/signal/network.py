@@ -5,7 +5,7 @@ On a shell the signal of a voxel is a function on the sphere, with the coefficie
 .. math::
     c = F s + \sigma\, g(F s).
 
-:math:`F` is the fit of `tripq.tasks.signal.harmonics`.  g is an equivariant network on p-space: it
+:math:`F` is the fit of `tripq.so3.fit`.  g is an equivariant network on p-space: it
 takes the coefficients of the fit as features of order 0, 2, 4 of the voxel and of its neighbours.
 Its last layer starts at 0, so that training starts at the fit, and :math:`\sigma` is the standard
 error of the coefficients, so that first corrections have the size of the errors: both the large
@@ -33,7 +33,7 @@ from tripq.nn.block import Block
 from tripq.nn.bound import Bindable
 from tripq.nn.layer import PQTensorFieldLayer
 from tripq.scans import B_REFERENCE, DWIError
-from tripq.tasks.signal.harmonics import ShellFit, even_orders, harmonics_at
+from tripq.so3.fit import ShellFit, even_orders, harmonics_at
 
 HIGHEST_ORDER = 8
 """Of the harmonics: more coefficients than any table has directions."""
@@ -60,7 +60,7 @@ class SignalPredictor(Bindable):
     order : int
         Highest order of the harmonics: 2, 4, 6 or 8.
     smoothing : float
-        Laplace-Beltrami weight of the fit, as in dipy; see `tripq.tasks.signal.harmonics`.
+        Laplace-Beltrami weight of the fit, as in dipy; see `tripq.so3.fit`.
     p_radial : Radial
         Radial functions of every layer, of the distance of two voxels.
     quadrature : {"integral", "sum"}
@@ -207,7 +207,7 @@ class SignalPredictor(Bindable):
         Returns
         -------
         Tensor of shape (V, irreps_shell.dim)
-            Of the harmonics of `tripq.tasks.signal.harmonics.harmonics_at`.
+            Of the harmonics of `tripq.so3.fit.harmonics_at`.
         """
         signal = signal.clamp(max=LARGEST_RATIO)
         fit = ShellFit.of(q, self.order, self.smoothing)

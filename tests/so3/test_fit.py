@@ -10,7 +10,7 @@ from dipy.reconst.shm import sf_to_sh, sh_to_sf
 from scipy.spatial.transform import Rotation
 
 from tripq.simulate import GradientTable
-from tripq.tasks.signal.harmonics import ShellFit, harmonics_at
+from tripq.so3.fit import ShellFit, harmonics_at
 from tripq.testing import representation
 
 
