@@ -1,0 +1,257 @@
+"""Networks on the spherical harmonics of a shell: what those of several tasks have in common.
+
+The signal of a shell is fitted by spherical harmonics (`tripq.so3.fit`), whose coefficients are
+features of order 0, 2, 4, ... of every voxel.  Layers on p-space follow.  The input of the layers
+does not depend on the number of directions, so that one network serves all gradient tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations_with_replacement
+
+import torch
+from torch import Tensor, nn
+
+from tripq.domain.graph import PQGraph
+from tripq.domain.qspace import QSpace
+from tripq.domain.quadrature import Quadrature
+from tripq.domain.scan_graph import ScanGraph
+from tripq.filters.filter import coupling_tensor
+from tripq.filters.radial import Radial
+from tripq.infra.e3nn import o3
+from tripq.networks.signal import LARGEST_RATIO
+from tripq.nn.block import Block
+from tripq.nn.bound import Bindable
+from tripq.nn.layer import PQTensorFieldLayer
+from tripq.so3.fit import ShellFit, even_orders
+
+HIGHEST_ORDER = 8
+"""Of the harmonics: more coefficients than any table has directions."""
+
+_LEAST_NOISE = 0.05  # relative to the usual noise, for the logarithm
+_LEAST_FREEDOM = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class FittedShell:
+    """The harmonics of the signal of a shell, in V voxels.
+
+    Parameters
+    ----------
+    coefficients : Tensor of shape (V, C)
+        Of the fit.
+    features : Tensor of shape (V, irreps_shell_features.dim)
+        What the layers take: products of the coefficients in the voxel, the logarithm of its noise,
+        |q|, the logarithms of `errors`, and the coefficients, scaled.
+    errors : Tensor of shape (number of orders,)
+        Standard errors of the coefficients for noise of size 1; see `tripq.so3.fit.ShellFit`.
+    """
+
+    coefficients: Tensor
+    features: Tensor
+    errors: Tensor
+
+
+class ShellNetwork(Bindable):
+    """Base of networks that take the harmonics of a shell: scales, layers on p-space, and a head.
+
+    Parameters
+    ----------
+    irreps_head : Irreps or str
+        Output of the last layer, which starts at 0.
+    product_order : int
+        Highest order of the products of coefficients that the layers take.
+    p_radius, p_features, n_p_layers, order, smoothing, p_radial, quadrature
+        See `tripq.tasks.signal.network.SignalPredictor`.
+
+    Attributes
+    ----------
+    irreps_features : Irreps
+        Of the features of a `FittedShell`.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range.
+    """
+
+    mean: Tensor
+    size: Tensor
+    noise: Tensor
+
+    def __init__(
+        self,
+        irreps_head: o3.Irreps | str,
+        *,
+        product_order: int,
+        p_radius: float,
+        p_features: o3.Irreps | str,
+        n_p_layers: int,
+        order: int,
+        smoothing: float,
+        p_radial: Radial,
+        quadrature: Quadrature,
+    ) -> None:
+        super().__init__()
+        if n_p_layers < 1:
+            raise ValueError(f"n_p_layers must be 1 or more, not {n_p_layers}")
+        if not 0 < smoothing < float("inf"):
+            raise ValueError(f"smoothing must be positive, not {smoothing}")
+        self.p_radius = p_radius
+        self.p_features = str(p_features)
+        self.n_p_layers = n_p_layers
+        self.smoothing = smoothing
+        self.p_radial = p_radial
+        self.quadrature = quadrature
+        self._orders = orders = even_orders(order)
+        self._products = [
+            (a, b, l)
+            for a, b in combinations_with_replacement(orders[1:], 2)
+            for l in even_orders(product_order)
+            if abs(a - b) <= l <= a + b
+        ]
+        # in the order of `_features`; the scalars are noise, |q| and the errors of the orders
+        given = o3.Irreps([(1, (l, 1)) for _, _, l in self._products])
+        given = given + o3.Irreps([(2 + len(orders), "0e")])
+        given = given + o3.Irreps([(1, (l, 1)) for l in orders])
+        self.irreps_features = given
+        blocks: list[Block] = []
+        for _ in range(n_p_layers):
+            blocks.append(
+                Block(
+                    blocks[-1].irreps_out if blocks else given,
+                    p_features,
+                    p_radius,
+                    norms=True,
+                    batch_norm=False,
+                    q_in=None,
+                    lmax_p=2,
+                    p_radial=p_radial,
+                    quadrature=quadrature,
+                )
+            )
+        self.blocks = nn.ModuleList(blocks)
+        self.head = PQTensorFieldLayer(
+            blocks[-1].irreps_out + given,
+            irreps_head,
+            p_radius,
+            q_in=None,
+            lmax_p=2,
+            bias=True,
+            p_radial=p_radial,
+            quadrature=quadrature,
+        )
+        for weight in self.head.parameters():
+            nn.init.zeros_(weight)
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("size", torch.ones(len(orders)))
+        self.register_buffer("noise", torch.ones(()))
+
+    def fit_shell(self, signal: Tensor, q: Tensor) -> FittedShell:
+        """Fit the signal of one shell.
+
+        Parameters
+        ----------
+        signal : Tensor of shape (V, Q)
+            Signal divided by b0, of the directions of the shell.
+        q : Tensor of shape (Q, 3)
+            Their q-vectors.
+        """
+        signal = signal.clamp(max=LARGEST_RATIO)
+        fit = ShellFit.of(q, self._orders[-1], self.smoothing)
+        fitted = signal @ fit.matrix.T.to(signal)
+        features = self._features(fitted, signal, q, fit)
+        return FittedShell(fitted, features, fit.errors.to(signal))
+
+    def on_voxels(self, features: Tensor, graph: PQGraph) -> Tensor:
+        """The output of the last layer, (V, irreps_head.dim), from the features of a shell."""
+        x = features
+        for block in self.blocks:
+            x = block(x, graph)
+        output: Tensor = self.head(torch.cat([x, features], dim=-1), graph)
+        return output
+
+    def _features(self, fitted: Tensor, signal: Tensor, q: Tensor, fit: ShellFit) -> Tensor:
+        """What the layers take of every voxel: products, noise, the table, and the coefficients."""
+        isotropic, *rest = (fitted / per_component(self.size)).split(_dims(self._orders), -1)
+        isotropic = isotropic - self.mean / self.size[0]
+        parts = dict(zip(self._orders, [isotropic, *rest], strict=True))
+        products = [
+            torch.einsum("va,vb,abc->vc", parts[a], parts[b], coupling_tensor(a, b, l, signal))
+            for a, b, l in self._products
+        ]
+        noise = (_noise(fitted, signal, fit) / self.noise + _LEAST_NOISE).log()[:, None]
+        table = torch.cat([q.norm(dim=-1).mean()[None], fit.errors.log()]).to(signal)
+        return torch.cat([*products, noise, table.expand(len(signal), -1), *parts.values()], dim=-1)
+
+    @torch.no_grad()
+    def measure(self, signal: Tensor, graph: PQGraph) -> None:
+        """Set the scales of features and noise to those of a first batch.
+
+        Parameters
+        ----------
+        signal, graph
+            As for `forward`; anatomy and noise should be typical.
+        """
+        found, noise = [], []
+        for scan, part in graph.by_scan(signal, [scan.n_voxels for scan in graph.scans]):
+            q = q_space(scan)
+            for inputs in shells(q):
+                fit = ShellFit.of(q.q_in[inputs], self._orders[-1], self.smoothing)
+                shell = part[:, inputs].clamp(max=LARGEST_RATIO)
+                found.append(shell @ fit.matrix.T.to(shell))
+                noise.append(_noise(found[-1], shell, fit))
+        coefficients = torch.cat(found)
+        self.mean.copy_(coefficients[:, 0].mean())
+        coefficients[:, 0] -= self.mean
+        parts = coefficients.split(_dims(self._orders), dim=-1)
+        self.size.copy_(torch.stack([root_mean_square(part) for part in parts]))
+        self.noise.copy_(root_mean_square(torch.cat(noise)))
+
+
+def per_component(of_orders: Tensor) -> Tensor:
+    """A value for every coefficient, from one for every even order; (n,) to (C,).
+
+    >>> per_component(torch.tensor([1.0, 2.0]))
+    tensor([1., 2., 2., 2., 2., 2.])
+    """
+    dims = torch.tensor(_dims(range(0, 2 * len(of_orders), 2)), device=of_orders.device)
+    return of_orders.repeat_interleave(dims)
+
+
+def root_mean_square(x: Tensor) -> Tensor:
+    """Of all values; positive, because it divides."""
+    return x.square().mean().sqrt().clamp(min=1e-6)
+
+
+def q_space(scan: ScanGraph) -> QSpace:
+    """The directions of a scan, which its voxels share.
+
+    Raises
+    ------
+    ValueError
+        If every voxel has directions of its own.
+    """
+    if not isinstance(scan.q, QSpace):
+        raise ValueError("harmonics need graphs whose voxels share their directions")
+    return scan.q
+
+
+def shells(q: QSpace) -> Iterator[Tensor]:
+    """Indices of the input directions of each shell; b0 is none."""
+    for member in q.shells.member:
+        inputs = member.nonzero()[:, 0]
+        if q.q_in[inputs].any():
+            yield inputs
+
+
+def _dims(orders: tuple[int, ...] | range) -> list[int]:
+    return [2 * l + 1 for l in orders]
+
+
+def _noise(fitted: Tensor, signal: Tensor, fit: ShellFit) -> Tensor:
+    """Noise of every voxel, (V,), from the residual of its fit."""
+    residual = signal - fitted @ fit.basis.T.to(signal)
+    return (residual.square().sum(dim=-1) / max(fit.freedom, _LEAST_FREEDOM)).sqrt()
