@@ -1,0 +1,223 @@
+r"""The network: fibre orientations from the harmonics of the signal, in a voxel and around it.
+
+The signal of a shell is a function on the sphere with the coefficients c of
+`tripq.so3.fit`.  The orientation distribution has the coefficients
+
+.. math::
+    F_l = \sum_k a_{lk}\, X_{lk} + \sigma_l\, g_l(X),
+
+where X are features of order l of the voxel: the coefficients of the fit, and their products.  The
+first part is linear in them.  Its weights are solved by least squares on the first batch
+(`FibreNetwork.solve`): spherical deconvolution by harmonics, with second-order terms that give
+orders that the fit does not have.  g is an equivariant network on p-space, which also takes noise
+and table.  Its last layer starts at 0, and :math:`\sigma_l` is the error of the first part.  So
+training starts at a deconvolution, with the isotropic part and all scales solved.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tripq.domain.graph import PQGraph
+from tripq.domain.quadrature import Quadrature
+from tripq.domain.scan_graph import ScanGraph
+from tripq.filters.radial import Radial
+from tripq.infra.e3nn import o3
+from tripq.networks.shell import (
+    HIGHEST_ORDER,
+    ShellNetwork,
+    per_component,
+    q_space,
+    root_mean_square,
+    shells,
+)
+from tripq.so3.fit import even_orders
+from tripq.so3.mrtrix import n_coefficients
+
+_RIDGE = 1e-6  # of the mean square of the features, for the least squares
+
+
+class FibreNetwork(ShellNetwork):
+    """Rotation-equivariant network from a diffusion scan to fibre orientation distributions.
+
+    The directions of a scan are reduced at once to harmonics, so that one set of weights serves
+    every gradient table.  Of several shells that with most directions is used, and of shells of
+    equal numbers that with the highest b-value.
+
+    Parameters
+    ----------
+    p_radius : float
+        Radius of a layer's neighbourhood in mm; with 0 every voxel is taken by itself.
+    p_features : Irreps or str
+        Features of each layer on p-space.
+    n_p_layers : int
+        Number of these layers, without the last.
+    order : int
+        Highest order of the output: 2, 4, 6 or 8.
+    fit_order : int
+        Highest order of the harmonics of the signal: 2, 4, 6 or 8.
+    smoothing : float
+        Laplace-Beltrami weight of their fit, as in dipy; see `tripq.so3.fit`.
+    p_radial : Radial
+        Radial functions of every layer, of the distance of two voxels.
+    quadrature : {"integral", "sum"}
+        Of every layer; see `PQTensorFieldLayer`.
+
+    Attributes
+    ----------
+    irreps_out : Irreps
+        Of the output: even orders, one of each.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range, or no path leads to some of the features.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tripq.simulate import GradientTable
+    >>> q = GradientTable.from_shells([1000.0], [12]).directions
+    >>> graph = PQGraph.from_grid(np.ones((4, 4, 4)), np.diag([2.0, 2, 2, 1]), q, 4.0)
+    >>> network = FibreNetwork(p_features="4x0e + 2x2e")
+    >>> network.irreps_out
+    1x0e+1x2e+1x4e+1x6e+1x8e
+    >>> network(torch.rand(64, 13), graph).shape
+    torch.Size([64, 45])
+    """
+
+    error: Tensor
+
+    def __init__(
+        self,
+        *,
+        p_radius: float = 4.0,
+        p_features: o3.Irreps | str = "24x0e + 8x2e + 8x4e + 2x6e + 2x8e",
+        n_p_layers: int = 1,
+        order: int = 8,
+        fit_order: int = 4,
+        smoothing: float = 0.004,
+        p_radial: Radial = Radial("cosine", 2),
+        quadrature: Quadrature = "integral",
+    ) -> None:
+        for name, value in (("order", order), ("fit_order", fit_order)):
+            if value not in range(2, HIGHEST_ORDER + 1, 2):
+                raise ValueError(f"{name} must be 2, 4, 6 or 8, not {value}")
+        irreps_out = o3.Irreps([(1, (l, 1)) for l in even_orders(order)])
+        super().__init__(
+            irreps_out,
+            product_order=order,
+            p_radius=p_radius,
+            p_features=p_features,
+            n_p_layers=n_p_layers,
+            order=fit_order,
+            smoothing=smoothing,
+            p_radial=p_radial,
+            quadrature=quadrature,
+        )
+        if self.head.unreached:
+            raise ValueError(f"no path leads to {self.head.unreached} of {irreps_out}")
+        self.order = order
+        self.fit_order = fit_order
+        self.irreps_out = irreps_out
+        of_order = {l: self._columns(l) for l in even_orders(order)}
+        self._columns_of = {l: columns for l, columns in of_order.items() if len(columns)}
+        self.bias = nn.Parameter(torch.zeros(1))
+        self.start = nn.ParameterList(
+            nn.Parameter(torch.zeros(len(columns))) for columns in self._columns_of.values()
+        )
+        self.register_buffer("error", torch.ones(len(irreps_out)))
+
+    def forward(self, signal: Tensor, graph: PQGraph) -> Tensor:
+        """Coefficients of the orientation distributions.
+
+        Parameters
+        ----------
+        signal : Tensor of shape (V, Q)
+            Signal divided by b0.
+        graph : PQGraph
+            The voxels, and their directions.
+
+        Returns
+        -------
+        Tensor of shape (V, irreps_out.dim)
+            Of e3nn's harmonics in world axes, orthonormal; `tripq.so3.mrtrix.to_mrtrix` gives those
+            of MRtrix.
+
+        Raises
+        ------
+        DWIError
+            If a scan has no diffusion-weighted direction.
+        """
+        parts = graph.by_scan(signal, [scan.n_voxels for scan in graph.scans])
+        return torch.cat([self._on_scan(part, scan) for scan, part in parts])
+
+    def _on_scan(self, signal: Tensor, scan: ScanGraph) -> Tensor:
+        features = self._features_of(signal, scan)
+        correction = self.on_voxels(features, PQGraph([scan]))
+        return self._deconvolved(features) + correction * per_component(self.error)
+
+    def _features_of(self, signal: Tensor, scan: ScanGraph) -> Tensor:
+        q = q_space(scan)
+        inputs = _largest(q.q_in, list(shells(q)))
+        return self.fit_shell(signal[:, inputs], q.q_in[inputs]).features
+
+    def _deconvolved(self, features: Tensor) -> Tensor:
+        """The part that is linear in the features, (V, irreps_out.dim)."""
+        output = features.new_zeros(len(features), self.irreps_out.dim)
+        for (l, columns), weight in zip(self._columns_of.items(), self.start, strict=True):
+            output[:, _components(l)] = torch.einsum("vkm,k->vm", features[:, columns], weight)
+        return torch.cat([output[:, :1] + self.bias, output[:, 1:]], dim=1)
+
+    def _columns(self, l: int) -> list[list[int]]:
+        """Columns of each feature of an order, coefficients and products, (features, 2 l + 1)."""
+        described = zip(self.irreps_features, self.irreps_features.slices(), strict=True)
+        return [
+            list(range(columns.start, columns.stop))
+            for (mul, ir), columns in described
+            if ir.l == l and mul == 1  # the scalars that describe noise and table come together
+        ]
+
+    @torch.no_grad()
+    def solve(self, signal: Tensor, graph: PQGraph, target: Tensor) -> None:
+        """Solve the linear part by least squares on a first batch; see `measure` for the scales.
+
+        Parameters
+        ----------
+        signal, graph
+            As for `forward`.
+        target : Tensor of shape (V, irreps_out.dim)
+            The wanted output.
+        """
+        self.measure(signal, graph)
+        parts = graph.by_scan(signal, [scan.n_voxels for scan in graph.scans])
+        features = torch.cat([self._features_of(part, scan) for scan, part in parts]).double()
+        for (l, columns), weight in zip(self._columns_of.items(), self.start, strict=True):
+            x, y = features[:, columns], target[:, _components(l)].double()
+            if l == 0:
+                x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+            gram = torch.einsum("vkm,vjm->kj", x, x)
+            ridge = _RIDGE * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
+            solved = torch.linalg.solve(gram + ridge, torch.einsum("vkm,vm->k", x, y))
+            weight.copy_(solved[: len(weight)])
+            if l == 0:
+                self.bias.copy_(solved[-1:])
+        residual = target - self._deconvolved(features.to(signal))
+        self.error.copy_(
+            torch.stack(
+                [root_mean_square(residual[:, _components(ir.l)]) for _, ir in self.irreps_out]
+            )
+        )
+
+
+def _components(l: int) -> slice:
+    """Columns of an even order among the coefficients of all."""
+    return slice(n_coefficients(l) - (2 * l + 1), n_coefficients(l))
+
+
+def _largest(q: Tensor, inputs: list[Tensor]) -> Tensor:
+    """Indices of the shell with most directions; of equal ones that with the highest b-value."""
+    if not inputs:
+        raise ValueError("no direction is diffusion-weighted")
+    return max(inputs, key=lambda one: (len(one), float(q[one].norm(dim=-1).mean())))

@@ -1,0 +1,133 @@
+"""Scans of a BIDS dataset with known orientation distributions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tripq.scans import DWI, DWIError, Frame, read_dwi
+from tripq.scans.bids import BIDSError, BIDSMissingError, BIDSScan
+from tripq.scans.nifti import check_grid, open_nifti, read_volumes
+from tripq.so3.mrtrix import from_mrtrix, highest_order
+from tripq.tasks.datasets import ScanFiles, find_scan_files
+from tripq.tasks.fibres.names import FODF
+
+
+@dataclass(frozen=True, eq=False)
+class FibreScan:
+    """A scan with known fibres.
+
+    Parameters
+    ----------
+    name : str
+        Of the scan.
+    dwi : DWI
+        The scan, V voxels.
+    fodf : (V, C) float32 array
+        Coefficients of the orientation distributions; orthonormal, in e3nn's basis.
+    """
+
+    name: str
+    dwi: DWI
+    fodf: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class FibreFiles(ScanFiles):
+    """Files of a scan with known fibres.
+
+    Parameters
+    ----------
+    name, participant, scan, bval, bvec
+        As in `tripq.tasks.datasets.ScanFiles`.
+    fodf : Path
+        Orientation distributions, in MRtrix' harmonics, on the grid of the scan.
+    brain : Path or None
+        Mask of the brain; by default all voxels with a known distribution.
+    """
+
+    fodf: Path
+    brain: Path | None
+
+    def read(self, frame: Frame) -> FibreScan:
+        """Read the voxels of the mask.
+
+        Raises
+        ------
+        tripq.scans.DWIError
+            If a file is damaged, or not on the grid of the scan; the message names it.
+        """
+        dwi = read_dwi(self.scan, self.bval, self.bvec, self.brain, frame)
+        check_grid(
+            open_nifti(self.fodf),
+            open_nifti(self.scan),
+            self.fodf,
+            "the known distributions",
+            f"the scan {self.scan}",
+        )
+        return FibreScan(self.name, dwi, from_mrtrix(read_voxels(self.fodf, dwi.mask)))
+
+
+def read_voxels(path: Path, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Distributions of the voxels of a mask, (V, C), as a file has them: in MRtrix' harmonics.
+
+    Raises
+    ------
+    tripq.scans.DWIError
+        If the file is damaged, its number of volumes that of no even order, or a value no number.
+    """
+    image = open_nifti(path)
+    n = image.shape[3] if len(image.shape) == 4 else 1
+    try:
+        highest_order(n)
+    except ValueError as error:
+        raise DWIError(f"{path}: {error}") from error
+    values = np.stack([volume[mask] for volume in read_volumes(image, path)], axis=1)
+    if not np.isfinite(values).all():
+        raise DWIError(f"{path}: some values in the brain are no numbers.")
+    return values.astype(np.float32)
+
+
+def find_files(data: Path, truth: Path, frame: Frame) -> tuple[list[FibreFiles], Mapping[str, str]]:
+    """Files of the scans of a dataset that have known fibres.
+
+    Parameters
+    ----------
+    data : Path
+        The dataset.
+    truth : Path
+        Derivatives with ``*_fodf.nii.gz`` and, optionally, ``*_desc-brain_mask.nii.gz``.
+    frame : {"fsl", "voxel", "world"}
+        Frame of the gradient tables.
+
+    Returns
+    -------
+    files : list of FibreFiles
+        Of each scan, sorted by name.
+    left_out : mapping of str to str
+        Reason of exclusion by the path of every other scan.
+
+    Raises
+    ------
+    tripq.scans.bids.BIDSError
+        If there is no such scan, a table is missing, or two files apply equally.
+    """
+
+    def complete(scan: BIDSScan, files: ScanFiles) -> FibreFiles:
+        fodf = scan.image(truth, FODF)
+        try:
+            return FibreFiles(**vars(files), fodf=fodf, brain=scan.brain_mask(truth))
+        except BIDSMissingError:
+            return FibreFiles(**vars(files), fodf=fodf, brain=None)
+
+    files, left_out = find_scan_files(data, frame, complete)
+    if not files:
+        raise BIDSError(
+            f"{data}: none of its {len(left_out)} scans is suitable for training; reason for the "
+            f"first: {next(iter(left_out.values()))}"
+        )
+    return files, left_out
