@@ -117,9 +117,13 @@ def predict(
         predicted, predicted_name = task.signal(found), f"{stem}_desc-predicted_dwi.nii.gz"
         by_ending = task.maps(model, found)
         maps = {f"{stem}_{ending}.nii.gz": values for ending, values in by_ending.items()}
+        beside = {
+            f"{stem}_{ending}.json": content
+            for ending, content in task.sidecars(model, found).items()
+        }
         # Another command may have written maps of these names, with a different sidecar.
         scans = [] if predicted is None else [predicted_name]
-        check_results([out / name for name in (*maps, *scans)], overwrite)
+        check_results([out / name for name in (*maps, *beside, *scans)], overwrite)
         about = {
             "GeneratedBy": [{"Name": "tripq", "Version": __version__}],
             "Task": task.name,
@@ -135,6 +139,8 @@ def predict(
         with staged(out, last=about_file.name) as part:
             for name, values in maps.items():
                 write_map(values, dwi, part / name)
+            for name, content in beside.items():
+                write_json(part / name, dict(content))
             if predicted is not None:
                 write_dwi(predicted, part / predicted_name, frame)
             settings = {"Task": task.name, **page_settings(about, found.notes)}
@@ -142,5 +148,8 @@ def predict(
             write_json(part / about_file.name, about)
         if not quiet:
             screen.show(
-                *(f"  {out / name}" for name in (*maps, *scans, page.name, about_file.name))
+                *(
+                    f"  {out / name}"
+                    for name in (*maps, *beside, *scans, page.name, about_file.name)
+                )
             )

@@ -12,7 +12,7 @@ A file of weights may say for which task it is (the note ``task``); nothing else
 find the task, and nothing is executed from it.
 
 >>> task_names()
-('lesions', 'signal')
+('fibres', 'lesions', 'signal')
 >>> find_task("lesions").name
 'lesions'
 """
@@ -222,10 +222,18 @@ class TaskCommands(ABC, Generic[Config]):
     def maps(self, model: Model, prediction: Prediction) -> Mapping[str, NDArray[Any]]:
         """Maps of a scan, (V,) or (V, C), by the endings of their files."""
 
+    def sidecars(self, model: Model, prediction: Prediction) -> Mapping[str, Mapping[str, Any]]:
+        """Sidecars of the maps, of JSON's types, by the endings of the maps; by default none."""
+        return {}
+
+    def shown(self, model: Model, prediction: Prediction) -> Mapping[str, NDArray[Any]]:
+        """Maps on the page of a scan, by their names; by default all."""
+        return self.maps(model, prediction)
+
     def write_page(
         self, path: Path, model: Model, prediction: Prediction, settings: Mapping[str, str]
     ) -> None:
-        """Write the page of a scan: by default all maps, the network and the measurement.
+        """Write the page of a scan: by default the maps `shown`, the network and the measurement.
 
         Parameters
         ----------
@@ -243,7 +251,7 @@ class TaskCommands(ABC, Generic[Config]):
 
         maps = [
             ShownMap(ending, values, self.units.get(ending, ""))
-            for ending, values in self.maps(model, prediction).items()
+            for ending, values in self.shown(model, prediction).items()
         ]
         write_maps_report(
             path, prediction.dwi, maps, settings, network=model.described, kind=f"{self.name} maps"

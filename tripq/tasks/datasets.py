@@ -6,17 +6,18 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from tripq.infra.files import read_json
+from tripq.infra.files import read_json, sha256
 from tripq.scans import Frame
 from tripq.scans.bids import BIDSMissingError, BIDSScan, find_namesakes, find_scans
 from tripq.scans.gradients import has_only_b0
 from tripq.scans.nifti import open_nifti
+from tripq.tasks import Bar, Cohort
 
 if TYPE_CHECKING:
     from tripq.training.config import SplitConfig
@@ -200,3 +201,59 @@ def draw_validation(
     number = min(max(1, round(share * len(participants))), len(participants) - 1)
     drawn = np.random.default_rng(seed).permutation(sorted(participants))[:number]
     return tuple(sorted(map(str, drawn)))
+
+
+def read_cohort(
+    data: Path,
+    files: Sequence[Files],
+    read: Callable[[Files], Any],
+    split: SplitConfig,
+    memory: float,
+    bar: Bar,
+) -> Cohort:
+    """Split and read scans, all of them in memory.
+
+    Parameters
+    ----------
+    data : Path
+        The dataset.
+    files : sequence of ScanFiles
+        Of its scans.
+    read : callable
+        Reads a scan: a task's own `tripq.training.Scan`.
+    split : SplitConfig
+        Settings.
+    memory : float
+        Bytes that the scans may take.
+    bar : callable
+        Shows progress; see `tripq.tasks.TaskCommands.read_cohort`.
+
+    Raises
+    ------
+    ConfigError
+        If the split is impossible.
+    ValueError
+        If the scans take more memory, there are fewer than two participants, or one is damaged.
+    """
+    held_out = choose_validation(data, sorted({item.participant for item in files}), split)
+    scans: dict[bool, list[Any]] = {True: [], False: []}
+    fingerprints: dict[str, dict[str, list[str]]] = {"scans": {}, "validation_scans": {}}
+    size = 0
+    with bar("reading", "scans") as update:
+        for number, item in enumerate(files):
+            update(number, len(files))
+            scan = read(item)
+            arrays = (scan.dwi.signal, *vars(scan).values())
+            size += sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
+            if size > memory:
+                raise ValueError(
+                    f"{item.scan}: the scans up to this one take {size / 1e9:.2f} GB, more than "
+                    "--memory: allow more, or train on fewer scans."
+                )
+            is_held_out = item.participant in held_out
+            scans[is_held_out].append(scan)
+            kind = "validation_scans" if is_held_out else "scans"
+            fingerprints[kind][item.name] = [sha256(path) for path in item.all]
+    name, simulated = describe_dataset(data)
+    edges = range_of_edges(voxel_edges(files))
+    return Cohort(name, simulated, scans[False], scans[True], edges, fingerprints)

@@ -30,5 +30,5 @@ def head() -> FibreScan:
 
 def angle(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Degrees between axes, (..., 3)."""
-    lengths = np.linalg.norm(one, axis=-1) * np.linalg.norm(other, axis=-1)
-    return np.degrees(np.arccos(np.clip(np.abs((one * other).sum(-1)) / lengths, 0, 1)))
+    across = np.linalg.norm(np.cross(one, other), axis=-1)  # exact for small angles
+    return np.degrees(np.arctan2(across, np.abs((one * other).sum(axis=-1))))

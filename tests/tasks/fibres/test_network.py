@@ -49,7 +49,7 @@ def test_order_and_signs_of_directions_do_not_matter() -> None:
 def test_blocks_do_not_matter() -> None:
     dwi, network = fibre_head(0).dwi, small()
     whole, parts = (predict_blocks(network, dwi, max_voxels=n) for n in (100_000, 300))
-    np.testing.assert_allclose(parts, whole, atol=1e-5)
+    np.testing.assert_allclose(parts, whole, atol=1e-5 * np.abs(whole).max())
 
 
 def test_the_linear_part_is_a_deconvolution() -> None:
@@ -64,10 +64,12 @@ def test_the_linear_part_is_a_deconvolution() -> None:
         found = network(signals[1], graphs[1])
     white = white_matter(known[1])
     correlation = angular_correlation(found[white], known[1][white])
-    assert float(correlation.mean()) > 0.7
-    assert float((found[:, 0] - known[1][:, 0]).square().mean().sqrt()) < 0.03
+    assert float(correlation.mean()) > 0.6
+    white_matter_error = (found[:, 0] - known[1][:, 0]).square().mean().sqrt()
+    assert float(white_matter_error) < 0.7 * float(known[1][:, 0].std())
     # the scales are those of the errors
-    residual = network(signals[0], graphs[0]) - known[0]
+    with torch.no_grad():
+        residual = network(signals[0], graphs[0]) - known[0]
     assert float(network.error[1]) == pytest.approx(
         float(residual[:, 1:6].square().mean().sqrt()), rel=1e-4
     )

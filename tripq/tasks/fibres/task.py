@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torchmetrics import Metric
 
 from tripq.scans import DWI
 from tripq.simulate.orientations import WHITE
-from tripq.so3.mrtrix import ORTHONORMAL
+from tripq.so3.mrtrix import ORTHONORMAL, n_coefficients
 from tripq.tasks.fibres.network import FibreNetwork
 from tripq.training.batch import Batch
 from tripq.training.task import Scan, Task
@@ -44,7 +45,7 @@ class FibreTask(Task):
     mode = "max"
 
     def __init__(self, order: int = 8) -> None:
-        self.n_coefficients = (order + 1) * (order + 2) // 2
+        self.n_coefficients = n_coefficients(order)
 
     def target(self, scan: Scan) -> NDArray[np.float32]:
         """Coefficients of the orders that are predicted, (V, C)."""
@@ -63,6 +64,15 @@ class FibreTask(Task):
     def metric(self) -> Metric:
         """Mean angular correlation of the voxels of white matter."""
         return AngularCorrelation()
+
+    def check(self, scans: Sequence[Scan], purpose: Literal["training", "validation"]) -> None:
+        """Reject scans whose truth has a lower order."""
+        for scan in scans:
+            if (n := self.target(scan).shape[1]) < self.n_coefficients:
+                raise ValueError(
+                    f"{scan.dwi.path or 'scan'}: its known distributions have {n} coefficients; "
+                    f"{purpose} needs {self.n_coefficients}: choose a lower order of the network"
+                )
 
     @torch.no_grad()
     def initialise(self, network: nn.Module, batch: Batch) -> None:

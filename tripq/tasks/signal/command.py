@@ -11,17 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from numpy.typing import NDArray
 
-from tripq.infra.files import sha256
 from tripq.scans import B_REFERENCE, DWI, Frame
 from tripq.scans.shells import TENSOR_DIRECTIONS, count_directions
 from tripq.scans.tensor import tensor_maps
 from tripq.tasks import Bar, Cohort, TaskCommands, Validation
-from tripq.tasks.datasets import (
-    choose_validation,
-    describe_dataset,
-    range_of_edges,
-    voxel_edges,
-)
+from tripq.tasks.datasets import read_cohort
 
 if TYPE_CHECKING:
     from torch import nn
@@ -75,28 +69,7 @@ class SignalCommands(TaskCommands["SignalConfig"]):
         files, left_out = find_files(data, truth, frame)
         for path, reason in left_out.items():
             _log.warning("%s: left out: %s", path, reason)
-        participants = sorted({item.participant for item in files})
-        held_out = choose_validation(data, participants, settings.split)
-        scans: dict[bool, list[MeasuredScan]] = {True: [], False: []}
-        fingerprints: dict[str, dict[str, list[str]]] = {"scans": {}, "validation_scans": {}}
-        size = 0
-        with bar("reading", "scans") as update:
-            for number, item in enumerate(files):
-                update(number, len(files))
-                scan = item.read(frame)
-                size += scan.dwi.signal.nbytes
-                if size > memory:
-                    raise ValueError(
-                        f"{item.scan}: the scans up to this one take {size / 1e9:.2f} GB, more "
-                        f"than --memory: allow more, or train on fewer scans."
-                    )
-                is_held_out = item.participant in held_out
-                scans[is_held_out].append(scan)
-                kind = "validation_scans" if is_held_out else "scans"
-                fingerprints[kind][item.name] = [sha256(path) for path in item.all]
-        name, simulated = describe_dataset(data)
-        edges = range_of_edges(voxel_edges(files))
-        return Cohort(name, simulated, scans[False], scans[True], edges, fingerprints)
+        return read_cohort(data, files, lambda item: item.read(frame), settings.split, memory, bar)
 
     def train(
         self,

@@ -1,0 +1,168 @@
+"""Interface of the task for the commands `tripq train`, `tripq predict` and `tripq evaluate`."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tripq.scans import Frame
+from tripq.tasks import Bar, Cohort, TaskCommands, Validation
+from tripq.tasks.datasets import read_cohort
+from tripq.tasks.fibres.names import FODF, PEAKS, describe_fodf, describe_peaks
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tripq.networks.apply import Model, Prediction
+    from tripq.tasks.fibres.config import FibreConfig
+    from tripq.tasks.fibres.scans import FibreScan
+    from tripq.tasks.fibres.scoring import FibreScoring
+    from tripq.training import Progress, TrainingRecord
+
+_log = logging.getLogger("tripq")
+
+
+class FibreCommands(TaskCommands["FibreConfig"]):
+    """Prediction of fibres for the commands; its methods import what they need."""
+
+    name = "fibres"
+    needed = ("lightning", "torchmetrics")
+    weights = "fibres.safetensors"
+    quantity = "coefficients"
+
+    @property
+    def config(self) -> type[FibreConfig]:
+        """Class of the training settings."""
+        from tripq.tasks.fibres.config import FibreConfig
+
+        return FibreConfig
+
+    @property
+    def score(self) -> str:
+        """Name of the validation score."""
+        from tripq.tasks.fibres.task import FibreTask
+
+        return FibreTask.score
+
+    def read_cohort(
+        self,
+        data: Path,
+        truth: Path,
+        settings: FibreConfig,
+        frame: Frame,
+        kept: Path,
+        memory: float,
+        bar: Bar,
+    ) -> Cohort:
+        """Find, split and read the scans with known fibres, all of them in memory."""
+        from tripq.tasks.fibres.scans import find_files
+
+        files, left_out = find_files(data, truth, frame)
+        for path, reason in left_out.items():
+            _log.warning("%s: left out: %s", path, reason)
+        return read_cohort(data, files, lambda item: item.read(frame), settings.split, memory, bar)
+
+    def train(
+        self,
+        settings: FibreConfig,
+        cohort: Cohort,
+        folder: Path,
+        device: str,
+        report: Callable[[Progress], None],
+    ) -> tuple[nn.Module, TrainingRecord]:
+        """Train a network, or resume its training."""
+        from tripq.tasks.fibres.training import train_fibres
+
+        return train_fibres(
+            settings, cohort.training, cohort.validation, folder, device=device, report=report
+        )
+
+    def validate(
+        self,
+        network: nn.Module,
+        scans: Sequence[FibreScan],
+        device: str,
+        report: Callable[[int, int], None],
+    ) -> Validation:
+        """Compare distributions and their peaks with the known ones."""
+        import torch
+
+        from tripq.networks.blocks import predict_blocks
+        from tripq.tasks.fibres.peaks import find_peaks
+        from tripq.tasks.fibres.scoring import FibreMap, score_fibres
+        from tripq.tasks.fibres.task import FibreTask, white_matter
+
+        task = FibreTask(int(network.order))  # type: ignore[arg-type]  # a FibreNetwork
+        read = []
+        for number, scan in enumerate(scans):
+            report(number, len(scans))
+            found, known = predict_blocks(network, scan.dwi, device=device), task.target(scan)
+            peaks = find_peaks(known)
+            peaks[~white_matter(torch.from_numpy(known)).numpy()] = 0
+            read.append(FibreMap(scan.name, found, peaks, known))
+        evaluation = score_fibres(read)
+
+        def write_page(path: Path, shown: Mapping[str, str]) -> None:
+            evaluation.write_page(path, shown, "Validation of the trained network")
+
+        pooled = evaluation.rows[-1].columns
+        return Validation(
+            {},
+            {
+                row.name: {
+                    key: None if math.isnan(value) else value for key, value in row.columns.items()
+                }
+                for row in evaluation.rows
+            },
+            f"On {len(scans)} validation scans: angular correlation "
+            f"{pooled['angular_correlation']:.3f}, error of single fibres "
+            f"{pooled['single_error']:.1f} degrees, at crossings {pooled['crossing_error']:.1f}.",
+            write_page,
+        )
+
+    def maps(self, model: Model, prediction: Prediction) -> Mapping[str, NDArray[Any]]:
+        """Orientation distributions in MRtrix' harmonics, and their peaks."""
+        from tripq.so3.mrtrix import to_mrtrix
+        from tripq.tasks.fibres.peaks import find_peaks
+
+        peaks = find_peaks(prediction.output)
+        return {FODF: to_mrtrix(prediction.output), PEAKS: peaks.reshape(len(peaks), -1)}
+
+    def sidecars(self, model: Model, prediction: Prediction) -> Mapping[str, Mapping[str, Any]]:
+        """Basis, order and axes of both maps, and where they come from."""
+        about = {
+            "Description": "tripq FibreNetwork",
+            "Parameters": {
+                "WeightsSHA256": model.sha256,
+                "ShellS": [round(shell.b_value) for shell in prediction.dwi.shells],
+            },
+        }
+        n_coefficients = prediction.output.shape[1]
+        return {FODF: describe_fodf(n_coefficients, about), PEAKS: describe_peaks(about)}
+
+    def shown(self, model: Model, prediction: Prediction) -> Mapping[str, NDArray[Any]]:
+        """Integral of the distribution, and the size of all that is not isotropic."""
+        from tripq.so3.mrtrix import ORTHONORMAL
+
+        return {
+            "white matter": prediction.output[:, 0] * np.float32(ORTHONORMAL),
+            "anisotropic part": np.linalg.norm(prediction.output[:, 1:], axis=1),
+        }
+
+    def scoring(
+        self, threshold: float | None = None, min_volume: float | None = None
+    ) -> FibreScoring:
+        """Orientation distributions and their peaks against known ones."""
+        from tripq.tasks.fibres.scoring import FibreScoring
+
+        if threshold is not None:
+            raise ValueError("--threshold: maps of fibres have none.")
+        if min_volume is not None:
+            raise ValueError("--min-volume: maps of fibres have none.")
+        return FibreScoring()
