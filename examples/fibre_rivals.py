@@ -24,6 +24,7 @@ from dipy.core.gradients import gradient_table
 from dipy.data import get_sphere
 from dipy.reconst.csdeconv import ConstrainedSphericalDeconvModel, response_from_mask_ssst
 from numpy.typing import NDArray
+from torch import nn
 
 from tripq.networks import load_network, save_network
 from tripq.networks.blocks import graph_radius, predict_blocks
@@ -59,7 +60,7 @@ def with_directions(scan: SimulatedFibres, number: int) -> SimulatedFibres:
 
 
 def white_matter(scan: SimulatedFibres) -> SimulatedFibres:
-    """The voxels of a scan with known fibres: what is scored, and all that a voxelwise fit needs."""
+    """The voxels of a scan with known fibres, which are scored."""
     rows = scan.peaks[:, 0].any(axis=-1)
     mask = scan.dwi.mask.copy()
     mask[mask] = rows
@@ -113,13 +114,11 @@ def scores(predict: Predict, scans: Sequence[SimulatedFibres]) -> dict[str, floa
 
 def trained(
     name: str, radius: float, heads: Sequence[SimulatedFibres], out: Path, steps: int, seed: int
-) -> FibreNetwork:
+) -> nn.Module:
     """The network of a name: that of an earlier run, or a new one."""
     file = out / f"{name}.safetensors"
     if file.is_file():
-        network = load_network(file)
-        assert isinstance(network, FibreNetwork)
-        return network
+        return load_network(file)
     torch.manual_seed(seed)
     network = FibreNetwork(p_radius=radius, quadrature="integral" if radius else "sum")
     *training, validation = heads

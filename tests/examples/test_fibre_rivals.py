@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -28,6 +29,8 @@ def test_all_methods_are_scored_and_a_second_run_resumes(
 ) -> None:
     monkeypatch.setattr(program, "ORDERS", (4,))
     monkeypatch.setattr(program, "SINGLE_FIBRE", 0.4)
+    small = partial(program.FibreNetwork, p_features="3x0e + 1x2e")
+    monkeypatch.setattr(program, "FibreNetwork", small)
     plan = {"heads": 2, "tests": 1, "radius": 6.0, "steps": 2, "seed": 0}
     rows = program.compare(tmp_path, small_anatomy(), **plan)
     assert [(row["method"], row["directions"]) for row in rows] == [
@@ -44,4 +47,4 @@ def test_all_methods_are_scored_and_a_second_run_resumes(
         raise AssertionError("both networks are trained already")
 
     monkeypatch.setattr(program, "train", never)
-    assert program.compare(tmp_path, small_anatomy(), **plan) == rows
+    program.trained("network", 6.0, [], tmp_path, steps=2, seed=0)
