@@ -147,8 +147,8 @@ class FibreNetwork(ShellNetwork):
 
         Raises
         ------
-        DWIError
-            If a scan has no diffusion-weighted direction.
+        ValueError
+            If a scan has no diffusion-weighted direction, or its voxels do not share directions.
         """
         parts = graph.by_scan(signal, [scan.n_voxels for scan in graph.scans])
         return torch.cat([self._on_scan(part, scan) for scan, part in parts])

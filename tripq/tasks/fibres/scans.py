@@ -47,7 +47,7 @@ class FibreFiles(ScanFiles):
     fodf : Path
         Orientation distributions, in MRtrix' harmonics, on the grid of the scan.
     brain : Path or None
-        Mask of the brain; by default all voxels with a known distribution.
+        Mask of the brain; by default all voxels of the scan.
     """
 
     fodf: Path
