@@ -173,7 +173,7 @@ def crossing_angles(peaks: NDArray[np.floating]) -> NDArray[np.float64]:
     """Angle between the two largest peaks, (V,), in degrees; NaN with fewer than two."""
     unit = _unit(peaks)
     cosines = np.abs((unit[:, 0] * unit[:, 1]).sum(axis=1)).clip(0, 1)
-    both = unit[:, :2].any(axis=-1).all(axis=1)
+    both = (np.abs(unit[:, :2]).sum(axis=-1) > 0).all(axis=1)
     return np.where(both, np.degrees(np.arccos(cosines)), np.nan)
 
 
