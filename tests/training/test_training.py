@@ -19,7 +19,8 @@ import torch
 from e3nn import o3
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
+from torchmetrics import Metric
 
 from tripq import PQGraph
 from tripq.domain.voxels import neighbour_steps
@@ -225,6 +226,43 @@ def test_interrupted_training_goes_on_as_if_it_had_not_been(  # type: ignore[no-
         assert not network.training
         for a, b in zip(whole.state_dict().values(), network.state_dict().values(), strict=True):
             assert torch.equal(a, b)
+
+
+class NeverBetter(Metric):
+    """The same score in every validation."""
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        pass
+
+    def compute(self) -> Tensor:
+        return torch.tensor(0.5)
+
+
+class Level(LesionTask):
+    def metric(self) -> Metric:
+        return NeverBetter()
+
+
+def test_a_training_goes_on_at_its_last_validation_not_at_its_best(tmp_path: Path) -> None:
+    train(
+        convolutional(),
+        PatchDataModule(
+            [labelled_scan(0)],
+            Level(),
+            radius=2.6,
+            box_size=8,
+            n_boxes=2,
+            validation=[labelled_scan(2)],
+        ),
+        Budget(steps=6),
+        stopping=Stopping(every=2, patience=9),
+        folder=tmp_path,
+    )
+    steps = [
+        torch.load(tmp_path / name, weights_only=True)["global_step"]
+        for name in ("best.ckpt", "last.ckpt")
+    ]
+    assert steps == [2, 6]
 
 
 def test_half_precision_learns_the_same() -> None:

@@ -35,7 +35,7 @@ Precision = Literal["auto", "32-true", "bf16-mixed"]
 CLIP_NORM = 1.0
 
 
-# Files in the folder of a training; Lightning defines the name of the second.
+# Files in the folder of a training.
 _BEST, _LAST, _RECORD = "best.ckpt", "last.ckpt", "training.json"
 _MAX_RECORD_BYTES = 2**28  # the record has about 25 bytes per step
 
@@ -381,9 +381,11 @@ def _callbacks(stopping: Stopping, task: Task, folder: Path) -> list[L.Callback]
             filename=Path(_BEST).stem,
             monitor=task.score,
             mode=task.mode,
-            save_last=True,
             enable_version_counter=False,
         ),
+        # Of every validation, and after the best one, whose score it holds.  Lightning's `save_last`
+        # is written only when the score rises.
+        ModelCheckpoint(folder, filename=Path(_LAST).stem, enable_version_counter=False),
     ]
 
 
