@@ -162,7 +162,7 @@ def test_a_kept_plan_does_not_outlive_what_it_took_for_constant(of_p):
 
 @pytest.mark.parametrize("backend", backends_for("grid"))
 def test_a_small_budget_splits_the_work_and_changes_nothing(backend):
-    shape, small = ((3, 3, 3), 1 << 19) if backend == "edges" else ((6, 6, 6), 1 << 17)
+    shape, small = ((3, 3, 3), 1 << 21) if backend == "edges" else ((6, 6, 6), 1 << 18)
     graph = grid(np.ones(shape), 6)
     x = torch.randn(graph.n_voxels, 6, 7, generator=torch.Generator().manual_seed(0))
     results = []
