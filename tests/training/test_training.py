@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
-from typing import get_type_hints
+from typing import Literal, get_type_hints
 
 import numpy as np
 import pytest
@@ -243,26 +243,40 @@ class Level(LesionTask):
         return NeverBetter()
 
 
-def test_a_training_goes_on_at_its_last_validation_not_at_its_best(tmp_path: Path) -> None:
-    train(
-        convolutional(),
-        PatchDataModule(
-            [labelled_scan(0)],
-            Level(),
-            radius=2.6,
-            box_size=8,
-            n_boxes=2,
-            validation=[labelled_scan(2)],
-        ),
-        Budget(steps=6),
-        stopping=Stopping(every=2, patience=9),
-        folder=tmp_path,
+def train_level(network: nn.Module, folder: Path, returned: Literal["best", "last"]) -> None:
+    """Three validations, of which the first is the best."""
+    patches = PatchDataModule(
+        [labelled_scan(0)],
+        Level(),
+        radius=2.6,
+        box_size=8,
+        n_boxes=2,
+        validation=[labelled_scan(2)],
     )
+    stopping = Stopping(every=2, patience=9, returned=returned)
+    train(network, patches, Budget(steps=6), stopping=stopping, folder=folder)
+
+
+def test_a_training_goes_on_at_its_last_validation_not_at_its_best(tmp_path: Path) -> None:
+    train_level(convolutional(), tmp_path, "best")
     steps = [
         torch.load(tmp_path / name, weights_only=True)["global_step"]
         for name in ("best.ckpt", "last.ckpt")
     ]
     assert steps == [2, 6]
+
+
+@pytest.mark.parametrize("returned", ["best", "last"])
+def test_weights_are_those_of_the_best_or_of_the_last_validation(
+    tmp_path: Path, returned: Literal["best", "last"]
+) -> None:
+    trained, again = convolutional(), convolutional()
+    train_level(trained, tmp_path, returned)
+    train_level(again, tmp_path, returned)  # read, not trained
+    kept = torch.load(tmp_path / f"{returned}.ckpt", weights_only=True)["state_dict"]
+    for network in (trained, again):
+        for name, values in network.state_dict().items():
+            assert torch.equal(values, kept[f"network.{name}"])
 
 
 def test_half_precision_learns_the_same() -> None:
