@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from nibabel.orientations import apply_orientation
 
-from tests.laws.conftest import Head, Map, assert_same, make_head, tripq
+from tests.laws.conftest import ROUNDING, Head, Map, assert_same, make_head, tripq
 from tests.laws.test_rotations import on_the_grid
 from tests.strategies import CUBE
+from tripq import PQGraph
 from tripq.networks import VoxelNetwork, save_network
+from tripq.networks.blocks import graph_radius, predict_blocks
+from tripq.nn import fill_last_bias, scale_initial_weights
+from tripq.scans import read_dwi
 from tripq.tasks.tissue.classes import Classes
 from tripq.tasks.tissue.command import TissueCommands
 
@@ -22,17 +28,24 @@ CLASSES = Classes(("white", "grey", "fluid"), ("WM", "GM", "CSF"))
 Maps = dict[str, np.ndarray]
 
 
+def make_network(head: Head, folder: Path) -> VoxelNetwork:
+    """A network with random weights to which every class is the most probable one somewhere."""
+    torch.manual_seed(3)
+    network = VoxelNetwork("3x0e", q_features="4x0e + 3x2e", p_features="4x0e + 2x1o", n_p_layers=1)
+    dwi = read_dwi(head.write(folder), mask=folder / "mask.nii.gz")
+    graph = PQGraph.from_grid(dwi.mask, dwi.affine, dwi.q, graph_radius(network))
+    scale_initial_weights(network, torch.from_numpy(dwi.signal), graph)
+    logits = predict_blocks(network.eval(), dwi)
+    fill_last_bias(network, torch.from_numpy(-logits.mean(axis=0)))
+    return network
+
+
 @pytest.fixture(scope="module")
 def predict(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Head], Maps]:
     """All maps that ``tripq predict`` writes of a head."""
-    torch.manual_seed(3)
-    network = VoxelNetwork("3x0e", q_features="4x0e + 3x2e", p_features="4x0e + 2x1o", n_p_layers=1)
+    network = make_network(make_head("oblique"), tmp_path_factory.mktemp("first"))
     weights = tmp_path_factory.mktemp("weights") / "tissue.safetensors"
     notes = {"task": "tissue", "voxel_size_mm": "2", "b_values": "1000 2000"}
-    with torch.no_grad():
-        network.head.bias.zero_()
-        for weight in network.head.parameters():
-            weight.mul_(8)
     save_network(network, weights, {**notes, **CLASSES.notes})
 
     @cache
@@ -66,8 +79,12 @@ def test_a_head_turned_on_the_grid_has_the_turned_maps(
     def turn(volume: np.ndarray) -> np.ndarray:
         return apply_orientation(volume, orientation)
 
-    found, expected = predict(on_the_grid(head, matrix, turn)), predict(head)
+    turned = on_the_grid(head, matrix, turn)
+    still = replace(turned, scan=replace(turned.scan, directions=head.scan.directions))
+    found, expected = dict(predict(turned)), predict(head)
     assert len(np.unique(expected["dseg"])) == 4  # outside, and every class
     np.testing.assert_array_equal(found.pop("dseg"), turn(expected["dseg"]))
     for ending, volume in found.items():
         assert_same(volume, turn(expected[ending]))
+        # so that the law is about something: the directions have to turn with the head
+        assert np.abs(predict(still)[ending] - volume).max() > 1000 * ROUNDING
