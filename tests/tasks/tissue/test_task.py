@@ -116,6 +116,13 @@ def test_a_process_without_a_scan_has_a_score() -> None:
     assert float(TASK.metric().compute()) == 0
 
 
+@pytest.mark.gpu
+def test_the_score_of_a_device_is_that_of_the_cpu() -> None:
+    network, scan = small().eval(), head(0)
+    here = score_scans(network, TASK, [scan])
+    assert score_scans(network.cuda(), TASK, [scan], device="cuda") == pytest.approx(here, abs=0.02)
+
+
 def test_boxes_look_for_the_rarest_class() -> None:
     scan = head(0)
     np.testing.assert_array_equal(TASK.focus(scan), scan.labels == 3)

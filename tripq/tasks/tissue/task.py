@@ -41,6 +41,27 @@ class TissueScan(Scan, Protocol):
         """Class of every voxel, (V,), from 0; `UNLABELLED` for no label."""
 
 
+class MeanDice(MulticlassF1Score):
+    """Mean Dice of the classes, over labelled voxels; F1 of a class is its Dice.
+
+    A class that is neither in the labels nor in the predictions does not count.
+
+    Parameters
+    ----------
+    n_classes : int
+        Two or more.
+    """
+
+    def __init__(self, n_classes: int) -> None:
+        super().__init__(n_classes, average="macro", ignore_index=UNLABELLED)
+        # a voxel without a label, so that there is a value without a scan
+        self.update(torch.zeros(1, n_classes), torch.tensor([UNLABELLED]))
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add voxels (V, C) and their labels (V,), which may be on another device."""
+        super().update(preds.to(self.device), target.to(self.device))
+
+
 @dataclass(frozen=True)
 class TissueTask(Task):
     r"""Segmentation into classes: a logit for each class in every voxel, (V, C).
@@ -108,14 +129,8 @@ class TissueTask(Task):
         return entropy + 1 - overlap[number > 0].mean()
 
     def metric(self) -> Metric:
-        """Mean Dice of the classes, over the labelled voxels of all scans.
-
-        A class that is neither in the labels nor in the predictions does not count.
-        """
-        metric = MulticlassF1Score(len(self.fractions), average="macro", ignore_index=UNLABELLED)
-        # a voxel without a label, so that there is a value without a scan
-        metric.update(torch.zeros(1, len(self.fractions)), torch.tensor([UNLABELLED]))
-        return metric
+        """Mean Dice of the classes, over the labelled voxels of all scans."""
+        return MeanDice(len(self.fractions))
 
     def prediction(self, output: Tensor) -> Tensor:
         """Probabilities of the classes, (V, C)."""
