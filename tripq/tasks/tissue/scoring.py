@@ -46,7 +46,7 @@ from tripq.tasks.tissue.scans import ENDING, read_labels
 _SHOWN = {"dice": "Dice", "true_ml": "true ml", "found_ml": "found ml", "error_ml": "error, ml"}
 _CAPTION = (
     "error: found minus true volume; for all scans together the mean of the absolute errors; n/a: "
-    "the class is in neither image"
+    "undefined, such as Dice of a class that is in neither image"
 )
 
 
@@ -282,7 +282,10 @@ def _columns(scores: Sequence[ClassScores], classes: Classes, voxels: int) -> di
 
 
 def _mean(scores: Sequence[ClassScores]) -> dict[str, float]:
-    """Means over the classes that are in one of the images."""
-    there = [vars(one) for one in scores if not math.isnan(one.dice)]
-    keys = vars(scores[0])
-    return {key: float(np.mean([one[key] for one in there])) if there else math.nan for key in keys}
+    """Means over the classes that are in one of the images; volumes have none."""
+    there = [one for one in scores if not math.isnan(one.dice)]
+    dice, error = (
+        float(np.mean([getattr(one, key) for one in there])) if there else math.nan
+        for key in ("dice", "error_ml")
+    )
+    return {"dice": dice, "true_ml": math.nan, "found_ml": math.nan, "error_ml": error}
