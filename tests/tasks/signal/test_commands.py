@@ -178,7 +178,7 @@ def test_a_scan_is_denoised_and_written_again(
     np.testing.assert_allclose(residual, removed, atol=1e-4)
     sidecar = json.loads((out / f"{name}.json").read_text())
     assert sidecar["SkullStripped"] is True
-    assert "b0 is the mean of 1 measured volumes" in sidecar["Notes"][-2]
+    assert "b0 is written as measured" in sidecar["Notes"][-2]
     assert "predicted from other directions" in sidecar["Notes"][-1]
     (out / "sub-01_maps.json").unlink()
     assert "exists already" in call(*given).error

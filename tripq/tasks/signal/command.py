@@ -199,7 +199,7 @@ class SignalCommands(TaskCommands["SignalConfig"]):
         """The predicted scan; noise of b0 remains."""
         dwi = prediction.dwi
         q = dwi.q if prediction.q_out is None else prediction.q_out
-        notes = [f"b0 is the mean of {dwi.b0_volumes} measured volumes; its noise remains."]
+        notes = [f"b0 is written as measured (number of volumes averaged: {dwi.b0_volumes})."]
         if prediction.denoised:
             notes.append("Each volume was predicted from other directions of its shell.")
         return replace(
