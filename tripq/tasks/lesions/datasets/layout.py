@@ -20,13 +20,13 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tripq import __version__
 from tripq.infra.files import read_json, write_json, write_text
 from tripq.tasks.lesions.datasets.errors import DatasetError
 from tripq.tasks.lesions.datasets.sources import LICENCES
@@ -85,9 +85,7 @@ class Layout:
         common = {
             "BIDSVersion": "1.10.0",
             "License": "; ".join(f"{licence.name} ({licence.covers})" for licence in LICENCES),
-            "GeneratedBy": [
-                {"Name": "tripq", "Version": version("tripq"), "Description": self.notice}
-            ],
+            "GeneratedBy": [{"Name": "tripq", "Version": __version__, "Description": self.notice}],
         }
         truth = {"Name": self.truth_title, "DatasetType": "derivative"}
         write_json(folder / TRUTH / "dataset_description.json", {**truth, **common})
