@@ -1,8 +1,9 @@
 """The wheel in fresh environments, with every Python that it supports: ``nox -s core tests``.
 
-``nox -s core-3.12`` installs the wheel alone, with nothing optional, and calls it; ``nox -s tests-3.12``
-runs the tests on it.  ``PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu`` takes torch for the
-CPU, which is much smaller.
+``nox -s core-3.12`` installs the wheel alone, with nothing optional, and calls it;
+``nox -s tests-3.12`` runs the tests on it.  With
+``PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu`` torch is that for the CPU, which is much
+smaller.
 """
 
 from __future__ import annotations

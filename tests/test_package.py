@@ -52,7 +52,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build(kind: str, sources: Path, folder: Path) -> Path:
-    """Build a ``wheel``, an ``editable`` wheel or an ``sdist`` into ``folder``, with the setuptools at hand."""
+    """Build a ``wheel``, ``editable`` wheel or ``sdist`` in ``folder``, with setuptools at hand."""
     command = f"import sys, setuptools.build_meta as b; b.build_{kind}(sys.argv[1])"
     done = subprocess.run(
         [sys.executable, "-c", command, folder], cwd=sources, capture_output=True, text=True

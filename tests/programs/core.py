@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-sys.modules["triton"] = None  # type: ignore[assignment]  # importing it fails, as if not installed
-
 import numpy as np
 import torch
 
@@ -14,6 +12,8 @@ import tripq
 from tripq import PQGraph, PQTensorFieldLayer
 from tripq.networks.checkpoint import load_network
 from tripq.tasks.lesions.weights import default_weights
+
+sys.modules["triton"] = None  # type: ignore[assignment]  # importing it fails, as if not installed
 
 
 def run(**options: Any) -> None:
