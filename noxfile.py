@@ -2,8 +2,8 @@
 
 ``nox -s core-3.12`` installs the wheel alone, with nothing optional, and calls it;
 ``nox -s tests-3.12`` runs the tests on it.  With
-``PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu`` torch is that for the CPU, which is much
-smaller.
+``PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu`` torch is that for the CPU, which is
+much smaller.
 """
 
 from __future__ import annotations
