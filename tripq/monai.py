@@ -1,8 +1,8 @@
 """tripq in MONAI: a transform that reads a scan with its table, and networks on dense volumes.
 
 MONAI's transforms, losses and inferers take dense tensors, channels first; the networks of tripq
-take the voxels of a mask and a graph.  `LoadDWId` reads, `VolumeNetwork` goes from dense tensors to the
-graph and back (`tripq.PQGraph.gather`, `tripq.PQGraph.scatter`).
+take the voxels of a mask and a graph.  `LoadDWId` reads, `VolumeNetwork` goes from dense tensors to
+the graph and back (`tripq.PQGraph.gather`, `tripq.PQGraph.scatter`).
 
 Needs MONAI: ``pip install 'tripq[bench]'``.
 """
@@ -32,8 +32,9 @@ class LoadDWId(MapTransform):
 
     The path ``data[key]`` becomes the signal divided by b0, (Q, X, Y, Z) float32, a `MetaTensor`
     with the affine of the scan: the mean of the b0 volumes first, then the diffusion-weighted
-    volumes, 0 outside the mask.  ``data[key + "_q"]`` becomes the q-vectors, (Q, 3) float32 in world axes, and
-    ``data[key + "_mask"]`` the mask, (1, X, Y, Z) bool; if it is a path before, that mask is read.
+    volumes, 0 outside the mask.  ``data[key + "_q"]`` becomes the q-vectors, (Q, 3) float32 in
+    world axes, and ``data[key + "_mask"]`` the mask, (1, X, Y, Z) bool; if it is a path before,
+    that mask is read.
 
     Parameters
     ----------
