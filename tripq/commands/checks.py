@@ -48,9 +48,9 @@ def check_cohort_folder(folder: Path) -> None:
         If it contains other files, or cannot be written to; it names the folder.
     """
     check_writable(folder)
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder / "dataset_description.json").is_file():
-            raise FileExistsError(0, "contains other files: choose an empty folder.", str(folder))
+    is_dataset = (folder / "dataset_description.json").is_file()
+    if folder.exists() and not is_dataset and any(folder.iterdir()):
+        raise FileExistsError(0, "contains other files: choose an empty folder.", str(folder))
 
 
 def check_memory(memory: float, processes: int = 1) -> None:
