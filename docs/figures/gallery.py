@@ -1,4 +1,4 @@
-"""The pictures of docs/gallery.md that no other program draws: ``python docs/figures/gallery.py``."""
+"""Pictures of docs/gallery.md that nothing else draws: ``python docs/figures/gallery.py``."""
 
 from __future__ import annotations
 
