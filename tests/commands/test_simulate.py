@@ -64,7 +64,7 @@ def test_a_second_call_completes_a_cohort(tmp_path: Path) -> None:
     assert first.stat().st_mtime_ns == written
     write_simulated(whole, 2, TABLE, anatomy=part())
     files = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
-    assert len(files) == 18
+    assert len(files) == 5 + 2 * 7  # descriptions; scan with table and sidecar, three masks
     for file in files:
         assert (short / file).read_bytes() == (whole / file).read_bytes(), file
 
