@@ -151,7 +151,7 @@ def test_shells_of_a_table_or_none(number, table, resampled):
 
 def by(backend: Backend, budget: int, dtype: torch.dtype) -> list[torch.Tensor]:
     """Output and gradients with a budget for working arrays."""
-    (scan,) = patches((5, 3, 3), (3, 3, 2), radius=2.8).scans
+    (scan,) = patches((4, 3, 3), (3, 2, 2), radius=2.8).scans
     torch.manual_seed(0)
     (filter,) = (
         PQTensorFieldLayer(IRREPS, IRREPS, 2.8, lmax_p=2, lmax_q=2, quadrature="sum")

@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
-from typing import get_type_hints
+from typing import Literal, get_type_hints
 
 import numpy as np
 import pytest
@@ -19,7 +19,8 @@ import torch
 from e3nn import o3
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
+from torchmetrics import Metric
 
 from tripq import PQGraph
 from tripq.domain.voxels import neighbour_steps
@@ -225,6 +226,57 @@ def test_interrupted_training_goes_on_as_if_it_had_not_been(  # type: ignore[no-
         assert not network.training
         for a, b in zip(whole.state_dict().values(), network.state_dict().values(), strict=True):
             assert torch.equal(a, b)
+
+
+class NeverBetter(Metric):
+    """The same score in every validation."""
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        pass
+
+    def compute(self) -> Tensor:
+        return torch.tensor(0.5)
+
+
+class Level(LesionTask):
+    def metric(self) -> Metric:
+        return NeverBetter()
+
+
+def train_level(network: nn.Module, folder: Path, returned: Literal["best", "last"]) -> None:
+    """Three validations, of which the first is the best."""
+    patches = PatchDataModule(
+        [labelled_scan(0)],
+        Level(),
+        radius=2.6,
+        box_size=8,
+        n_boxes=2,
+        validation=[labelled_scan(2)],
+    )
+    stopping = Stopping(every=2, patience=9, returned=returned)
+    train(network, patches, Budget(steps=6), stopping=stopping, folder=folder)
+
+
+def test_a_training_goes_on_at_its_last_validation_not_at_its_best(tmp_path: Path) -> None:
+    train_level(convolutional(), tmp_path, "best")
+    steps = [
+        torch.load(tmp_path / name, weights_only=True)["global_step"]
+        for name in ("best.ckpt", "last.ckpt")
+    ]
+    assert steps == [2, 6]
+
+
+@pytest.mark.parametrize("returned", ["best", "last"])
+def test_weights_are_those_of_the_best_or_of_the_last_validation(
+    tmp_path: Path, returned: Literal["best", "last"]
+) -> None:
+    trained, again = convolutional(), convolutional()
+    train_level(trained, tmp_path, returned)
+    train_level(again, tmp_path, returned)  # read, not trained
+    kept = torch.load(tmp_path / f"{returned}.ckpt", weights_only=True)["state_dict"]
+    for network in (trained, again):
+        for name, values in network.state_dict().items():
+            assert torch.equal(values, kept[f"network.{name}"])
 
 
 def test_half_precision_learns_the_same() -> None:

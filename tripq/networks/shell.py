@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tripq.domain.graph import PQGraph
-from tripq.domain.qspace import QSpace
+from tripq.domain.qspace import QSpace, same_shell
 from tripq.domain.quadrature import Quadrature
 from tripq.domain.scan_graph import ScanGraph
 from tripq.filters.filter import coupling_tensor
@@ -25,6 +25,7 @@ from tripq.networks.signal import LARGEST_RATIO
 from tripq.nn.block import Block
 from tripq.nn.bound import Bindable
 from tripq.nn.layer import PQTensorFieldLayer
+from tripq.scans import B_REFERENCE, DWIError
 from tripq.so3.fit import ShellFit, even_orders
 
 HIGHEST_ORDER = 8
@@ -197,7 +198,7 @@ class ShellNetwork(Bindable):
         """
         found, noise = [], []
         for scan, part in graph.by_scan(signal, [scan.n_voxels for scan in graph.scans]):
-            q = q_space(scan)
+            q = shared_directions(scan)
             for inputs in shells(q):
                 fit = ShellFit.of(q.q_in[inputs], self._orders[-1], self.smoothing)
                 shell = part[:, inputs].clamp(max=LARGEST_RATIO)
@@ -226,7 +227,7 @@ def root_mean_square(x: Tensor) -> Tensor:
     return x.square().mean().sqrt().clamp(min=1e-6)
 
 
-def q_space(scan: ScanGraph) -> QSpace:
+def shared_directions(scan: ScanGraph) -> QSpace:
     """The directions of a scan, which its voxels share.
 
     Raises
@@ -245,6 +246,24 @@ def shells(q: QSpace) -> Iterator[Tensor]:
         inputs = member.nonzero()[:, 0]
         if q.q_in[inputs].any():
             yield inputs
+
+
+def split_shells(q: QSpace) -> Iterator[tuple[Tensor, Tensor]]:
+    """Indices of the input and the output directions of each shell; b0 is none.
+
+    Raises
+    ------
+    DWIError
+        If an output direction is on no shell of the input.
+    """
+    without = q.q_out.norm(dim=-1) > 0
+    for inputs in shells(q):
+        outputs = same_shell(q.q_out[:, None], q.q_in[inputs]).any(dim=1) & without
+        without &= ~outputs
+        yield inputs, outputs.nonzero()[:, 0]
+    if without.any():
+        b_values = sorted({round(B_REFERENCE * float(v @ v)) for v in q.q_out[without]})
+        raise DWIError(f"no direction was measured at b = {b_values} s/mm2.")
 
 
 def _dims(orders: tuple[int, ...] | range) -> list[int]:

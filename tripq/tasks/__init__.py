@@ -12,7 +12,7 @@ A file of weights may say for which task it is (the note ``task``); nothing else
 find the task, and nothing is executed from it.
 
 >>> task_names()
-('fibres', 'lesions', 'signal')
+('fibres', 'lesions', 'signal', 'tissue')
 >>> find_task("lesions").name
 'lesions'
 """
@@ -127,7 +127,7 @@ class TaskCommands(ABC, Generic[Config]):
     name : str
         Of the task.
     needed : tuple of str
-        Packages of the extra ``ms`` that training needs.
+        Packages of the extras ``ms`` and ``scores`` that training needs.
     weights : str
         Name of the file of a trained network.
     quantity : str
@@ -135,7 +135,8 @@ class TaskCommands(ABC, Generic[Config]):
     units : mapping of str to str
         Units of the maps, by the endings of their files, for pages.
     predicts_signal : bool
-        Whether networks predict the signal along any direction; see `signal`.
+        Whether networks predict the signal along any direction; see `signal`.  `predict` then takes
+        ``q_out``, the directions, or ``denoise=True``: every volume from the others.
     scored : str
         Ending of the map of numbers that `tripq evaluate` compares with known ones; empty for none.
     """
@@ -215,15 +216,17 @@ class TaskCommands(ABC, Generic[Config]):
         return predict_blocks(network, dwi, **how)
 
     def signal(self, prediction: Prediction) -> DWI | None:
-        """The predicted scan, for a task that predicts the signal; None for others."""
+        """The predicted scan with notes, for a task that predicts the signal; None for others."""
         return None
 
     @abstractmethod
     def maps(self, model: Model, prediction: Prediction) -> Mapping[str, NDArray[Any]]:
         """Maps of a scan, (V,) or (V, C), by the endings of their files."""
 
-    def sidecars(self, model: Model, prediction: Prediction) -> Mapping[str, Mapping[str, Any]]:
-        """Sidecars of the maps, of JSON's types, by the endings of the maps; by default none."""
+    def sidecars(
+        self, model: Model, prediction: Prediction
+    ) -> Mapping[str, str | Mapping[str, Any]]:
+        """Files beside the maps, by the endings of their names: text, or the content of JSON."""
         return {}
 
     def shown(self, model: Model, prediction: Prediction) -> Mapping[str, NDArray[Any]]:

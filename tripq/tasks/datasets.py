@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tripq.infra.files import read_json, sha256
 from tripq.scans import Frame
-from tripq.scans.bids import BIDSMissingError, BIDSScan, find_namesakes, find_scans
+from tripq.scans.bids import BIDSError, BIDSMissingError, BIDSScan, find_namesakes, find_scans
 from tripq.scans.gradients import has_only_b0
 from tripq.scans.nifti import open_nifti
 from tripq.tasks import Bar, Cohort
@@ -83,7 +83,7 @@ def find_scan_files(
     Raises
     ------
     tripq.scans.bids.BIDSError
-        If there is no scan, a table is missing, or two files apply equally to a scan.
+        If no scan is suitable, a table is missing, or two files apply equally to a scan.
     """
     files: list[Files] = []
     left_out: dict[str, str] = {}
@@ -103,6 +103,11 @@ def find_scan_files(
             files.append(complete(scan, found))
         except BIDSMissingError as error:
             left_out[place] = str(error)
+    if not files:
+        raise BIDSError(
+            f"{data}: none of its {len(left_out)} scans is suitable for training; reason for the "
+            f"first: {next(iter(left_out.values()))}"
+        )
     return files, left_out
 
 
@@ -121,6 +126,47 @@ def range_of_edges(edges: Mapping[Path, NDArray[np.float64]]) -> tuple[float, fl
     return round(float(found.min()), 3), round(float(found.max()), 3)
 
 
+def range_of_voxels(files: Sequence[ScanFiles], *, common: bool = False) -> tuple[float, float]:
+    """Shortest and longest edge of the voxels of all scans in mm; only headers are read.
+
+    Parameters
+    ----------
+    files : sequence of ScanFiles
+        Of the scans.
+    common : bool
+        Whether all voxels must be cubes of one size, as a network whose layers are sums needs them:
+        edges may differ from the median by `VOXEL_TOLERANCE` of `tripq.networks.apply`.  It is then
+        both edges.
+
+    Raises
+    ------
+    BIDSError
+        If an edge differs by more; the message names the scan.
+    tripq.scans.DWIError
+        If a scan cannot be read.
+    """
+    from tripq.networks.apply import VOXEL_TOLERANCE
+
+    edges = voxel_edges(files)
+    size = float(np.median([np.prod(lengths) ** (1 / 3) for lengths in edges.values()]))
+    others = {
+        path: lengths
+        for path, lengths in edges.items()
+        if np.any(np.abs(lengths - size) > VOXEL_TOLERANCE * size)
+    }
+    if not others:
+        return round(size, 3), round(size, 3)
+    if common:
+        path, lengths = next(iter(others.items()))
+        shown = " x ".join(f"{edge:.3g}" for edge in lengths)
+        raise BIDSError(
+            f'{path}: voxels of {shown} mm, but quadrature = "sum" needs cubic voxels of one size, '
+            f'here {size:.3g} mm: choose quadrature = "integral", or resample the scan and its '
+            "masks (see tripq.scans.resampling)."
+        )
+    return range_of_edges(edges)
+
+
 def describe_dataset(data: Path) -> tuple[str, bool]:
     """Name of a dataset, and whether its signal is simulated."""
     path = data / "dataset_description.json"
@@ -132,6 +178,80 @@ def describe_dataset(data: Path) -> tuple[str, bool]:
     except ValueError:
         _log.warning("%s: cannot be read.", path)
         return data.resolve().name, False
+
+
+def read_cohort(
+    data: Path,
+    files: Sequence[Files],
+    held_out: Sequence[str],
+    voxel_sizes: tuple[float, float],
+    read: Callable[[Files, list[str]], Any],
+    bar: Bar,
+) -> Cohort:
+    """Read the scans of a training.
+
+    Parameters
+    ----------
+    data : Path
+        The dataset.
+    files : sequence of ScanFiles
+        Files of each scan.
+    held_out : sequence of str
+        Labels of the participants for validation; see `choose_validation`.
+    voxel_sizes : (float, float)
+        Shortest and longest edge in mm.
+    read : callable
+        Reads a scan, given its files and their SHA-256.
+    bar : callable
+        See `tripq.tasks.TaskCommands.read_cohort`.
+    """
+    training: list[Any] = []
+    validation: list[Any] = []
+    fingerprints: dict[str, dict[str, list[str]]] = {"scans": {}, "validation_scans": {}}
+    with bar("reading", "scans") as update:
+        for number, item in enumerate(files):
+            update(number, len(files))
+            digests = [sha256(path) for path in item.all]
+            is_held_out = item.participant in held_out
+            (validation if is_held_out else training).append(read(item, digests))
+            kind = "validation_scans" if is_held_out else "scans"
+            fingerprints[kind][item.name] = digests
+    name, simulated = describe_dataset(data)
+    return Cohort(name, simulated, training, validation, voxel_sizes, fingerprints)
+
+
+def in_memory(
+    read: Callable[[Files], Any], memory: float
+) -> Callable[[Files, list[str]], Any]:
+    """A reader for `read_cohort` of scans that all stay in memory.
+
+    Parameters
+    ----------
+    read : callable
+        Reads a scan, given its files.
+    memory : float
+        Bytes that all scans may take.
+
+    Raises
+    ------
+    ValueError
+        By the reader, if the scans up to one take more.
+    """
+    size = 0
+
+    def read_within(files: Files, digests: list[str]) -> Any:
+        nonlocal size
+        scan = read(files)
+        arrays = (scan.dwi.signal, *vars(scan).values())
+        size += sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
+        if size > memory:
+            raise ValueError(
+                f"{files.scan}: the scans up to this one take {size / 1e9:.2f} GB, more than "
+                "--memory: allow more, or train on fewer scans."
+            )
+        return scan
+
+    return read_within
 
 
 def choose_validation(
@@ -162,7 +282,10 @@ def choose_validation(
     else:
         held_out = tuple(label.removeprefix("sub-") for label in split.validation)
         if missing := sorted(set(held_out) - set(participants)):
-            raise ConfigError(f"[split] validation: {data} has no labelled {', '.join(missing)}.")
+            raise ConfigError(
+                f"[split] validation: {data} has no scans suitable for training of "
+                f"{', '.join(missing)}."
+            )
         if not set(participants) - set(held_out):
             raise ConfigError("[split] validation: no participant is left for training.")
     _log.info("validation participants: %s.", ", ".join(held_out))
@@ -195,65 +318,9 @@ def draw_validation(
     """
     if len(participants) < 2:
         raise ValueError(
-            f"labelled participants: {len(participants)}; one is needed for training and another "
-            "for validation."
+            f"participants with scans suitable for training: {len(participants)}; one is needed "
+            "for training and another for validation."
         )
     number = min(max(1, round(share * len(participants))), len(participants) - 1)
     drawn = np.random.default_rng(seed).permutation(sorted(participants))[:number]
     return tuple(sorted(map(str, drawn)))
-
-
-def read_cohort(
-    data: Path,
-    files: Sequence[Files],
-    read: Callable[[Files], Any],
-    split: SplitConfig,
-    memory: float,
-    bar: Bar,
-) -> Cohort:
-    """Split and read scans, all of them in memory.
-
-    Parameters
-    ----------
-    data : Path
-        The dataset.
-    files : sequence of ScanFiles
-        Of its scans.
-    read : callable
-        Reads a scan: a task's own `tripq.training.Scan`.
-    split : SplitConfig
-        Settings.
-    memory : float
-        Bytes that the scans may take.
-    bar : callable
-        Shows progress; see `tripq.tasks.TaskCommands.read_cohort`.
-
-    Raises
-    ------
-    ConfigError
-        If the split is impossible.
-    ValueError
-        If the scans take more memory, there are fewer than two participants, or one is damaged.
-    """
-    held_out = choose_validation(data, sorted({item.participant for item in files}), split)
-    scans: dict[bool, list[Any]] = {True: [], False: []}
-    fingerprints: dict[str, dict[str, list[str]]] = {"scans": {}, "validation_scans": {}}
-    size = 0
-    with bar("reading", "scans") as update:
-        for number, item in enumerate(files):
-            update(number, len(files))
-            scan = read(item)
-            arrays = (scan.dwi.signal, *vars(scan).values())
-            size += sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
-            if size > memory:
-                raise ValueError(
-                    f"{item.scan}: the scans up to this one take {size / 1e9:.2f} GB, more than "
-                    "--memory: allow more, or train on fewer scans."
-                )
-            is_held_out = item.participant in held_out
-            scans[is_held_out].append(scan)
-            kind = "validation_scans" if is_held_out else "scans"
-            fingerprints[kind][item.name] = [sha256(path) for path in item.all]
-    name, simulated = describe_dataset(data)
-    edges = range_of_edges(voxel_edges(files))
-    return Cohort(name, simulated, scans[False], scans[True], edges, fingerprints)

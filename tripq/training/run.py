@@ -35,7 +35,7 @@ Precision = Literal["auto", "32-true", "bf16-mixed"]
 CLIP_NORM = 1.0
 
 
-# Files in the folder of a training; Lightning defines the name of the second.
+# Files in the folder of a training.
 _BEST, _LAST, _RECORD = "best.ckpt", "last.ckpt", "training.json"
 _MAX_RECORD_BYTES = 2**28  # the record has about 25 bytes per step
 
@@ -48,6 +48,10 @@ class Stopping:
     Optim 30:838-855, 1992).  The average is validated, and that of the best validation is returned.
     The learning rate therefore need not fall, and the length of the training need not be known in
     advance.  If it is known, a falling rate reaches the same scores in fewer steps.
+
+    A score over scans of many kinds can fall although each of them is segmented better, because one
+    threshold no longer suits all.  With a falling rate, the last weights can then be better than
+    the best.
 
     Parameters
     ----------
@@ -65,6 +69,8 @@ class Stopping:
         Steps in which the learning rate rises; then it is constant.
     falling : bool
         Whether the learning rate rises and falls with the budget instead, as without a `Stopping`.
+    returned : {"best", "last"}
+        The validation whose weights are returned.
 
     Raises
     ------
@@ -78,6 +84,7 @@ class Stopping:
     decay: float = 0.99
     warm_up: int = 100
     falling: bool = False
+    returned: Literal["best", "last"] = "best"
 
     def __post_init__(self) -> None:
         if (
@@ -251,7 +258,7 @@ def train(
         network, task, learning_rate=learning_rate, weight_decay=weight_decay, settle=settle
     )
     if folder is not None and (finished := _read_record(Path(folder), task)) is not None:
-        _take_best(module, Path(folder))
+        _take(module, Path(folder), stopping)
         network.eval()
         return finished
     steady = stopping.warm_up if stopping is not None and not stopping.falling else None
@@ -302,7 +309,7 @@ def train(
             tuple(keeper.losses), keeper.seconds, tuple(keeper.scores), chosen, task.mode
         )
         if keeper.scores:
-            _take_best(module, checkpoints)
+            _take(module, checkpoints, stopping)
             if rank.leads:
                 _write_record(record, checkpoints)
         elif settle:
@@ -311,12 +318,15 @@ def train(
     return record
 
 
-def _take_best(module: TaskModule, folder: Path) -> None:
-    best = _load(folder / _BEST)
+def _take(module: TaskModule, folder: Path, stopping: Stopping | None) -> None:
+    """Load the weights of the best or of the last validation."""
+    last = stopping is not None and stopping.returned == "last"
+    path = folder / (_LAST if last else _BEST)
+    content = _load(path)
     try:
-        module.load_state_dict(best["state_dict"])
+        module.load_state_dict(content["state_dict"])
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise _unusable(folder / _BEST, "not of this network") from error
+        raise _unusable(path, "not of this network") from error
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -381,9 +391,11 @@ def _callbacks(stopping: Stopping, task: Task, folder: Path) -> list[L.Callback]
             filename=Path(_BEST).stem,
             monitor=task.score,
             mode=task.mode,
-            save_last=True,
             enable_version_counter=False,
         ),
+        # Of every validation, and after the best one, whose score it contains.  Lightning's
+        # `save_last` is written only when the score rises.
+        ModelCheckpoint(folder, filename=Path(_LAST).stem, enable_version_counter=False),
     ]
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tripq.scans import Frame
 from tripq.tasks import Bar, Cohort, TaskCommands, Validation
-from tripq.tasks.datasets import read_cohort
+from tripq.tasks.datasets import choose_validation, in_memory, range_of_voxels, read_cohort
 from tripq.tasks.fibres.names import FODF, PEAKS, describe_fodf, describe_peaks
 
 if TYPE_CHECKING:
@@ -66,7 +66,10 @@ class FibreCommands(TaskCommands["FibreConfig"]):
         files, left_out = find_files(data, truth, frame)
         for path, reason in left_out.items():
             _log.warning("%s: left out: %s", path, reason)
-        return read_cohort(data, files, lambda item: item.read(frame), settings.split, memory, bar)
+        participants = sorted({item.participant for item in files})
+        held_out = choose_validation(data, participants, settings.split)
+        read = in_memory(lambda item: item.read(frame), memory)
+        return read_cohort(data, files, held_out, range_of_voxels(files), read, bar)
 
     def train(
         self,
@@ -134,7 +137,9 @@ class FibreCommands(TaskCommands["FibreConfig"]):
         peaks = find_peaks(prediction.output)
         return {FODF: to_mrtrix(prediction.output), PEAKS: peaks.reshape(len(peaks), -1)}
 
-    def sidecars(self, model: Model, prediction: Prediction) -> Mapping[str, Mapping[str, Any]]:
+    def sidecars(
+        self, model: Model, prediction: Prediction
+    ) -> Mapping[str, str | Mapping[str, Any]]:
         """Basis, order and axes of both maps, and where they come from."""
         about = {
             "Description": "tripq FibreNetwork",
@@ -144,7 +149,10 @@ class FibreCommands(TaskCommands["FibreConfig"]):
             },
         }
         n_coefficients = prediction.output.shape[1]
-        return {FODF: describe_fodf(n_coefficients, about), PEAKS: describe_peaks(about)}
+        return {
+            f"{FODF}.json": describe_fodf(n_coefficients, about),
+            f"{PEAKS}.json": describe_peaks(about),
+        }
 
     def shown(self, model: Model, prediction: Prediction) -> Mapping[str, NDArray[Any]]:
         """Integral of the distribution, and the size of all that is not isotropic."""

@@ -28,8 +28,8 @@ from tripq.networks.shell import (
     HIGHEST_ORDER,
     ShellNetwork,
     per_component,
-    q_space,
     root_mean_square,
+    shared_directions,
     shells,
 )
 from tripq.so3.fit import even_orders
@@ -159,7 +159,7 @@ class FibreNetwork(ShellNetwork):
         return self._deconvolved(features) + correction * per_component(self.error)
 
     def _features_of(self, signal: Tensor, scan: ScanGraph) -> Tensor:
-        q = q_space(scan)
+        q = shared_directions(scan)
         inputs = _largest(q.q_in, list(shells(q)))
         return self.fit_shell(signal[:, inputs], q.q_in[inputs]).features
 

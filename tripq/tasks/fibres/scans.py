@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tripq.scans import DWI, DWIError, Frame, read_dwi
-from tripq.scans.bids import BIDSError, BIDSMissingError, BIDSScan
+from tripq.scans.bids import BIDSMissingError, BIDSScan
 from tripq.scans.nifti import check_grid, open_nifti, read_volumes
 from tripq.so3.mrtrix import from_mrtrix, highest_order
 from tripq.tasks.datasets import ScanFiles, find_scan_files
@@ -114,7 +114,7 @@ def find_files(data: Path, truth: Path, frame: Frame) -> tuple[list[FibreFiles],
     Raises
     ------
     tripq.scans.bids.BIDSError
-        If there is no such scan, a table is missing, or two files apply equally.
+        If no scan is suitable, a table is missing, or two files apply equally.
     """
 
     def complete(scan: BIDSScan, files: ScanFiles) -> FibreFiles:
@@ -124,10 +124,4 @@ def find_files(data: Path, truth: Path, frame: Frame) -> tuple[list[FibreFiles],
         except BIDSMissingError:
             return FibreFiles(**vars(files), fodf=fodf, brain=None)
 
-    files, left_out = find_scan_files(data, frame, complete)
-    if not files:
-        raise BIDSError(
-            f"{data}: none of its {len(left_out)} scans is suitable for training; reason for the "
-            f"first: {next(iter(left_out.values()))}"
-        )
-    return files, left_out
+    return find_scan_files(data, frame, complete)

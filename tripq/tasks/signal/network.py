@@ -14,19 +14,21 @@ isotropic part and the initial scale are solved by this.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from torch import Tensor
 
 from tripq.domain.batch import pad_rows
 from tripq.domain.graph import PQGraph
-from tripq.domain.qspace import QSpace, same_shell
 from tripq.domain.quadrature import Quadrature
 from tripq.domain.scan_graph import ScanGraph
 from tripq.filters.radial import Radial
 from tripq.infra.e3nn import o3
-from tripq.networks.shell import HIGHEST_ORDER, ShellNetwork, per_component, q_space, shells
-from tripq.scans import B_REFERENCE, DWIError
+from tripq.networks.shell import (
+    HIGHEST_ORDER,
+    ShellNetwork,
+    per_component,
+    shared_directions,
+    split_shells,
+)
 from tripq.so3.fit import even_orders, harmonics_at
 
 
@@ -128,13 +130,29 @@ class SignalPredictor(ShellNetwork):
         return pad_rows([self._on_scan(part, scan) for scan, part in parts])
 
     def _on_scan(self, signal: Tensor, scan: ScanGraph) -> Tensor:
-        q, graph = q_space(scan), PQGraph([scan])
+        q, graph = shared_directions(scan), PQGraph([scan])
         output = signal.new_ones(len(signal), len(q.q_out))
-        for inputs, outputs in _shells_of_both(q):
-            coefficients = self.coefficients(signal[:, inputs], q.q_in[inputs], graph)
-            at = harmonics_at(q.q_out[outputs], self.order).to(signal)
-            output = output.index_copy(1, outputs, coefficients @ at.T)
+        for inputs, outputs in split_shells(q):
+            values = self.along(q.q_out[outputs], signal[:, inputs], q.q_in[inputs], graph)
+            output = output.index_copy(1, outputs, values)
         return output
+
+    def along(self, q_out: Tensor, signal: Tensor, q: Tensor, graph: PQGraph) -> Tensor:
+        """The signal of one shell along some of its directions.
+
+        Parameters
+        ----------
+        q_out : Tensor of shape (Q_out, 3)
+            Their q-vectors.
+        signal, q, graph
+            What was measured on the shell; see `coefficients`.
+
+        Returns
+        -------
+        Tensor of shape (V, Q_out)
+        """
+        at = harmonics_at(q_out, self.order).to(signal)
+        return self.coefficients(signal, q, graph) @ at.T
 
     def coefficients(self, signal: Tensor, q: Tensor, graph: PQGraph) -> Tensor:
         """Coefficients of the signal of one shell.
@@ -156,15 +174,3 @@ class SignalPredictor(ShellNetwork):
         shell = self.fit_shell(signal, q)
         correction = self.on_voxels(shell.features, graph)
         return shell.coefficients + correction * per_component(self.noise * shell.errors)
-
-
-def _shells_of_both(q: QSpace) -> Iterator[tuple[Tensor, Tensor]]:
-    """Indices of the input and the output directions of each shell; b0 is none."""
-    without = q.q_out.norm(dim=-1) > 0
-    for inputs in shells(q):
-        outputs = same_shell(q.q_out[:, None], q.q_in[inputs]).any(dim=1) & without
-        without &= ~outputs
-        yield inputs, outputs.nonzero()[:, 0]
-    if without.any():
-        b_values = sorted({round(B_REFERENCE * float(v @ v)) for v in q.q_out[without]})
-        raise DWIError(f"no direction was measured at b = {b_values} s/mm2.")
