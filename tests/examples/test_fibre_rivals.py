@@ -24,6 +24,7 @@ def program() -> ModuleType:
     return module
 
 
+@pytest.mark.exhaustive
 def test_all_methods_are_scored_and_a_second_run_resumes(
     program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

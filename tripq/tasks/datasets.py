@@ -220,9 +220,7 @@ def read_cohort(
     return Cohort(name, simulated, training, validation, voxel_sizes, fingerprints)
 
 
-def in_memory(
-    read: Callable[[Files], Any], memory: float
-) -> Callable[[Files, list[str]], Any]:
+def in_memory(read: Callable[[Files], Any], memory: float) -> Callable[[Files, list[str]], Any]:
     """A reader for `read_cohort` of scans that all stay in memory.
 
     Parameters
