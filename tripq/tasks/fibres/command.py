@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,14 +62,14 @@ class FibreCommands(TaskCommands["FibreConfig"]):
         bar: Bar,
     ) -> Cohort:
         """Find, split and read the scans with known fibres, all of them in memory."""
-        from tripq.tasks.fibres.scans import find_files
+        from tripq.tasks.fibres.scans import FibreFiles, find_files
 
         files, left_out = find_files(data, truth, frame)
         for path, reason in left_out.items():
             _log.warning("%s: left out: %s", path, reason)
         participants = sorted({item.participant for item in files})
         held_out = choose_validation(data, participants, settings.split)
-        read = in_memory(lambda item: item.read(frame), memory)
+        read = in_memory(partial(FibreFiles.read, frame=frame), memory)
         return read_cohort(data, files, held_out, range_of_voxels(files), read, bar)
 
     def train(

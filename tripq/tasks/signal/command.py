@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -65,14 +66,14 @@ class SignalCommands(TaskCommands["SignalConfig"]):
         bar: Bar,
     ) -> Cohort:
         """Find, split and read the scans, all of them in memory; their signal is the truth."""
-        from tripq.tasks.signal.scans import find_files
+        from tripq.tasks.signal.scans import MeasuredFiles, find_files
 
         files, left_out = find_files(data, truth, frame)
         for path, reason in left_out.items():
             _log.warning("%s: left out: %s", path, reason)
         participants = sorted({item.participant for item in files})
         held_out = choose_validation(data, participants, settings.split)
-        read = in_memory(lambda item: item.read(frame), memory)
+        read = in_memory(partial(MeasuredFiles.read, frame=frame), memory)
         return read_cohort(data, files, held_out, range_of_voxels(files), read, bar)
 
     def train(
