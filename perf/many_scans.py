@@ -48,8 +48,8 @@ from tripq.commands import app
 from tripq.scans import DWI
 from tripq.scans.bids import find_scans
 from tripq.tasks.lesions.datasets import LabelledSubject
-from tripq.tasks.lesions.datasets.shelf import Shelf
 from tripq.tasks.lesions.task import LesionTask
+from tripq.tasks.shelf import Shelf
 from tripq.training import PatchDataModule
 
 LIMIT = 3600.0  # seconds for one figure
@@ -161,7 +161,7 @@ def measure_dataset(folder: Path, number: int) -> Dataset:
 def measure_training(folder: Path, number: int, in_files: bool) -> Training:
     """Memory of the scans, over what the process has without them, and time of a batch."""
     before = resident()
-    shelf = Shelf(folder, memory=0 if in_files else np.inf)
+    shelf = Shelf(folder, 0 if in_files else np.inf, LabelledSubject)
     scans = [shelf.keep(f"{n:05}", lambda n=n: _subject(n)) for n in range(number)]
     patches = PatchDataModule(scans, LesionTask(), radius=3.6, box_size=6, n_boxes=2)
     batches = iter(patches.patches)

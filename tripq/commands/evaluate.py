@@ -120,7 +120,7 @@ def show_scores(evaluation: Evaluation) -> Table:
     table.add_column("scan", overflow="fold")
     for title in evaluation.shown.values():
         table.add_column(title, justify="right", no_wrap=" " not in title)
-    for row in evaluation.rows:
+    for row in evaluation.listed or evaluation.rows:
         table.add_row(escape(row.name), *(_cell(row, key) for key in evaluation.shown))
     return table
 

@@ -14,7 +14,7 @@ from tripq.commands import options
 from tripq.commands.checks import check_inputs, check_memory, check_results
 from tripq.commands.files import ScanFiles
 from tripq.commands.session import session
-from tripq.infra.files import staged, write_json
+from tripq.infra.files import staged, write_json, write_text
 from tripq.scans.nifti import split_name
 from tripq.tasks import DEFAULT_TASK, find_task
 
@@ -119,9 +119,11 @@ def predict(
         maps = {f"{stem}_{ending}.nii.gz": values for ending, values in by_ending.items()}
         # Another command may have written maps of these names, with a different sidecar.
         scans = [] if predicted is None else [predicted_name]
-        check_results([out / name for name in (*maps, *scans)], overwrite)
+        sidecars = {f"{stem}_{ending}": content for ending, content in task.sidecars(model).items()}
+        check_results([out / name for name in (*maps, *sidecars, *scans)], overwrite)
+        made_by = {"GeneratedBy": [{"Name": "tripq", "Version": __version__}]}
         about = {
-            "GeneratedBy": [{"Name": "tripq", "Version": __version__}],
+            **made_by,
             "Task": task.name,
             **describe_settings(model, frame, sorted(set(shell or ())), voxel_size),
             "Device": chosen,
@@ -135,6 +137,11 @@ def predict(
         with staged(out, last=about_file.name) as part:
             for name, values in maps.items():
                 write_map(values, dwi, part / name)
+            for name, content in sidecars.items():
+                if isinstance(content, str):
+                    write_text(part / name, content)
+                else:
+                    write_json(part / name, {**content, **made_by})
             if predicted is not None:
                 write_dwi(predicted, part / predicted_name, frame)
             settings = {"Task": task.name, **page_settings(about, found.notes)}
@@ -142,5 +149,8 @@ def predict(
             write_json(part / about_file.name, about)
         if not quiet:
             screen.show(
-                *(f"  {out / name}" for name in (*maps, *scans, page.name, about_file.name))
+                *(
+                    f"  {out / name}"
+                    for name in (*maps, *sidecars, *scans, page.name, about_file.name)
+                )
             )

@@ -6,7 +6,7 @@ from tripq.nn.batch_norm import BatchNorm
 from tripq.nn.block import Block
 from tripq.nn.bound import Bindable, Bound
 from tripq.nn.gate import GatedNonlinearity
-from tripq.nn.initialise import scale_initial_weights
+from tripq.nn.initialise import fill_last_bias, scale_initial_weights
 from tripq.nn.invariants import NormsAsScalars
 from tripq.nn.layer import PQTensorFieldLayer
 from tripq.nn.reduce import QLengthWeightedMean, QMean
@@ -21,5 +21,6 @@ __all__ = [
     "PQTensorFieldLayer",
     "QLengthWeightedMean",
     "QMean",
+    "fill_last_bias",
     "scale_initial_weights",
 ]

@@ -37,3 +37,21 @@ def scale_initial_weights(network: nn.Module, *batch: Tensor | PQGraph) -> None:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@torch.no_grad()
+def fill_last_bias(network: nn.Module, values: Tensor) -> None:
+    """Set the last bias of a network, where there is one of as many values, in place.
+
+    The outputs of a network then have these values before it has learned anything.
+
+    Parameters
+    ----------
+    network : Module
+        Its last bias is assumed to be that of the output.
+    values : (C,) Tensor
+        For every output, such as log-odds.
+    """
+    biases = [p for name, p in network.named_parameters() if name.endswith("bias")]
+    if biases and biases[-1].numel() == values.numel():
+        biases[-1].copy_(values.reshape(biases[-1].shape))

@@ -25,6 +25,7 @@ def write_scores_report(
     title: str,
     figure: Figure,
     remark: str = "",
+    alternative: str = "Values of the maps over the known values",
 ) -> None:
     """Write a page of scores.
 
@@ -44,6 +45,8 @@ def write_scores_report(
         Above the table.
     remark : str
         Below the table.
+    alternative : str
+        What the figure shows, for readers who do not see it.
 
     Raises
     ------
@@ -59,7 +62,7 @@ def write_scores_report(
         scans=scans,
         pooled=pooled,
         columns=columns,
-        picture_of_all=make_picture(figure, "Values of the maps over the known values", "png"),
+        picture_of_all=make_picture(figure, alternative, "png"),
         remark=remark,
     )
 

@@ -121,12 +121,12 @@ class BIDSScan:
         return self.path.relative_to(self.root)
 
     def table(self, extension: str) -> Path:
-        """File of its gradient table by the inheritance principle.
+        """File that describes it, such as its gradient table, by the inheritance principle.
 
         Parameters
         ----------
         extension : str
-            ``.bval``, ``.bvec`` or ``.b``.
+            ``.bval``, ``.bvec`` or ``.b`` of a scan, ``.tsv`` of a label image.
 
         Returns
         -------
@@ -145,9 +145,10 @@ class BIDSScan:
             if not folder.is_relative_to(self.root):
                 break
             # The root is as long as the dataset: it is listed once for all of its scans.
-            if (folder, extension) not in self._tables:
-                self._tables[folder, extension] = [*folder.glob(f"*dwi{extension}")]
-            there = self._tables[folder, extension]
+            ending = f"{self.name.suffix}{extension}"
+            if (folder, ending) not in self._tables:
+                self._tables[folder, ending] = [*folder.glob(f"*{ending}")]
+            there = self._tables[folder, ending]
             found = [file for file in there if BIDSName.parse(file.name).holds_for(self.name)]
             if found:
                 return _most_specific(found, self)

@@ -286,8 +286,17 @@ def read_mask(path: Path, scan: nib.Nifti1Image) -> NDArray[np.bool_]:
     return volume > 0
 
 
-def open_mask(path: Path, scan: nib.Nifti1Image) -> nib.Nifti1Image:
+def open_mask(path: Path, scan: nib.Nifti1Image, what: str = "mask") -> nib.Nifti1Image:
     """Open the mask of a scan without reading its values.
+
+    Parameters
+    ----------
+    path : Path
+        The mask, or another image with one value per voxel.
+    scan : Nifti1Image
+        The scan.
+    what : str
+        What the image is, in the message.
 
     Raises
     ------
@@ -297,8 +306,8 @@ def open_mask(path: Path, scan: nib.Nifti1Image) -> nib.Nifti1Image:
     image = open_nifti(path)
     with about(path):
         if image.shape[:3] != scan.shape[:3] or prod(image.shape[3:]) != 1:
-            raise DWIError(f"a mask of shape {image.shape}; the scan needs {scan.shape[:3]}.")
-    check_grid(image, scan, path, "the mask")
+            raise DWIError(f"a {what} of shape {image.shape}; the scan needs {scan.shape[:3]}.")
+    check_grid(image, scan, path, f"the {what}")
     return image
 
 

@@ -32,7 +32,7 @@ def write_map(values: ArrayLike, dwi: DWI, path: str | PathLike[str]) -> None:
     values : (V,) or (V, C) array-like
         In the order of ``np.argwhere(dwi.mask)``; C > 1 values in a voxel make an image of C
         volumes.
-        Booleans are written as uint8, numbers as float32.
+        Booleans are written as uint8, integers of 8 bits as they are, other numbers as float32.
     dwi : DWI
         The scan.
     path : path
@@ -54,7 +54,7 @@ def write_map(values: ArrayLike, dwi: DWI, path: str | PathLike[str]) -> None:
     if array.dtype.kind not in "biuf":
         raise DWIError(f"{target}: a map must contain real numbers or booleans, not {array.dtype}.")
     _check_not_the_scan(target, dwi)
-    image = _make_image(array.astype(np.uint8 if array.dtype.kind == "b" else np.float32), dwi)
+    image = _make_image(array.astype(_stored(array.dtype)), dwi)
     try:
         with replacing(target) as part:
             image.to_filename(part)
@@ -103,6 +103,13 @@ def write_dwi(dwi: DWI, path: str | PathLike[str], frame: Frame = "fsl") -> None
             image.to_filename(part / target.name)
     except OSError as error:
         raise DWIError(f"{target}: cannot be written: {error.strerror or error}.") from error
+
+
+def _stored(kind: np.dtype[Any]) -> np.dtype[Any]:
+    """Type of the values of a map in its file."""
+    if kind.kind == "b":
+        return np.dtype(np.uint8)
+    return kind if kind.kind in "iu" and kind.itemsize == 1 else np.dtype(np.float32)
 
 
 def _check_not_the_scan(target: Path, dwi: DWI) -> None:

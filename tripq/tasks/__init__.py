@@ -12,7 +12,7 @@ A file of weights may say for which task it is (the note ``task``); nothing else
 find the task, and nothing is executed from it.
 
 >>> task_names()
-('lesions', 'signal')
+('lesions', 'signal', 'tissue')
 >>> find_task("lesions").name
 'lesions'
 """
@@ -221,6 +221,10 @@ class TaskCommands(ABC, Generic[Config]):
     @abstractmethod
     def maps(self, model: Model, prediction: Prediction) -> Mapping[str, NDArray[Any]]:
         """Maps of a scan, (V,) or (V, C), by the endings of their files."""
+
+    def sidecars(self, model: Model) -> Mapping[str, str | Mapping[str, Any]]:
+        """Files beside the maps, by the endings of their names: text, or the content of JSON."""
+        return {}
 
     def write_page(
         self, path: Path, model: Model, prediction: Prediction, settings: Mapping[str, str]

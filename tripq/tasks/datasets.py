@@ -6,17 +6,18 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from tripq.infra.files import read_json
+from tripq.infra.files import read_json, sha256
 from tripq.scans import Frame
-from tripq.scans.bids import BIDSMissingError, BIDSScan, find_namesakes, find_scans
+from tripq.scans.bids import BIDSError, BIDSMissingError, BIDSScan, find_namesakes, find_scans
 from tripq.scans.gradients import has_only_b0
 from tripq.scans.nifti import open_nifti
+from tripq.tasks import Bar, Cohort
 
 if TYPE_CHECKING:
     from tripq.training.config import SplitConfig
@@ -82,7 +83,7 @@ def find_scan_files(
     Raises
     ------
     tripq.scans.bids.BIDSError
-        If there is no scan, a table is missing, or two files apply equally to a scan.
+        If no scan is suitable, a table is missing, or two files apply equally to a scan.
     """
     files: list[Files] = []
     left_out: dict[str, str] = {}
@@ -102,6 +103,11 @@ def find_scan_files(
             files.append(complete(scan, found))
         except BIDSMissingError as error:
             left_out[place] = str(error)
+    if not files:
+        raise BIDSError(
+            f"{data}: none of its {len(left_out)} scans is suitable for training; reason for the "
+            f"first: {next(iter(left_out.values()))}"
+        )
     return files, left_out
 
 
@@ -120,6 +126,47 @@ def range_of_edges(edges: Mapping[Path, NDArray[np.float64]]) -> tuple[float, fl
     return round(float(found.min()), 3), round(float(found.max()), 3)
 
 
+def range_of_voxels(files: Sequence[ScanFiles], *, common: bool = False) -> tuple[float, float]:
+    """Shortest and longest edge of the voxels of all scans in mm; only headers are read.
+
+    Parameters
+    ----------
+    files : sequence of ScanFiles
+        Of the scans.
+    common : bool
+        Whether all voxels must be cubes of one size, as a network whose layers are sums needs them:
+        edges may differ from the median by `VOXEL_TOLERANCE` of `tripq.networks.apply`.  It is then
+        both edges.
+
+    Raises
+    ------
+    BIDSError
+        If an edge differs by more; the message names the scan.
+    tripq.scans.DWIError
+        If a scan cannot be read.
+    """
+    from tripq.networks.apply import VOXEL_TOLERANCE
+
+    edges = voxel_edges(files)
+    size = float(np.median([np.prod(lengths) ** (1 / 3) for lengths in edges.values()]))
+    others = {
+        path: lengths
+        for path, lengths in edges.items()
+        if np.any(np.abs(lengths - size) > VOXEL_TOLERANCE * size)
+    }
+    if not others:
+        return round(size, 3), round(size, 3)
+    if common:
+        path, lengths = next(iter(others.items()))
+        shown = " x ".join(f"{edge:.3g}" for edge in lengths)
+        raise BIDSError(
+            f'{path}: voxels of {shown} mm, but quadrature = "sum" needs cubic voxels of one size, '
+            f'here {size:.3g} mm: choose quadrature = "integral", or resample the scan and its '
+            "masks (see tripq.scans.resampling)."
+        )
+    return range_of_edges(edges)
+
+
 def describe_dataset(data: Path) -> tuple[str, bool]:
     """Name of a dataset, and whether its signal is simulated."""
     path = data / "dataset_description.json"
@@ -131,6 +178,46 @@ def describe_dataset(data: Path) -> tuple[str, bool]:
     except ValueError:
         _log.warning("%s: cannot be read.", path)
         return data.resolve().name, False
+
+
+def read_cohort(
+    data: Path,
+    files: Sequence[Files],
+    held_out: Sequence[str],
+    voxel_sizes: tuple[float, float],
+    read: Callable[[Files, list[str]], Any],
+    bar: Bar,
+) -> Cohort:
+    """Read the scans of a training.
+
+    Parameters
+    ----------
+    data : Path
+        The dataset.
+    files : sequence of ScanFiles
+        Files of each scan.
+    held_out : sequence of str
+        Labels of the participants for validation; see `choose_validation`.
+    voxel_sizes : (float, float)
+        Shortest and longest edge in mm.
+    read : callable
+        Reads a scan, given its files and their SHA-256.
+    bar : callable
+        See `tripq.tasks.TaskCommands.read_cohort`.
+    """
+    training: list[Any] = []
+    validation: list[Any] = []
+    fingerprints: dict[str, dict[str, list[str]]] = {"scans": {}, "validation_scans": {}}
+    with bar("reading", "scans") as update:
+        for number, item in enumerate(files):
+            update(number, len(files))
+            digests = [sha256(path) for path in item.all]
+            is_held_out = item.participant in held_out
+            (validation if is_held_out else training).append(read(item, digests))
+            kind = "validation_scans" if is_held_out else "scans"
+            fingerprints[kind][item.name] = digests
+    name, simulated = describe_dataset(data)
+    return Cohort(name, simulated, training, validation, voxel_sizes, fingerprints)
 
 
 def choose_validation(

@@ -73,6 +73,8 @@ class Evaluation:
         What the scores depend on besides, such as a threshold; of JSON's types.
     write_page : callable
         Writes a page at a path, with settings to show and a title.
+    listed : sequence of ScanScores
+        Rows on the screen, such as one for each class of a map; `rows` if empty.
     """
 
     rows: Sequence[ScanScores]
@@ -80,6 +82,7 @@ class Evaluation:
     caption: str
     settings: Mapping[str, Any]
     write_page: Callable[[Path, Mapping[str, str], str], None]
+    listed: Sequence[ScanScores] = ()
 
 
 class MapScoring(ABC, Generic[ReadMap]):
@@ -154,6 +157,30 @@ def find_brain(found: BIDSScan, truth: Path, masks: Path | None = None) -> Path 
         return found.brain_mask(truth)
     except BIDSMissingError:
         return None
+
+
+def scan_name(found: BIDSScan, ending: str) -> str:
+    """Entities of the scan of a map, whose name ends so.
+
+    >>> found = BIDSScan(Path("out"), Path("out/sub-01_space-orig_desc-fit_md.nii.gz"))
+    >>> scan_name(found, "desc-fit_md")
+    'sub-01'
+    """
+    of_the_map = {("space", "orig"), *BIDSName.parse(ending).entities.items()}
+    pairs = (pair for pair in found.name.entities.items() if pair not in of_the_map)
+    return printable("_".join(f"{key}-{label}" for key, label in pairs))
+
+
+def import_panoptica() -> Any:
+    """The package panoptica, imported where it is needed because the import takes seconds.
+
+    Its citation reminder is disabled, as it would print into reports; please cite panoptica:
+    https://github.com/BrainLesion/panoptica#citation.
+    """
+    import panoptica
+
+    panoptica.disable_citation_reminder()
+    return panoptica
 
 
 def scores_tsv(rows: Sequence[ScanScores]) -> str:
@@ -231,9 +258,7 @@ class ValueScoring(MapScoring[ValueMap]):
 
     def name(self, found: BIDSScan) -> str:
         """Entities of the map without its space and those of the ending."""
-        of_the_map = {("space", "orig"), *BIDSName.parse(self.ending).entities.items()}
-        pairs = (pair for pair in found.name.entities.items() if pair not in of_the_map)
-        return printable("_".join(f"{key}-{label}" for key, label in pairs))
+        return scan_name(found, self.ending)
 
     def read(self, found: BIDSScan, truth: Path, masks: Path | None) -> tuple[ValueMap, Path]:
         """Read a map and the known one, on the same grid, in the brain."""

@@ -25,7 +25,10 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from tripq.domain.quadrature import Quadrature
 from tripq.infra.files import read_text, shortened, whole_number
+from tripq.networks.encoder import Encoder
+from tripq.so3.paths import Group, Selection
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -57,6 +60,67 @@ def default_of(constructor: Callable[..., object], name: str) -> Any:
 @dataclass(frozen=True, config=CHECKED)
 class NetworkConfig:
     """Arguments of the constructor of a network; a task adds those of its network."""
+
+
+@dataclass(frozen=True, config=CHECKED)
+class EncoderConfig(NetworkConfig):
+    """Arguments of `tripq.networks.encoder.Encoder`, with its defaults.
+
+    Only the radius is relative to the voxel size, because a fixed radius in mm would include other
+    neighbours on other grids.  For voxels of 2 mm it equals the default of the network; for scans
+    of several voxel sizes it is relative to the geometric mean of the shortest and the longest
+    edge.
+    """
+
+    p_radius: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            description="radius of the neighbourhood of a voxel in mm; by default 1.5 voxels, "
+            "which includes its 26 neighbours",
+        ),
+    ] = None
+    q_features: Annotated[
+        str, Field(min_length=1, description="features of the first layer, in the notation of e3nn")
+    ] = default_of(Encoder, "q_features")
+    p_features: Annotated[
+        str, Field(min_length=1, description="features of the following layers")
+    ] = default_of(Encoder, "p_features")
+    n_p_layers: Annotated[
+        int, Field(ge=0, description="number of following layers, without the last")
+    ] = default_of(Encoder, "n_p_layers")
+    batch_norm: Annotated[bool, Field(description="normalise the features of every layer")] = (
+        default_of(Encoder, "batch_norm")
+    )
+    q_max: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="sqrt(b / 1000) of the highest b-value in s/mm2 in any scan, also in "
+            "future ones",
+        ),
+    ] = default_of(Encoder, "q_max")
+    filter: Annotated[
+        str, Field(min_length=1, description="filter of the first layer; see PQTensorFieldLayer")
+    ] = default_of(Encoder, "filter")
+    selection: Annotated[
+        Selection,
+        Field(description="selection of orders in the first layer; see PQTensorFieldLayer"),
+    ] = default_of(Encoder, "selection")
+    group: Annotated[
+        Group,
+        Field(description="symmetries of the network: rotations (SO3), or also reflections (O3)"),
+    ] = default_of(Encoder, "group")
+    quadrature: Annotated[
+        Quadrature,
+        Field(
+            description='"integral": scans of several voxel sizes and tables; "sum": of one voxel '
+            "size; see PQTensorFieldLayer"
+        ),
+    ] = default_of(Encoder, "quadrature")
+    antipodal: Annotated[
+        bool, Field(description="invariance to the sign of every gradient direction")
+    ] = default_of(Encoder, "antipodal")
 
 
 @dataclass(frozen=True, config=CHECKED)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import inf
+from dataclasses import asdict
+from math import inf, prod, sqrt
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
 
 from tripq.training.budget import Budget, Progress
-from tripq.training.config import ConfigError, OptimisationConfig
+from tripq.training.config import ConfigError, EncoderConfig, OptimisationConfig
 from tripq.training.patches import PatchDataModule
 from tripq.training.run import Stopping, TrainingRecord, train
 
 Network = TypeVar("Network", bound=nn.Module)
+
+#: Default radius in voxels: integrals include the 26 that share a face, an edge or a corner.  For
+#: voxels of 2 mm it equals the default of `tripq.networks.encoder.Encoder`.
+RADIUS = 1.5
 
 
 def build_network(constructor: Callable[..., Network], arguments: Mapping[str, Any]) -> Network:
@@ -29,6 +34,32 @@ def build_network(constructor: Callable[..., Network], arguments: Mapping[str, A
         return constructor(**arguments)
     except (ValueError, TypeError, AssertionError) as error:
         raise ConfigError(f"[network]: {' '.join(str(error).split())}") from error
+
+
+def build_encoder(
+    constructor: Callable[..., Network], config: EncoderConfig, voxel_sizes: tuple[float, float]
+) -> Network:
+    """Build a network that begins with an encoder, with random weights.
+
+    Parameters
+    ----------
+    constructor : callable
+        Of the network; it takes the arguments of `tripq.networks.encoder.Encoder`.
+    config : EncoderConfig
+        These arguments.
+    voxel_sizes : (float, float)
+        Shortest and longest edge of the voxels in mm; the default radius is `RADIUS` times their
+        geometric mean.
+
+    Raises
+    ------
+    ConfigError
+        If an argument is invalid, such as features that e3nn cannot parse.
+    """
+    arguments = asdict(config)
+    if config.p_radius is None:
+        arguments["p_radius"] = RADIUS * sqrt(prod(voxel_sizes))
+    return build_network(constructor, arguments)
 
 
 def train_configured(

@@ -69,7 +69,7 @@ class Task(ABC):
     mode: ClassVar[Mode]
 
     @abstractmethod
-    def target(self, scan: Scan) -> NDArray[np.floating] | NDArray[np.bool_]:
+    def target(self, scan: Scan) -> NDArray[np.floating] | NDArray[np.integer] | NDArray[np.bool_]:
         """Desired output of the network, (V, ...), in the order of ``np.argwhere(mask)``.
 
         It is called for every box: cache a target that is slow to compute.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -13,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tripq.infra.files import sha256
 from tripq.scans import DWI, Frame
 from tripq.tasks import Bar, Cohort, TaskCommands, Validation
-from tripq.tasks.datasets import choose_validation, describe_dataset
+from tripq.tasks.datasets import choose_validation, range_of_voxels, read_cohort
 from tripq.tasks.lesions.names import HEALTHY_HEADS, LABEL
 
 if TYPE_CHECKING:
@@ -64,41 +62,29 @@ class LesionCommands(TaskCommands["LesionConfig"]):
         bar: Bar,
     ) -> Cohort:
         """Find, split and read the scans; headers are checked first, as reading is slow."""
-        from tripq.tasks.lesions.datasets import (
-            find_labelled,
-            range_of_voxels,
-            read_labelled,
-        )
-        from tripq.tasks.lesions.datasets.shelf import Shelf
+        from tripq.tasks.lesions.datasets import LabelledSubject, find_labelled, read_labelled
+        from tripq.tasks.shelf import Shelf, shelf_key
         from tripq.training.config import ConfigError
 
-        shelf = Shelf(kept, memory)
+        shelf = Shelf(kept, memory, LabelledSubject)
         found = find_labelled(data, truth, frame)
         for path, reason in found.left_out.items():
             _log.warning("%s: left out: %s", path, reason)
         is_sum = settings.network.quadrature == "sum"
         voxel_sizes = range_of_voxels(found.files, common=is_sum)
         held_out = choose_validation(data, found.participants, settings.split)
-        training: list[LabelledSubject] = []
-        validation: list[LabelledSubject] = []
-        fingerprints: dict[str, dict[str, list[str]]] = {"scans": {}, "validation_scans": {}}
-        with bar("reading", "scans") as update:
-            for number, files in enumerate(found.files):
-                update(number, len(found.files))
-                digests = _digests(files)
-                key = hashlib.sha256(" ".join((files.name, frame, *digests)).encode()).hexdigest()
-                scan = shelf.keep(key, partial(read_labelled, files, frame))
-                is_held_out = files.participant in held_out
-                (validation if is_held_out else training).append(scan)
-                kind = "validation_scans" if is_held_out else "scans"
-                fingerprints[kind][files.name] = digests
-        if not any(scan.lesion.any() for scan in validation):
+
+        def read(files: LabelledFiles, digests: list[str]) -> LabelledSubject:
+            key = shelf_key(files.name, frame, *digests)
+            return shelf.keep(key, partial(read_labelled, files, frame))
+
+        cohort = read_cohort(data, found.files, held_out, voxel_sizes, read, bar)
+        if not any(scan.lesion.any() for scan in cohort.validation):
             raise ConfigError(
                 f"[split]: the validation participants ({', '.join(held_out)}) have no lesion "
                 "voxel: choose others (validation), or another seed."
             )
-        name, simulated = describe_dataset(data)
-        return Cohort(name, simulated, training, validation, voxel_sizes, fingerprints)
+        return cohort
 
     def train(
         self,
@@ -226,7 +212,3 @@ class LesionCommands(TaskCommands["LesionConfig"]):
         from tripq.tasks.lesions.scoring import LesionScoring
 
         return LesionScoring(threshold, min_volume)
-
-
-def _digests(files: LabelledFiles) -> list[str]:
-    return [sha256(path) for path in files.all]

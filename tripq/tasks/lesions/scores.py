@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from tripq.tasks.lesions.listing import NEIGHBOURS, drop_small
+from tripq.tasks.scoring import import_panoptica
 
 #: Minimum intersection over union of a match between a found and a true lesion.  It is low because
 #: an outline error of half a voxel lowers the value strongly for lesions of a few voxels.
@@ -442,26 +443,14 @@ def write_metrics(
 
 @cache
 def _matcher() -> Any:
-    """The evaluator of panoptica, imported here because the import takes a second.
-
-    Its citation reminder is disabled, as it would print into reports; please cite panoptica:
-    https://github.com/BrainLesion/panoptica#citation.
-    """
-    from panoptica import (
-        ConnectedComponentsInstanceApproximator,
-        InputType,
-        Metric,
-        NaiveThresholdMatching,
-        Panoptica_Evaluator,
-        disable_citation_reminder,
-    )
-
-    disable_citation_reminder()
-    return Panoptica_Evaluator(
-        expected_input=InputType.SEMANTIC,
-        instance_approximator=ConnectedComponentsInstanceApproximator(),
-        instance_matcher=NaiveThresholdMatching(Metric.IOU, MATCHING_IOU),
-        instance_metrics=[Metric.IOU],
+    """The evaluator of panoptica; see `tripq.tasks.scoring.import_panoptica`."""
+    panoptica = import_panoptica()
+    iou = panoptica.Metric.IOU
+    return panoptica.Panoptica_Evaluator(
+        expected_input=panoptica.InputType.SEMANTIC,
+        instance_approximator=panoptica.ConnectedComponentsInstanceApproximator(),
+        instance_matcher=panoptica.NaiveThresholdMatching(iou, MATCHING_IOU),
+        instance_metrics=[iou],
         global_metrics=[],
     )
 

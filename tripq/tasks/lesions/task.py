@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.classification import BinaryAveragePrecision
 
+from tripq.nn import fill_last_bias
 from tripq.training.batch import Batch
 from tripq.training.task import Scan, Task
 
@@ -70,14 +71,12 @@ class LesionTask(Task):
     def initialise(self, network: nn.Module, batch: Batch) -> None:
         """Scale the weights, and set the bias of the logit to the fraction of lesion voxels.
 
-        The last bias of the network is assumed to be that of the logit.
+        See `tripq.nn.fill_last_bias`.
         """
         super().initialise(network, batch)
-        biases = [p for name, p in network.named_parameters() if name.endswith("bias")]
-        if biases and biases[-1].numel() == 1:
-            # Half a voxel is added to both classes, so that the log-odds are finite.
-            share = (batch.target.sum() + 0.5) / (len(batch.target) + 1)
-            biases[-1].fill_(float(torch.logit(share)))
+        # Half a voxel is added to both classes, so that the log-odds are finite.
+        share = (batch.target.sum() + 0.5) / (len(batch.target) + 1)
+        fill_last_bias(network, torch.logit(share))
 
     def check(self, scans: Sequence[Scan], purpose: Literal["training", "validation"]) -> None:
         """Reject scans without a lesion voxel."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from math import prod, sqrt
 from pathlib import Path
 
 import torch
@@ -14,13 +12,9 @@ from tripq.tasks.lesions.config import LesionConfig, SegmenterConfig
 from tripq.tasks.lesions.segmenter import LesionSegmenter
 from tripq.tasks.lesions.task import LabelledScan, LesionTask
 from tripq.training.budget import Progress
-from tripq.training.configured import build_network, train_configured
+from tripq.training.configured import build_encoder, train_configured
 from tripq.training.patches import PatchDataModule
 from tripq.training.run import TrainingRecord
-
-#: Default radius in voxels: integrals include the 26 that share a face, an edge or a corner.  For
-#: voxels of 2 mm it equals the default of `LesionSegmenter`.
-RADIUS = 1.5
 
 
 def build_segmenter(config: SegmenterConfig, voxel_sizes: tuple[float, float]) -> LesionSegmenter:
@@ -31,8 +25,8 @@ def build_segmenter(config: SegmenterConfig, voxel_sizes: tuple[float, float]) -
     config : SegmenterConfig
         Arguments of the network.
     voxel_sizes : (float, float)
-        Shortest and longest edge of the voxels in mm; the default radius is `RADIUS` times their
-        geometric mean.
+        Shortest and longest edge of the voxels in mm; see
+        `tripq.training.configured.build_encoder`.
 
     Raises
     ------
@@ -44,10 +38,7 @@ def build_segmenter(config: SegmenterConfig, voxel_sizes: tuple[float, float]) -
     >>> build_segmenter(SegmenterConfig(n_p_layers=1), (2.0, 2.0)).p_radius
     3.0
     """
-    arguments = asdict(config)
-    if config.p_radius is None:
-        arguments["p_radius"] = RADIUS * sqrt(prod(voxel_sizes))
-    return build_network(LesionSegmenter, arguments)
+    return build_encoder(LesionSegmenter, config, voxel_sizes)
 
 
 def train_segmenter(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tripq.scans import DWI, Frame, read_dwi
-from tripq.scans.bids import BIDSError, BIDSMissingError, BIDSScan
+from tripq.scans.bids import BIDSMissingError, BIDSScan
 from tripq.scans.brain import read_brain
 from tripq.tasks.datasets import ScanFiles, find_scan_files
 
@@ -72,7 +72,7 @@ def find_files(
     Raises
     ------
     tripq.scans.bids.BIDSError
-        If there is no diffusion-weighted scan, a table is missing, or two files apply equally.
+        If no scan is suitable, a table is missing, or two files apply equally.
     """
 
     def complete(scan: BIDSScan, files: ScanFiles) -> MeasuredFiles:
@@ -81,10 +81,4 @@ def find_files(
         except BIDSMissingError:
             return MeasuredFiles(**vars(files), brain=None)
 
-    files, left_out = find_scan_files(data, frame, complete)
-    if not files:
-        raise BIDSError(
-            f"{data}: none of its {len(left_out)} scans is suitable for training; reason for the "
-            f"first: {next(iter(left_out.values()))}"
-        )
-    return files, left_out
+    return find_scan_files(data, frame, complete)

@@ -13,7 +13,7 @@ In the cohort, lesion outlines and fibre directions are real, and the diffusion 
 
 from __future__ import annotations
 
-from tripq.tasks.datasets import draw_validation
+from tripq.tasks.datasets import draw_validation, range_of_voxels
 from tripq.tasks.lesions.datasets.cohort import (
     LabelledSubject,
     load_cohort,
@@ -40,7 +40,6 @@ from tripq.tasks.lesions.datasets.labelled import (
     LabelledFiles,
     LabelledScans,
     find_labelled,
-    range_of_voxels,
     read_labelled,
 )
 from tripq.tasks.lesions.datasets.sources import LICENCES, SOURCES, Licence, OpenMS, Source, open_ms

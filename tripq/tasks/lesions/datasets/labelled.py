@@ -3,23 +3,19 @@
 >>> from pathlib import Path
 >>> def scans(data: Path) -> list[LabelledSubject]:
 ...     found = find_labelled(data, data / "derivatives" / "truth")
-...     range_of_voxels(found.files)  # shortest and longest edge in mm
 ...     return [read_labelled(files) for files in found.files]
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from tripq.networks.apply import VOXEL_TOLERANCE
 from tripq.scans import Frame, read_dwi
 from tripq.scans.bids import BIDSScan
 from tripq.scans.nifti import open_nifti, read_mask
-from tripq.tasks.datasets import ScanFiles, find_scan_files, range_of_edges, voxel_edges
+from tripq.tasks.datasets import ScanFiles, find_scan_files
 from tripq.tasks.lesions.datasets.cohort import LabelledSubject
 from tripq.tasks.lesions.datasets.errors import DatasetError
 from tripq.tasks.lesions.names import lesion_mask
@@ -82,9 +78,9 @@ def find_labelled(data: Path, truth: Path, frame: Frame = "fsl") -> LabelledScan
     Raises
     ------
     tripq.scans.bids.BIDSError
-        If there is no scan, a table is missing, or two files apply equally to a scan.
+        If no scan is suitable, a table is missing, or two files apply equally to a scan.
     DatasetError
-        If the folder of the truth is missing, or no scan is left.
+        If the folder of the truth is missing.
     """
     if not truth.is_dir():
         raise DatasetError(f"{truth}: no such folder; the truth is a derivatives dataset.")
@@ -94,51 +90,7 @@ def find_labelled(data: Path, truth: Path, frame: Frame = "fsl") -> LabelledScan
         return LabelledFiles(**vars(files), brain=brain, lesion=lesion)
 
     files, left_out = find_scan_files(data, frame, complete)
-    if not files:
-        raise DatasetError(
-            f"{data}: none of its {len(left_out)} scans is suitable for training; reason for the "
-            f"first: {next(iter(left_out.values()))}"
-        )
     return LabelledScans(tuple(files), left_out)
-
-
-def range_of_voxels(files: Sequence[LabelledFiles], *, common: bool = False) -> tuple[float, float]:
-    """Shortest and longest edge of the voxels of all scans in mm; only headers are read.
-
-    Parameters
-    ----------
-    files : sequence of LabelledFiles
-        Of `find_labelled`.
-    common : bool
-        Whether all voxels must be cubes of one size, as a network whose layers are sums needs them:
-        edges may differ from the median by `VOXEL_TOLERANCE` of `tripq.networks.apply`.  It is then
-        both edges.
-
-    Raises
-    ------
-    DatasetError
-        If an edge differs by more; the message names the scan.
-    tripq.scans.DWIError
-        If a scan cannot be read.
-    """
-    edges = voxel_edges(files)
-    size = float(np.median([np.prod(lengths) ** (1 / 3) for lengths in edges.values()]))
-    others = {
-        path: lengths
-        for path, lengths in edges.items()
-        if np.any(np.abs(lengths - size) > VOXEL_TOLERANCE * size)
-    }
-    if not others:
-        return round(size, 3), round(size, 3)
-    if common:
-        path, lengths = next(iter(others.items()))
-        shown = " x ".join(f"{edge:.3g}" for edge in lengths)
-        raise DatasetError(
-            f'{path}: voxels of {shown} mm, but quadrature = "sum" needs cubic voxels of one size, '
-            f'here {size:.3g} mm: choose quadrature = "integral", or resample the scan and its '
-            "masks (see tripq.scans.resampling)."
-        )
-    return range_of_edges(edges)
 
 
 def read_labelled(files: LabelledFiles, frame: Frame = "fsl") -> LabelledSubject:

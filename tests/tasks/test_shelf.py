@@ -11,9 +11,9 @@ import pytest
 from tests.training.test_training import labelled_scan
 from tripq.networks.conv import ConvSegmenter
 from tripq.tasks.lesions.datasets import LabelledSubject
-from tripq.tasks.lesions.datasets.shelf import Shelf
 from tripq.tasks.lesions.segmentation import segment
 from tripq.tasks.lesions.task import LesionTask
+from tripq.tasks.shelf import Shelf
 from tripq.training import Budget, PatchDataModule, train
 
 
@@ -28,8 +28,8 @@ def nowhere() -> LabelledSubject:
 
 def test_a_scan_comes_back_as_it_was(tmp_path: Path) -> None:
     original = subject()
-    kept = Shelf(tmp_path, memory=0).keep("a", lambda: original)
-    again = Shelf(tmp_path, memory=0).keep("a", nowhere)
+    kept = Shelf(tmp_path, 0, LabelledSubject).keep("a", lambda: original)
+    again = Shelf(tmp_path, 0, LabelledSubject).keep("a", nowhere)
     for found in (kept, again):
         assert found.name == original.name
         assert repr(found) == repr(original)
@@ -42,7 +42,7 @@ def test_what_fits_stays_in_memory(tmp_path: Path) -> None:
     original = subject()
     dwi = original.dwi
     size = sum(array.nbytes for array in (dwi.signal, dwi.mask, dwi.b0, original.lesion))
-    shelf = Shelf(tmp_path / "shelf", memory=1.5 * size)
+    shelf = Shelf(tmp_path / "shelf", 1.5 * size, LabelledSubject)
     assert shelf.keep("a", lambda: original) is original
     assert not (tmp_path / "shelf").exists()
     second = shelf.keep("b", lambda: subject(1))
@@ -58,9 +58,9 @@ def test_half_a_scan_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with monkeypatch.context() as patch:
         patch.setattr(json, "dumps", full_disk)
         with pytest.raises(OSError, match="No space left"):
-            Shelf(tmp_path, memory=0).keep("a", subject)
+            Shelf(tmp_path, 0, LabelledSubject).keep("a", subject)
     assert not list((tmp_path / "a").iterdir())
-    assert Shelf(tmp_path, memory=0).keep("a", subject).name == "sub-00"
+    assert Shelf(tmp_path, 0, LabelledSubject).keep("a", subject).name == "sub-00"
 
 
 def test_processes_that_put_the_same_scan_do_not_disturb_each_other(
@@ -69,19 +69,19 @@ def test_processes_that_put_the_same_scan_do_not_disturb_each_other(
     """All processes of a training do, and at about the same time."""
     put, puts = Shelf._put, []
 
-    def disturbed(shelf: Shelf, key: str, kept: LabelledSubject) -> None:
+    def disturbed(shelf: Shelf[LabelledSubject], key: str, kept: LabelledSubject) -> None:
         put(shelf, key, kept)
         puts.append(key)
         if len(puts) == 1:  # another one is about to replace the files
             (shelf.folder / key / "scan.json").unlink()
 
     monkeypatch.setattr(Shelf, "_put", disturbed)
-    assert Shelf(tmp_path, memory=0).keep("a", subject).name == "sub-00"
+    assert Shelf(tmp_path, 0, LabelledSubject).keep("a", subject).name == "sub-00"
     assert puts == ["a", "a"]
 
 
 def test_training_learns_the_same_from_files(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path, memory=0)
+    shelf = Shelf(tmp_path, 0, LabelledSubject)
     maps = []
     for scans in (
         [subject(0), subject(1)],
