@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,6 +40,14 @@ def predict(
             show_default="those of the scan",
         ),
     ] = None,
+    denoise: Annotated[
+        bool,
+        typer.Option(
+            "--denoise",
+            help="Predict each volume from the other directions of its shell, with a network of "
+            "the task signal, and write the scan again.",
+        ),
+    ] = False,
     voxel_size: options.VoxelSize = None,
     device: options.DeviceOption = "auto",
     memory: options.Memory = "4GB",  # type: ignore[assignment]  # parsed by the option
@@ -54,14 +62,20 @@ def predict(
     The checkpoint records the task of the network, and the task defines the maps.  The command
     writes each map as an image, a page with all maps (..._maps.html) and their provenance
     (..._maps.json).  A network that predicts the signal also gives a scan with its gradient table
-    (..._desc-predicted_dwi).
+    (..._desc-predicted_dwi, or ..._desc-denoised_dwi with --denoise).
 
     For example:
 
         tripq predict dwi.nii.gz --weights trained/network.safetensors -o maps
 
         tripq predict dwi.nii.gz --weights signal.safetensors --directions 90.bvec -o predicted
+
+        tripq predict dwi.nii.gz --weights signal.safetensors --denoise -o denoised
     """
+    if denoise and directions is not None:
+        raise typer.BadParameter(
+            "--denoise predicts the directions of the scan itself: omit --directions."
+        )
     with session(quiet=quiet, verbose=verbose, log_file=log) as screen:
         stem = split_name(scan)[0].removesuffix("_dwi")
         about_file, page = out / f"{stem}_maps.json", out / f"{stem}_maps.html"
@@ -88,19 +102,23 @@ def predict(
             task = find_task(model.task or DEFAULT_TASK)
         except LookupError as error:
             raise CheckpointError(f"{weights}: {error.args[0]}.") from error
-        if directions is not None and not task.predicts_signal:
+        if (denoise or directions is not None) and not task.predicts_signal:
+            option = "--denoise" if denoise else "--directions"
             raise ValueError(
-                f"--directions: {weights} is of the task {task.name}, which predicts no signal."
+                f"{option}: {weights} is of the task {task.name}, which predicts no signal."
             )
         tell_caution(model)
         with naming_scan(scan):
             given = read_input(files, frame, shell or (), chosen, memory, screen)
             dwi = given.dwi
-            use, q_out = task.predict, None
+            use, known, q_out = task.predict, dwi, None
             if task.predicts_signal:
                 known, _ = trained_shells(dwi, model.b_values)
-                q_out = known.q if directions is None else read_directions(directions, known, frame)
+            if directions is not None:
+                q_out = read_directions(directions, known, frame)
                 use = partial(task.predict, q_out=q_out)
+            if denoise:
+                use = partial(task.predict, denoise=True)
             with screen.bar(f"applying the network to {scan.name}", "voxels") as report:
                 found = apply_model(
                     model,
@@ -113,14 +131,14 @@ def predict(
                     report=report,
                 )
         cautions = given.tell(found.notes, found.cautions)
-        found = replace(found, q_out=q_out)
-        predicted, predicted_name = task.signal(found), f"{stem}_desc-predicted_dwi.nii.gz"
+        found = replace(found, dwi=known, q_out=q_out, denoised=denoise)
+        predicted = task.signal(found)
+        notes = found.notes if predicted is None else predicted.notes
+        predicted_stem = f"{stem}_desc-{'denoised' if denoise else 'predicted'}_dwi"
         by_ending = task.maps(model, found)
         maps = {f"{stem}_{ending}.nii.gz": values for ending, values in by_ending.items()}
         # Another command may have written maps of these names, with a different sidecar.
-        scans = [] if predicted is None else [predicted_name]
-        sidecars = {f"{stem}_{ending}": content for ending, content in task.sidecars(model).items()}
-        check_results([out / name for name in (*maps, *sidecars, *scans)], overwrite)
+        scans = [] if predicted is None else [f"{predicted_stem}.nii.gz"]
         made_by = {"GeneratedBy": [{"Name": "tripq", "Version": __version__}]}
         about = {
             **made_by,
@@ -131,9 +149,16 @@ def predict(
             "Maps": list(maps),
             **({"Scans": scans} if scans else {}),
             **({} if directions is None else {"Directions": directions.name}),
-            "Notes": list(found.notes),
+            "Notes": list(notes),
             **({"Cautions": list(cautions)} if cautions else {}),
         }
+        sidecars: dict[str, str | dict[str, Any]] = {
+            f"{stem}_{ending}": content if isinstance(content, str) else {**content, **made_by}
+            for ending, content in task.sidecars(model).items()
+        }
+        if predicted is not None:
+            sidecars[f"{predicted_stem}.json"] = {**about, "SkullStripped": True}
+        check_results([out / name for name in (*maps, *scans, *sidecars)], overwrite)
         with staged(out, last=about_file.name) as part:
             for name, values in maps.items():
                 write_map(values, dwi, part / name)
@@ -141,16 +166,16 @@ def predict(
                 if isinstance(content, str):
                     write_text(part / name, content)
                 else:
-                    write_json(part / name, {**content, **made_by})
+                    write_json(part / name, content)
             if predicted is not None:
-                write_dwi(predicted, part / predicted_name, frame)
-            settings = {"Task": task.name, **page_settings(about, found.notes)}
+                write_dwi(predicted, part / scans[0], frame)
+            settings = {"Task": task.name, **page_settings(about, notes)}
             task.write_page(part / page.name, model, found, settings)
             write_json(part / about_file.name, about)
         if not quiet:
             screen.show(
                 *(
                     f"  {out / name}"
-                    for name in (*maps, *sidecars, *scans, page.name, about_file.name)
+                    for name in (*maps, *scans, *sidecars, page.name, about_file.name)
                 )
             )

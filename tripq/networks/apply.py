@@ -113,6 +113,9 @@ class Prediction:
     q_out : (Q_out, 3) array, optional
         Directions of the output, of a network that predicts the signal along directions given to
         `predict`; whoever gives them adds them.
+    denoised : bool
+        Whether every direction was predicted without the volume itself; whoever asks `predict` for
+        this adds it.
     """
 
     dwi: DWI
@@ -120,6 +123,7 @@ class Prediction:
     notes: tuple[str, ...]
     cautions: tuple[str, ...] = ()
     q_out: NDArray[np.float64] | None = None
+    denoised: bool = False
 
 
 class Predict(Protocol):

@@ -135,7 +135,8 @@ class TaskCommands(ABC, Generic[Config]):
     units : mapping of str to str
         Units of the maps, by the endings of their files, for pages.
     predicts_signal : bool
-        Whether networks predict the signal along any direction; see `signal`.
+        Whether networks predict the signal along any direction; see `signal`.  `predict` then takes
+        ``q_out``, the directions, or ``denoise=True``: every volume from the others.
     scored : str
         Ending of the map of numbers that `tripq evaluate` compares with known ones; empty for none.
     """
@@ -215,7 +216,7 @@ class TaskCommands(ABC, Generic[Config]):
         return predict_blocks(network, dwi, **how)
 
     def signal(self, prediction: Prediction) -> DWI | None:
-        """The predicted scan, for a task that predicts the signal; None for others."""
+        """The predicted scan with notes, for a task that predicts the signal; None for others."""
         return None
 
     @abstractmethod

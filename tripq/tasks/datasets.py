@@ -248,7 +248,10 @@ def choose_validation(
     else:
         held_out = tuple(label.removeprefix("sub-") for label in split.validation)
         if missing := sorted(set(held_out) - set(participants)):
-            raise ConfigError(f"[split] validation: {data} has no labelled {', '.join(missing)}.")
+            raise ConfigError(
+                f"[split] validation: {data} has no scans suitable for training of "
+                f"{', '.join(missing)}."
+            )
         if not set(participants) - set(held_out):
             raise ConfigError("[split] validation: no participant is left for training.")
     _log.info("validation participants: %s.", ", ".join(held_out))
@@ -281,8 +284,8 @@ def draw_validation(
     """
     if len(participants) < 2:
         raise ValueError(
-            f"labelled participants: {len(participants)}; one is needed for training and another "
-            "for validation."
+            f"participants with scans suitable for training: {len(participants)}; one is needed "
+            "for training and another for validation."
         )
     number = min(max(1, round(share * len(participants))), len(participants) - 1)
     drawn = np.random.default_rng(seed).permutation(sorted(participants))[:number]

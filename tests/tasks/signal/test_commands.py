@@ -14,11 +14,12 @@ import torch
 from tests.commands.conftest import Call, Outcome, call  # noqa: F401
 from tests.tasks.signal.conftest import fibres
 from tripq.commands import applying
-from tripq.networks import load_network, read_notes, save_network
+from tripq.networks import Encoder, load_network, read_notes, save_network
 from tripq.networks.blocks import predict_blocks
 from tripq.report.page import Picture
 from tripq.scans import read_dwi, write_dwi, write_map
 from tripq.tasks.signal.command import SignalCommands
+from tripq.tasks.signal.denoise import Denoiser
 from tripq.tasks.signal.network import SignalPredictor
 from tripq.tasks.signal.scans import find_files
 from tripq.training.config import example_config, parse_config
@@ -151,6 +152,56 @@ def test_without_directions_the_scan_is_predicted_along_its_own(
     np.testing.assert_allclose(found.q, dwi.q, atol=1e-6)
 
 
+def test_a_scan_is_denoised_and_written_again(
+    call: Call,  # noqa: F811
+    weights: Path,
+    tmp_path: Path,
+) -> None:
+    scan = write_subject(tmp_path / "data", 1)
+    mask, out = next(tmp_path.rglob("*mask.nii.gz")), tmp_path / "out"
+    given = ("predict", scan, "--weights", weights, "--mask", mask, "--denoise", "-o", out)
+    done = call(*given)
+    assert done.status == 0, done.stderr
+    name = "sub-01_desc-denoised_dwi"
+    found, dwi = read_dwi(out / f"{name}.nii.gz"), read_dwi(scan)
+    np.testing.assert_allclose(found.q, dwi.q, atol=1e-6)
+    np.testing.assert_allclose(found.b0, dwi.b0)
+    network = load_network(weights)
+    assert isinstance(network, SignalPredictor)
+    expected = predict_blocks(Denoiser(network).eval(), dwi)
+    np.testing.assert_allclose(found.signal, expected, atol=1e-4)
+    about = json.loads((out / "sub-01_maps.json").read_text())
+    assert about["Scans"] == [f"{name}.nii.gz"]
+    assert about["Maps"][-1] == "sub-01_residual.nii.gz"
+    removed = np.sqrt(np.square((dwi.signal - found.signal)[:, 1:]).mean(axis=1))
+    residual = nib.load(out / "sub-01_residual.nii.gz").get_fdata()[dwi.mask]
+    np.testing.assert_allclose(residual, removed, atol=1e-4)
+    sidecar = json.loads((out / f"{name}.json").read_text())
+    assert sidecar["SkullStripped"] is True
+    assert "b0 is written as measured" in sidecar["Notes"][-2]
+    assert "predicted from other directions" in sidecar["Notes"][-1]
+    (out / "sub-01_maps.json").unlink()
+    assert "exists already" in call(*given).error
+
+
+def test_what_cannot_be_denoised_is_refused(
+    call: Call,  # noqa: F811
+    weights: Path,
+    tmp_path: Path,
+) -> None:
+    scan = write_subject(tmp_path / "data", 1, number=6)
+    mask, table = next(tmp_path.rglob("*mask.nii.gz")), tmp_path / "other.bvec"
+    given = ("predict", scan, "--weights", weights, "--mask", mask, "-o", tmp_path / "out")
+    assert "b = 1000 s/mm2 has 6 directions" in failure(call(*given, "--denoise"))
+    write_table(table, 6)
+    done = call(*given, "--denoise", "--directions", table)
+    assert done.status == 2
+    assert "omit --directions" in done.stderr
+    save_network(Encoder(p_radius=2.6), weights, {"task": "signal"})
+    assert "Encoder: only a SignalPredictor can denoise" in failure(call(*given, "--denoise"))
+    assert not (tmp_path / "out").exists()
+
+
 def failure(done: Outcome) -> str:
     assert done.status == 1
     return done.error
@@ -181,8 +232,9 @@ def test_other_tasks_take_no_directions(call: Call, tmp_path: Path) -> None:  # 
     weights = write_weights(tmp_path / "lesions.safetensors")
     write_table(tmp_path / "other.bvec", 6)
     given = ("predict", scan, "--weights", weights, "-o", tmp_path / "out")
-    done = call(*given, "--directions", tmp_path / "other.bvec")
-    assert "of the task lesions, which predicts no signal" in failure(done)
+    for option in (("--directions", tmp_path / "other.bvec"), ("--denoise",)):
+        expected = f"{option[0]}: {weights} is of the task lesions, which predicts no signal"
+        assert expected in failure(call(*given, *option))
 
 
 def test_too_little_memory_is_refused(call: Call, tmp_path: Path) -> None:  # noqa: F811

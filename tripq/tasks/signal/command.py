@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from tripq.infra.files import sha256
@@ -157,23 +158,56 @@ class SignalCommands(TaskCommands["SignalConfig"]):
             write_page,
         )
 
+    def predict(
+        self, network: nn.Module, dwi: DWI, /, *, denoise: bool = False, **how: Any
+    ) -> NDArray[np.float32]:
+        """The signal along directions, or with `denoise` every volume from the others.
+
+        Raises
+        ------
+        DWIError
+            If there are too few directions to predict each from others.
+        ValueError
+            If the network cannot be used to denoise.
+        """
+        if not denoise:
+            return super().predict(network, dwi, **how)
+        from tripq.networks.blocks import predict_blocks
+        from tripq.tasks.signal.denoise import Denoiser, check_denoising
+        from tripq.tasks.signal.network import SignalPredictor
+
+        if not isinstance(network, SignalPredictor):
+            raise ValueError(f"{type(network).__name__}: only a SignalPredictor can denoise")
+        check_denoising(dwi)
+        return predict_blocks(Denoiser(network).eval(), dwi, **how)
+
     def maps(self, model: Model, prediction: Prediction) -> Mapping[str, NDArray[Any]]:
-        """Mean signal, and fractional anisotropy and mean diffusivity if there are 6 directions."""
+        """Mean signal, FA and MD if there are 6 directions, and what denoising removed.
+
+        The last map, ``residual``, is the root mean square over the directions, divided by b0.
+        """
         dwi = self.signal(prediction)
         maps: dict[str, NDArray[Any]] = {"mean": dwi.signal[:, 1:].mean(axis=1)}
         if count_directions(dwi.q[1:]) >= TENSOR_DIRECTIONS:
             maps["fa"], maps["md"] = tensor_maps(dwi)
+        if prediction.denoised:
+            removed = (prediction.dwi.signal - dwi.signal)[:, 1:]
+            maps["residual"] = np.sqrt(np.square(removed).mean(axis=1))
         return maps
 
     def signal(self, prediction: Prediction) -> DWI:
         """The predicted scan; noise of b0 remains."""
         dwi = prediction.dwi
         q = dwi.q if prediction.q_out is None else prediction.q_out
+        notes = [f"b0 is written as measured (number of volumes averaged: {dwi.b0_volumes})."]
+        if prediction.denoised:
+            notes.append("Each volume was predicted from other directions of its shell.")
         return replace(
             dwi,
             signal=prediction.output.clip(min=0),
             q=q,
             b_values=B_REFERENCE * (q**2).sum(axis=1),
+            notes=(*prediction.notes, *notes),
         )
 
     def scoring(

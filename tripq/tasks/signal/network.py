@@ -184,13 +184,29 @@ class SignalPredictor(Bindable):
         return pad_rows([self._on_scan(part, scan) for scan, part in parts])
 
     def _on_scan(self, signal: Tensor, scan: ScanGraph) -> Tensor:
-        q, graph = _q_space(scan), PQGraph([scan])
+        q, graph = shared_directions(scan), PQGraph([scan])
         output = signal.new_ones(len(signal), len(q.q_out))
-        for inputs, outputs in _shells(q):
-            coefficients = self.coefficients(signal[:, inputs], q.q_in[inputs], graph)
-            at = harmonics_at(q.q_out[outputs], self.order).to(signal)
-            output = output.index_copy(1, outputs, coefficients @ at.T)
+        for inputs, outputs in split_shells(q):
+            values = self.along(q.q_out[outputs], signal[:, inputs], q.q_in[inputs], graph)
+            output = output.index_copy(1, outputs, values)
         return output
+
+    def along(self, q_out: Tensor, signal: Tensor, q: Tensor, graph: PQGraph) -> Tensor:
+        """The signal of one shell along some of its directions.
+
+        Parameters
+        ----------
+        q_out : Tensor of shape (Q_out, 3)
+            Their q-vectors.
+        signal, q, graph
+            What was measured on the shell; see `coefficients`.
+
+        Returns
+        -------
+        Tensor of shape (V, Q_out)
+        """
+        at = harmonics_at(q_out, self.order).to(signal)
+        return self.coefficients(signal, q, graph) @ at.T
 
     def coefficients(self, signal: Tensor, q: Tensor, graph: PQGraph) -> Tensor:
         """Coefficients of the signal of one shell.
@@ -248,8 +264,8 @@ class SignalPredictor(Bindable):
         """
         found, noise = [], []
         for scan, part in graph.by_scan(signal, [scan.n_voxels for scan in graph.scans]):
-            q = _q_space(scan)
-            for inputs, _ in _shells(q):
+            q = shared_directions(scan)
+            for inputs, _ in split_shells(q):
                 fit = ShellFit.of(q.q_in[inputs], self.order, self.smoothing)
                 shell = part[:, inputs].clamp(max=LARGEST_RATIO)
                 found.append(shell @ fit.matrix.T.to(shell))
@@ -273,14 +289,21 @@ def _root_mean_square(x: Tensor) -> Tensor:
     return x.square().mean().sqrt().clamp(min=1e-6)
 
 
-def _q_space(scan: ScanGraph) -> QSpace:
+def shared_directions(scan: ScanGraph) -> QSpace:
+    """The directions of all voxels of a scan; `ValueError` if its nodes have their own."""
     if not isinstance(scan.q, QSpace):
         raise ValueError("the signal is predicted on graphs whose voxels share their directions")
     return scan.q
 
 
-def _shells(q: QSpace) -> Iterator[tuple[Tensor, Tensor]]:
-    """Indices of the input and the output directions of each shell; b0 is none."""
+def split_shells(q: QSpace) -> Iterator[tuple[Tensor, Tensor]]:
+    """Indices of the input and the output directions of each shell; b0 is none.
+
+    Raises
+    ------
+    DWIError
+        If an output direction is on no shell of the input.
+    """
     without = q.q_out.norm(dim=-1) > 0
     for member in q.shells.member:
         inputs = member.nonzero()[:, 0]
