@@ -6,13 +6,16 @@ neighbours share gathered data in the cache.
 
 Per edge, the numbers ``sum over m of C[m, m_g, m_j] Y[m]`` are the same for all lanes, so a thread
 has several lanes if its registers suffice.
+
+A kernel takes its tables as a tuple of pointers, `Edges` or `EdgesByType`, and is compiled for one
+coupling and number of radial functions, the `Constants` C.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +39,73 @@ _REGISTERS = 512
 
 # Programs that fill any device, for sums over edges and lanes.
 _PROGRAMS = 8192
+
+
+class Edges(NamedTuple):
+    """The edges as `expand_kernel` and `contract_kernel` walk them: node by node.
+
+    Attributes
+    ----------
+    harmonics : Tensor of shape (T, n_harmonics)
+        Spherical harmonics of each edge type.
+    starts : Tensor of shape (n_nodes + 1,)
+        The edges of node n are those from ``starts[n]`` to ``starts[n + 1]``.
+    other, types : Tensors of shape (E,)
+        The node at the other end, and the edge type.
+    """
+
+    harmonics: Tensor
+    starts: Tensor
+    other: Tensor
+    types: Tensor
+
+
+class EdgesByType(NamedTuple):
+    """The edges as `correlate_kernel` walks them: type by type.
+
+    Attributes
+    ----------
+    harmonics : Tensor of shape (T, n_harmonics)
+        Spherical harmonics of each edge type.
+    starts : Tensor of shape (T + 1,)
+        The edges of type t are those from ``starts[t]`` to ``starts[t + 1]``.
+    small_ends, big_ends : Tensors of shape (E,)
+        The nodes at both ends.
+    """
+
+    harmonics: Tensor
+    starts: Tensor
+    small_ends: Tensor
+    big_ends: Tensor
+
+
+class Constants(NamedTuple):
+    """What a kernel is compiled for: one coupling, and a number of radial functions.
+
+    Attributes
+    ----------
+    l : int
+        Order of the harmonic.
+    n_small, n_big : int
+        Components of the small and of the big features.
+    n_radial : int
+        Radial functions that a program evaluates at once.
+    pairs : tuple of int
+        Four numbers for each coupled pair of components: the small and the big component, and start
+        and end of its terms.
+    m : tuple of int
+        For each term, the component of the harmonic.
+    factors : tuple of float
+        For each term, the Clebsch-Gordan coefficient.
+    """
+
+    l: int
+    n_small: int
+    n_big: int
+    n_radial: int
+    pairs: tuple[int, ...]
+    m: tuple[int, ...]
+    factors: tuple[float, ...]
 
 
 @triton.jit
@@ -70,22 +140,20 @@ def _store_lanes(pointers, stride, inside, values, N: tl.constexpr):
 
 
 @triton.jit
-def _angular(y, M: tl.constexpr, C: tl.constexpr, BEGIN: tl.constexpr, END: tl.constexpr):
+def _angular(y, BEGIN: tl.constexpr, END: tl.constexpr, C: tl.constexpr):
     """The harmonics times the coefficients of one pair of components."""
-    value = C[BEGIN] * y[M[BEGIN]]
+    value = C.factors[BEGIN] * y[C.m[BEGIN]]
     for i in tl.static_range(BEGIN + 1, END):
-        value += C[i] * y[M[i]]
+        value += C.factors[i] * y[C.m[i]]
     return value
 
 
 @triton.jit
-def _couple(
-    total, x, y, SOURCE: tl.constexpr, PAIRS: tl.constexpr, M: tl.constexpr, C: tl.constexpr
-):
+def _couple(total, x, y, SOURCE: tl.constexpr, C: tl.constexpr):
     """Add the components x of one end (0: small, 1: big), coupled, to those of the other."""
-    for p in tl.static_range(len(PAIRS) // 4):
-        a = _angular(y, M, C, PAIRS[4 * p + 2], PAIRS[4 * p + 3])
-        total = _add_to(total, a * x[PAIRS[4 * p + SOURCE]], PAIRS[4 * p + 1 - SOURCE])
+    for p in tl.static_range(len(C.pairs) // 4):
+        a = _angular(y, C.pairs[4 * p + 2], C.pairs[4 * p + 3], C)
+        total = _add_to(total, a * x[C.pairs[4 * p + SOURCE]], C.pairs[4 * p + 1 - SOURCE])
     return total
 
 
@@ -140,39 +208,33 @@ def expand_kernel(
     small,  # (N, N_SMALL, n_lanes)
     big,  # (n_nodes, n_rows, N_BIG, inner)
     phi,  # (T, K)
-    harmonics,  # (T, n_harmonics)
-    starts,  # (n_nodes + 1,)
-    other,  # (E,)
-    types,  # (E,)
+    edges,  # Edges
     n_nodes: tl.int64,
     n_lanes: tl.int64,
     inner: tl.int64,
     n_rows: tl.int64,
     first: tl.int64,
     n_harmonics: tl.int64,
-    L: tl.constexpr,
-    N_SMALL: tl.constexpr,
-    N_BIG: tl.constexpr,
-    K: tl.constexpr,
-    PAIRS: tl.constexpr,
-    M: tl.constexpr,
     C: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One node's block of rows, for some lanes."""
+    N_SMALL: tl.constexpr = C.n_small
+    N_BIG: tl.constexpr = C.n_big
+    K: tl.constexpr = C.n_radial
     node = tl.program_id(0) % n_nodes
     lanes = (tl.program_id(0) // n_nodes).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)
     inside = lanes < n_lanes
     dtype: tl.constexpr = phi.dtype.element_ty
     zero = tl.zeros((BLOCK,), dtype)
     total = (zero,) * (K * N_BIG)
-    for e in range(tl.load(starts + node), tl.load(starts + node + 1)):
-        source = small + tl.load(other + e) * (N_SMALL * n_lanes) + lanes
+    for e in range(tl.load(edges.starts + node), tl.load(edges.starts + node + 1)):
+        source = small + tl.load(edges.other + e) * (N_SMALL * n_lanes) + lanes
         x = _load_lanes(source, n_lanes, inside, dtype, N_SMALL)  # (BLOCK,) each
-        t = tl.load(types + e)
-        y = _load_numbers(harmonics + t * n_harmonics + L * L, 2 * L + 1)
+        t = tl.load(edges.types + e)
+        y = _load_numbers(edges.harmonics + t * n_harmonics + C.l * C.l, 2 * C.l + 1)
         radial = _load_numbers(phi + t * K, K)
-        product = _couple((zero,) * N_BIG, x, y, 0, PAIRS, M, C)
+        product = _couple((zero,) * N_BIG, x, y, 0, C)
         total = _times_radial(total, radial, product, K, N_BIG)
     target = big + (node * n_rows + first) * (N_BIG * inner) + _big_lanes(lanes, inner, N_BIG)
     for k in tl.static_range(K):
@@ -185,27 +247,21 @@ def contract_kernel(
     small,  # (n_nodes, N_SMALL, n_lanes)
     big,  # (N, n_rows, N_BIG, inner)
     phi,  # (T, K)
-    harmonics,  # (T, n_harmonics)
-    starts,  # (n_nodes + 1,)
-    other,  # (E,)
-    types,  # (E,)
+    edges,  # Edges
     n_nodes: tl.int64,
     n_lanes: tl.int64,
     inner: tl.int64,
     n_rows: tl.int64,
     first: tl.int64,
     n_harmonics: tl.int64,
-    L: tl.constexpr,
-    N_SMALL: tl.constexpr,
-    N_BIG: tl.constexpr,
-    K: tl.constexpr,
-    PAIRS: tl.constexpr,
-    M: tl.constexpr,
     C: tl.constexpr,
     BLOCK: tl.constexpr,
     ADD: tl.constexpr,
 ):
     """One node's components, for some lanes; `ADD`: add to the stored values."""
+    N_SMALL: tl.constexpr = C.n_small
+    N_BIG: tl.constexpr = C.n_big
+    K: tl.constexpr = C.n_radial
     node = tl.program_id(0) % n_nodes
     lanes = (tl.program_id(0) // n_nodes).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)
     inside = lanes < n_lanes
@@ -217,14 +273,14 @@ def contract_kernel(
         total = (tl.zeros((BLOCK,), dtype),) * N_SMALL
     block = big + first * (N_BIG * inner) + _big_lanes(lanes, inner, N_BIG)
     zero = tl.zeros((BLOCK,), dtype)
-    for e in range(tl.load(starts + node), tl.load(starts + node + 1)):
-        source = block + tl.load(other + e) * (n_rows * N_BIG * inner)
+    for e in range(tl.load(edges.starts + node), tl.load(edges.starts + node + 1)):
+        source = block + tl.load(edges.other + e) * (n_rows * N_BIG * inner)
         rows = _load_rows(source, n_lanes, inner, inside, dtype, K, N_BIG)  # (BLOCK,) each
-        t = tl.load(types + e)
-        y = _load_numbers(harmonics + t * n_harmonics + L * L, 2 * L + 1)
+        t = tl.load(edges.types + e)
+        y = _load_numbers(edges.harmonics + t * n_harmonics + C.l * C.l, 2 * C.l + 1)
         radial = _load_numbers(phi + t * K, K)
         x = _sum_radial((zero,) * N_BIG, radial, rows, K, N_BIG)
-        total = _couple(total, x, y, 1, PAIRS, M, C)
+        total = _couple(total, x, y, 1, C)
     _store_lanes(target, n_lanes, inside, total, N_SMALL)
 
 
@@ -233,10 +289,7 @@ def correlate_kernel(
     small,  # (N, N_SMALL, n_lanes)
     big,  # (N', n_rows, N_BIG, inner)
     partial,  # (T, edge_splits, lane_splits, K)
-    harmonics,  # (T, n_harmonics)
-    starts,  # (T + 1,)
-    small_ends,  # (E,)
-    big_ends,  # (E,)
+    edges,  # EdgesByType
     edge_splits: tl.int64,
     lane_splits: tl.int64,
     n_lanes: tl.int64,
@@ -244,35 +297,32 @@ def correlate_kernel(
     n_rows: tl.int64,
     first: tl.int64,
     n_harmonics: tl.int64,
-    L: tl.constexpr,
-    N_SMALL: tl.constexpr,
-    N_BIG: tl.constexpr,
-    K: tl.constexpr,
-    PAIRS: tl.constexpr,
-    M: tl.constexpr,
     C: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One type's share of sums over edges and lanes."""
+    N_SMALL: tl.constexpr = C.n_small
+    N_BIG: tl.constexpr = C.n_big
+    K: tl.constexpr = C.n_radial
     lane_split = tl.program_id(0) % lane_splits
     edge_split = tl.program_id(0) // lane_splits % edge_splits
     t = tl.program_id(0) // lane_splits // edge_splits
-    begin = tl.load(starts + t) + edge_split
-    end = tl.load(starts + t + 1)
-    dtype: tl.constexpr = harmonics.dtype.element_ty
+    begin = tl.load(edges.starts + t) + edge_split
+    end = tl.load(edges.starts + t + 1)
+    dtype: tl.constexpr = edges.harmonics.dtype.element_ty
     zero = tl.zeros((BLOCK,), dtype)
-    y = _load_numbers(harmonics + t * n_harmonics + L * L, 2 * L + 1)
+    y = _load_numbers(edges.harmonics + t * n_harmonics + C.l * C.l, 2 * C.l + 1)
     total = (zero,) * K
     for i in range(lane_split, tl.cdiv(n_lanes, BLOCK), lane_splits):
         lanes = (i * BLOCK + tl.arange(0, BLOCK)).to(tl.int32)
         inside = lanes < n_lanes
         block = big + first * (N_BIG * inner) + _big_lanes(lanes, inner, N_BIG)
         for e in range(begin, end, edge_splits):
-            source = small + tl.load(small_ends + e) * (N_SMALL * n_lanes) + lanes
+            source = small + tl.load(edges.small_ends + e) * (N_SMALL * n_lanes) + lanes
             x = _load_lanes(source, n_lanes, inside, dtype, N_SMALL)  # (BLOCK,) each
-            source = block + tl.load(big_ends + e) * (n_rows * N_BIG * inner)
+            source = block + tl.load(edges.big_ends + e) * (n_rows * N_BIG * inner)
             rows = _load_rows(source, n_lanes, inner, inside, dtype, K, N_BIG)
-            product = _couple((zero,) * N_BIG, x, y, 0, PAIRS, M, C)
+            product = _couple((zero,) * N_BIG, x, y, 0, C)
             total = _correlate(total, product, rows, K, N_BIG)
     target = partial + tl.program_id(0).to(tl.int64) * K
     for k in tl.static_range(K):
@@ -284,12 +334,13 @@ def expand(
 ) -> list[Tensor]:
     """As `tensor_product.expand_twin`."""
     big = empty_big(small, phi, product, orders)
-    small, tables = _contiguous(small), _contiguous([product.harmonics, *product.edges[:3]])
+    small = _contiguous(small)
+    edges = Edges(*_contiguous([product.harmonics, *product.edges[:3]]))
     n_nodes = big[0].shape[0]
     for c, radial, sizes in _pieces(small, big, product, phi.shape[1]):
         n_programs = n_nodes * triton.cdiv(sizes["n_lanes"], sizes["BLOCK"])
         features = small[c.small], big[c.big], phi[:, radial].contiguous()
-        _launch(expand_kernel, n_programs, *features, *tables, n_nodes, **sizes)
+        _launch(expand_kernel, n_programs, *features, edges, n_nodes, **sizes)
     return big
 
 
@@ -298,14 +349,15 @@ def contract(
 ) -> list[Tensor]:
     """As `tensor_product.contract_twin`."""
     small = [torch.empty_like(x, dtype=phi.dtype) for x in empty_small(big, product, groups)]
-    big, tables = _contiguous(big), _contiguous([product.harmonics, *product.edges[3:6]])
+    big = _contiguous(big)
+    edges = Edges(*_contiguous([product.harmonics, *product.edges[3:6]]))
     n_nodes = small[0].shape[0]
     written = set()
     for c, radial, sizes in _pieces(small, big, product, phi.shape[1]):
         n_programs = n_nodes * triton.cdiv(sizes["n_lanes"], sizes["BLOCK"])
         features = small[c.small], big[c.big], phi[:, radial].contiguous()
         add = c.small in written
-        _launch(contract_kernel, n_programs, *features, *tables, n_nodes, **sizes, ADD=add)
+        _launch(contract_kernel, n_programs, *features, edges, n_nodes, **sizes, ADD=add)
         written.add(c.small)
     for g in set(range(len(small))) - written:
         small[g].zero_()
@@ -317,7 +369,7 @@ def correlate(
 ) -> Tensor:
     """As `tensor_product.correlate_twin`."""
     small, big = _contiguous(small), _contiguous(big)
-    tables = _contiguous([product.harmonics, *product.edges[6:]])
+    edges = EdgesByType(*_contiguous([product.harmonics, *product.edges[6:]]))
     n_types, n_edges = len(product.harmonics), len(product.edges[7])
     total = product.harmonics.new_zeros(n_types, n_radial)
     if n_edges == 0:
@@ -328,10 +380,11 @@ def correlate(
         n_blocks = triton.cdiv(sizes["n_lanes"], sizes["BLOCK"])
         lane_splits = min(n_blocks, triton.cdiv(_PROGRAMS, n_types))
         edge_splits = min(edges_of_type, triton.cdiv(_PROGRAMS, n_types * lane_splits))
-        partial = total.new_empty(n_types, edge_splits * lane_splits, sizes["K"])
+        n_k = radial.stop - radial.start
+        partial = total.new_empty(n_types, edge_splits * lane_splits, n_k)
         features = small[c.small], big[c.big], partial
         splits = edge_splits, lane_splits
-        _launch(correlate_kernel, partial[..., 0].numel(), *features, *tables, *splits, **sizes)
+        _launch(correlate_kernel, partial[..., 0].numel(), *features, edges, *splits, **sizes)
         total[:, radial] += partial.sum(1)
     return total
 
@@ -358,7 +411,7 @@ def _pieces(
                 "n_rows": n_rows,
                 "first": c.first + k * mul,
                 "n_harmonics": product.harmonics.shape[1],
-                **constants(c.l, n_small, n_big, n_k, product.to_small),
+                "C": constants(c.l, n_small, n_big, n_k, product.to_small),
                 **tile(mul * inner, (n_small + n_big + n_k * (n_big + 1)) * size),
             }
             yield c, slice(k, k + n_k), sizes
@@ -375,12 +428,8 @@ def tile(n_lanes: int, kept: int) -> dict[str, int]:
 
 
 @cache
-def constants(l: int, n_small: int, n_big: int, n_radial: int, to_small: bool) -> dict[str, Any]:
-    """Compile-time constants of a kernel.
-
-    PAIRS has four numbers for each coupled pair of components: the small and the big component, and
-    start and end of its terms.  M and C are component of the harmonic and coefficient of each term.
-    """
+def constants(l: int, n_small: int, n_big: int, n_radial: int, to_small: bool) -> Constants:
+    """Compile-time constants of a kernel."""
     c = coefficients(l, n_small // 2, n_big // 2, to_small)
     pairs: list[int] = []
     terms: list[tuple[int, float]] = []
@@ -390,15 +439,7 @@ def constants(l: int, n_small: int, n_big: int, n_radial: int, to_small: bool) -
             pairs += [g, j, len(terms), len(terms) + len(coupled)]
             terms += coupled
     m, values = zip(*terms, strict=True)
-    return {
-        "L": l,
-        "N_SMALL": n_small,
-        "N_BIG": n_big,
-        "K": n_radial,
-        "PAIRS": tuple(pairs),
-        "M": m,
-        "C": values,
-    }
+    return Constants(l, n_small, n_big, n_radial, tuple(pairs), m, values)
 
 
 def _launch(kernel: Any, n_programs: int, *args: Any, **sizes: Any) -> None:

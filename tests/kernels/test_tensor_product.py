@@ -425,13 +425,14 @@ def compile_for(target, name, coupling, table="fp32", features="fp32"):
 
     kernel = getattr(tensor_product_triton, f"{name}_kernel")
     l, n_small, n_big = coupling[0], 2 * coupling[1] + 1, 2 * coupling[2] + 1
-    constants = tensor_product_triton.constants(l, n_small, n_big, 3, False)
+    constants = {"C": tensor_product_triton.constants(l, n_small, n_big, 3, False)}
     size = torch.float64.itemsize if table == "fp64" else torch.float32.itemsize
     tile = tensor_product_triton.tile(4096, (n_small + n_big + 3 * (n_big + 1)) * size)
     constants = constants | {"BLOCK": tile["BLOCK"], "ADD": True}
-    types = {x: f"*{table}" for x in ("phi", "harmonics", "partial")}
+    types = {x: f"*{table}" for x in ("phi", "partial")}
     types |= {x: f"*{features}" for x in ("small", "big")}
-    types |= {x: "*i64" for x in ("starts", "other", "types", "small_ends", "big_ends")}
+    edges = "EdgesByType" if name == "correlate" else "Edges"
+    types["edges"] = getattr(tensor_product_triton, edges)(f"*{table}", "*i64", "*i64", "*i64")
     if name == "contract":  # adds to sums
         types["small"] = f"*{table}"
     names = set(kernel.arg_names)
