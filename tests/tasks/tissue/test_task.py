@@ -150,7 +150,7 @@ def test_an_untrained_network_gives_the_weighted_fractions() -> None:
     np.testing.assert_allclose(network.head.bias.detach().softmax(dim=0), shares, rtol=1e-5)
 
 
-def test_it_learns_what_holds_for_turned_heads_and_other_tables() -> None:
+def test_it_learns_what_holds_for_turned_heads_and_other_tables(few_settling: None) -> None:
     network, scans = small(), [head(seed) for seed in (1, 2)]
     task = TissueTask.of(scans, 4)
     turn = Rotation.from_rotvec([0.4, -1.1, 0.7]).as_matrix()
