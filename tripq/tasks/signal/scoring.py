@@ -245,12 +245,12 @@ class SignalScoring(MapScoring[PredictedScan]):
             raise DWIError(f"{found.path}: no voxel in common with {there[0]} in the brain.")
         if not len(same_directions(predicted.q, measured.q)[0]):
             raise DWIError(f"{found.path}: no direction in common with {there[0]}.")
-        both = [
+        ours, theirs = (
             _restricted(dwi, inside, _on_shells(dwi.q, other.q))
             for dwi, other in ((predicted, measured), (measured, predicted))
-        ]
-        pairs = same_directions(both[0].q, both[1].q)
-        return PredictedScan(self.name(found), *both, pairs), there[0]
+        )
+        pairs = same_directions(ours.q, theirs.q)
+        return PredictedScan(self.name(found), ours, theirs, pairs), there[0]
 
     def score(self, read: Sequence[PredictedScan]) -> Evaluation:
         """Scores over the voxels and directions of every scan, and over all."""
