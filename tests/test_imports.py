@@ -12,7 +12,6 @@ SLOW = (
     "matplotlib",
     "nibabel",
     "nilearn",
-    "panoptica",
     "pydantic",
     "scipy",
     "sklearn",

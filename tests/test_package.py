@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 from importlib.metadata import version
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
 
+import tripq
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).parents[1]
+
+#: The newest version of the changelog, released or in preparation.
+LATEST = re.findall(r"^## \[(\d[^\]]*)\]", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)[0]
 
 # Started without site-packages, so that neither the package under test nor anything else is
 # found before its turn: first the new install, then the dependencies.
@@ -32,22 +44,22 @@ print(json.dumps([tripq.__file__, tripq.kernels.__file__, kernels and kernels.or
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Copy what a build reads: building in place would leave files behind."""
     copy = tmp_path_factory.mktemp("sources")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "mkdocs.yml"):
         shutil.copy(ROOT / name, copy)
-    for name in ("tripq", "kernels"):
+    for name in ("tripq", "kernels", "docs", "perf", "tests"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     return copy
 
 
 def build(kind: str, sources: Path, folder: Path) -> Path:
-    """Build a ``wheel`` or an ``editable`` wheel into ``folder``, with the setuptools at hand."""
+    """Build a ``wheel``, ``editable`` wheel or ``sdist`` in ``folder``, with setuptools at hand."""
     command = f"import sys, setuptools.build_meta as b; b.build_{kind}(sys.argv[1])"
     done = subprocess.run(
         [sys.executable, "-c", command, folder], cwd=sources, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    (wheel,) = folder.glob("*.whl")
-    return wheel
+    (built,) = (path for path in folder.iterdir() if path.is_file())
+    return built
 
 
 @pytest.mark.parametrize("kind", ["wheel", "editable"])
@@ -95,5 +107,60 @@ def test_wheel_holds_every_module_of_the_tree(sources: Path, tmp_path: Path) -> 
     )
 
 
-def test_citation_gives_the_installed_version() -> None:
-    assert f"version: {version('tripq')}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+def test_a_copy_without_git_has_the_version_of_the_next_release(
+    sources: Path, tmp_path: Path
+) -> None:
+    name = build("wheel", sources, tmp_path).name
+    assert name.split("-")[1] == f"{LATEST}.dev0"
+
+
+def test_citation_and_changelog_give_one_version() -> None:
+    assert f"\nversion: {LATEST}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_the_command_shows_the_installed_version() -> None:
+    assert tripq.__version__ == version("tripq")
+
+
+def test_wheel_and_source_distribution_leave_raw_runs_out(sources: Path, tmp_path: Path) -> None:
+    """The sdist has the documentation and the tests, and no measurements of this repository."""
+    with tarfile.open(build("sdist", sources, tmp_path)) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"docs/index.md", "docs/images/rotation.png", "tests/conftest.py", "mkdocs.yml"} <= names
+    assert not {name for name in names if name.startswith("perf/results")}
+    assert "docs/experiment.jsonl" not in names
+    assert {name for name in names if name.endswith(".safetensors")} == {
+        path.relative_to(sources).as_posix() for path in sources.glob("tripq/**/*.safetensors")
+    }
+
+
+def test_core_works_without_triton(tmp_path: Path) -> None:
+    program = ROOT / "tests/programs/core.py"
+    done = subprocess.run(
+        [sys.executable, program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        *(f"layer {backend}" for backend in ("auto", "edges", "triton")),
+        "network LesionSegmenter",
+        f"version {version('tripq')}",
+    ]
+
+
+def test_packages_that_only_some_need_are_extras() -> None:
+    """Core has neither Triton nor an upper bound; extras name everything of the project."""
+    about = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    core = about["dependencies"]
+    extras = [one for some in about["optional-dependencies"].values() for one in some]
+    named = {re.match(r"[\w.-]+", one)[0] for one in core + extras}
+    assert not [one for one in core if one.startswith("triton") or "<" in one.partition(";")[0]]
+    assert {
+        "torch",
+        "triton",
+        "e3nn",
+        "torch-cluster",
+        "numpy",
+        "nibabel",
+        "pytest",
+        "hypothesis",
+    } <= named

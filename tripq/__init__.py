@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from tripq.nn.layer import PQTensorFieldLayer
     from tripq.so3.paths import Path
 
-__version__ = "0.1.0"
+__version__ = version("tripq")
 
 __all__ = ["PQGraph", "PQTensorFieldLayer", "Path", "Radial", "__version__"]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import re
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from tripq.backends import BACKENDS
 from tripq.backends.base import Request
 from tripq.backends.plan import make_plan
 
+CUDA = torch.device("cuda")
 AFFINE = affine_of(2.0 * np.eye(3))
 BALL = np.linalg.norm(np.indices((16, 16, 16)) - 7.5, axis=0) < 4
 
@@ -97,6 +100,17 @@ def test_gradients_of_coordinates_are_not_for_triton():
     graph = PQGraph.from_points(p, table_of(0, 3), RADIUS)
     with pytest.raises(ValueError, match="it takes coordinates and quadrature weights as"):
         layer_of(backend="triton")(torch.ones(2, 3, 15), graph)
+
+
+def test_without_triton_it_says_what_to_install(monkeypatch):
+    request = replace(request_of(grid(np.ones((3, 3, 2)), 4), layer_of()), device=CUDA)
+    assert BACKENDS["triton"].obstacle(request) is None
+    monkeypatch.setattr("tripq.backends.triton.find_spec", lambda name: None)
+    why = "Triton is not installed: pip install 'tripq[cuda]'"
+    assert BACKENDS["triton"].obstacle(request) == why
+    assert make_plan("auto", request).backend != "triton"
+    with pytest.raises(ValueError, match=re.escape(why)):
+        make_plan("triton", request)
 
 
 def request_of(graph, layer, budget=1 << 20):

@@ -59,6 +59,9 @@ CALLS = (
     ("segment-bids {in} {in}/dwi.nii/results participant", "dwi.nii: Not a directory"),
     ("segment-bids {in} {in}/none group", "no such folder; the level 'participant' creates it."),
     ("segment-bids {in} {out} participant --num-nodes 2", "set MASTER_ADDR"),
+    ("simulate {in}", "inputs: contains other files: choose an empty folder."),
+    ("simulate {in}/dwi.nii/results", "dwi.nii: Not a directory"),
+    ("simulate {out} --directions 6 --directions 7", "2 numbers for 1 shells"),
     *((f"{command} --no-such-option", "No such option") for command in COMMANDS),
     *((f"{command}", "Missing argument") for command in COMMANDS),
 )

@@ -272,10 +272,10 @@ def test_results_are_not_replaced_unawares(score, call: Call, cohort: Cohort) ->
 
 
 def test_what_is_not_installed_is_told_in_one_line(score, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "panoptica", None)
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
     done = score()
     assert done.status == 1
-    assert done.stderr == "error: panoptica not installed: pip install 'tripq[ms]'.\n"
+    assert done.stderr == "error: torchmetrics not installed: pip install 'tripq[ms]'.\n"
 
 
 def test_two_maps_of_one_scan_are_refused(score, cohort: Cohort) -> None:

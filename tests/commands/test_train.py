@@ -334,7 +334,7 @@ def test_participants_are_drawn_once_and_for_all() -> None:
         draw_validation(labels[:1])
 
 
-@pytest.mark.parametrize("module", ["lightning", "torchmetrics", "panoptica"])
+@pytest.mark.parametrize("module", ["lightning", "torchmetrics"])
 def test_what_is_not_installed_is_told_in_one_line(
     fit, module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tripq.scans.bids import BIDSError, BIDSMissingError, BIDSName, BIDSScan, find_maps, find_scans
+from tripq.scans.bids import (
+    BIDSError,
+    BIDSMissingError,
+    BIDSName,
+    BIDSScan,
+    find_images,
+    find_maps,
+    find_scans,
+)
 
 
 def make(root: Path, *names: str) -> Path:
@@ -130,6 +138,39 @@ def test_maps_of_preprocessed_scans_are_found(tmp_path: Path) -> None:
     names = ["sub-01_label-lesion_desc-preproc_probseg.nii.gz", "sub-01_label-lesion_probseg.nii"]
     make(tmp_path, *(f"sub-01/dwi/{name}" for name in names), "sub-01/dwi/sub-01_probseg.nii.gz")
     assert [found.path.name for found in find_maps(tmp_path, "lesion")] == names
+
+
+def test_results_of_qsiprep_are_read_as_they_come(tmp_path: Path) -> None:
+    """Its layout, with the files of one session; the MRtrix table is for the frame "world"."""
+    stem = "sub-01/ses-a/dwi/sub-01_ses-a_space-ACPC"
+    preprocessed = f"{stem}_desc-preproc_dwi"
+    make(
+        tmp_path,
+        "dataset_description.json",
+        *(f"{preprocessed}{ending}" for ending in (".nii.gz", ".bval", ".bvec", ".b", ".json")),
+        f"{stem}_desc-brain_mask.nii.gz",
+        f"{stem}_dwiref.nii.gz",
+        f"{stem}_desc-slice_qc.json",
+        "sub-01/ses-a/dwi/sub-01_ses-a_desc-confounds_timeseries.tsv",
+        "sub-01/anat/sub-01_space-ACPC_desc-preproc_T1w.nii.gz",
+        "sub-01/anat/sub-01_space-ACPC_desc-brain_mask.nii.gz",
+        "sub-01/figures/sub-01_ses-a_t1_2_mni.svg",
+    )
+    scan = only(tmp_path)
+    assert scan.relative.as_posix() == f"{preprocessed}.nii.gz"
+    tables = {frame: scan.gradient_table(frame) for frame in ("fsl", "world")}
+    assert tables["fsl"] == tuple(tmp_path / f"{preprocessed}.{end}" for end in ("bval", "bvec"))
+    assert scan.brain_mask(tmp_path) == tmp_path / f"{stem}_desc-brain_mask.nii.gz"
+
+
+def test_results_of_qsirecon_are_maps_and_no_scans(tmp_path: Path) -> None:
+    """Its derivatives have maps in the names of BEP016, and no scan to segment."""
+    stem = "sub-01/ses-a/dwi/sub-01_ses-a_space-ACPC_model-tensor_param"
+    make(tmp_path, f"{stem}-fa_dwimap.nii.gz", f"{stem}-md_dwimap.nii.gz", f"{stem}-fa_dwimap.json")
+    with pytest.raises(BIDSError, match="no diffusion scans"):
+        find_scans(tmp_path)
+    found = [scan.relative.as_posix() for scan in find_images(tmp_path, "param-fa_dwimap")]
+    assert found == [f"{stem}-fa_dwimap.nii.gz"]
 
 
 def test_a_brain_mask_is_the_one_of_the_scan(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def _walk(nodes: NodeSpace, edges: PEdges, start: int, stop: int) -> NodeCsr:
 def obstacle(request: Request) -> str | None:
     """Why it cannot evaluate a request, if it cannot."""
     if request.on_gpu and find_spec("triton") is None:
-        return "Triton is not installed"
+        return "Triton is not installed: pip install 'tripq[cuda]'"
     if request.filter.joint and not request.nodes:
         return 'it has no kernel for a "diff" filter between voxels that share directions'
     if request.edges.rule is not None and any(True for _ in request.filter.phi_p.parameters()):

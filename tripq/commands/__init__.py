@@ -19,6 +19,7 @@ from tripq.commands.options import BIDSCommand, Command
 from tripq.commands.predict import predict
 from tripq.commands.segment import segment
 from tripq.commands.segment_bids import segment_bids
+from tripq.commands.simulate import simulate
 from tripq.commands.train import train
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ app.command(cls=BIDSCommand)(segment_bids)
 app.command(cls=Command)(train)
 app.command(cls=Command)(predict)
 app.command(cls=BIDSCommand)(evaluate)
+app.command(cls=Command)(simulate)
 app.command(cls=Command)(info)
 app.command(cls=Command)(check)
 

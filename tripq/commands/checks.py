@@ -39,6 +39,20 @@ def check_results(paths: Sequence[Path], overwrite: bool) -> None:
         check_writable(folder)
 
 
+def check_cohort_folder(folder: Path) -> None:
+    """Check that a folder is writable, and is new, empty, or already contains a dataset.
+
+    Raises
+    ------
+    OSError
+        If it contains other files, or cannot be written to; it names the folder.
+    """
+    check_writable(folder)
+    is_dataset = (folder / "dataset_description.json").is_file()
+    if folder.exists() and not is_dataset and any(folder.iterdir()):
+        raise FileExistsError(0, "contains other files: choose an empty folder.", str(folder))
+
+
 def check_memory(memory: float, processes: int = 1) -> None:
     """Reject a memory limit that is too small for the program itself."""
     if memory <= PROGRAM_BYTES:

@@ -243,7 +243,7 @@ def explain(error: Exception) -> str:
 
 
 def need(*modules: str) -> None:
-    """Check that packages of the extra ``ms`` are installed.
+    """Check that packages of the extras ``ms`` and ``scores`` are installed.
 
     Raises
     ------
@@ -251,7 +251,8 @@ def need(*modules: str) -> None:
         If one is missing; the message gives the command that installs it.
     """
     if missing := [name for name in modules if find_spec(name) is None]:
-        raise ValueError(f"{', '.join(missing)} not installed: pip install 'tripq[ms]'.")
+        extras = ",".join(sorted({"scores" if name == "panoptica" else "ms" for name in missing}))
+        raise ValueError(f"{', '.join(missing)} not installed: pip install 'tripq[{extras}]'.")
 
 
 class _ConsoleHandler(logging.Handler):

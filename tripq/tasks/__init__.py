@@ -127,7 +127,7 @@ class TaskCommands(ABC, Generic[Config]):
     name : str
         Of the task.
     needed : tuple of str
-        Packages of the extra ``ms`` that training needs.
+        Packages of the extras ``ms`` and ``scores`` that training needs.
     weights : str
         Name of the file of a trained network.
     quantity : str

@@ -91,7 +91,7 @@ class MapScoring(ABC, Generic[ReadMap]):
     Attributes
     ----------
     needed : tuple of str
-        Packages of the extra ``ms`` that it needs.
+        Packages of the extras ``ms`` and ``scores`` that it needs.
     known : str
         Name of what the maps are compared with, in the plural, in messages.
     """

@@ -7,12 +7,15 @@ import math
 from pathlib import Path
 
 import numpy as np
+import panoptica
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from tripq.tasks.lesions.scores import (
+    MATCHING_IOU,
     Evaluation,
     LesionCounts,
     best_min_volume,
@@ -128,6 +131,26 @@ def test_every_lesion_matches_once() -> None:
     assert counts == LesionCounts(true=3, found=2, matched=2)
     assert (counts.sensitivity, counts.precision) == (2 / 3, 1.0)
     assert counts.f1 == pytest.approx(0.8, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_lesions_match_as_in_panoptica(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    truth = ndimage.gaussian_filter(rng.normal(size=(24, 24, 24)), 1.2)
+    found = truth + ndimage.gaussian_filter(rng.normal(size=truth.shape), 1.2)
+    ours, theirs = found > 0.2, truth > 0.15
+    evaluator = panoptica.Panoptica_Evaluator(
+        expected_input=panoptica.InputType.SEMANTIC,
+        instance_approximator=panoptica.ConnectedComponentsInstanceApproximator(),
+        instance_matcher=panoptica.NaiveThresholdMatching(panoptica.Metric.IOU, MATCHING_IOU),
+        instance_metrics=[panoptica.Metric.IOU],
+        global_metrics=[],
+    )
+    result = evaluator.evaluate(ours.astype(np.uint8), theirs.astype(np.uint8), verbose=False)
+    known = result["ungrouped"]
+    counts = count_lesions(ours, theirs)
+    assert counts == LesionCounts(known.n_ref_instances, known.n_pred_instances, known.tp)
+    assert 0 < counts.matched < counts.found
 
 
 def test_voxels_that_touch_at_a_corner_are_one_lesion() -> None:

@@ -33,7 +33,7 @@ class LesionCommands(TaskCommands["LesionConfig"]):
     """Lesion segmentation for the commands; its methods import what they need."""
 
     name = "lesions"
-    needed = ("lightning", "panoptica", "torchmetrics")
+    needed = ("lightning", "torchmetrics")
     weights = "lesion-segmenter.safetensors"
     quantity = "probabilities"
 

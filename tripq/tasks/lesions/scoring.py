@@ -73,7 +73,7 @@ class LesionScoring(MapScoring[ReadLesionMap]):
     threshold: float | None = None
     min_volume: float | None = None
 
-    needed = ("panoptica", "torchmetrics")
+    needed = ("torchmetrics",)
     known = "lesion masks"
 
     def __post_init__(self) -> None:

@@ -18,18 +18,18 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tripq import __version__
 from tripq.infra.files import read_json, write_json, write_text
 from tripq.tasks.lesions.datasets.errors import DatasetError
-from tripq.tasks.lesions.datasets.sources import LICENCES
+from tripq.tasks.lesions.datasets.sources import LICENCES, Licence
 from tripq.tasks.lesions.simulate import Subject, write_subject
 
 TRUTH = Path("derivatives") / "truth"
@@ -52,6 +52,8 @@ class Layout:
         Key of the settings in the descriptions.
     columns : mapping of str to str
         Columns of the table of participants, with their descriptions.
+    licences : sequence of Licence
+        Licences of what the cohort is made of.
     """
 
     title: str
@@ -60,6 +62,7 @@ class Layout:
     kind: str
     section: str
     columns: Mapping[str, str]
+    licences: Sequence[Licence] = LICENCES
 
     def describe(self, folder: Path, settings: dict[str, Any]) -> None:
         """Write the description of the dataset, or check that an existing one is equal."""
@@ -84,10 +87,8 @@ class Layout:
             raise DatasetError(f"{folder} contains other files: choose an empty folder.")
         common = {
             "BIDSVersion": "1.10.0",
-            "License": "; ".join(f"{licence.name} ({licence.covers})" for licence in LICENCES),
-            "GeneratedBy": [
-                {"Name": "tripq", "Version": version("tripq"), "Description": self.notice}
-            ],
+            "License": "; ".join(f"{licence.name} ({licence.covers})" for licence in self.licences),
+            "GeneratedBy": [{"Name": "tripq", "Version": __version__, "Description": self.notice}],
         }
         truth = {"Name": self.truth_title, "DatasetType": "derivative"}
         write_json(folder / TRUTH / "dataset_description.json", {**truth, **common})
@@ -95,7 +96,7 @@ class Layout:
             folder / "participants.json",
             {name: {"Description": text} for name, text in self.columns.items()},
         )
-        listed = "\n".join(f"* {licence}" for licence in LICENCES)
+        listed = "\n".join(f"* {licence}" for licence in self.licences)
         write_text(
             folder / "README",
             f"{self.title}\n\n{self.notice}\n\n"

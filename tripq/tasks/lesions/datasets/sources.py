@@ -62,6 +62,13 @@ LICENCES = (
 )
 """Licences of all sources of the cohort."""
 
+ICBM = Licence(
+    "ICBM 152 template licence",
+    "the template of the heads (ICBM 2009a symmetric, as included in nilearn)",
+    "cite Fonov et al., NeuroImage 54:313-327 (2011).",
+)
+"""Of cohorts that are simulated from the template alone."""
+
 
 @dataclass(frozen=True)
 class Source:

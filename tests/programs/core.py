@@ -1,0 +1,31 @@
+"""A core install without Triton: each line that it prints worked."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+
+import tripq
+from tripq import PQGraph, PQTensorFieldLayer
+from tripq.networks.checkpoint import load_network
+from tripq.tasks.lesions.weights import default_weights
+
+sys.modules["triton"] = None  # type: ignore[assignment]  # importing it fails, as if not installed
+
+
+def run(**options: Any) -> None:
+    """Evaluate a layer and its gradients."""
+    layer = PQTensorFieldLayer("1x0e", "2x0e + 1x1o", p_radius=3.0, **options)
+    layer(torch.ones(18, 3, 1), graph).sum().backward()
+
+
+affine = np.diag([2.0, 2.0, 2.0, 1.0])
+graph = PQGraph.from_grid(np.ones((3, 3, 2)), affine, np.eye(3), radius=3.0)
+for backend in ("auto", "edges", "triton"):  # the last one in plain torch, on a CPU
+    run(backend=backend)
+    print("layer", backend)
+print("network", type(load_network(default_weights())).__name__)
+print("version", tripq.__version__)
