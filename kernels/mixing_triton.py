@@ -7,8 +7,6 @@ and write (or read) neighbouring numbers, which share cache lines.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
@@ -27,51 +25,6 @@ _VOXEL_STEP = 32
 _PROGRAMS = 2048
 
 
-class Features(NamedTuple):
-    """Features (directions Q, channels, components n, voxels V), wherever they lie in memory.
-
-    Attributes
-    ----------
-    start : Tensor
-        Their first number.
-    q, channel, m, v : int
-        Strides.
-    """
-
-    start: Tensor
-    q: int
-    channel: int
-    m: int
-    v: int
-
-
-class Matrices(NamedTuple):
-    """A matrix (in, out) of channels for each direction, wherever they lie in memory.
-
-    Attributes
-    ----------
-    start : Tensor
-        Their first number.
-    q, k, row : int
-        Strides of directions, of channels in and of channels out.
-    """
-
-    start: Tensor
-    q: int
-    k: int
-    row: int
-
-
-class Sizes(NamedTuple):
-    """Numbers of directions, channels in and out, components and voxels."""
-
-    q: int
-    k: int
-    row: int
-    m: int
-    v: int
-
-
 @triton.jit
 def _tile(pointer, row, column, n_rows, n_columns, row_stride, column_stride):
     """Load a tile (rows, columns), 0 where it reaches over the edge."""
@@ -82,10 +35,25 @@ def _tile(pointer, row, column, n_rows, n_columns, row_stride, column_stride):
 
 @triton.jit
 def product_kernel(
-    x,  # Features (Q, K, n, V)
-    w,  # Matrices (Q, K, R)
-    out,  # Features (Q, R, n, V)
-    n,  # Sizes
+    x,  # (Q, K, n, V) by its strides
+    w,  # (Q, K, R) by its strides
+    out,  # (Q, R, n, V) by its strides
+    n_q,
+    n_k,
+    n_rows,
+    n_m,
+    n_voxels,
+    x_q,
+    x_k,
+    x_m,
+    x_v,
+    w_q,
+    w_k,
+    w_row,
+    out_q,
+    out_row,
+    out_m,
+    out_v,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
@@ -94,32 +62,44 @@ def product_kernel(
 ):
     """out[q, row, m, v] = sum over k of w[q, k, row] x[q, k, m, v], a tile of rows and voxels."""
     program = tl.program_id(0)
-    q = (program % n.q).to(tl.int64)
-    program = program // n.q
-    row_tiles = tl.cdiv(n.row, ROWS)
+    q = (program % n_q).to(tl.int64)
+    program = program // n_q
+    row_tiles = tl.cdiv(n_rows, ROWS)
     row = (program % row_tiles) * ROWS + tl.arange(0, ROWS)
     program = program // row_tiles
-    m = (program % n.m).to(tl.int64)
-    voxel = (program // n.m) * VOXELS + tl.arange(0, VOXELS)
-    x_start = x.start + q * x.q + m * x.m
-    w_start = w.start + q * w.q
+    m = (program % n_m).to(tl.int64)
+    voxel = (program // n_m) * VOXELS + tl.arange(0, VOXELS)
+    x += q * x_q + m * x_m
+    w += q * w_q
     total = tl.zeros((ROWS, VOXELS), ACC)
-    for begin in range(0, n.k, STEP):
+    for begin in range(0, n_k, STEP):
         k = begin + tl.arange(0, STEP)
-        matrix = _tile(w_start, row, k, n.row, n.k, w.row, w.k)  # (ROWS, STEP)
-        features = _tile(x_start, k, voxel, n.k, n.v, x.channel, x.v)  # (STEP, VOXELS)
+        matrix = _tile(w, row, k, n_rows, n_k, w_row, w_k)  # (ROWS, STEP)
+        features = _tile(x, k, voxel, n_k, n_voxels, x_k, x_v)  # (STEP, VOXELS)
         total = tl.dot(matrix, features, total, input_precision=PRECISION, out_dtype=ACC)
-    inside = (row < n.row)[:, None] & (voxel < n.v)[None, :]
-    address = row[:, None].to(tl.int64) * out.channel + voxel[None, :].to(tl.int64) * out.v
-    tl.store(out.start + q * out.q + m * out.m + address, total, mask=inside)
+    inside = (row < n_rows)[:, None] & (voxel < n_voxels)[None, :]
+    address = row[:, None].to(tl.int64) * out_row + voxel[None, :].to(tl.int64) * out_v
+    tl.store(out + q * out_q + m * out_m + address, total, mask=inside)
 
 
 @triton.jit
 def correlation_kernel(
-    grad,  # Features (Q, R, n, V)
-    a,  # Features (Q, K, n, V)
-    out,  # (splits, Q, K, R)
-    n,  # Sizes
+    grad,  # (Q, R, n, V) by its strides
+    a,  # (Q, C, n, V) by its strides
+    out,  # (splits, Q, C, R)
+    n_q,
+    n_c,
+    n_r,
+    n_m,
+    n_voxels,
+    grad_q,
+    grad_r,
+    grad_m,
+    grad_v,
+    a_q,
+    a_c,
+    a_m,
+    a_v,
     tiles_of_split,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -127,32 +107,31 @@ def correlation_kernel(
     COLUMNS: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """out[q, k, r] = sum of a[q, k, m, v] grad[q, r, m, v] over a split of the tiles of (m, v)."""
+    """out[q, c, r] = sum of a[q, c, m, v] grad[q, r, m, v] over a split of the tiles of (m, v)."""
     program = tl.program_id(0)
-    q = (program % n.q).to(tl.int64)
-    program = program // n.q
-    k_tiles = tl.cdiv(n.k, ROWS)
-    k = (program % k_tiles) * ROWS + tl.arange(0, ROWS)
-    program = program // k_tiles
-    r_tiles = tl.cdiv(n.row, COLUMNS)
+    q = (program % n_q).to(tl.int64)
+    program = program // n_q
+    c_tiles = tl.cdiv(n_c, ROWS)
+    c = (program % c_tiles) * ROWS + tl.arange(0, ROWS)
+    program = program // c_tiles
+    r_tiles = tl.cdiv(n_r, COLUMNS)
     r = (program % r_tiles) * COLUMNS + tl.arange(0, COLUMNS)
     split = (program // r_tiles).to(tl.int64)
-    voxel_tiles = tl.cdiv(n.v, STEP)
+    voxel_tiles = tl.cdiv(n_voxels, STEP)
     begin = split * tiles_of_split
-    end = tl.minimum(begin + tiles_of_split, n.m * voxel_tiles)
-    a_start = a.start + q * a.q
-    grad_start = grad.start + q * grad.q
+    end = tl.minimum(begin + tiles_of_split, n_m * voxel_tiles)
+    a += q * a_q
+    grad += q * grad_q
     total = tl.zeros((ROWS, COLUMNS), ACC)
     for tile in range(begin, end):
         m = tile // voxel_tiles
         v = (tile % voxel_tiles) * STEP + tl.arange(0, STEP)
-        # (ROWS, STEP) and (STEP, COLUMNS)
-        features = _tile(a_start + m * a.m, k, v, n.k, n.v, a.channel, a.v)
-        change = _tile(grad_start + m * grad.m, v, r, n.v, n.row, grad.v, grad.channel)
+        features = _tile(a + m * a_m, c, v, n_c, n_voxels, a_c, a_v)  # (ROWS, STEP)
+        change = _tile(grad + m * grad_m, v, r, n_voxels, n_r, grad_v, grad_r)  # (STEP, COLUMNS)
         total = tl.dot(features, change, total, input_precision=PRECISION, out_dtype=ACC)
-    inside = (k < n.k)[:, None] & (r < n.row)[None, :]
-    address = k[:, None].to(tl.int64) * n.row + r[None, :]
-    tl.store(out + (split * n.q + q) * n.k * n.row + address, total, mask=inside)
+    inside = (c < n_c)[:, None] & (r < n_r)[None, :]
+    address = c[:, None].to(tl.int64) * n_r + r[None, :]
+    tl.store(out + (split * n_q + q) * n_c * n_r + address, total, mask=inside)
 
 
 def mix(a: Tensor, w: Tensor) -> Tensor:
@@ -190,10 +169,16 @@ def mix_grad_w(grad: Tensor, a: Tensor) -> Tensor:
     grad = grad.permute(3, 1, 2, 0)
     with torch.cuda.device_of(a):
         correlation_kernel[(products * n_splits,)](
-            Features(grad, *grad.stride()),
-            Features(a, *a.stride()),
+            grad,
+            a,
             parts,
-            Sizes(n_q, n_c, n_r, n_m, n_voxels),
+            n_q,
+            n_c,
+            n_r,
+            n_m,
+            n_voxels,
+            *grad.stride(),
+            *a.stride(),
             tiles_of_split,
             ACC=_accumulator(a.dtype),
             PRECISION=_precision(),
@@ -214,10 +199,17 @@ def _multiply(x: Tensor, w: Tensor, out: Tensor) -> None:
         return
     with torch.cuda.device_of(out):
         product_kernel[(programs,)](
-            Features(x, *x.stride()),
-            Matrices(w, *w.stride()),
-            Features(out, *out.stride()),
-            Sizes(n_q, x.shape[1], n_rows, n_m, n_voxels),
+            x,
+            w,
+            out,
+            n_q,
+            x.shape[1],
+            n_rows,
+            n_m,
+            n_voxels,
+            *x.stride(),
+            *w.stride(),
+            *out.stride(),
             ACC=_accumulator(out.dtype),
             PRECISION=_precision(),
             ROWS=rows,

@@ -33,25 +33,18 @@ class Resources:
 
 def compile_kernel(
     kernel: Any,
-    types: Mapping[str, str | tuple[str | int, ...]],
+    types: Mapping[str, str | tuple[str, ...]],
     constants: Mapping[str, Any],
     target: str,
     num_warps: int = 4,
 ) -> Resources:
     """Compile `kernel` for a target; types are Triton's, such as ``"*fp32"`` or ``"i64"``,
-    or tuples of them, in which a number is a constant.
+    or tuples of them.
 
     Raises whatever the compiler raises where the kernel does not lower.
     """
-    signature: dict[str, Any] = dict.fromkeys(kernel.arg_names, "constexpr")
-    constexprs: dict[Any, Any] = dict(constants)
-    for name, kind in types.items():
-        signature[name] = kind
-        if isinstance(kind, tuple):
-            signature[name] = type(kind)(*("constexpr" if isinstance(x, int) else x for x in kind))
-            i = kernel.arg_names.index(name)
-            constexprs |= {(i, j): x for j, x in enumerate(kind) if isinstance(x, int)}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs)
+    signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=dict(constants))
     compiled = triton.compile(source, target=TARGETS[target], options={"num_warps": num_warps})
     if target.startswith("sm"):
         return _of_cubin(compiled.asm["cubin"])

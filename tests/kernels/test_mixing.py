@@ -9,15 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.kernels.ahead_of_time import TARGETS, compile_kernel
-from tripq.kernels import mixing_triton
 from tripq.kernels.mixing import mix, mix_grad_a_twin, mix_grad_w_twin, mix_twin
-from tripq.kernels.mixing_triton import (
-    Features,
-    Matrices,
-    Sizes,
-    correlation_kernel,
-    product_kernel,
-)
 
 sizes = st.integers(0, 4)
 
@@ -167,6 +159,8 @@ def test_kernels_take_any_strides(triton_device, poisoned):
 
 
 def test_kernels_split_long_sums(triton_device, poisoned, monkeypatch):
+    from tripq.kernels import mixing_triton
+
     # 15 tiles of 32 voxels for each of 2 directions, in splits of 15, of 4 and of 1.
     a, _, grad = inputs = operands((2, 3, 4, 3, 130), torch.float64, triton_device)
     for programs in (1, 8, 100):
@@ -193,12 +187,17 @@ def test_kernels_are_operators(triton_device):
 
 # -- other devices ---------------------------------------------------------------------------------
 
-STRIDES = {"q": "i64", "channel": "i64", "m": "i64", "v": "i64"}
+SIZES = ("n_q", "n_k", "n_c", "n_r", "n_rows", "n_m", "n_voxels", "tiles_of_split")
+TENSORS = {"x": "qkmv", "w": "qkr", "out": "qrmv", "grad": "qrmv", "a": "qcmv"}
 
 
-def features(element, **constants):
-    """The type of features: those strides that are 1 are constants."""
-    return Features(f"*{element}", **STRIDES | constants)
+def types_of(kernel, element, unit_strides):
+    """The types of the arguments of `kernel`: those strides that are 1 are constants."""
+    strides = {f"{tensor}_{axis}" for tensor, axes in TENSORS.items() for axis in axes}
+    strides |= {"w_row", "out_row"}
+    types = {name: f"*{element}" for name in TENSORS} | dict.fromkeys(SIZES, "i32")
+    types |= dict.fromkeys(strides - set(unit_strides), "i64")
+    return {name: kind for name, kind in types.items() if name in kernel.arg_names}
 
 
 compilations = pytest.mark.parametrize(
@@ -214,44 +213,41 @@ compilations = pytest.mark.parametrize(
 
 @pytest.mark.parametrize("target", TARGETS)
 @compilations
-@pytest.mark.parametrize("forward", [True, False])
-def test_products_compile_without_spilling(forward, element, accumulator, rows, target):
-    one = {"v": 1}
-    types = {
-        "x": features(element, **one if forward else {}),
-        "w": Matrices(f"*{element}", "i64", *(("i64", 1) if forward else (1, "i64"))),
-        "out": features(element, **{} if forward else one),
-        "n": Sizes(*["i32"] * 5),
-    }
+@pytest.mark.parametrize("unit_strides", [("x_v", "w_row"), ("out_v", "w_k")])
+def test_products_compile_without_spilling(unit_strides, element, accumulator, rows, target):
+    from tripq.kernels.mixing_triton import product_kernel
+
     constants = {"ACC": accumulator, "PRECISION": "ieee", "ROWS": rows, "VOXELS": 64, "STEP": 16}
+    constants |= dict.fromkeys(unit_strides, 1)
+    types = types_of(product_kernel, element, unit_strides)
     resources = compile_kernel(product_kernel, types, constants, target)
-    print("product_kernel", forward, element, rows, target, resources)
+    print("product_kernel", unit_strides, element, rows, target, resources)
     assert resources.spilled == 0
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @compilations
 def test_correlations_compile_without_spilling(element, accumulator, rows, target):
-    types = {
-        "grad": features(element, q=1),
-        "a": features(element, v=1),
-        "out": "*fp64" if element == "fp64" else "*fp32",
-        "n": Sizes(*["i32"] * 5),
-        "tiles_of_split": "i32",
-    }
-    constants = {"ACC": accumulator, "PRECISION": "ieee", "STEP": 32}
+    from tripq.kernels.mixing_triton import correlation_kernel
+
+    constants = {"ACC": accumulator, "PRECISION": "ieee", "STEP": 32, "a_v": 1, "grad_q": 1}
     constants |= {"ROWS": rows, "COLUMNS": rows}
+    types = types_of(correlation_kernel, element, ("a_v", "grad_q"))
+    types["out"] = "*fp64" if element == "fp64" else "*fp32"
     resources = compile_kernel(correlation_kernel, types, constants, target)
     print("correlation_kernel", element, rows, target, resources)
     assert resources.spilled == 0
 
 
-def test_kernels_compile_where_every_size_is_one():
+@pytest.mark.parametrize("name", ["product_kernel", "correlation_kernel"])
+def test_kernels_compile_where_every_size_is_one(name):
+    from tripq.kernels import mixing_triton
+
     # Triton makes constants of the sizes and strides that are 1.
-    ones = Features("*fp32", 1, 1, 1, 1)
+    kernel = getattr(mixing_triton, name)
     constants = {"ACC": tl.float32, "PRECISION": "ieee", "ROWS": 16}
-    types = {"x": ones, "w": Matrices("*fp32", 1, 1, 1), "out": ones, "n": Sizes(1, 1, 1, 1, 1)}
-    compile_kernel(product_kernel, types, constants | {"STEP": 16, "VOXELS": 64}, "sm_90")
-    types = {"grad": ones, "a": ones, "out": "*fp32", "n": Sizes(1, 1, 1, 1, 1)}
-    constants |= {"STEP": 32, "COLUMNS": 16, "tiles_of_split": 1}
-    compile_kernel(correlation_kernel, types, constants, "sm_90")
+    constants |= {"STEP": 32, "COLUMNS": 16} if "COLUMNS" in kernel.arg_names else {}
+    constants |= {"STEP": 16, "VOXELS": 64} if "VOXELS" in kernel.arg_names else {}
+    types = {tensor: "*fp32" for tensor in TENSORS if tensor in kernel.arg_names}
+    sizes = set(kernel.arg_names) - set(types) - set(constants)
+    compile_kernel(kernel, types, constants | dict.fromkeys(sizes, 1), "sm_90")
