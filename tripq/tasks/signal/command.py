@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tripq.infra.files import sha256
 from tripq.scans import B_REFERENCE, DWI, Frame
 from tripq.scans.shells import TENSOR_DIRECTIONS, count_directions
 from tripq.scans.tensor import tensor_maps
 from tripq.tasks import Bar, Cohort, TaskCommands, Validation
 from tripq.tasks.datasets import (
     choose_validation,
-    describe_dataset,
     range_of_edges,
+    read_cohort,
     voxel_edges,
 )
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
     from tripq.networks.apply import Model, Prediction
     from tripq.tasks.signal.config import SignalConfig
-    from tripq.tasks.signal.scans import MeasuredScan
+    from tripq.tasks.signal.scans import MeasuredFiles, MeasuredScan
     from tripq.tasks.signal.scoring import SignalScoring
     from tripq.training import Progress, TrainingRecord
 
@@ -78,26 +77,21 @@ class SignalCommands(TaskCommands["SignalConfig"]):
             _log.warning("%s: left out: %s", path, reason)
         participants = sorted({item.participant for item in files})
         held_out = choose_validation(data, participants, settings.split)
-        scans: dict[bool, list[MeasuredScan]] = {True: [], False: []}
-        fingerprints: dict[str, dict[str, list[str]]] = {"scans": {}, "validation_scans": {}}
         size = 0
-        with bar("reading", "scans") as update:
-            for number, item in enumerate(files):
-                update(number, len(files))
-                scan = item.read(frame)
-                size += scan.dwi.signal.nbytes
-                if size > memory:
-                    raise ValueError(
-                        f"{item.scan}: the scans up to this one take {size / 1e9:.2f} GB, more "
-                        f"than --memory: allow more, or train on fewer scans."
-                    )
-                is_held_out = item.participant in held_out
-                scans[is_held_out].append(scan)
-                kind = "validation_scans" if is_held_out else "scans"
-                fingerprints[kind][item.name] = [sha256(path) for path in item.all]
-        name, simulated = describe_dataset(data)
-        edges = range_of_edges(voxel_edges(files))
-        return Cohort(name, simulated, scans[False], scans[True], edges, fingerprints)
+
+        def read(item: MeasuredFiles, _: list[str]) -> MeasuredScan:
+            nonlocal size
+            scan = item.read(frame)
+            size += scan.dwi.signal.nbytes
+            if size > memory:
+                raise ValueError(
+                    f"{item.scan}: the scans up to this one take {size / 1e9:.2f} GB, more "
+                    f"than --memory: allow more, or train on fewer scans."
+                )
+            return scan
+
+        voxel_sizes = range_of_edges(voxel_edges(files))
+        return read_cohort(data, files, held_out, voxel_sizes, read, bar)
 
     def train(
         self,
