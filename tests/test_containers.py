@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "containers/Dockerfile").read_text(encoding="utf-8")
 APPTAINER = (ROOT / "containers/tripq.def").read_text(encoding="utf-8")
+HADOLINT = Path(sysconfig.get_path("scripts")) / "hadolint"
 RECIPES = {"docker": DOCKERFILE, "apptainer": APPTAINER}
 
 
@@ -100,10 +102,10 @@ def test_a_path_calls_the_bids_app(arguments: list[str], called: str, tmp_path: 
     assert done.stdout.strip() == called
 
 
-@pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not installed")
+@pytest.mark.skipif(not HADOLINT.exists(), reason="hadolint is not installed")
 def test_hadolint_finds_nothing() -> None:
     done = subprocess.run(
-        ["hadolint", ROOT / "containers/Dockerfile"], capture_output=True, text=True, check=False
+        [HADOLINT, ROOT / "containers/Dockerfile"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (0, "")
 

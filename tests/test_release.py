@@ -43,20 +43,20 @@ def test_nothing_is_published_without_a_tag_and_the_tests() -> None:
 
 
 def test_the_paper_cites_what_is_in_its_bibliography_and_shows_what_exists() -> None:
-    paper = text("paper/paper.md")
-    known = re.findall(r"^@\w+\{(\w+),", text("paper/paper.bib"), re.M)
+    paper = text("joss/paper.md")
+    known = re.findall(r"^@\w+\{(\w+),", text("joss/paper.bib"), re.M)
     assert set(re.findall(r"\[@(\w+)\]", paper)) == set(known)
     assert len(known) == len(set(known))
     pictures = re.findall(r"\]\((\.\./[^)]+\.png)\)", paper)
     assert pictures
-    assert all((ROOT / "paper" / picture).is_file() for picture in pictures)
+    assert all((ROOT / "joss" / picture).is_file() for picture in pictures)
     header = yaml.safe_load(paper.split("---\n")[1])
     assert {"title", "tags", "authors", "affiliations", "date", "bibliography"} <= header.keys()
 
 
 def test_figures_of_the_paper_are_those_of_the_documentation() -> None:
     """A number in the section on results has its source on a page that a program writes."""
-    results = text("paper/paper.md").split("# Results and limits\n")[1]
+    results = text("joss/paper.md").split("# Results and limits\n")[1]
     pages = " ".join((text("docs/experiment.md") + text("docs/real-heads.md")).split())
     numbers = re.findall(r"[+-]?\d+\.\d+", results)
     assert len(numbers) > 8

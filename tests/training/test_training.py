@@ -495,7 +495,7 @@ def test_by_default_the_command_trains_the_network_of_the_library():
 
 
 #: Arguments that are objects, not settings.
-PYTHON_ONLY = {"validation", "augment"}
+PYTHON_ONLY = {"validation", "augment", "returned"}
 
 #: Settings of which nothing in the library has a default: how long to train at most.
 NOT_DEFAULTS = {"steps", "hours"}
@@ -506,7 +506,7 @@ def test_the_settings_of_a_training_are_the_arguments_of_what_is_called():
     given |= {"initialise"}
     elsewhere = defaults(train).keys() & given
     options = {
-        **defaults(Stopping),
+        **{k: v for k, v in defaults(Stopping).items() if k not in PYTHON_ONLY},
         **{name: value for name, value in defaults(train).items() if name not in given},
         **{k: v for k, v in defaults(PatchDataModule).items() if k not in PYTHON_ONLY},
         **defaults(LesionTask),

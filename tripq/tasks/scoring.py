@@ -171,18 +171,6 @@ def scan_name(found: BIDSScan, ending: str) -> str:
     return printable("_".join(f"{key}-{label}" for key, label in pairs))
 
 
-def import_panoptica() -> Any:
-    """The package panoptica, imported where it is needed because the import takes seconds.
-
-    Its citation reminder is disabled, as it would print into reports; please cite panoptica:
-    https://github.com/BrainLesion/panoptica#citation.
-    """
-    import panoptica
-
-    panoptica.disable_citation_reminder()
-    return panoptica
-
-
 def scores_tsv(rows: Sequence[ScanScores]) -> str:
     """Scores as a table of tab-separated values, with a header line; ``n/a`` for NaN.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from math import inf, prod, sqrt
 from pathlib import Path
@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from tripq.networks.blocks import graph_radius
 from tripq.training.budget import Budget, Progress
 from tripq.training.config import ConfigError, EncoderConfig, OptimisationConfig
 from tripq.training.patches import PatchDataModule
 from tripq.training.run import Stopping, TrainingRecord, train
+from tripq.training.task import Scan, Task
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -64,10 +66,13 @@ def build_encoder(
 
 def train_configured(
     network: nn.Module,
-    patches: PatchDataModule,
+    task: Task,
+    training: Sequence[Scan],
+    validation: Sequence[Scan],
     config: OptimisationConfig,
     folder: Path,
     *,
+    focus_share: float = 0.0,
     device: str = "cpu",
     report: Callable[[Progress], None] | None = None,
 ) -> TrainingRecord:
@@ -77,13 +82,17 @@ def train_configured(
     ----------
     network : Module
         On the CPU afterwards, with the weights of the best validation.
-    patches : PatchDataModule
-        Task, training and validation scans.
+    task : Task
+        Target, loss and score.
+    training, validation : sequences of Scan
+        Scans of different participants.
     config : OptimisationConfig
         Settings.
     folder : Path
         Folder of the checkpoints, from which an interrupted training resumes; see
         `tripq.training.train`.
+    focus_share : float
+        Fraction of the boxes placed on `Task.focus`.
     device : str
         ``"cpu"`` or ``"cuda"``.
     report : callable, optional
@@ -94,8 +103,18 @@ def train_configured(
     ConfigError
         If training ended before the first validation.
     ValueError, FloatingPointError
-        As by `tripq.training.train`.
+        As by `tripq.training.PatchDataModule` and `tripq.training.train`.
     """
+    patches = PatchDataModule(
+        training,
+        task,
+        radius=graph_radius(network),
+        box_size=config.box_size,
+        n_boxes=config.n_boxes,
+        focus_share=focus_share,
+        seed=config.seed,
+        validation=validation,
+    )
     record = train(
         network,
         patches,

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import torch
 
-from tripq.networks.blocks import check_b_values, graph_radius
+from tripq.networks.blocks import check_b_values
 from tripq.tasks.lesions.config import LesionConfig, SegmenterConfig
 from tripq.tasks.lesions.segmenter import LesionSegmenter
 from tripq.tasks.lesions.task import LabelledScan, LesionTask
 from tripq.training.budget import Progress
 from tripq.training.configured import build_encoder, train_configured
-from tripq.training.patches import PatchDataModule
 from tripq.training.run import TrainingRecord
 
 
@@ -91,15 +90,15 @@ def train_segmenter(
     network = build_segmenter(config.network, voxel_sizes)
     for scan in (*training, *validation):
         check_b_values(network, scan.dwi)
-    patches = PatchDataModule(
-        training,
+    record = train_configured(
+        network,
         LesionTask(how.positive_weight),
-        radius=graph_radius(network),
-        box_size=how.box_size,
-        n_boxes=how.n_boxes,
+        training,
+        validation,
+        how,
+        folder,
         focus_share=how.lesion_share,
-        seed=how.seed,
-        validation=validation,
+        device=device,
+        report=report,
     )
-    record = train_configured(network, patches, how, folder, device=device, report=report)
     return network, record

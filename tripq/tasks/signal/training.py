@@ -8,13 +8,11 @@ from pathlib import Path
 
 import torch
 
-from tripq.networks.blocks import graph_radius
 from tripq.tasks.signal.config import SignalConfig
 from tripq.tasks.signal.network import SignalPredictor
 from tripq.tasks.signal.task import SignalTask
 from tripq.training.budget import Progress
 from tripq.training.configured import build_network, train_configured
-from tripq.training.patches import PatchDataModule
 from tripq.training.run import TrainingRecord
 from tripq.training.task import Scan
 
@@ -61,14 +59,14 @@ def train_predictor(
     how = config.training
     torch.manual_seed(how.seed)
     network = build_network(SignalPredictor, asdict(config.network))
-    patches = PatchDataModule(
-        training,
+    record = train_configured(
+        network,
         SignalTask(),
-        radius=graph_radius(network),
-        box_size=how.box_size,
-        n_boxes=how.n_boxes,
-        seed=how.seed,
-        validation=validation,
+        training,
+        validation,
+        how,
+        folder,
+        device=device,
+        report=report,
     )
-    record = train_configured(network, patches, how, folder, device=device, report=report)
     return network, record

@@ -32,7 +32,6 @@ from tripq.tasks.scoring import (
     MapScoring,
     Scored,
     find_brain,
-    import_panoptica,
     scan_name,
 )
 from tripq.tasks.tissue.classes import (
@@ -124,8 +123,14 @@ def class_dice(found: NDArray[np.bool_], known: NDArray[np.bool_]) -> float:
 
 @cache
 def _evaluator() -> Any:
-    """A class is one instance for panoptica, whose parts need not be connected."""
-    panoptica = import_panoptica()
+    """A class is one instance for panoptica, whose parts need not be connected.
+
+    It is imported here because the import takes seconds.  Its citation reminder is disabled, as it
+    would print into reports; please cite panoptica: https://github.com/BrainLesion/panoptica#citation.
+    """
+    import panoptica
+
+    panoptica.disable_citation_reminder()
     return panoptica.Panoptica_Evaluator(
         expected_input=panoptica.InputType.MATCHED_INSTANCE,
         instance_metrics=[],

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import torch
 
-from tripq.networks.blocks import check_b_values, graph_radius
+from tripq.networks.blocks import check_b_values
 from tripq.networks.encoder import VoxelNetwork
 from tripq.tasks.tissue.config import TissueConfig
 from tripq.tasks.tissue.scans import LabelledScan
 from tripq.tasks.tissue.task import TissueTask
 from tripq.training.budget import Progress
 from tripq.training.configured import build_encoder, train_configured
-from tripq.training.patches import PatchDataModule
 from tripq.training.run import TrainingRecord
 
 
@@ -66,15 +65,15 @@ def train_tissue(
     network = build_encoder(partial(VoxelNetwork, f"{n_classes}x0e"), config.network, voxel_sizes)
     for scan in (*training, *validation):
         check_b_values(network, scan.dwi)
-    patches = PatchDataModule(
-        training,
+    record = train_configured(
+        network,
         TissueTask.of(training, n_classes, how.balance),
-        radius=graph_radius(network),
-        box_size=how.box_size,
-        n_boxes=how.n_boxes,
+        training,
+        validation,
+        how,
+        folder,
         focus_share=how.rare_share,
-        seed=how.seed,
-        validation=validation,
+        device=device,
+        report=report,
     )
-    record = train_configured(network, patches, how, folder, device=device, report=report)
     return network, record
