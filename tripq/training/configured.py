@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from tripq.networks.blocks import graph_radius
+from tripq.training.augment import Augmentation
 from tripq.training.budget import Budget, Progress
 from tripq.training.config import ConfigError, EncoderConfig, OptimisationConfig
 from tripq.training.patches import PatchDataModule
@@ -73,6 +74,7 @@ def train_configured(
     folder: Path,
     *,
     focus_share: float = 0.0,
+    augment: Augmentation | None = None,
     device: str = "cpu",
     report: Callable[[Progress], None] | None = None,
 ) -> TrainingRecord:
@@ -93,6 +95,8 @@ def train_configured(
         `tripq.training.train`.
     focus_share : float
         Fraction of the boxes placed on `Task.focus`.
+    augment : Augmentation, optional
+        Random changes of the boxes of training.
     device : str
         ``"cpu"`` or ``"cuda"``.
     report : callable, optional
@@ -113,6 +117,7 @@ def train_configured(
         n_boxes=config.n_boxes,
         focus_share=focus_share,
         seed=config.seed,
+        augment=augment,
         validation=validation,
     )
     record = train(

@@ -8,14 +8,12 @@ from pathlib import Path
 
 import torch
 
-from tripq.networks.blocks import graph_radius
 from tripq.tasks.fibres.config import FibreConfig
 from tripq.tasks.fibres.network import FibreNetwork
 from tripq.tasks.fibres.task import FibreTask
 from tripq.training.augment import Augmentation
 from tripq.training.budget import Progress
 from tripq.training.configured import build_network, train_configured
-from tripq.training.patches import PatchDataModule
 from tripq.training.run import TrainingRecord
 from tripq.training.task import Scan
 
@@ -62,17 +60,17 @@ def train_fibres(
     how = config.training
     torch.manual_seed(how.seed)
     network = build_network(FibreNetwork, asdict(config.network))
-    patches = PatchDataModule(
-        training,
+    record = train_configured(
+        network,
         FibreTask(network.order),
-        radius=graph_radius(network),
-        box_size=how.box_size,
-        n_boxes=how.n_boxes,
-        seed=how.seed,
+        training,
+        validation,
+        how,
+        folder,
         augment=fewer_directions(how.dropped),
-        validation=validation,
+        device=device,
+        report=report,
     )
-    record = train_configured(network, patches, how, folder, device=device, report=report)
     return network, record
 
 
