@@ -197,7 +197,7 @@ def random_network(choice: tuple[float, Radial, str]) -> nn.Module:
         q_features="8x0e + 4x2e + 2x4e",
         p_features="8x0e + 2x1o + 4x2e",
         n_p_layers=1,
-        batch_norm=False,
+        normalize="none",
         p_radius=radius,
         p_radial=radial,
         quadrature=quadrature,  # type: ignore[arg-type]  # one of its two

@@ -19,7 +19,7 @@ SMALL = {"q_features": "4x0e + 2x2e + 1x4e", "p_features": "4x0e + 2x2e", "n_p_l
 
 def network(**options):
     torch.manual_seed(0)
-    return VoxelNetwork("4x0e", **SMALL, batch_norm=False, **options).double().eval()
+    return VoxelNetwork("4x0e", **SMALL, normalize="none", **options).double().eval()
 
 
 def signal(p, q):

@@ -123,6 +123,33 @@ def test_batch_norm_does_not_count_padding(training):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_instance_norm_is_that_of_e3nn_in_every_scan(training):
+    """Whatever scans are beside it in a batch, and however many directions they have."""
+    scans, batch = padded_batch()
+    irreps = "2x0e + 1x1o + 1x2e"
+    ours = BatchNorm(irreps, instance=True).double().train(training)
+    reference = e3nn.nn.BatchNorm(irreps, instance=True).double().train(training)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.normal_()
+    reference.load_state_dict(ours.state_dict())
+    xs = [
+        (i + 1) * torch.randn(7, len(s.scans[0].q.q_in), 10).double() for i, s in enumerate(scans)
+    ]
+    ys = ours(batch.stack(xs), batch)
+    for x, y in zip(xs, batch.split(ys), strict=True):
+        expected = reference(x.reshape(1, -1, 10)).reshape(x.shape)
+        torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_statistics_of_parts_are_those_of_the_whole():
+    norm = BatchNorm("2x0e + 1x1o + 1x2e", instance=True).double()
+    x = 3 * torch.randn(50, 10, dtype=torch.float64) + 1
+    parts = [(len(part), norm.moments(part)) for part in x.split([7, 30, 13])]
+    torch.testing.assert_close(norm.pooled(parts), norm.moments(x), rtol=1e-12, atol=1e-12)
+
+
 def test_first_weights_do_not_count_padding():
     scans, batch = padded_batch()
     xs = [40 + torch.rand(7, len(scan.scans[0].q.q_in), 1) for scan in scans]
@@ -133,7 +160,9 @@ def test_first_weights_do_not_count_padding():
         assert y[..., s].square().mean().sqrt().item() == pytest.approx(1, rel=1e-4)
 
 
-@pytest.mark.parametrize("options", [{}, {"norms": True}, {"batch_norm": False}, {"q_out": None}])
+@pytest.mark.parametrize(
+    "options", [{}, {"norms": True}, {"normalize": "none"}, {"normalize": "batch"}, {"q_out": None}]
+)
 def test_a_block_is_its_parts_one_after_the_other(options):
     torch.manual_seed(0)
     block = Block("1x0e", "3x0e + 2x1o", 4.0, **options)

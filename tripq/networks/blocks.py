@@ -1,7 +1,8 @@
 """From a network and a scan to its output in every voxel, in bounded memory.
 
 A scan is cut into blocks.  Each is evaluated together with a halo as wide as the network looks, so
-that a voxel gets the output that it would get from the whole scan at once.
+that a voxel gets the output that it would get from the whole scan at once.  Instance norms get the
+statistics of the whole scan first.
 
 >>> from tripq.networks.paper import PaperSegmenter
 >>> dwi = DWI(
@@ -18,16 +19,18 @@ that a voxel gets the output that it would get from the whole scan at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from tripq.domain.graph import PQGraph
 from tripq.domain.voxels import neighbour_steps
+from tripq.nn.batch_norm import BatchNorm, Moments
 from tripq.nn.layer import PQTensorFieldLayer
 from tripq.scans import B_REFERENCE, DWI, DWIError
 
@@ -204,30 +207,137 @@ def predict_blocks(
     check_b_values(network, dwi)
     if max_voxels is None:
         max_voxels = max(1, int(BLOCK_BYTES / bytes_per_voxel(network, len(dwi.b_values))))
-    number = np.full(dwi.mask.shape, -1, dtype=np.int64)
-    number[dwi.mask] = np.arange(len(dwi.b0))
+    blocks = split_blocks(dwi.mask, receptive_field(network, dwi.affine), max_voxels)
+    cut = _Cut(dwi, graph_radius(network), q_out, torch.device(device))
     output: NDArray[np.float32] | None = None
-    radius = graph_radius(network)
     done = 0
-    for block in split_blocks(dwi.mask, receptive_field(network, dwi.affine), max_voxels):
-        seen = dwi.mask[block.outer]
+    with torch.inference_mode(), _whole_scan(network, cut, blocks):
+        for part in map(cut, blocks):
+            values = network(part.signal, part.graph)[part.wanted].float().cpu().numpy()
+            if output is None:
+                output = np.empty((len(dwi.b0), *values.shape[1:]), dtype=np.float32)
+            output[part.rows] = values
+            done += len(part.rows)
+            if report is not None:
+                report(done, len(output))
+    return np.empty(0, np.float32) if output is None else output
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A block for a network: V voxels with the halo.
+
+    Parameters
+    ----------
+    signal : (V, Q) Tensor
+        Divided by b0.
+    graph : PQGraph
+        Of these voxels.
+    wanted : (V,) Tensor of bool
+        Voxels of the block itself.
+    rows : (wanted voxels,) int64 array
+        Their places in the scan.
+    """
+
+    signal: Tensor
+    graph: PQGraph
+    wanted: Tensor
+    rows: NDArray[np.int64]
+
+
+class _Cut:
+    """Cuts blocks out of a scan."""
+
+    def __init__(
+        self,
+        dwi: DWI,
+        radius: float,
+        q_out: NDArray[np.floating] | None,
+        device: torch.device,
+    ) -> None:
+        self._dwi, self._radius, self._q_out, self._device = dwi, radius, q_out, device
+        self._number = np.full(dwi.mask.shape, -1, dtype=np.int64)
+        self._number[dwi.mask] = np.arange(len(dwi.b0))
+
+    def __call__(self, block: ScanBlock) -> _Part:
+        dwi, seen = self._dwi, self._dwi.mask[block.outer]
         affine = dwi.affine.copy()
         affine[:3, 3] += affine[:3, :3] @ [axis.start for axis in block.outer]
-        graph = PQGraph.from_grid(seen, affine, dwi.q, radius, q_out=q_out).to(device)
-        signal = torch.from_numpy(dwi.signal[number[block.outer][seen]]).to(device)
-        with torch.inference_mode():
-            values = network(signal, graph).float().cpu().numpy()
+        graph = PQGraph.from_grid(seen, affine, dwi.q, self._radius, q_out=self._q_out)
+        rows = self._number[block.outer][seen]
         wanted = np.zeros_like(dwi.mask)
         wanted[block.inner] = True
         wanted = wanted[block.outer][seen]
-        rows = number[block.outer][seen][wanted]
-        if output is None:
-            output = np.empty((len(dwi.b0), *values.shape[1:]), dtype=np.float32)
-        output[rows] = values[wanted]
-        done += len(rows)
-        if report is not None:
-            report(done, len(output))
-    return np.empty(0, np.float32) if output is None else output
+        return _Part(
+            torch.from_numpy(dwi.signal[rows]).to(self._device),
+            graph.to(self._device),
+            torch.from_numpy(wanted).to(self._device),
+            rows[wanted],
+        )
+
+
+@contextmanager
+def _whole_scan(network: nn.Module, cut: _Cut, blocks: Sequence[ScanBlock]) -> Iterator[None]:
+    """Give instance norms the statistics of a whole scan while its blocks are evaluated.
+
+    A norm changes what those after it see, so that each takes a pass over the blocks, which ends at
+    the norm.
+    """
+    norms = [m for m in network.modules() if isinstance(m, BatchNorm) and m.instance]
+    try:
+        if len(blocks) > 1:
+            while (norm := _settle_next(norms, network, map(cut, blocks))) is not None:
+                norms = [other for other in norms if other is not norm]
+        yield
+    finally:
+        for module in network.modules():
+            if isinstance(module, BatchNorm):
+                module.whole = None
+
+
+def _settle_next(
+    norms: Sequence[BatchNorm], network: nn.Module, parts: Iterable[_Part]
+) -> BatchNorm | None:
+    """Set the statistics of the norm that the network evaluates first; None if it uses none."""
+    found: list[tuple[int, Moments]] = []
+    first: BatchNorm | None = None
+    for part in parts:
+        try:
+            with _stopping_at(norms):
+                network(part.signal, part.graph)
+            return None
+        except _Reached as reached:
+            first = reached.norm
+            values = reached.values[part.wanted]
+            if len(values):
+                found.append((len(values), first.moments(values.to(first.weight.dtype))))
+    if first is not None:
+        first.whole = first.pooled(found)
+    return first
+
+
+class _Reached(Exception):
+    """A network has reached a norm, with these features."""
+
+    def __init__(self, norm: BatchNorm, values: Tensor) -> None:
+        super().__init__()
+        self.norm, self.values = norm, values
+
+
+@contextmanager
+def _stopping_at(norms: Sequence[BatchNorm]) -> Iterator[None]:
+    """Raise `_Reached` at the first of some norms."""
+
+    def stop(norm: nn.Module, given: tuple[Tensor, PQGraph]) -> None:
+        assert isinstance(norm, BatchNorm)
+        raise _Reached(norm, given[0])
+
+    hooks = [norm.register_forward_pre_hook(stop) for norm in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _tensor_field_layers(network: nn.Module) -> list[PQTensorFieldLayer]:

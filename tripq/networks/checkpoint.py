@@ -46,6 +46,7 @@ BEFORE: Mapping[str, Any] = {
     "q_radial": Radial("gaussian", 3),
     "group": "SO3",
     "quadrature": "sum",
+    "normalize": "batch",
 }
 
 _VERSION = "tripq"  # the note that says which version wrote a file
@@ -199,6 +200,9 @@ def _check_arguments(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a network, if they are of its types and of possible sizes."""
     known = inspect.signature(find_network(name)).parameters
     checked: dict[str, Any] = {key: value for key, value in BEFORE.items() if key in known}
+    if "normalize" in known and type(before := arguments.get("batch_norm")) is bool:
+        arguments = {key: value for key, value in arguments.items() if key != "batch_norm"}
+        checked["normalize"] = "batch" if before else "none"
     for key, value in arguments.items():
         if key not in known:
             raise ValueError(f"{name} has no argument {key!r}")

@@ -14,6 +14,7 @@ from tripq.domain.quadrature import Quadrature
 from tripq.filters.radial import Radial
 from tripq.infra.e3nn import o3
 from tripq.networks.signal import LARGEST_RATIO
+from tripq.nn.batch_norm import Normalization
 from tripq.nn.block import Block
 from tripq.nn.bound import Bindable
 from tripq.nn.layer import Group, PQTensorFieldLayer
@@ -42,8 +43,10 @@ class Encoder(Bindable):
         Features of each of the p-layers that follow.
     n_p_layers : int
         How many of those.
-    batch_norm : bool
-        Normalise the features of every layer over the voxels of a batch.
+    normalize : {"scan", "batch", "none"}
+        How the features of every layer are normalised: over the voxels of each scan, so that
+        contrast and noise of a scanner matter less (the scan must then show the whole brain, as in
+        the training); over a batch in training, with fixed statistics afterwards; or not.
     q_max : float
         The largest |q| = sqrt(b / b_ref) in any scan.
     filter, selection, antipodal : str, str, bool
@@ -88,7 +91,7 @@ class Encoder(Bindable):
         q_features: o3.Irreps | str = "24x0e + 8x2e + 4x4e",
         p_features: o3.Irreps | str = "24x0e + 6x1o + 8x2e",
         n_p_layers: int = 3,
-        batch_norm: bool = True,
+        normalize: Normalization = "scan",
         q_max: float = 2.0,
         filter: str = "q",
         selection: Selection = "all",
@@ -103,7 +106,7 @@ class Encoder(Bindable):
         self.q_features = str(q_features)
         self.p_features = str(p_features)
         self.n_p_layers = n_p_layers
-        self.batch_norm = batch_norm
+        self.normalize = normalize
         self.q_max = q_max
         self.filter = filter
         self.selection = selection
@@ -117,7 +120,7 @@ class Encoder(Bindable):
             q_features,
             0.0 if filter == "q" else p_radius,
             norms=True,
-            batch_norm=batch_norm,
+            normalize=normalize,
             q_max=q_max,
             q_out=None,
             filter=filter,
@@ -138,7 +141,7 @@ class Encoder(Bindable):
                     p_features,
                     p_radius,
                     norms=True,
-                    batch_norm=batch_norm,
+                    normalize=normalize,
                     q_in=None,
                     group=group,
                     lmax_p=2,
@@ -166,7 +169,7 @@ class VoxelNetwork(Encoder):
         The output: ``"1x0e"`` for a map of numbers, ``"1x1o"`` for vectors in world axes,
         ``"1x0e + 1x2e"`` for symmetric tensors, in the components of e3nn.  Its scalars have a
         bias.
-    p_radius, q_features, p_features, n_p_layers, batch_norm, q_max, filter, selection, group, \
+    p_radius, q_features, p_features, n_p_layers, normalize, q_max, filter, selection, group, \
 antipodal, p_radial, q_radial, quadrature
         Of the encoder; see `Encoder`.  The last layer has the radius, the group and the radial
         functions of those before it.
@@ -193,7 +196,7 @@ antipodal, p_radial, q_radial, quadrature
         q_features: o3.Irreps | str = "24x0e + 8x2e + 4x4e",
         p_features: o3.Irreps | str = "24x0e + 6x1o + 8x2e",
         n_p_layers: int = 3,
-        batch_norm: bool = True,
+        normalize: Normalization = "scan",
         q_max: float = 2.0,
         filter: str = "q",
         selection: Selection = "all",
@@ -208,7 +211,7 @@ antipodal, p_radial, q_radial, quadrature
             q_features=q_features,
             p_features=p_features,
             n_p_layers=n_p_layers,
-            batch_norm=batch_norm,
+            normalize=normalize,
             q_max=q_max,
             filter=filter,
             selection=selection,

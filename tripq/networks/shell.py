@@ -126,7 +126,7 @@ class ShellNetwork(Bindable):
                     p_features,
                     p_radius,
                     norms=True,
-                    batch_norm=False,
+                    normalize="none",
                     q_in=None,
                     lmax_p=2,
                     p_radial=p_radial,

@@ -1,6 +1,9 @@
-"""Batch normalisation of equivariant features."""
+"""Batch and instance normalisation of equivariant features."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +13,24 @@ from tripq.domain.graph import PQGraph
 from tripq.infra.distributed import sum_over_ranks
 from tripq.infra.e3nn import nn as e3nn_nn
 from tripq.infra.e3nn import o3
+
+#: How a network normalises its features: over each scan, over a batch of them, or not.
+Normalization = Literal["scan", "batch", "none"]
+
+
+class Moments(NamedTuple):
+    """Statistics of features.
+
+    Parameters
+    ----------
+    mean : (dim,) Tensor
+        Mean of each component; 0 for those of order l > 0.
+    power : (features,) Tensor
+        Mean square about it, over the components of each feature.
+    """
+
+    mean: Tensor
+    power: Tensor
 
 
 class BatchNorm(e3nn_nn.BatchNorm):
@@ -24,10 +45,21 @@ class BatchNorm(e3nn_nn.BatchNorm):
     ----------
     irreps : Irreps or str
         Features in and out.
+    instance : bool
+        Instance normalisation (Ulyanov et al., arXiv:1607.08022): the statistics are those of each
+        scan of the batch, in training and afterwards.  Features of scans with other contrast, noise
+        or gradient tables are then on one scale, but depend on all voxels of a scan.
+
+    Attributes
+    ----------
+    whole : Moments or None
+        Statistics for instance normalisation of part of a scan: those of the whole scan, see
+        `tripq.networks.blocks.predict_blocks`.
     """
 
-    def __init__(self, irreps: o3.Irreps | str) -> None:
-        super().__init__(irreps)
+    def __init__(self, irreps: o3.Irreps | str, *, instance: bool = False) -> None:
+        super().__init__(irreps, instance=instance)
+        self.whole: Moments | None = None
         features = [ir for mul, ir in self.irreps for _ in range(mul)]
         of_component = [i for i, ir in enumerate(features) for _ in range(ir.dim)]
         scalars = [i for i, feature in enumerate(of_component) if features[feature].is_scalar()]
@@ -43,6 +75,9 @@ class BatchNorm(e3nn_nn.BatchNorm):
 
     def forward(self, x: Tensor, graph: PQGraph) -> Tensor:
         """Features of a layer on a graph, (V, Q, dim), (N, dim) or (V, dim); padding stays 0."""
+        x = x.to(self.weight.dtype)  # under autocast a layer returns bfloat16: too coarse to sum
+        if self.instance and self.whole is None and len(graph.merged) > 1:
+            return graph.stack([self._normalized(part) for part in graph.split(x)])
         filled = graph.filled(x)
         if filled is None:
             return self._normalized(x)
@@ -50,31 +85,52 @@ class BatchNorm(e3nn_nn.BatchNorm):
         return values.new_zeros(x.shape).index_put((filled,), values)
 
     def _normalized(self, x: Tensor) -> Tensor:
-        x = x.to(self.weight.dtype)  # under autocast a layer returns bfloat16: too coarse to sum
-        # e3nn slices the features, and the gradient of each slice fills a whole tensor.
-        mean = x.new_zeros(x.shape[-1])
-        if self.training:
-            if dist.is_initialized():
-                mean, squares = self._moments_over_ranks(x.flatten(0, -2))
-            else:
-                variance, averages = torch.var_mean(x.flatten(0, -2), dim=0, correction=0)
-                mean = mean.index_copy(0, self._scalar, averages[self._scalar])
-                squares = variance + (averages - mean).square()
-            # A sum by index would be shorter, but its order on a GPU is random, and training would
-            # not be reproducible.
-            runs = squares.split([mul * dim for mul, dim in self._runs])
-            power = torch.cat(
-                [run.view(shape).mean(dim=1) for run, shape in zip(runs, self._runs, strict=True)]
-            )
-            with torch.no_grad():
-                self.running_mean.lerp_(mean[self._scalar], self.momentum)
-                self.running_var.lerp_(power, self.momentum)
-        else:
-            mean = mean.index_copy(0, self._scalar, self.running_mean)
-            power = self.running_var
-        scale = ((power + self.eps).rsqrt() * self.weight)[self._feature]
-        shift = (-mean * scale).index_add(0, self._scalar, self.bias)
+        moments = self._moments(x)
+        scale = ((moments.power + self.eps).rsqrt() * self.weight)[self._feature]
+        shift = (-moments.mean * scale).index_add(0, self._scalar, self.bias)
         return torch.addcmul(shift, x, scale)
+
+    def _moments(self, x: Tensor) -> Moments:
+        """Statistics for some features: of these, of the whole scan, or of the training."""
+        if self.whole is not None:
+            return self.whole
+        if self.instance:
+            return self.moments(x)
+        if not self.training:
+            mean = x.new_zeros(x.shape[-1]).index_copy(0, self._scalar, self.running_mean)
+            return Moments(mean, self.running_var)
+        if dist.is_initialized():
+            mean, squares = self._moments_over_ranks(x.flatten(0, -2))
+            moments = Moments(mean, self._power(squares))
+        else:
+            moments = self.moments(x)
+        with torch.no_grad():
+            self.running_mean.lerp_(moments.mean[self._scalar], self.momentum)
+            self.running_var.lerp_(moments.power, self.momentum)
+        return moments
+
+    def moments(self, x: Tensor) -> Moments:
+        """Statistics of features (..., dim)."""
+        # e3nn slices the features, and the gradient of each slice fills a whole tensor.
+        variance, averages = torch.var_mean(x.flatten(0, -2), dim=0, correction=0)
+        mean = x.new_zeros(x.shape[-1]).index_copy(0, self._scalar, averages[self._scalar])
+        return Moments(mean, self._power(variance + (averages - mean).square()))
+
+    def pooled(self, parts: Sequence[tuple[int, Moments]]) -> Moments:
+        """Statistics of all features from those of parts, each with its number of rows."""
+        total = sum(number for number, _ in parts)
+        mean = sum((number * part.mean for number, part in parts), start=torch.zeros(())) / total
+        power = [n * (part.power + self._power((part.mean - mean).square())) for n, part in parts]
+        return Moments(mean, sum(power, start=torch.zeros(())) / total)
+
+    def _power(self, squares: Tensor) -> Tensor:
+        """Mean over the components of each feature: (dim,) -> (features,)."""
+        # A sum by index would be shorter, but its order on a GPU is random, and training would not
+        # be reproducible.
+        runs = squares.split([mul * dim for mul, dim in self._runs])
+        return torch.cat(
+            [run.view(shape).mean(dim=1) for run, shape in zip(runs, self._runs, strict=True)]
+        )
 
     def _moments_over_ranks(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean of the scalars, 0 for the others, and mean square about it; (N, dim) -> (dim,)."""

@@ -1,14 +1,14 @@
-"""A block of a network: layer, batch normalisation, gate, norms."""
+"""A block of a network: layer, normalisation, gate, norms."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
 from tripq.domain.graph import PQGraph
 from tripq.infra.e3nn import o3
-from tripq.nn.batch_norm import BatchNorm
+from tripq.nn.batch_norm import BatchNorm, Normalization
 from tripq.nn.bound import Bindable
 from tripq.nn.gate import GatedNonlinearity
 from tripq.nn.invariants import NormsAsScalars
@@ -16,7 +16,7 @@ from tripq.nn.layer import PQTensorFieldLayer
 
 
 class Block(Bindable):
-    """A layer, batch normalisation and a gate; optionally, norms as further scalars.
+    """A layer, normalisation and a gate; optionally, norms as further scalars.
 
     Parameters
     ----------
@@ -25,8 +25,9 @@ class Block(Bindable):
         scalars.
     p_radius : float
         Of the layer, in mm.
-    batch_norm : bool
-        Normalise the features of the layer; see `BatchNorm`.  Without it the layer has a bias.
+    normalize : {"scan", "batch", "none"}
+        Whether the features of the layer are normalised over each scan or over a batch; see
+        `BatchNorm`.  With ``"none"`` the layer has a bias.
     norms : bool
         Append the norms of features of order l > 0 as scalars; see `NormsAsScalars`.
     **layer
@@ -35,7 +36,7 @@ class Block(Bindable):
     Raises
     ------
     ValueError
-        If some features have no path: they would always be 0.
+        If some features have no path: they would always be 0; if `normalize` is none of these.
 
     Examples
     --------
@@ -54,18 +55,26 @@ class Block(Bindable):
         irreps_out: o3.Irreps | str,
         p_radius: float,
         *,
-        batch_norm: bool = True,
+        normalize: Normalization = "scan",
         norms: bool = False,
         **layer: Any,
     ) -> None:
         super().__init__()
+        if normalize not in get_args(Normalization):
+            raise ValueError(
+                f"normalize must be one of {', '.join(get_args(Normalization))}, not {normalize!r}"
+            )
         self.gate = GatedNonlinearity(irreps_out)
         self.layer = PQTensorFieldLayer(
-            irreps_in, self.gate.irreps_in, p_radius, bias=not batch_norm, **layer
+            irreps_in, self.gate.irreps_in, p_radius, bias=normalize == "none", **layer
         )
         if self.layer.unreached:
             raise ValueError(f"no path leads to {self.layer.unreached} of {irreps_out}")
-        self.norm = BatchNorm(self.gate.irreps_in) if batch_norm else None
+        self.norm = (
+            None
+            if normalize == "none"
+            else BatchNorm(self.gate.irreps_in, instance=normalize == "scan")
+        )
         self.norms = NormsAsScalars(self.gate.irreps_out) if norms else None
         self.irreps_out = self.gate.irreps_out if self.norms is None else self.norms.irreps_out
 

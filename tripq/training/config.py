@@ -28,6 +28,7 @@ from pydantic.dataclasses import dataclass
 from tripq.domain.quadrature import Quadrature
 from tripq.infra.files import read_text, shortened, whole_number
 from tripq.networks.encoder import Encoder
+from tripq.nn.batch_norm import Normalization
 from tripq.so3.paths import Group, Selection
 
 if sys.version_info >= (3, 11):
@@ -89,9 +90,12 @@ class EncoderConfig(NetworkConfig):
     n_p_layers: Annotated[
         int, Field(ge=0, description="number of following layers, without the last")
     ] = default_of(Encoder, "n_p_layers")
-    batch_norm: Annotated[bool, Field(description="normalise the features of every layer")] = (
-        default_of(Encoder, "batch_norm")
-    )
+    normalize: Annotated[
+        Normalization,
+        Field(
+            description="normalise the features of every layer over each scan, over a batch, or not"
+        ),
+    ] = default_of(Encoder, "normalize")
     q_max: Annotated[
         float,
         Field(

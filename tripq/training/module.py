@@ -145,6 +145,7 @@ def _update(
 def settle_batch_norm(network: nn.Module, batches: Iterable[Batch]) -> None:
     """Set the statistics of batch norms to their mean over some batches.
 
+    Instance norms have none.
     During training they follow the last few boxes, which may all be in a ventricle; a whole scan is
     then normalised wrongly.  The mean over many boxes at random positions represents a whole scan
     (Wu and Johnson, arXiv:2105.07576, "precise" batch norm).
@@ -156,7 +157,12 @@ def settle_batch_norm(network: nn.Module, batches: Iterable[Batch]) -> None:
     batches : iterable of Batch
         The mean is taken over the first `N_SETTLING`.
     """
-    norms = [m for m in network.modules() if isinstance(m, (BatchNorm, nn.BatchNorm3d))]
+    norms = [
+        module
+        for module in network.modules()
+        if isinstance(module, nn.BatchNorm3d)
+        or (isinstance(module, BatchNorm) and not module.instance)
+    ]
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]

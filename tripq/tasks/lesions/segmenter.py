@@ -10,6 +10,7 @@ from tripq.filters.radial import Radial
 from tripq.infra.e3nn import o3
 from tripq.networks.encoder import VoxelNetwork
 from tripq.networks.paper import PaperSegmenter, QReduction
+from tripq.nn.batch_norm import Normalization
 from tripq.nn.layer import Group
 from tripq.so3.paths import Selection
 
@@ -32,8 +33,11 @@ class LesionSegmenter(VoxelNetwork):
         Features of each of the following p-layers.
     n_p_layers : int
         Number of these layers, without the last, whose output is the logit.
-    batch_norm : bool
-        Normalise the features of every layer except the last over the voxels of a batch.
+    normalize : {"scan", "batch", "none"}
+        How the features of every layer except the last are normalised: over the voxels of each
+        scan, so that contrast and noise of a scanner matter less (the scan must then show the whole
+        brain, as in the training); over a batch in training, with fixed statistics afterwards; or
+        not.
     q_max : float
         Largest |q| = sqrt(b / b_ref) in any scan.
     filter, selection, antipodal : str, str, bool
@@ -70,7 +74,7 @@ class LesionSegmenter(VoxelNetwork):
         q_features: o3.Irreps | str = "24x0e + 8x2e + 4x4e",
         p_features: o3.Irreps | str = "24x0e + 6x1o + 8x2e",
         n_p_layers: int = 3,
-        batch_norm: bool = True,
+        normalize: Normalization = "scan",
         q_max: float = 2.0,
         filter: str = "q",
         selection: Selection = "all",
@@ -86,7 +90,7 @@ class LesionSegmenter(VoxelNetwork):
             q_features=q_features,
             p_features=p_features,
             n_p_layers=n_p_layers,
-            batch_norm=batch_norm,
+            normalize=normalize,
             q_max=q_max,
             filter=filter,
             selection=selection,
