@@ -261,6 +261,7 @@ def _equivariant(
             q_features=q,
             p_features=p,
             n_p_layers=layers,
+            normalize="batch",
             filter=filter,
             selection=selection,
             group=group,

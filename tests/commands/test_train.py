@@ -276,7 +276,7 @@ def test_a_task_that_there_is_not_is_told_with_those_that_there_are(call: Call) 
     for arguments in (("--example-config", "--task", "x"), ("--task", "x", "--example-config")):
         refused = call("train", *arguments)
         assert refused.status == 2
-        assert "unknown task 'x'; known: lesions" in refused.stderr
+        assert "unknown task 'x'; known: fibres, lesions" in refused.stderr
     for place in (0, 2):
         words = ["--task", "lesions"]
         words.insert(place, "--example-config")

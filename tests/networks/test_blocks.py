@@ -18,6 +18,7 @@ from tripq.networks.blocks import (
     split_blocks,
 )
 from tripq.networks.conv import ConvSegmenter
+from tripq.nn.batch_norm import Normalization
 from tripq.scans import DWI, DWIError
 from tripq.tasks.lesions.segmentation import segment
 from tripq.tasks.lesions.segmenter import LesionSegmenter
@@ -47,10 +48,14 @@ def head() -> NDArray[np.bool_]:
     return (radius < 1) & (radius > 0.05)
 
 
-def networks() -> list[nn.Module]:
+def networks(normalize: Normalization = "scan") -> list[nn.Module]:
     torch.manual_seed(0)
     equivariant = LesionSegmenter(
-        p_radius=3.1, q_features="4x0e+2x2e", p_features="3x0e+2x1o", n_p_layers=1
+        p_radius=3.1,
+        q_features="4x0e+2x2e",
+        p_features="3x0e+2x1o",
+        n_p_layers=1,
+        normalize=normalize,
     )
     return [equivariant, ConvSegmenter(5, widths=(4, 3))]
 
@@ -72,7 +77,7 @@ def test_blocks_equal_the_whole(network: nn.Module, max_voxels: int) -> None:
 
 def test_a_narrower_halo_would_not_do() -> None:
     """The receptive field is no wider than it must be: a voxel at its edge is seen."""
-    network = networks()[0].eval()
+    network = networks("batch")[0].eval()
     mask = np.ones((11, 11, 9), dtype=bool)
     reach = receptive_field(network, OBLIQUE)
     dwi = make_scan(mask)

@@ -20,6 +20,7 @@ from tripq.networks.conv import ConvSegmenter
 from tripq.networks.encoder import Encoder, VoxelNetwork
 from tripq.networks.paper import PaperSegmenter
 from tripq.networks.registry import register_network
+from tripq.nn.batch_norm import Normalization
 from tripq.tasks.lesions.segmenter import LesionSegmenter
 
 Q = np.concatenate([np.zeros((1, 3)), np.eye(3)])
@@ -69,17 +70,28 @@ def test_equal_networks_give_equal_files(tmp_path: Path) -> None:
         assert torch.equal(values, network.state_dict()[name])
 
 
-def test_a_file_from_before_an_argument_is_the_network_that_was_saved(tmp_path: Path) -> None:
-    """Of before there were other radial functions, integrals and O(3) in every layer."""
+@pytest.mark.parametrize(
+    ("normalize", "written"),
+    [("batch", {}), ("batch", {"batch_norm": True}), ("none", {"batch_norm": False})],
+)
+def test_a_file_from_before_an_argument_is_the_network_that_was_saved(
+    normalize: Normalization, written: dict[str, bool], tmp_path: Path
+) -> None:
+    """Of before other radial functions, integrals, O(3) in every layer and instance norms."""
     path = tmp_path / "net.safetensors"
     older = {"p_radial": Radial("gaussian", 3), "q_radial": Radial("gaussian", 3)}
     torch.manual_seed(0)
     network = LesionSegmenter(
-        q_features="4x0e + 2x2e", p_features="4x0e", n_p_layers=1, **older, quadrature="sum"
+        q_features="4x0e + 2x2e",
+        p_features="4x0e",
+        n_p_layers=1,
+        **older,
+        quadrature="sum",
+        normalize=normalize,
     ).eval()
     save_network(network, path)
-    arguments = json.loads(read_notes(path)["arguments"])
-    for name in (*older, "quadrature", "group"):
+    arguments = json.loads(read_notes(path)["arguments"]) | written
+    for name in (*older, "quadrature", "group", "normalize"):
         del arguments[name]
     save_file(
         load_file(path), path, {"network": "LesionSegmenter", "arguments": json.dumps(arguments)}
@@ -88,6 +100,7 @@ def test_a_file_from_before_an_argument_is_the_network_that_was_saved(tmp_path: 
     graph = PQGraph.from_grid(np.ones((4, 4, 4)), np.diag([2.0, 2, 2, 1]), np.eye(3), 3.0)
     signal = torch.rand(64, 3)
     assert (found.p_radial, found.quadrature) == (older["p_radial"], "sum")
+    assert found.normalize == normalize
     assert found(signal, graph).equal(network(signal, graph))
 
 

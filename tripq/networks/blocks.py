@@ -310,9 +310,10 @@ def _settle_next(
             first = reached.norm
             values = reached.values[part.wanted]
             if len(values):
-                found.append((len(values), first.moments(values.to(first.weight.dtype))))
+                found.append((len(values), first.moments(values.double())))
     if first is not None:
-        first.whole = first.pooled(found)
+        mean, power = first.pooled(found)
+        first.whole = Moments(mean.to(first.weight.dtype), power.to(first.weight.dtype))
     return first
 
 

@@ -95,7 +95,9 @@ class BatchNorm(e3nn_nn.BatchNorm):
         if self.whole is not None:
             return self.whole
         if self.instance:
-            return self.moments(x)
+            # In double precision afterwards, so that the order of the voxels does not matter.
+            mean, power = self.moments(x if self.training else x.double())
+            return Moments(mean.to(x.dtype), power.to(x.dtype))
         if not self.training:
             mean = x.new_zeros(x.shape[-1]).index_copy(0, self._scalar, self.running_mean)
             return Moments(mean, self.running_var)
