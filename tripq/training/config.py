@@ -29,6 +29,7 @@ from tripq.domain.quadrature import Quadrature
 from tripq.infra.files import read_text, shortened, whole_number
 from tripq.networks.encoder import Encoder
 from tripq.so3.paths import Group, Selection
+from tripq.training.augment import Augmentation
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -169,6 +170,16 @@ class OptimisationConfig:
     def __post_init__(self) -> None:
         if self.every > self.steps:
             raise ValueError(f"every = {self.every} is more than steps = {self.steps}")
+
+    @property
+    def focus_share(self) -> float:
+        """Fraction of the boxes placed on `Task.focus`; a task names a setting by its focus."""
+        return 0.0
+
+    @property
+    def augment(self) -> Augmentation | None:
+        """Random changes of the boxes of training; none by default."""
+        return None
 
 
 @dataclass(frozen=True, config=CHECKED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
 
     from tripq.networks.apply import Model, Prediction
     from tripq.tasks.fibres.config import FibreConfig
+    from tripq.tasks.fibres.network import FibreNetwork
     from tripq.tasks.fibres.scans import FibreScan
     from tripq.tasks.fibres.scoring import FibreScoring
-    from tripq.training import Progress, TrainingRecord
+    from tripq.tasks.fibres.task import FibreTask
 
 _log = logging.getLogger("tripq")
 
@@ -72,20 +74,18 @@ class FibreCommands(TaskCommands["FibreConfig"]):
         read = in_memory(partial(FibreFiles.read, frame=frame), memory)
         return read_cohort(data, files, held_out, range_of_voxels(files), read, bar)
 
-    def train(
-        self,
-        settings: FibreConfig,
-        cohort: Cohort,
-        folder: Path,
-        device: str,
-        report: Callable[[Progress], None],
-    ) -> tuple[nn.Module, TrainingRecord]:
-        """Train a network, or resume its training."""
-        from tripq.tasks.fibres.training import train_fibres
+    def build_network(self, settings: FibreConfig, cohort: Cohort) -> FibreNetwork:
+        """A network for orientation distributions."""
+        from tripq.tasks.fibres.network import FibreNetwork
+        from tripq.training.configured import build_network
 
-        return train_fibres(
-            settings, cohort.training, cohort.validation, folder, device=device, report=report
-        )
+        return build_network(FibreNetwork, asdict(settings.network))
+
+    def build_task(self, settings: FibreConfig, cohort: Cohort) -> FibreTask:
+        """Orientation distributions up to the order of the network."""
+        from tripq.tasks.fibres.task import FibreTask
+
+        return FibreTask(settings.network.order)
 
     def validate(
         self,

@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from tripq.domain.quadrature import Quadrature
 from tripq.tasks.fibres.network import FibreNetwork
+from tripq.training.augment import Augmentation
 from tripq.training.config import (
     CHECKED,
     NetworkConfig,
@@ -69,6 +70,11 @@ class FibreOptimisationConfig(OptimisationConfig):
         float,
         Field(ge=0, lt=1, description="largest share of the directions that a box leaves out"),
     ] = 0.65
+
+    @property
+    def augment(self) -> Augmentation:
+        """Boxes with some of the directions, so that one network serves tables of other numbers."""
+        return Augmentation(noise=0.0, bias=0.0, b0_error=0.0, dropped=self.dropped)
 
 
 @dataclass(frozen=True, config=CHECKED)

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from tripq.tasks.lesions.config import LesionConfig
     from tripq.tasks.lesions.datasets import LabelledFiles, LabelledSubject
     from tripq.tasks.lesions.scoring import LesionScoring
-    from tripq.training import Progress, TrainingRecord
+    from tripq.tasks.lesions.segmenter import LesionSegmenter
+    from tripq.tasks.lesions.task import LesionTask
 
 _log = logging.getLogger("tripq")
 
@@ -86,26 +87,18 @@ class LesionCommands(TaskCommands["LesionConfig"]):
             )
         return cohort
 
-    def train(
-        self,
-        settings: LesionConfig,
-        cohort: Cohort,
-        folder: Path,
-        device: str,
-        report: Callable[[Progress], None],
-    ) -> tuple[nn.Module, TrainingRecord]:
-        """Train a segmenter, or resume its training."""
-        from tripq.tasks.lesions.training import train_segmenter
+    def build_network(self, settings: LesionConfig, cohort: Cohort) -> LesionSegmenter:
+        """The network of lesions."""
+        from tripq.tasks.lesions.segmenter import LesionSegmenter
+        from tripq.training.configured import build_encoder
 
-        return train_segmenter(
-            settings,
-            cohort.training,
-            cohort.validation,
-            cohort.voxel_sizes,
-            folder,
-            device=device,
-            report=report,
-        )
+        return build_encoder(LesionSegmenter, settings.network, cohort.voxel_sizes)
+
+    def build_task(self, settings: LesionConfig, cohort: Cohort) -> LesionTask:
+        """Whether a voxel belongs to a lesion."""
+        from tripq.tasks.lesions.task import LesionTask
+
+        return LesionTask(settings.training.positive_weight)
 
     def validate(
         self,

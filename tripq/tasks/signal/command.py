@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
     from tripq.networks.apply import Model, Prediction
     from tripq.tasks.signal.config import SignalConfig
+    from tripq.tasks.signal.network import SignalPredictor
     from tripq.tasks.signal.scans import MeasuredScan
     from tripq.tasks.signal.scoring import SignalScoring
-    from tripq.training import Progress, TrainingRecord
+    from tripq.tasks.signal.task import SignalTask
 
 _log = logging.getLogger("tripq")
 
@@ -76,20 +77,18 @@ class SignalCommands(TaskCommands["SignalConfig"]):
         read = in_memory(partial(MeasuredFiles.read, frame=frame), memory)
         return read_cohort(data, files, held_out, range_of_voxels(files), read, bar)
 
-    def train(
-        self,
-        settings: SignalConfig,
-        cohort: Cohort,
-        folder: Path,
-        device: str,
-        report: Callable[[Progress], None],
-    ) -> tuple[nn.Module, TrainingRecord]:
-        """Train a network, or resume its training."""
-        from tripq.tasks.signal.training import train_predictor
+    def build_network(self, settings: SignalConfig, cohort: Cohort) -> SignalPredictor:
+        """A network for the signal along any direction."""
+        from tripq.tasks.signal.network import SignalPredictor
+        from tripq.training.configured import build_network
 
-        return train_predictor(
-            settings, cohort.training, cohort.validation, folder, device=device, report=report
-        )
+        return build_network(SignalPredictor, asdict(settings.network))
+
+    def build_task(self, settings: SignalConfig, cohort: Cohort) -> SignalTask:
+        """The signal of hidden directions."""
+        from tripq.tasks.signal.task import SignalTask
+
+        return SignalTask()
 
     def validate(
         self,

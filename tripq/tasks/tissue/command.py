@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tripq.networks.apply import Model, Prediction
+    from tripq.networks.encoder import VoxelNetwork
     from tripq.tasks.tissue.config import TissueConfig
     from tripq.tasks.tissue.scans import LabelledFiles, LabelledScan
     from tripq.tasks.tissue.scoring import TissueScoring
-    from tripq.training import Progress, TrainingRecord
+    from tripq.tasks.tissue.task import TissueTask
 
 _log = logging.getLogger("tripq")
 
@@ -93,26 +94,19 @@ class TissueCommands(TaskCommands["TissueConfig"]):
                 )
         return cohort
 
-    def train(
-        self,
-        settings: TissueConfig,
-        cohort: Cohort,
-        folder: Path,
-        device: str,
-        report: Callable[[Progress], None],
-    ) -> tuple[nn.Module, TrainingRecord]:
-        """Train a network, or resume its training."""
-        from tripq.tasks.tissue.training import train_tissue
+    def build_network(self, settings: TissueConfig, cohort: Cohort) -> VoxelNetwork:
+        """A network with one scalar per class."""
+        from tripq.networks.encoder import VoxelNetwork
+        from tripq.training.configured import build_encoder
 
-        return train_tissue(
-            settings,
-            cohort.training,
-            cohort.validation,
-            cohort.voxel_sizes,
-            folder,
-            device=device,
-            report=report,
-        )
+        constructor = partial(VoxelNetwork, f"{_n_classes(cohort)}x0e")
+        return build_encoder(constructor, settings.network, cohort.voxel_sizes)
+
+    def build_task(self, settings: TissueConfig, cohort: Cohort) -> TissueTask:
+        """The class of every voxel."""
+        from tripq.tasks.tissue.task import TissueTask
+
+        return TissueTask.of(cohort.training, _n_classes(cohort), settings.training.balance)
 
     def validate(
         self,
@@ -221,3 +215,7 @@ class TissueCommands(TaskCommands["TissueConfig"]):
         if min_volume is not None:
             raise ValueError("--min-volume: the classes of a label image have none.")
         return TissueScoring()
+
+
+def _n_classes(cohort: Cohort) -> int:
+    return len(cohort.training[0].classes.names)
