@@ -61,6 +61,8 @@ class Cohort:
         Whether the dataset says that its signal is.
     training, validation : sequences of Scan
         Of different participants; a task's own kind of scan.
+    held_out : tuple of str
+        Labels of the participants for validation, without ``sub-``.
     voxel_sizes : (float, float)
         Shortest and longest edge of the voxels in mm.
     fingerprints : mapping
@@ -71,6 +73,7 @@ class Cohort:
     simulated: bool
     training: Sequence[Any]
     validation: Sequence[Any]
+    held_out: tuple[str, ...]
     voxel_sizes: tuple[float, float]
     fingerprints: Mapping[str, Any]
 

@@ -21,7 +21,7 @@ from tripq.scans import read_dwi, write_dwi, write_map
 from tripq.tasks.signal.command import SignalCommands
 from tripq.tasks.signal.denoise import Denoiser
 from tripq.tasks.signal.network import SignalPredictor
-from tripq.tasks.signal.scans import find_files
+from tripq.tasks.signal.scans import MeasuredFiles
 from tripq.training.config import example_config, parse_config
 
 CONFIG = """
@@ -274,7 +274,7 @@ def test_scans_that_share_a_name_are_left_out(tmp_path: Path) -> None:
             path.with_name(path.name.replace("_dwi", f"_{order}_dwi")).write_bytes(
                 path.read_bytes()
             )
-    files, left_out = find_files(tmp_path / "data", tmp_path / "none", "fsl")
-    assert [item.name for item in files] == ["sub-01"]
-    assert len(left_out) == 2
-    assert all("has the same name as" in reason for reason in left_out.values())
+    found = MeasuredFiles.find(tmp_path / "data", tmp_path / "none")
+    assert [item.name for item in found.files] == ["sub-01"]
+    assert len(found.left_out) == 2
+    assert all("has the same name as" in reason for reason in found.left_out.values())

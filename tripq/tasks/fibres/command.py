@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from tripq.scans import Frame
 from tripq.tasks import Bar, Cohort, TaskCommands, Validation
-from tripq.tasks.datasets import choose_validation, in_memory, range_of_voxels, read_cohort
+from tripq.tasks.datasets import in_memory, read_cohort
 from tripq.tasks.fibres.names import FODF, PEAKS, describe_fodf, describe_peaks
 
 if TYPE_CHECKING:
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from tripq.tasks.fibres.scans import FibreScan
     from tripq.tasks.fibres.scoring import FibreScoring
     from tripq.tasks.fibres.task import FibreTask
-
-_log = logging.getLogger("tripq")
 
 
 class FibreCommands(TaskCommands["FibreConfig"]):
@@ -64,15 +61,11 @@ class FibreCommands(TaskCommands["FibreConfig"]):
         bar: Bar,
     ) -> Cohort:
         """Find, split and read the scans with known fibres, all of them in memory."""
-        from tripq.tasks.fibres.scans import FibreFiles, find_files
+        from tripq.tasks.fibres.scans import FibreFiles
 
-        files, left_out = find_files(data, truth, frame)
-        for path, reason in left_out.items():
-            _log.warning("%s: left out: %s", path, reason)
-        participants = sorted({item.participant for item in files})
-        held_out = choose_validation(data, participants, settings.split)
+        found = FibreFiles.find(data, truth, frame)
         read = in_memory(partial(FibreFiles.read, frame=frame), memory)
-        return read_cohort(data, files, held_out, range_of_voxels(files), read, bar)
+        return read_cohort(data, found, settings.split, read, bar)
 
     def build_network(self, settings: FibreConfig, cohort: Cohort) -> FibreNetwork:
         """A network for orientation distributions."""

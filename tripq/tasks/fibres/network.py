@@ -49,20 +49,12 @@ class FibreNetwork(ShellNetwork):
     ----------
     p_radius : float
         Radius of a layer's neighbourhood in mm; with 0 every voxel is taken by itself.
-    p_features : Irreps or str
-        Features of each layer on p-space.
-    n_p_layers : int
-        Number of these layers, without the last.
     order : int
         Highest order of the output: 2, 4, 6 or 8.
     fit_order : int
         Highest order of the harmonics of the signal: 2, 4, 6 or 8.
-    smoothing : float
-        Laplace-Beltrami weight of their fit, as in dipy; see `tripq.so3.fit`.
-    p_radial : Radial
-        Radial functions of every layer, of the distance of two voxels.
-    quadrature : {"integral", "sum"}
-        Of every layer; see `PQTensorFieldLayer`.
+    p_features, n_p_layers, smoothing, p_radial, quadrature
+        As in `tripq.networks.shell.ShellNetwork`.
 
     Attributes
     ----------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -17,7 +16,7 @@ from tripq.scans import B_REFERENCE, DWI, Frame
 from tripq.scans.shells import TENSOR_DIRECTIONS, count_directions
 from tripq.scans.tensor import tensor_maps
 from tripq.tasks import Bar, Cohort, TaskCommands, Validation
-from tripq.tasks.datasets import choose_validation, in_memory, range_of_voxels, read_cohort
+from tripq.tasks.datasets import in_memory, read_cohort
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from tripq.tasks.signal.scans import MeasuredScan
     from tripq.tasks.signal.scoring import SignalScoring
     from tripq.tasks.signal.task import SignalTask
-
-_log = logging.getLogger("tripq")
 
 
 class SignalCommands(TaskCommands["SignalConfig"]):
@@ -67,15 +64,11 @@ class SignalCommands(TaskCommands["SignalConfig"]):
         bar: Bar,
     ) -> Cohort:
         """Find, split and read the scans, all of them in memory; their signal is the truth."""
-        from tripq.tasks.signal.scans import MeasuredFiles, find_files
+        from tripq.tasks.signal.scans import MeasuredFiles
 
-        files, left_out = find_files(data, truth, frame)
-        for path, reason in left_out.items():
-            _log.warning("%s: left out: %s", path, reason)
-        participants = sorted({item.participant for item in files})
-        held_out = choose_validation(data, participants, settings.split)
+        found = MeasuredFiles.find(data, truth, frame)
         read = in_memory(partial(MeasuredFiles.read, frame=frame), memory)
-        return read_cohort(data, files, held_out, range_of_voxels(files), read, bar)
+        return read_cohort(data, found, settings.split, read, bar)
 
     def build_network(self, settings: SignalConfig, cohort: Cohort) -> SignalPredictor:
         """A network for the signal along any direction."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tripq.scans import DWI, Frame
 from tripq.tasks import Bar, Cohort, TaskCommands, Validation
-from tripq.tasks.datasets import choose_validation, range_of_voxels, read_cohort
+from tripq.tasks.datasets import on_shelf, read_cohort
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tripq.networks.apply import Model, Prediction
     from tripq.networks.encoder import VoxelNetwork
     from tripq.tasks.tissue.config import TissueConfig
-    from tripq.tasks.tissue.scans import LabelledFiles, LabelledScan
+    from tripq.tasks.tissue.scans import LabelledScan
     from tripq.tasks.tissue.scoring import TissueScoring
     from tripq.tasks.tissue.task import TissueTask
 
@@ -62,29 +62,21 @@ class TissueCommands(TaskCommands["TissueConfig"]):
         bar: Bar,
     ) -> Cohort:
         """Find, split and read the scans; tables and headers are checked first."""
-        from tripq.tasks.shelf import Shelf, shelf_key
+        from tripq.tasks.shelf import Shelf
         from tripq.tasks.tissue.scans import (
+            LabelledFiles,
             LabelledScan,
             common_classes,
-            find_labelled,
             read_labelled,
         )
 
-        found, left_out = find_labelled(data, truth, frame)
-        for path, reason in left_out.items():
-            _log.warning("%s: left out: %s", path, reason)
-        classes = common_classes(found)
-        is_sum = settings.network.quadrature == "sum"
-        voxel_sizes = range_of_voxels(found, common=is_sum)
-        participants = sorted({item.participant for item in found})
-        held_out = choose_validation(data, participants, settings.split)
+        found = LabelledFiles.find(data, truth, frame)
+        classes = common_classes(found.files)
         shelf = Shelf(kept, memory, partial(LabelledScan, classes=classes))
-
-        def read(files: LabelledFiles, digests: list[str]) -> LabelledScan:
-            key = shelf_key(files.name, frame, *digests, *classes.names)
-            return shelf.keep(key, partial(read_labelled, files, classes, frame))
-
-        cohort = read_cohort(data, found, held_out, voxel_sizes, read, bar)
+        of_classes = partial(read_labelled, classes=classes, frame=frame)
+        read = on_shelf(of_classes, shelf, frame, *classes.names)
+        is_sum = settings.network.quadrature == "sum"
+        cohort = read_cohort(data, found, settings.split, read, bar, common_voxels=is_sum)
         present = {int(label) for scan in cohort.training for label in np.unique(scan.labels)}
         for number, name in enumerate(classes.names):
             if number not in present:
