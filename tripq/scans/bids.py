@@ -366,6 +366,33 @@ def find_images(root: Path, ending: str, participants: Sequence[str] = ()) -> li
     return _of_participants(images, participants, f"{root}: no {ending} image")
 
 
+def find_brain_mask(scan: BIDSScan, usual: Path, chosen: Path | None = None) -> Path | None:
+    """The brain mask of a scan or a map that may have none; see `BIDSScan.brain_mask`.
+
+    Parameters
+    ----------
+    scan : BIDSScan
+        The scan.
+    usual : Path
+        Dataset that may have a mask.
+    chosen : Path, optional
+        Dataset that must have one; the other is then not used.
+
+    Raises
+    ------
+    BIDSMissingError
+        If `chosen` has none.
+    BIDSError
+        If two apply equally.
+    """
+    if chosen is not None:
+        return scan.brain_mask(chosen)
+    try:
+        return scan.brain_mask(usual)
+    except BIDSMissingError:
+        return None
+
+
 def find_namesakes(
     scans: Sequence[BIDSScan], name: Callable[[BIDSScan], Hashable]
 ) -> dict[Path, str]:

@@ -145,14 +145,6 @@ class FoundScans(Generic[Files]):
         return tuple(sorted({files.participant for files in self.files}))
 
 
-def find_brain(scan: BIDSScan, derivatives: Path) -> Path | None:
-    """The brain mask of a scan that needs none; see `tripq.scans.bids.BIDSScan.brain_mask`."""
-    try:
-        return scan.brain_mask(derivatives)
-    except BIDSMissingError:
-        return None
-
-
 def _name(scan: BIDSScan) -> str:
     return scan.path.name.partition(".")[0].removesuffix("_dwi")
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tripq.infra.files import printable
 from tripq.scans import DWIError
-from tripq.scans.bids import BIDSMissingError, BIDSName, BIDSScan, find_images
+from tripq.scans.bids import BIDSName, BIDSScan, find_brain_mask, find_images
 from tripq.scans.nifti import check_grid, open_nifti, read_mask, read_volumes
 
 POOLED = "all"
@@ -122,7 +122,8 @@ class MapScoring(ABC, Generic[ReadMap]):
         truth : Path
             Derivatives with what is known.
         masks : Path or None
-            Derivatives with a brain mask for every map; see `find_brain`.
+            Derivatives with a brain mask for every map; see
+            `tripq.scans.bids.find_brain_mask`.
 
         Raises
         ------
@@ -139,24 +140,6 @@ class MapScoring(ABC, Generic[ReadMap]):
         ValueError
             If the maps cannot be scored together.
         """
-
-
-def find_brain(found: BIDSScan, truth: Path, masks: Path | None = None) -> Path | None:
-    """The brain mask of a map: that in `masks`; without such a folder, that in `truth` or None.
-
-    Raises
-    ------
-    BIDSMissingError
-        If `masks` has none.
-    BIDSError
-        If two hold equally.
-    """
-    if masks is not None:
-        return found.brain_mask(masks)
-    try:
-        return found.brain_mask(truth)
-    except BIDSMissingError:
-        return None
 
 
 def scan_name(found: BIDSScan, ending: str) -> str:
@@ -255,7 +238,7 @@ class ValueScoring(MapScoring[ValueMap]):
         if image.shape[3:] != other.shape[3:]:
             raise DWIError(f"{found.path}: shape {image.shape}; {path} has {other.shape}.")
         check_grid(other, image, path, "the known map", f"the map {found.path}")
-        brain = find_brain(found, truth, masks)
+        brain = find_brain_mask(found, truth, masks)
         inside = np.ones(image.shape[:3], bool) if brain is None else read_mask(brain, image)
         if not inside.any():
             raise DWIError(f"{brain}: the mask of the brain is empty.")

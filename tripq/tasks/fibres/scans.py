@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tripq.scans import DWI, DWIError, Frame, read_dwi
-from tripq.scans.bids import BIDSScan
+from tripq.scans.bids import BIDSScan, find_brain_mask
 from tripq.scans.nifti import check_grid, open_nifti, read_volumes
 from tripq.so3.mrtrix import from_mrtrix, highest_order
-from tripq.tasks.datasets import ScanFiles, find_brain
+from tripq.tasks.datasets import ScanFiles
 from tripq.tasks.fibres.names import FODF
 
 
@@ -56,7 +56,7 @@ class FibreFiles(ScanFiles):
     @classmethod
     def added(cls, scan: BIDSScan, truth: Path) -> Mapping[str, Path | None]:
         """``*_fodf.nii.gz``, and ``*_desc-brain_mask.nii.gz`` where there is one."""
-        return {"fodf": scan.image(truth, FODF), "brain": find_brain(scan, truth)}
+        return {"fodf": scan.image(truth, FODF), "brain": find_brain_mask(scan, truth)}
 
     def read(self, frame: Frame) -> FibreScan:
         """Read the voxels of the mask.

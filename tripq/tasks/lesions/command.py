@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tripq.scans import DWI, Frame
+from tripq.scans import DWI, Frame, voxel_ml
 from tripq.tasks import Bar, Cohort, TaskCommands, Validation
 from tripq.tasks.datasets import on_shelf, read_cohort
 from tripq.tasks.lesions.names import HEALTHY_HEADS, LABEL
@@ -101,7 +101,6 @@ class LesionCommands(TaskCommands["LesionConfig"]):
         The minimum volume is that with the highest F1 of whole lesions at this threshold.
         """
         from tripq.tasks.lesions import segmentation
-        from tripq.tasks.lesions.listing import voxel_ml
         from tripq.tasks.lesions.pages.evaluation import EvaluatedSubject, write_evaluation_report
         from tripq.tasks.lesions.scores import LesionCounts, best_min_volume, best_threshold, score
 
@@ -111,7 +110,7 @@ class LesionCommands(TaskCommands["LesionConfig"]):
             probability = segmentation.segment(network, scan.dwi, device=device)
             subjects.append(
                 EvaluatedSubject(
-                    scan.name, scan.dwi.mask, probability, scan.lesion, voxel_ml(scan.dwi)
+                    scan.name, scan.dwi.mask, probability, scan.lesion, voxel_ml(scan.dwi.affine)
                 )
             )
         probabilities = np.concatenate([subject.probability for subject in subjects])

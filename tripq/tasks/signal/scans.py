@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tripq.scans import DWI, Frame, read_dwi
-from tripq.scans.bids import BIDSScan
+from tripq.scans.bids import BIDSScan, find_brain_mask
 from tripq.scans.brain import read_brain
-from tripq.tasks.datasets import ScanFiles, find_brain
+from tripq.tasks.datasets import ScanFiles
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class MeasuredFiles(ScanFiles):
     @classmethod
     def added(cls, scan: BIDSScan, truth: Path) -> Mapping[str, Path | None]:
         """``*_desc-brain_mask.nii.gz``, where there is one."""
-        return {"brain": find_brain(scan, truth)}
+        return {"brain": find_brain_mask(scan, truth)}
 
     def read(self, frame: Frame) -> MeasuredScan:
         """Read the brain.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tripq.scans import DWI, Frame
+from tripq.scans import DWI, Frame, voxel_ml
 from tripq.tasks import Bar, Cohort, TaskCommands, Validation
 from tripq.tasks.datasets import on_shelf, read_cohort
 
@@ -114,8 +114,8 @@ class TissueCommands(TaskCommands["TissueConfig"]):
         for number, scan in enumerate(scans):
             report(number, len(scans))
             found = self.predict(network, scan.dwi, device=device).argmax(axis=1).astype(np.int8)
-            voxel_ml = float(np.prod(scan.dwi.voxel_size)) / 1000
-            maps.append(LabelledMap(scan.name, found, scan.labels, voxel_ml, scan.classes))
+            size = voxel_ml(scan.dwi.affine)
+            maps.append(LabelledMap(scan.name, found, scan.labels, size, scan.classes))
         evaluation = evaluate_maps(maps)
 
         def write_page(path: Path, shown: Mapping[str, str]) -> None:
