@@ -318,12 +318,10 @@ def find_maps(root: Path, label: str, participants: Sequence[str] = ()) -> list[
 
     Parameters
     ----------
-    root : Path
-        Of the dataset.
+    root, participants
+        As in `find_scans`.
     label : str
         Of what the maps show.
-    participants : sequence of str, optional
-        Labels, with or without ``sub-``; by default all.
 
     Returns
     -------

@@ -221,13 +221,8 @@ class TaskCommands(ABC, Generic[Config]):
             Of the training.
         cohort : Cohort
             Its scans; see `read_cohort`.
-        folder : Path
-            Folder of the checkpoints, from which an interrupted training resumes; see
-            `tripq.training.train`.
-        device : str
-            ``"cpu"`` or ``"cuda"``.
-        report : callable, optional
-            Called with a `Progress` after every step.
+        folder, device, report
+            As in `tripq.training.configured.train_configured`.
 
         Returns
         -------
@@ -345,14 +340,11 @@ class TaskCommands(ABC, Generic[Config]):
         ValueError
             If the task has no scores, or no such limits.
         """
-        from tripq.tasks.scoring import ValueScoring
+        from tripq.tasks.scoring import ValueScoring, reject_limits
 
         if not self.scored:
             raise ValueError(f"the task {self.name} has no map that can be scored.")
-        if threshold is not None:
-            raise ValueError(f"--threshold: the maps of the task {self.name} have none.")
-        if min_volume is not None:
-            raise ValueError(f"--min-volume: the maps of the task {self.name} have none.")
+        reject_limits(f"the maps of the task {self.name}", threshold, min_volume)
         return ValueScoring(self.scored, self.units.get(self.scored, ""))
 
 

@@ -154,6 +154,28 @@ def scan_name(found: BIDSScan, ending: str) -> str:
     return printable("_".join(f"{key}-{label}" for key, label in pairs))
 
 
+def reject_limits(maps: str, threshold: float | None, min_volume: float | None) -> None:
+    """Reject limits of maps, named in the plural, that have none.
+
+    >>> reject_limits("label images", 0.5, None)
+    Traceback (most recent call last):
+    ...
+    ValueError: --threshold: label images have none.
+    """
+    for option, value in (("--threshold", threshold), ("--min-volume", min_volume)):
+        if value is not None:
+            raise ValueError(f"{option}: {maps} have none.")
+
+
+def json_columns(row: ScanScores) -> dict[str, float | None]:
+    """The numbers of a row for JSON, which has no NaN.
+
+    >>> json_columns(Scored("sub-01", {"error": 0.25, "slope": math.nan}))
+    {'error': 0.25, 'slope': None}
+    """
+    return {key: None if math.isnan(value) else value for key, value in row.columns.items()}
+
+
 def scores_tsv(rows: Sequence[ScanScores]) -> str:
     """Scores as a table of tab-separated values, with a header line; ``n/a`` for NaN.
 

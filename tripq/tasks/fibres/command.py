@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -94,6 +93,7 @@ class FibreCommands(TaskCommands["FibreConfig"]):
         from tripq.tasks.fibres.peaks import find_peaks
         from tripq.tasks.fibres.scoring import FibreMap, score_fibres
         from tripq.tasks.fibres.task import FibreTask, white_matter
+        from tripq.tasks.scoring import json_columns
 
         task = FibreTask(int(network.order))  # type: ignore[arg-type]  # a FibreNetwork
         read = []
@@ -111,12 +111,7 @@ class FibreCommands(TaskCommands["FibreConfig"]):
         pooled = evaluation.rows[-1].columns
         return Validation(
             {},
-            {
-                row.name: {
-                    key: None if math.isnan(value) else value for key, value in row.columns.items()
-                }
-                for row in evaluation.rows
-            },
+            {row.name: json_columns(row) for row in evaluation.rows},
             f"On {len(scans)} validation scans: angular correlation "
             f"{pooled['angular_correlation']:.3f}, error of single fibres "
             f"{pooled['single_error']:.1f} degrees, at crossings {pooled['crossing_error']:.1f}.",
@@ -162,9 +157,7 @@ class FibreCommands(TaskCommands["FibreConfig"]):
     ) -> FibreScoring:
         """Orientation distributions and their peaks against known ones."""
         from tripq.tasks.fibres.scoring import FibreScoring
+        from tripq.tasks.scoring import reject_limits
 
-        if threshold is not None:
-            raise ValueError("--threshold: maps of fibres have none.")
-        if min_volume is not None:
-            raise ValueError("--min-volume: maps of fibres have none.")
+        reject_limits("maps of fibres", threshold, min_volume)
         return FibreScoring()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -92,6 +91,7 @@ class SignalCommands(TaskCommands["SignalConfig"]):
     ) -> Validation:
         """Compute the errors at directions that are not shown, and those of the fit alone."""
         from tripq.report.scores import agreement_figure, write_scores_report
+        from tripq.tasks.scoring import json_columns
         from tripq.tasks.signal.scoring import held_out_errors
 
         rows, found, known = held_out_errors(network, scans, device, report)
@@ -116,12 +116,7 @@ class SignalCommands(TaskCommands["SignalConfig"]):
         pooled = rows[-1].columns
         return Validation(
             {},
-            {
-                row.name: {
-                    key: None if math.isnan(value) else value for key, value in row.columns.items()
-                }
-                for row in rows
-            },
+            {row.name: json_columns(row) for row in rows},
             f"On {len(scans)} validation scans: RMS error {pooled['rms_error']:.4f} of the signal "
             f"divided by b0, {pooled['fit_rms_error']:.4f} by harmonics alone.",
             write_page,
@@ -183,10 +178,8 @@ class SignalCommands(TaskCommands["SignalConfig"]):
         self, threshold: float | None = None, min_volume: float | None = None
     ) -> SignalScoring:
         """Predicted scans against measured ones, at the directions of both."""
+        from tripq.tasks.scoring import reject_limits
         from tripq.tasks.signal.scoring import SignalScoring
 
-        if threshold is not None:
-            raise ValueError("--threshold: a predicted signal has none.")
-        if min_volume is not None:
-            raise ValueError("--min-volume: a predicted signal has none.")
+        reject_limits("predicted signals", threshold, min_volume)
         return SignalScoring()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -108,6 +107,7 @@ class TissueCommands(TaskCommands["TissueConfig"]):
         report: Callable[[int, int], None],
     ) -> Validation:
         """Compute Dice and volumes of the classes."""
+        from tripq.tasks.scoring import json_columns
         from tripq.tasks.tissue.scoring import LabelledMap, evaluate_maps
 
         maps = []
@@ -133,12 +133,7 @@ class TissueCommands(TaskCommands["TissueConfig"]):
         )
         return Validation(
             classes.notes,
-            {
-                row.name: {
-                    key: None if math.isnan(value) else value for key, value in row.columns.items()
-                }
-                for row in evaluation.rows
-            },
+            {row.name: json_columns(row) for row in evaluation.rows},
             f"On {len(scans)} validation scans: mean Dice {pooled['mean_dice']:.3f} "
             f"({of_classes}).",
             write_page,
@@ -200,12 +195,10 @@ class TissueCommands(TaskCommands["TissueConfig"]):
         self, threshold: float | None = None, min_volume: float | None = None
     ) -> TissueScoring:
         """Dice and volume of every class."""
+        from tripq.tasks.scoring import reject_limits
         from tripq.tasks.tissue.scoring import TissueScoring
 
-        if threshold is not None:
-            raise ValueError("--threshold: a label image has none.")
-        if min_volume is not None:
-            raise ValueError("--min-volume: the classes of a label image have none.")
+        reject_limits("label images", threshold, min_volume)
         return TissueScoring()
 
 
