@@ -209,7 +209,7 @@ class ShellNetwork(Bindable):
             As for `forward`; anatomy and noise should be typical.
         """
         found, noise = [], []
-        for scan, part in graph.by_scan(signal, [scan.n_voxels for scan in graph.scans]):
+        for scan, part in graph.by_scan(signal):
             q = shared_directions(scan)
             for inputs in shells(q):
                 fit = ShellFit.of(q.q_in[inputs], self._orders[-1], self.smoothing)

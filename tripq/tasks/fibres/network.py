@@ -142,7 +142,7 @@ class FibreNetwork(ShellNetwork):
         ValueError
             If a scan has no diffusion-weighted direction, or its voxels do not share directions.
         """
-        parts = graph.by_scan(signal, [scan.n_voxels for scan in graph.scans])
+        parts = graph.by_scan(signal)
         return torch.cat([self._on_scan(part, scan) for scan, part in parts])
 
     def _on_scan(self, signal: Tensor, scan: ScanGraph) -> Tensor:
@@ -183,7 +183,7 @@ class FibreNetwork(ShellNetwork):
             The wanted output.
         """
         self.measure(signal, graph)
-        parts = graph.by_scan(signal, [scan.n_voxels for scan in graph.scans])
+        parts = graph.by_scan(signal)
         features = torch.cat([self._features_of(part, scan) for scan, part in parts]).double()
         for (l, columns), weight in zip(self._columns_of.items(), self.start, strict=True):
             x, y = features[:, columns], target[:, _components(l)].double()

@@ -114,7 +114,7 @@ class SignalPredictor(ShellNetwork):
         DWIError
             If an output direction has another b-value than all input directions.
         """
-        parts = graph.by_scan(signal, [scan.n_voxels for scan in graph.scans])
+        parts = graph.by_scan(signal)
         return pad_rows([self._on_scan(part, scan) for scan, part in parts])
 
     def _on_scan(self, signal: Tensor, scan: ScanGraph) -> Tensor:
