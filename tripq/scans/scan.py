@@ -22,7 +22,7 @@ B_REFERENCE = 1000.0
 def voxel_ml(affine: NDArray[np.floating]) -> float:
     """Volume of a voxel in ml, from the affine (4, 4) of its grid in mm; also of a sheared one.
 
-    >>> voxel_ml(np.diag([2.0, 2.0, 2.5, 1.0]))
+    >>> round(voxel_ml(np.diag([2.0, 2.0, 2.5, 1.0])), 6)
     0.01
     """
     return abs(float(np.linalg.det(affine[:3, :3]))) / 1000
