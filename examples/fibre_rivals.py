@@ -32,11 +32,11 @@ from tripq.scans import DWI
 from tripq.simulate import Anatomy, default_anatomy
 from tripq.so3.fit import harmonics_at
 from tripq.so3.mrtrix import ORTHONORMAL
+from tripq.tasks.fibres.config import FibreOptimisationConfig
 from tripq.tasks.fibres.network import FibreNetwork
 from tripq.tasks.fibres.scoring import FibreMap, score_fibres
 from tripq.tasks.fibres.simulate import SimulatedFibres, simulate_cohort
 from tripq.tasks.fibres.task import FibreTask
-from tripq.tasks.fibres.training import fewer_directions
 from tripq.tasks.signal.task import spread
 from tripq.training import Budget, PatchDataModule, Progress, Stopping, train
 
@@ -129,7 +129,7 @@ def trained(
         box_size=12,
         n_boxes=2,
         seed=seed,
-        augment=fewer_directions(0.65),
+        augment=FibreOptimisationConfig().augment,
         validation=[validation],
     )
     started = time.process_time()

@@ -4,7 +4,8 @@
     python examples/tissue_cohort.py turned --heads 2 --seed 1 --max-rotation 180 --directions 60
 
 Heads have individual shapes and poses, and tables that are turned at random; the numbers of
-directions are used in turn.  The signal is simulated.
+directions are used in turn.  The signal is simulated.  A second call with the same settings writes
+the same heads.
 """
 
 from __future__ import annotations
@@ -12,27 +13,23 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tripq import __version__
-from tripq.infra.files import write_json
-from tripq.scans.bids import BIDS_VERSION
 from tripq.simulate import GradientTable, default_anatomy, random_settings, simulate_scan
+from tripq.tasks.lesions.datasets.layout import Layout
+from tripq.tasks.lesions.datasets.simulated import NOTICE
+from tripq.tasks.lesions.datasets.sources import ICBM
 from tripq.tasks.lesions.simulate import Lesions
 from tripq.tasks.tissue.scans import write_labelled
 from tripq.tasks.tissue.simulated import label_scan
 
-
-def describe(folder: Path, kind: str, settings: dict[str, object]) -> None:
-    """Write the description of a dataset."""
-    write_json(
-        folder / "dataset_description.json",
-        {
-            "Name": "Simulated heads with tissue labels",
-            "BIDSVersion": BIDS_VERSION,
-            "DatasetType": kind,
-            "GeneratedBy": [{"Name": "tripq", "Version": __version__}],
-            "Simulation": settings,
-        },
-    )
+LAYOUT = Layout(
+    title="Simulated heads with tissue labels",
+    truth_title="Tissue labels and brains of the simulated heads",
+    notice=NOTICE,
+    kind="a simulated",
+    section="Simulation",
+    columns={},
+    licences=(ICBM,),
+)
 
 
 def main() -> None:
@@ -47,6 +44,8 @@ def main() -> None:
     parser.add_argument("--max-rotation", type=float, default=10.0, help="of a head, in degrees")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    settings_of_all = {key: value for key, value in vars(args).items() if key != "folder"}
+    LAYOUT.describe(args.folder, settings_of_all)
     anatomy = default_anatomy(args.voxel_size)
     heads = zip(
         *(
@@ -67,9 +66,6 @@ def main() -> None:
         labelled = label_scan(scan, f"sub-{number + 1:02}", [("lesion", "L")])
         write_labelled(args.folder, labelled)
         print(f"{labelled.name}: {labelled.dwi}")
-    settings_of_all = {key: value for key, value in vars(args).items() if key != "folder"}
-    describe(args.folder / "derivatives" / "truth", "derivative", settings_of_all)
-    describe(args.folder, "raw", settings_of_all)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from torch import nn
 
 from tripq.networks.blocks import graph_radius
 from tripq.networks.checkpoint import load_network, save_network
-from tripq.scans import DWI
+from tripq.scans import DWI, voxel_ml
 from tripq.tasks.lesions.datasets import (
     LabelledSubject,
     OpenMS,
@@ -47,7 +47,6 @@ from tripq.tasks.lesions.datasets import (
     load_subject,
     open_ms,
 )
-from tripq.tasks.lesions.listing import voxel_ml
 from tripq.tasks.lesions.scores import best_min_volume
 from tripq.tasks.lesions.segmentation import segment
 from tripq.tasks.lesions.segmenter import LesionSegmenter
@@ -374,7 +373,7 @@ class Limits:
             best_min_volume(
                 [subject.dwi.volume(map >= threshold) for subject, map in pairs],
                 [subject.dwi.volume(subject.lesion) for subject in subjects],
-                [voxel_ml(subject.dwi) for subject in subjects],
+                [voxel_ml(subject.dwi.affine) for subject in subjects],
             ),
         )
 

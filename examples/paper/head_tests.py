@@ -18,9 +18,9 @@ from paper.repeats import Repeat, agreement
 from paper.statistics import headline
 from paper.work import score_maps
 from tripq.infra.files import write_text
-from tripq.scans import DWI
+from tripq.scans import DWI, voxel_ml
 from tripq.tasks.lesions.datasets import LabelledSubject, load_severity
-from tripq.tasks.lesions.listing import find_candidates, voxel_ml
+from tripq.tasks.lesions.listing import find_candidates
 from tripq.tasks.lesions.scores import score
 from tripq.tasks.lesions.segmentation import Model, Segmentation, segment_scan
 
@@ -191,7 +191,7 @@ def measure_implanted(
     size = np.bincount(label, minlength=number + 1)[1:]
     share = np.bincount(label, weights=marked, minlength=number + 1)[1:] / np.maximum(size, 1)
     severity = ndimage.maximum(load_severity(cohort, subject), label, np.arange(1, number + 1))
-    counted = (size * voxel_ml(dwi) > SMALLEST) & (np.asarray(severity) >= MILDEST)
+    counted = (size * voxel_ml(dwi.affine) > SMALLEST) & (np.asarray(severity) >= MILDEST)
     bins = np.clip(np.digitize(probability, BINS) - 1, 0, len(BINS) - 2)
     voxels, sick, total = (
         np.bincount(bins, weights=weights, minlength=len(BINS) - 1)

@@ -240,8 +240,7 @@ class MapSegmenter(Bindable):
         check_dtype(signal, next(self.parameters()))
         turn = self._turn()
         with torch.autocast(signal.device.type, enabled=False):
-            rows = [scan.n_voxels for scan in graph.scans]
-            maps = [self._of_scan(scan, part, turn) for scan, part in graph.by_scan(signal, rows)]
+            maps = [self._of_scan(scan, part, turn) for scan, part in graph.by_scan(signal)]
             x = self.standardise(torch.cat(maps))
             x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1).to(signal.dtype)
         return on_volumes(

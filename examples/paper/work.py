@@ -18,6 +18,7 @@ from paper.rivals import MapSegmenter
 from tripq.networks.blocks import graph_radius
 from tripq.networks.checkpoint import save_network
 from tripq.networks.conv import ConvSegmenter
+from tripq.scans import voxel_ml
 from tripq.tasks.lesions.datasets import LabelledSubject
 from tripq.tasks.lesions.scores import best_threshold, count_lesions, score
 from tripq.tasks.lesions.segmentation import segment
@@ -146,7 +147,7 @@ def score_maps(subjects: Sequence[LabelledSubject], maps: Maps, threshold: float
     results = []
     for subject, probability in zip(subjects, maps, strict=True):
         dwi, found = subject.dwi, probability >= threshold
-        ml = float(np.prod(dwi.voxel_size)) / 1000
+        ml = voxel_ml(dwi.affine)
         results.append(
             SubjectResult(
                 subject.name,

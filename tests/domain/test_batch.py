@@ -21,7 +21,7 @@ def test_rows_of_a_batch_end_in_zeros():
     assert graph.filled(x).tolist() == [[True] * 3, [True] * 3, [True, True, False]]
     assert graph.filled(x[:, 0]) is None
     assert PQGraph(graph.scans[:1]).filled(x[:2]) is None
-    (_, a), (_, b) = graph.by_scan(x, [2, 1])
+    (_, a), (_, b) = graph.by_scan(x)
     assert (len(a), len(b)) == (2, 1)
     with pytest.raises(ValueError, match="the features have 3 rows, but the graph has 4"):
         graph.by_scan(x, [2, 2])

@@ -10,7 +10,7 @@ import pytest
 
 from tripq.simulate import default_anatomy
 from tripq.tasks.datasets import describe_dataset
-from tripq.tasks.tissue.scans import common_classes, find_labelled, read_labelled
+from tripq.tasks.tissue.scans import LabelledFiles, common_classes, read_labelled
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tissue_cohort.py"
 
@@ -29,11 +29,11 @@ def test_heads_have_labels_and_tables_of_their_own(
     monkeypatch.setattr("sys.argv", [str(EXAMPLE), str(tmp_path), *given])
     program.main()
     assert describe_dataset(tmp_path) == ("Simulated heads with tissue labels", True)
-    files, left_out = find_labelled(tmp_path, tmp_path / "derivatives" / "truth", "fsl")
-    classes = common_classes(files)
+    found = LabelledFiles.find(tmp_path, tmp_path / "derivatives" / "truth")
+    classes = common_classes(found.files)
     assert classes.labels == ("WM", "GM", "CSF", "L")
-    scans = [read_labelled(item, classes, "fsl") for item in files]
-    assert not left_out
+    scans = [read_labelled(item, classes, "fsl") for item in found.files]
+    assert not found.left_out
     assert [len(scan.dwi.b_values) - 1 for scan in scans] == [6, 9]
     for scan in scans:
         shares = np.bincount(scan.labels, minlength=4) / len(scan.labels)

@@ -37,7 +37,11 @@ class DiffusivityCommands(TaskCommands[TrainingConfig]):
         """Not here."""
         raise NotImplementedError
 
-    def train(self, *_: Any) -> Any:
+    def build_network(self, *_: Any) -> Any:
+        """Not here."""
+        raise NotImplementedError
+
+    def build_task(self, *_: Any) -> Any:
         """Not here."""
         raise NotImplementedError
 

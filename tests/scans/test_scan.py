@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tripq.scans import DWI, DWIError
+from tripq.scans import DWI, DWIError, voxel_ml
 
 AFFINE = np.array([[0, -2.0, 0, 9], [1.5, 0, 0, 8], [0, 0, 3.0, 7], [0, 0, 0, 1]])
 masks = arrays(bool, st.tuples(*(st.integers(1, 4),) * 3)).filter(np.any)
@@ -74,6 +74,13 @@ def test_a_shell_that_is_not_there_is_an_error():
         two_shells().with_shells([1000, 3000])
     with pytest.raises(DWIError, match="there is none"):
         make(np.ones((1, 1, 1), dtype=bool), samples=1).with_shells([1000])
+
+
+def test_shear_and_rotation_keep_the_volume_of_a_voxel():
+    shear = np.eye(4)
+    shear[0, 1] = 0.5
+    for moved in (np.eye(4), shear, AFFINE / np.cbrt(1.5 * 2 * 3)):
+        assert voxel_ml(moved @ np.diag([2.0, 2.0, 2.5, 1.0])) == pytest.approx(0.01)
 
 
 def test_repr_tells_what_there_is():

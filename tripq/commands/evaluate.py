@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -178,15 +177,12 @@ def _write(
     out: Path, maps: Path, truth: Path, evaluation: Evaluation, failed: Mapping[str, str]
 ) -> None:
     """Write all three files, or none."""
-    from tripq.tasks.scoring import scores_tsv
+    from tripq.tasks.scoring import json_columns, scores_tsv
 
     settings = {"tripq": __version__, "Maps": str(maps), "Truth": str(truth)}
     if failed:
         settings["caution"] = f"Not scored: {', '.join(failed)}."
-    *subjects, pooled = (
-        {"scan": row.name, **{key: _number(value) for key, value in row.columns.items()}}
-        for row in evaluation.rows
-    )
+    *subjects, pooled = ({"scan": row.name, **json_columns(row)} for row in evaluation.rows)
     with staged(out, last=_SCORES) as part:
         write_text(part / _TABLE, scores_tsv(evaluation.rows))
         evaluation.write_page(part / _PAGE, settings, maps.resolve().name)
@@ -202,8 +198,3 @@ def _write(
                 "failed": dict(failed),
             },
         )
-
-
-def _number(value: float) -> float | None:
-    """Replace NaN, which JSON does not have, by None."""
-    return None if math.isnan(value) else value

@@ -35,10 +35,10 @@ from tripq.infra.rank import Rank
 from tripq.scans import Frame
 from tripq.scans.bids import (
     BIDSError,
-    BIDSMissingError,
     BIDSScan,
     bids_uri,
     check_folder,
+    find_brain_mask,
     find_namesakes,
     find_scans,
 )
@@ -412,12 +412,7 @@ def _find_files(scan: BIDSScan, masks: Path | None, frame: Frame) -> ScanFiles |
     bval, bvec = scan.gradient_table(frame)
     if has_only_b0(bval or bvec):
         return None
-    if masks is not None:
-        return ScanFiles(scan.path, bval, bvec, scan.brain_mask(masks))
-    try:
-        return ScanFiles(scan.path, bval, bvec, scan.brain_mask(scan.root))
-    except BIDSMissingError:
-        return ScanFiles(scan.path, bval, bvec)
+    return ScanFiles(scan.path, bval, bvec, find_brain_mask(scan, scan.root, masks))
 
 
 def _address(

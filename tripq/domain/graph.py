@@ -280,8 +280,11 @@ class PQGraph:
         integrated: PQGraph = _integrated(self, radius)
         return integrated
 
-    def by_scan(self, x: Tensor, counts: Sequence[int]) -> Iterator[tuple[ScanGraph, Tensor]]:
-        """Each scan with its rows of `x`, of which it has `counts`."""
+    def by_scan(
+        self, x: Tensor, counts: Sequence[int] | None = None
+    ) -> Iterator[tuple[ScanGraph, Tensor]]:
+        """Each scan with its rows of `x`, of which it has `counts`; by default one for a voxel."""
+        counts = [scan.n_voxels for scan in self.scans] if counts is None else counts
         if len(x) != sum(counts):
             raise ValueError(
                 f"the features have {len(x):,} rows, but the graph has {sum(counts):,}: {self!r}"

@@ -85,7 +85,7 @@ def on_volumes(layers: Callable[[Tensor], Tensor], x: Tensor, graph: PQGraph) ->
         If the graph has no grid.
     """
     outputs = []
-    for scan, part in graph.by_scan(x, [scan.n_voxels for scan in graph.scans]):
+    for scan, part in graph.by_scan(x):
         if scan.grid is None:
             raise ValueError("a convolution needs a grid: make the graph with from_grid")
         shape = [max(sizes) for sizes in zip(*scan.grid.shapes, strict=True)]

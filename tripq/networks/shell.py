@@ -64,8 +64,20 @@ class ShellNetwork(Bindable):
         Output of the last layer, which starts at 0.
     product_order : int
         Highest order of the products of coefficients that the layers take.
-    p_radius, p_features, n_p_layers, order, smoothing, p_radial, quadrature
-        See `tripq.tasks.signal.network.SignalPredictor`.
+    p_radius : float
+        Radius of a layer's neighbourhood in mm.
+    p_features : Irreps or str
+        Features of each layer on p-space.
+    n_p_layers : int
+        Number of these layers, without the last.
+    order : int
+        Highest order of the harmonics: 2, 4, 6 or 8.
+    smoothing : float
+        Laplace-Beltrami weight of the fit, as in dipy; see `tripq.so3.fit`.
+    p_radial : Radial
+        Radial functions of every layer, of the distance of two voxels.
+    quadrature : {"integral", "sum"}
+        Of every layer; see `PQTensorFieldLayer`.
 
     Attributes
     ----------
@@ -87,13 +99,13 @@ class ShellNetwork(Bindable):
         irreps_head: o3.Irreps | str,
         *,
         product_order: int,
-        p_radius: float,
-        p_features: o3.Irreps | str,
-        n_p_layers: int,
-        order: int,
-        smoothing: float,
-        p_radial: Radial,
-        quadrature: Quadrature,
+        p_radius: float = 4.0,
+        p_features: o3.Irreps | str = "24x0e + 8x2e + 4x4e",
+        n_p_layers: int = 1,
+        order: int = 4,
+        smoothing: float = 0.004,
+        p_radial: Radial = Radial("cosine", 2),
+        quadrature: Quadrature = "integral",
     ) -> None:
         super().__init__()
         if n_p_layers < 1:
@@ -197,7 +209,7 @@ class ShellNetwork(Bindable):
             As for `forward`; anatomy and noise should be typical.
         """
         found, noise = [], []
-        for scan, part in graph.by_scan(signal, [scan.n_voxels for scan in graph.scans]):
+        for scan, part in graph.by_scan(signal):
             q = shared_directions(scan)
             for inputs in shells(q):
                 fit = ShellFit.of(q.q_in[inputs], self._orders[-1], self.smoothing)

@@ -16,7 +16,7 @@ from tripq.report.sphere import (
     axis_letters,
     view_shells,
 )
-from tripq.scans import DWI
+from tripq.scans import DWI, voxel_ml
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ def view_scan(dwi: DWI) -> ScanView:
     """What a page shows of a scan."""
     return ScanView(
         dwi=dwi,
-        mask_ml=len(dwi.b0) * abs(float(np.linalg.det(dwi.affine[:3, :3]))) / 1000,
+        mask_ml=len(dwi.b0) * voxel_ml(dwi.affine),
         above_b0=float(np.mean([np.mean(column > 1) for column in dwi.signal[:, 1:].T])),
         shells=view_shells(dwi),
         letters=axis_letters(),

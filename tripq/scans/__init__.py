@@ -9,7 +9,7 @@ from tripq.scans.errors import DWIError
 from tripq.scans.frames import Frame, from_world, orthogonal_part, to_world
 from tripq.scans.gradients import B0_THRESHOLD
 from tripq.scans.read import read_dwi
-from tripq.scans.scan import B_REFERENCE, DWI
+from tripq.scans.scan import B_REFERENCE, DWI, voxel_ml
 from tripq.scans.shells import SHELL_TOLERANCE, Shell, find_shells
 from tripq.scans.write import write_dwi, write_map
 
@@ -26,6 +26,7 @@ __all__ = [
     "orthogonal_part",
     "read_dwi",
     "to_world",
+    "voxel_ml",
     "write_dwi",
     "write_map",
 ]

@@ -318,12 +318,10 @@ def find_maps(root: Path, label: str, participants: Sequence[str] = ()) -> list[
 
     Parameters
     ----------
-    root : Path
-        Of the dataset.
+    root, participants
+        As in `find_scans`.
     label : str
         Of what the maps show.
-    participants : sequence of str, optional
-        Labels, with or without ``sub-``; by default all.
 
     Returns
     -------
@@ -364,6 +362,33 @@ def find_images(root: Path, ending: str, participants: Sequence[str] = ()) -> li
     if not images:
         raise BIDSError(f"{root}: no sub-*/**/*_{ending}.nii.gz in this folder.")
     return _of_participants(images, participants, f"{root}: no {ending} image")
+
+
+def find_brain_mask(scan: BIDSScan, usual: Path, chosen: Path | None = None) -> Path | None:
+    """The brain mask of a scan or a map that may have none; see `BIDSScan.brain_mask`.
+
+    Parameters
+    ----------
+    scan : BIDSScan
+        The scan.
+    usual : Path
+        Dataset that may have a mask.
+    chosen : Path, optional
+        Dataset that must have one; the other is then not used.
+
+    Raises
+    ------
+    BIDSMissingError
+        If `chosen` has none.
+    BIDSError
+        If two apply equally.
+    """
+    if chosen is not None:
+        return scan.brain_mask(chosen)
+    try:
+        return scan.brain_mask(usual)
+    except BIDSMissingError:
+        return None
 
 
 def find_namesakes(

@@ -19,6 +19,15 @@ B_REFERENCE = 1000.0
 """The b-value, in s/mm2, whose q-vectors have length 1: the most common shell in clinical scans."""
 
 
+def voxel_ml(affine: NDArray[np.floating]) -> float:
+    """Volume of a voxel in ml, from the affine (4, 4) of its grid in mm; also of a sheared one.
+
+    >>> round(voxel_ml(np.diag([2.0, 2.0, 2.5, 1.0])), 6)
+    0.01
+    """
+    return abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class DWI:
     """Diffusion-weighted signal on the voxels of a mask.

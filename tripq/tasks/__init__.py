@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tripq.networks.apply import Model, Prediction
     from tripq.scans import DWI, Frame
     from tripq.tasks.scoring import MapScoring
-    from tripq.training import Progress, Scan, TrainingRecord
+    from tripq.training import Progress, Scan, Task, TrainingRecord
     from tripq.training.config import TrainingConfig
 
 #: Of the entry points.
@@ -61,6 +61,8 @@ class Cohort:
         Whether the dataset says that its signal is.
     training, validation : sequences of Scan
         Of different participants; a task's own kind of scan.
+    held_out : tuple of str
+        Labels of the participants for validation, without ``sub-``.
     voxel_sizes : (float, float)
         Shortest and longest edge of the voxels in mm.
     fingerprints : mapping
@@ -71,6 +73,7 @@ class Cohort:
     simulated: bool
     training: Sequence[Any]
     validation: Sequence[Any]
+    held_out: tuple[str, ...]
     voxel_sizes: tuple[float, float]
     fingerprints: Mapping[str, Any]
 
@@ -189,15 +192,75 @@ class TaskCommands(ABC, Generic[Config]):
         """
 
     @abstractmethod
+    def build_network(self, settings: Config, cohort: Cohort) -> nn.Module:
+        """A network with random weights for the scans of a training.
+
+        Raises
+        ------
+        tripq.training.config.ConfigError
+            If an argument is invalid.
+        """
+
+    @abstractmethod
+    def build_task(self, settings: Config, cohort: Cohort) -> Task:
+        """Target, loss and score of a training."""
+
     def train(
         self,
         settings: Config,
         cohort: Cohort,
         folder: Path,
-        device: str,
-        report: Callable[[Progress], None],
+        device: str = "cpu",
+        report: Callable[[Progress], None] | None = None,
     ) -> tuple[nn.Module, TrainingRecord]:
-        """Train a network, or go on from the checkpoints in a folder; it ends on the CPU."""
+        """Train a network until the score of the validation no longer improves.
+
+        Parameters
+        ----------
+        settings : Config
+            Of the training.
+        cohort : Cohort
+            Its scans; see `read_cohort`.
+        folder, device, report
+            As in `tripq.training.configured.train_configured`.
+
+        Returns
+        -------
+        network : Module
+            Network with the weights of the best validation, on the CPU.
+        record : TrainingRecord
+
+        Raises
+        ------
+        tripq.training.config.ConfigError
+            If the network cannot be built, or training ended before the first validation.
+        tripq.scans.DWIError
+            If the b-values of a scan exceed the range of the network.
+        ValueError
+            If the task rejects the scans; see `tripq.training.Task.check`.
+        FloatingPointError
+            If the loss is NaN or infinite.
+        """
+        import torch
+
+        from tripq.networks.blocks import check_b_values
+        from tripq.training.configured import train_configured
+
+        torch.manual_seed(settings.training.seed)
+        network = self.build_network(settings, cohort)
+        for scan in (*cohort.training, *cohort.validation):
+            check_b_values(network, scan.dwi)
+        record = train_configured(
+            network,
+            self.build_task(settings, cohort),
+            cohort.training,
+            cohort.validation,
+            settings.training,
+            folder,
+            device=device,
+            report=report,
+        )
+        return network, record
 
     @abstractmethod
     def validate(
@@ -277,14 +340,11 @@ class TaskCommands(ABC, Generic[Config]):
         ValueError
             If the task has no scores, or no such limits.
         """
-        from tripq.tasks.scoring import ValueScoring
+        from tripq.tasks.scoring import ValueScoring, reject_limits
 
         if not self.scored:
             raise ValueError(f"the task {self.name} has no map that can be scored.")
-        if threshold is not None:
-            raise ValueError(f"--threshold: the maps of the task {self.name} have none.")
-        if min_volume is not None:
-            raise ValueError(f"--min-volume: the maps of the task {self.name} have none.")
+        reject_limits(f"the maps of the task {self.name}", threshold, min_volume)
         return ValueScoring(self.scored, self.units.get(self.scored, ""))
 
 

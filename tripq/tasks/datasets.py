@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import nibabel as nib
 import numpy as np
@@ -18,6 +19,7 @@ from tripq.scans.bids import BIDSError, BIDSMissingError, BIDSScan, find_namesak
 from tripq.scans.gradients import has_only_b0
 from tripq.scans.nifti import open_nifti
 from tripq.tasks import Bar, Cohort
+from tripq.tasks.shelf import Shelf, shelf_key
 
 if TYPE_CHECKING:
     from tripq.training.config import SplitConfig
@@ -27,7 +29,7 @@ _log = logging.getLogger("tripq")
 
 @dataclass(frozen=True)
 class ScanFiles:
-    """Files of a scan for training; a task adds those of its masks and of its truth.
+    """Files of a scan for training; the class of a task adds its masks and its truth.
 
     Parameters
     ----------
@@ -54,61 +56,93 @@ class ScanFiles:
         """Every file, in the order of the fields."""
         return tuple(value for value in vars(self).values() if isinstance(value, Path))
 
+    @classmethod
+    def added(cls, scan: BIDSScan, truth: Path) -> Mapping[str, Path | None]:
+        """The files that a task adds, by field, from derivatives with what is known; here none.
+
+        Raises
+        ------
+        tripq.scans.bids.BIDSMissingError
+            If one that is needed is missing: the scan is left out.
+        """
+        return {}
+
+    @classmethod
+    def find(cls: type[Files], data: Path, truth: Path, frame: Frame = "fsl") -> FoundScans[Files]:
+        """Find the scans of a dataset that are suitable for training, and warn about the others.
+
+        Parameters
+        ----------
+        data : Path
+            The dataset.
+        truth : Path
+            Derivatives with what is known of its scans; see `added`.
+        frame : {"fsl", "voxel", "world"}
+            Frame of the gradient tables; see `tripq.scans.bids.BIDSScan.gradient_table`.
+
+        Returns
+        -------
+        FoundScans
+            Scans without a file that is needed, with b0 volumes only, or with the name of another
+            scan are left out.
+
+        Raises
+        ------
+        tripq.scans.bids.BIDSError
+            If no scan is suitable, a table is missing, or two files apply equally to a scan.
+        """
+        files: list[Files] = []
+        left_out: dict[str, str] = {}
+        scans = find_scans(data)
+        shared = find_namesakes(scans, lambda scan: frozenset(_name(scan).split("_")))
+        for scan in scans:
+            place = scan.relative.as_posix()
+            if scan.relative in shared:
+                other = shared[scan.relative]
+                left_out[place] = f"it has the same name as {other}: keep one of them"
+                continue
+            bval, bvec = scan.gradient_table(frame)
+            if has_only_b0(bval or bvec):
+                left_out[place] = "no diffusion-weighted volume"
+                continue
+            try:
+                added = cls.added(scan, truth)
+            except BIDSMissingError as error:
+                left_out[place] = str(error)
+                continue
+            files.append(cls(_name(scan), scan.subject, scan.path, bval, bvec, **added))
+        if not files:
+            raise BIDSError(
+                f"{data}: none of its {len(left_out)} scans is suitable for training; reason for "
+                f"the first: {next(iter(left_out.values()))}"
+            )
+        for place, reason in left_out.items():
+            _log.warning("%s: left out: %s", place, reason)
+        return FoundScans(tuple(files), left_out)
+
 
 Files = TypeVar("Files", bound=ScanFiles)
 
 
-def find_scan_files(
-    data: Path, frame: Frame, complete: Callable[[BIDSScan, ScanFiles], Files]
-) -> tuple[list[Files], dict[str, str]]:
-    """Files of the scans of a dataset that are suitable for training.
+@dataclass(frozen=True)
+class FoundScans(Generic[Files]):
+    """Scans of a dataset that are suitable for training.
 
     Parameters
     ----------
-    data : Path
-        The dataset.
-    frame : {"fsl", "voxel", "world"}
-        Frame of the gradient tables; see `tripq.scans.bids.BIDSScan.gradient_table`.
-    complete : callable
-        Adds the files that the task needs; a scan for which it raises `BIDSMissingError` is left
-        out, and so are scans with b0 volumes only, or with the name of another scan.
-
-    Returns
-    -------
-    files : list of ScanFiles
-        Of each scan, sorted by name.
-    left_out : dict of str to str
+    files : tuple of ScanFiles
+        Files of each scan, sorted by name.
+    left_out : mapping of str to str
         Reason of exclusion by the path of every other scan.
-
-    Raises
-    ------
-    tripq.scans.bids.BIDSError
-        If no scan is suitable, a table is missing, or two files apply equally to a scan.
     """
-    files: list[Files] = []
-    left_out: dict[str, str] = {}
-    scans = find_scans(data)
-    shared = find_namesakes(scans, lambda scan: frozenset(_name(scan).split("_")))
-    for scan in scans:
-        place = scan.relative.as_posix()
-        if scan.relative in shared:
-            left_out[place] = f"it has the same name as {shared[scan.relative]}: keep one of them"
-            continue
-        bval, bvec = scan.gradient_table(frame)
-        if has_only_b0(bval or bvec):
-            left_out[place] = "no diffusion-weighted volume"
-            continue
-        found = ScanFiles(_name(scan), scan.subject, scan.path, bval, bvec)
-        try:
-            files.append(complete(scan, found))
-        except BIDSMissingError as error:
-            left_out[place] = str(error)
-    if not files:
-        raise BIDSError(
-            f"{data}: none of its {len(left_out)} scans is suitable for training; reason for the "
-            f"first: {next(iter(left_out.values()))}"
-        )
-    return files, left_out
+
+    files: tuple[Files, ...]
+    left_out: Mapping[str, str]
+
+    @property
+    def participants(self) -> tuple[str, ...]:
+        """Distinct labels, sorted."""
+        return tuple(sorted({files.participant for files in self.files}))
 
 
 def _name(scan: BIDSScan) -> str:
@@ -182,29 +216,38 @@ def describe_dataset(data: Path) -> tuple[str, bool]:
 
 def read_cohort(
     data: Path,
-    files: Sequence[Files],
-    held_out: Sequence[str],
-    voxel_sizes: tuple[float, float],
+    found: FoundScans[Files],
+    split: SplitConfig,
     read: Callable[[Files, list[str]], Any],
     bar: Bar,
+    *,
+    common_voxels: bool = False,
 ) -> Cohort:
-    """Read the scans of a training.
+    """Split and read the scans of a training; headers are checked first, as reading is slow.
 
     Parameters
     ----------
     data : Path
         The dataset.
-    files : sequence of ScanFiles
+    found : FoundScans
         Files of each scan.
-    held_out : sequence of str
-        Labels of the participants for validation; see `choose_validation`.
-    voxel_sizes : (float, float)
-        Shortest and longest edge in mm.
+    split : SplitConfig
+        Settings of the choice of participants for validation; see `choose_validation`.
     read : callable
-        Reads a scan, given its files and their SHA-256.
+        Reads a scan, given its files and their SHA-256; see `in_memory` and `on_shelf`.
     bar : callable
         See `tripq.tasks.TaskCommands.read_cohort`.
+    common_voxels : bool
+        Whether all voxels must be cubes of one size; see `range_of_voxels`.
+
+    Raises
+    ------
+    BIDSError, ConfigError, ValueError, tripq.scans.DWIError
+        As by `range_of_voxels`, `choose_validation` and `read`.
     """
+    files = found.files
+    voxel_sizes = range_of_voxels(files, common=common_voxels)
+    held_out = choose_validation(data, found.participants, split)
     training: list[Any] = []
     validation: list[Any] = []
     fingerprints: dict[str, dict[str, list[str]]] = {"scans": {}, "validation_scans": {}}
@@ -217,7 +260,7 @@ def read_cohort(
             kind = "validation_scans" if is_held_out else "scans"
             fingerprints[kind][item.name] = digests
     name, simulated = describe_dataset(data)
-    return Cohort(name, simulated, training, validation, voxel_sizes, fingerprints)
+    return Cohort(name, simulated, training, validation, held_out, voxel_sizes, fingerprints)
 
 
 def in_memory(read: Callable[[Files], Any], memory: float) -> Callable[[Files, list[str]], Any]:
@@ -250,6 +293,30 @@ def in_memory(read: Callable[[Files], Any], memory: float) -> Callable[[Files, l
         return scan
 
     return read_within
+
+
+def on_shelf(
+    read: Callable[[Files], Any], shelf: Shelf[Any], frame: Frame, *about: str
+) -> Callable[[Files, list[str]], Any]:
+    """A reader for `read_cohort` of scans that stay in memory or in files.
+
+    Parameters
+    ----------
+    read : callable
+        Reads a scan into memory, given its files.
+    shelf : Shelf
+        Keeps the scans.
+    frame : {"fsl", "voxel", "world"}
+        Frame of the gradient tables.
+    about : str
+        What a scan depends on besides its files and the frame.
+    """
+
+    def read_once(files: Files, digests: list[str]) -> Any:
+        key = shelf_key(files.name, frame, *digests, *about)
+        return shelf.keep(key, partial(read, files))
+
+    return read_once
 
 
 def choose_validation(

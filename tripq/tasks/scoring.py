@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tripq.infra.files import printable
 from tripq.scans import DWIError
-from tripq.scans.bids import BIDSMissingError, BIDSName, BIDSScan, find_images
+from tripq.scans.bids import BIDSName, BIDSScan, find_brain_mask, find_images
 from tripq.scans.nifti import check_grid, open_nifti, read_mask, read_volumes
 
 POOLED = "all"
@@ -122,7 +122,8 @@ class MapScoring(ABC, Generic[ReadMap]):
         truth : Path
             Derivatives with what is known.
         masks : Path or None
-            Derivatives with a brain mask for every map; see `find_brain`.
+            Derivatives with a brain mask for every map; see
+            `tripq.scans.bids.find_brain_mask`.
 
         Raises
         ------
@@ -141,24 +142,6 @@ class MapScoring(ABC, Generic[ReadMap]):
         """
 
 
-def find_brain(found: BIDSScan, truth: Path, masks: Path | None = None) -> Path | None:
-    """The brain mask of a map: that in `masks`; without such a folder, that in `truth` or None.
-
-    Raises
-    ------
-    BIDSMissingError
-        If `masks` has none.
-    BIDSError
-        If two hold equally.
-    """
-    if masks is not None:
-        return found.brain_mask(masks)
-    try:
-        return found.brain_mask(truth)
-    except BIDSMissingError:
-        return None
-
-
 def scan_name(found: BIDSScan, ending: str) -> str:
     """Entities of the scan of a map, whose name ends so.
 
@@ -169,6 +152,28 @@ def scan_name(found: BIDSScan, ending: str) -> str:
     of_the_map = {("space", "orig"), *BIDSName.parse(ending).entities.items()}
     pairs = (pair for pair in found.name.entities.items() if pair not in of_the_map)
     return printable("_".join(f"{key}-{label}" for key, label in pairs))
+
+
+def reject_limits(maps: str, threshold: float | None, min_volume: float | None) -> None:
+    """Reject limits of maps, named in the plural, that have none.
+
+    >>> reject_limits("label images", 0.5, None)
+    Traceback (most recent call last):
+    ...
+    ValueError: --threshold: label images have none.
+    """
+    for option, value in (("--threshold", threshold), ("--min-volume", min_volume)):
+        if value is not None:
+            raise ValueError(f"{option}: {maps} have none.")
+
+
+def json_columns(row: ScanScores) -> dict[str, float | None]:
+    """The numbers of a row for JSON, which has no NaN.
+
+    >>> json_columns(Scored("sub-01", {"error": 0.25, "slope": math.nan}))
+    {'error': 0.25, 'slope': None}
+    """
+    return {key: None if math.isnan(value) else value for key, value in row.columns.items()}
 
 
 def scores_tsv(rows: Sequence[ScanScores]) -> str:
@@ -255,7 +260,7 @@ class ValueScoring(MapScoring[ValueMap]):
         if image.shape[3:] != other.shape[3:]:
             raise DWIError(f"{found.path}: shape {image.shape}; {path} has {other.shape}.")
         check_grid(other, image, path, "the known map", f"the map {found.path}")
-        brain = find_brain(found, truth, masks)
+        brain = find_brain_mask(found, truth, masks)
         inside = np.ones(image.shape[:3], bool) if brain is None else read_mask(brain, image)
         if not inside.any():
             raise DWIError(f"{brain}: the mask of the brain is empty.")

@@ -29,7 +29,9 @@ from tripq.domain.quadrature import Quadrature
 from tripq.infra.files import read_text, shortened, whole_number
 from tripq.networks.encoder import Encoder
 from tripq.nn.batch_norm import Normalization
+from tripq.networks.shell import ShellNetwork
 from tripq.so3.paths import Group, Selection
+from tripq.training.augment import Augmentation
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -43,6 +45,16 @@ The memory for parsing a dotted key grows with the square of its length: 4 GB at
 
 CHECKED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 """Validation of fields: no other keys, no conversion of types."""
+
+
+Features = Annotated[
+    str, Field(min_length=1, description="features of every layer, in the notation of e3nn")
+]
+"""Features of a network whose layers all have the same."""
+
+_Rate = Annotated[float, Field(gt=0, description="highest rate of AdamW")]
+_BoxSize = Annotated[int, Field(ge=1, description="edge of the boxes in voxels")]
+_Boxes = Annotated[int, Field(ge=1, description="boxes per step")]
 
 
 class ConfigError(ValueError):
@@ -128,6 +140,32 @@ class EncoderConfig(NetworkConfig):
 
 
 @dataclass(frozen=True, config=CHECKED)
+class ShellConfig(NetworkConfig):
+    """Arguments of `tripq.networks.shell.ShellNetwork`, with its defaults."""
+
+    p_radius: Annotated[
+        float, Field(gt=0, description="radius of the neighbourhood of a voxel in mm")
+    ] = default_of(ShellNetwork, "p_radius")
+    p_features: Features = default_of(ShellNetwork, "p_features")
+    n_p_layers: Annotated[
+        int, Field(ge=1, description="number of these layers, without the last")
+    ] = default_of(ShellNetwork, "n_p_layers")
+    order: Annotated[
+        int, Field(ge=2, le=8, description="highest order of the harmonics: 2, 4, 6 or 8")
+    ] = default_of(ShellNetwork, "order")
+    smoothing: Annotated[
+        float, Field(gt=0, description="Laplace-Beltrami weight of the fit, as in dipy")
+    ] = default_of(ShellNetwork, "smoothing")
+    quadrature: Annotated[
+        Quadrature,
+        Field(
+            description='"integral": scans of several voxel sizes; "sum": of one voxel size; see '
+            "PQTensorFieldLayer"
+        ),
+    ] = default_of(ShellNetwork, "quadrature")
+
+
+@dataclass(frozen=True, config=CHECKED)
 class OptimisationConfig:
     """Arguments of `tripq.training.train` and of its arguments' constructors, with their defaults.
 
@@ -157,10 +195,10 @@ class OptimisationConfig:
             "trainings of known length"
         ),
     ] = False
-    learning_rate: Annotated[float, Field(gt=0, description="highest rate of AdamW")] = 1e-2
+    learning_rate: _Rate = 1e-2
     weight_decay: Annotated[float, Field(ge=0, description="weight decay of AdamW")] = 1e-2
-    box_size: Annotated[int, Field(ge=1, description="edge of the boxes in voxels")] = 24
-    n_boxes: Annotated[int, Field(ge=1, description="boxes per step")] = 1
+    box_size: _BoxSize = 24
+    n_boxes: _Boxes = 1
     precision: Annotated[
         Literal["auto", "32-true", "bf16-mixed"],
         Field(
@@ -173,6 +211,25 @@ class OptimisationConfig:
     def __post_init__(self) -> None:
         if self.every > self.steps:
             raise ValueError(f"every = {self.every} is more than steps = {self.steps}")
+
+    @property
+    def focus_share(self) -> float:
+        """Fraction of the boxes placed on `Task.focus`; a task names a setting by its focus."""
+        return 0.0
+
+    @property
+    def augment(self) -> Augmentation | None:
+        """Random changes of the boxes of training; none by default."""
+        return None
+
+
+@dataclass(frozen=True, config=CHECKED)
+class ShellOptimisationConfig(OptimisationConfig):
+    """Optimisation settings, with other defaults, for networks that take `ShellConfig`."""
+
+    learning_rate: _Rate = 4e-3
+    box_size: _BoxSize = 12
+    n_boxes: _Boxes = 2
 
 
 @dataclass(frozen=True, config=CHECKED)

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 from torch import nn
 
 from tripq.networks.blocks import graph_radius
-from tripq.training.augment import Augmentation
 from tripq.training.budget import Budget, Progress
 from tripq.training.config import ConfigError, EncoderConfig, OptimisationConfig
 from tripq.training.patches import PatchDataModule
@@ -73,8 +72,6 @@ def train_configured(
     config: OptimisationConfig,
     folder: Path,
     *,
-    focus_share: float = 0.0,
-    augment: Augmentation | None = None,
     device: str = "cpu",
     report: Callable[[Progress], None] | None = None,
 ) -> TrainingRecord:
@@ -93,10 +90,6 @@ def train_configured(
     folder : Path
         Folder of the checkpoints, from which an interrupted training resumes; see
         `tripq.training.train`.
-    focus_share : float
-        Fraction of the boxes placed on `Task.focus`.
-    augment : Augmentation, optional
-        Random changes of the boxes of training.
     device : str
         ``"cpu"`` or ``"cuda"``.
     report : callable, optional
@@ -115,9 +108,9 @@ def train_configured(
         radius=graph_radius(network),
         box_size=config.box_size,
         n_boxes=config.n_boxes,
-        focus_share=focus_share,
+        focus_share=config.focus_share,
         seed=config.seed,
-        augment=augment,
+        augment=config.augment,
         validation=validation,
     )
     record = train(

@@ -14,17 +14,16 @@ from dipy.reconst.shm import sh_to_sf
 
 from tests.commands.conftest import Call, Outcome, call  # noqa: F401
 from tests.tasks.fibres.conftest import angle, fibre_head
-from tripq.commands import applying
 from tripq.networks import load_network, read_notes, save_network
 from tripq.networks.blocks import predict_blocks
-from tripq.report.page import Picture
 from tripq.scans import read_dwi
 from tripq.so3.fit import harmonics_at
 from tripq.so3.mrtrix import ORTHONORMAL
-from tripq.tasks.fibres.command import FibreCommands
 from tripq.tasks.fibres.network import FibreNetwork
 from tripq.tasks.fibres.simulate import TRUTH, write_cohort
 from tripq.training.config import example_config, parse_config
+
+pytestmark = pytest.mark.usefixtures("plain_pages")
 
 CONFIG = """
 [network]
@@ -50,19 +49,6 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cohort")
     write_cohort((replace(fibre_head(i), name=f"sub-{i:02}") for i in (1, 2, 3)), folder)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages without pictures, which take most of the time; other tests are about them."""
-
-    def write_page(self: FibreCommands, path: Path, *_: object) -> None:
-        path.write_text("page")
-
-    monkeypatch.setattr(FibreCommands, "write_page", write_page)
-    monkeypatch.setattr(applying, "check_table", lambda dwi, frame: ())
-    drawn = Picture("data:,", "a picture", 1, 1)
-    monkeypatch.setattr("tripq.report.scores.make_picture", lambda *_: drawn)
 
 
 def test_what_is_trained_predicts_and_is_scored(

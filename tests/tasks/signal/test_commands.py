@@ -13,16 +13,15 @@ import torch
 
 from tests.commands.conftest import Call, Outcome, call  # noqa: F401
 from tests.tasks.signal.conftest import fibres
-from tripq.commands import applying
 from tripq.networks import Encoder, load_network, read_notes, save_network
 from tripq.networks.blocks import predict_blocks
-from tripq.report.page import Picture
 from tripq.scans import read_dwi, write_dwi, write_map
-from tripq.tasks.signal.command import SignalCommands
 from tripq.tasks.signal.denoise import Denoiser
 from tripq.tasks.signal.network import SignalPredictor
-from tripq.tasks.signal.scans import find_files
+from tripq.tasks.signal.scans import MeasuredFiles
 from tripq.training.config import example_config, parse_config
+
+pytestmark = pytest.mark.usefixtures("plain_pages")
 
 CONFIG = """
 [network]
@@ -60,19 +59,6 @@ def weights(tmp_path: Path) -> Path:
     path = tmp_path / "signal.safetensors"
     save_network(network, path, {"task": "signal", "voxel_size_mm": "2 2.5", "b_values": "1000"})
     return path
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages without pictures, which take most of the time; other tests are about them."""
-
-    def write_page(self: SignalCommands, path: Path, *_: object) -> None:
-        path.write_text("page")
-
-    monkeypatch.setattr(SignalCommands, "write_page", write_page)
-    monkeypatch.setattr(applying, "check_table", lambda dwi, frame: ())
-    drawn = Picture("data:,", "a picture", 1, 1)
-    monkeypatch.setattr("tripq.report.scores.make_picture", lambda *_: drawn)
 
 
 def write_table(path: Path, number: int) -> np.ndarray:
@@ -274,7 +260,7 @@ def test_scans_that_share_a_name_are_left_out(tmp_path: Path) -> None:
             path.with_name(path.name.replace("_dwi", f"_{order}_dwi")).write_bytes(
                 path.read_bytes()
             )
-    files, left_out = find_files(tmp_path / "data", tmp_path / "none", "fsl")
-    assert [item.name for item in files] == ["sub-01"]
-    assert len(left_out) == 2
-    assert all("has the same name as" in reason for reason in left_out.values())
+    found = MeasuredFiles.find(tmp_path / "data", tmp_path / "none")
+    assert [item.name for item in found.files] == ["sub-01"]
+    assert len(found.left_out) == 2
+    assert all("has the same name as" in reason for reason in found.left_out.values())

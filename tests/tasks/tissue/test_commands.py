@@ -14,16 +14,15 @@ import torch
 
 from tests.commands.conftest import Call, call  # noqa: F401
 from tests.tasks.tissue.conftest import CLASSES, head
-from tripq.commands import applying
 from tripq.networks import VoxelNetwork, load_network, read_notes, save_network
 from tripq.networks.blocks import predict_blocks
-from tripq.report.page import Picture
 from tripq.scans import read_dwi
 from tripq.tasks.tissue.classes import Classes, read_classes
-from tripq.tasks.tissue.command import TissueCommands
 from tripq.tasks.tissue.config import TissueConfig
 from tripq.tasks.tissue.scans import write_labelled
 from tripq.training.config import example_config, parse_config
+
+pytestmark = pytest.mark.usefixtures("plain_pages", "few_settling")
 
 CONFIG = """
 [network]
@@ -39,19 +38,6 @@ box_size = 6
 [split]
 validation = ["02"]
 """
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, few_settling: None) -> None:
-    """Pages without pictures, which take most of the time; other tests are about them."""
-
-    def write_page(self: TissueCommands, path: Path, *_: object) -> None:
-        path.write_text("page")
-
-    monkeypatch.setattr(TissueCommands, "write_page", write_page)
-    monkeypatch.setattr(applying, "check_table", lambda dwi, frame: ())
-    drawn = Picture("data:,", "a picture", 1, 1)
-    monkeypatch.setattr("tripq.report.scores.make_picture", lambda *_: drawn)
 
 
 def write_weights(path: Path, n_classes: int = 4, **notes: str) -> Path:

@@ -14,9 +14,9 @@ from tripq.scans import DWIError
 from tripq.scans.bids import BIDSError
 from tripq.tasks.tissue.classes import Classes
 from tripq.tasks.tissue.scans import (
+    LabelledFiles,
     LabelledScan,
     common_classes,
-    find_labelled,
     read_labelled,
     write_labelled,
 )
@@ -35,7 +35,7 @@ def truth(data: Path, seed: int = 1, ending: str = "dseg.nii.gz") -> Path:
 
 
 def read(data: Path) -> list[LabelledScan]:
-    files, _ = find_labelled(data, data / "derivatives" / "truth", "fsl")
+    files = LabelledFiles.find(data, data / "derivatives" / "truth").files
     classes = common_classes(files)
     return [read_labelled(item, classes, "fsl") for item in files]
 
@@ -81,15 +81,15 @@ def test_a_table_further_up_holds_for_all_scans(data: Path) -> None:
 )
 def test_a_scan_without_a_file_is_left_out(data: Path, ending: str, reason: str) -> None:
     truth(data, 1, ending).unlink()
-    files, left_out = find_labelled(data, data / "derivatives" / "truth", "fsl")
-    assert [item.name for item in files] == ["sub-02"]
-    (why,) = left_out.values()
+    found = LabelledFiles.find(data, data / "derivatives" / "truth")
+    assert [item.name for item in found.files] == ["sub-02"]
+    (why,) = found.left_out.values()
     assert reason.replace("\\", "") in why
 
 
 def test_a_dataset_without_labels_is_refused(data: Path) -> None:
     with pytest.raises(BIDSError, match=r"none of its 2 scans is suitable .*dseg"):
-        find_labelled(data, data / "nowhere", "fsl")
+        LabelledFiles.find(data, data / "nowhere")
 
 
 def test_one_class_is_refused(tmp_path: Path) -> None:

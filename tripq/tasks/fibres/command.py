@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from tripq.scans import Frame
 from tripq.tasks import Bar, Cohort, TaskCommands, Validation
-from tripq.tasks.datasets import choose_validation, in_memory, range_of_voxels, read_cohort
+from tripq.tasks.datasets import in_memory, read_cohort
 from tripq.tasks.fibres.names import FODF, PEAKS, describe_fodf, describe_peaks
 
 if TYPE_CHECKING:
@@ -22,11 +21,10 @@ if TYPE_CHECKING:
 
     from tripq.networks.apply import Model, Prediction
     from tripq.tasks.fibres.config import FibreConfig
+    from tripq.tasks.fibres.network import FibreNetwork
     from tripq.tasks.fibres.scans import FibreScan
     from tripq.tasks.fibres.scoring import FibreScoring
-    from tripq.training import Progress, TrainingRecord
-
-_log = logging.getLogger("tripq")
+    from tripq.tasks.fibres.task import FibreTask
 
 
 class FibreCommands(TaskCommands["FibreConfig"]):
@@ -62,30 +60,24 @@ class FibreCommands(TaskCommands["FibreConfig"]):
         bar: Bar,
     ) -> Cohort:
         """Find, split and read the scans with known fibres, all of them in memory."""
-        from tripq.tasks.fibres.scans import FibreFiles, find_files
+        from tripq.tasks.fibres.scans import FibreFiles
 
-        files, left_out = find_files(data, truth, frame)
-        for path, reason in left_out.items():
-            _log.warning("%s: left out: %s", path, reason)
-        participants = sorted({item.participant for item in files})
-        held_out = choose_validation(data, participants, settings.split)
+        found = FibreFiles.find(data, truth, frame)
         read = in_memory(partial(FibreFiles.read, frame=frame), memory)
-        return read_cohort(data, files, held_out, range_of_voxels(files), read, bar)
+        return read_cohort(data, found, settings.split, read, bar)
 
-    def train(
-        self,
-        settings: FibreConfig,
-        cohort: Cohort,
-        folder: Path,
-        device: str,
-        report: Callable[[Progress], None],
-    ) -> tuple[nn.Module, TrainingRecord]:
-        """Train a network, or resume its training."""
-        from tripq.tasks.fibres.training import train_fibres
+    def build_network(self, settings: FibreConfig, cohort: Cohort) -> FibreNetwork:
+        """A network for orientation distributions."""
+        from tripq.tasks.fibres.network import FibreNetwork
+        from tripq.training.configured import build_network
 
-        return train_fibres(
-            settings, cohort.training, cohort.validation, folder, device=device, report=report
-        )
+        return build_network(FibreNetwork, asdict(settings.network))
+
+    def build_task(self, settings: FibreConfig, cohort: Cohort) -> FibreTask:
+        """Orientation distributions up to the order of the network."""
+        from tripq.tasks.fibres.task import FibreTask
+
+        return FibreTask(settings.network.order)
 
     def validate(
         self,
@@ -101,6 +93,7 @@ class FibreCommands(TaskCommands["FibreConfig"]):
         from tripq.tasks.fibres.peaks import find_peaks
         from tripq.tasks.fibres.scoring import FibreMap, score_fibres
         from tripq.tasks.fibres.task import FibreTask, white_matter
+        from tripq.tasks.scoring import json_columns
 
         task = FibreTask(int(network.order))  # type: ignore[arg-type]  # a FibreNetwork
         read = []
@@ -118,12 +111,7 @@ class FibreCommands(TaskCommands["FibreConfig"]):
         pooled = evaluation.rows[-1].columns
         return Validation(
             {},
-            {
-                row.name: {
-                    key: None if math.isnan(value) else value for key, value in row.columns.items()
-                }
-                for row in evaluation.rows
-            },
+            {row.name: json_columns(row) for row in evaluation.rows},
             f"On {len(scans)} validation scans: angular correlation "
             f"{pooled['angular_correlation']:.3f}, error of single fibres "
             f"{pooled['single_error']:.1f} degrees, at crossings {pooled['crossing_error']:.1f}.",
@@ -169,9 +157,7 @@ class FibreCommands(TaskCommands["FibreConfig"]):
     ) -> FibreScoring:
         """Orientation distributions and their peaks against known ones."""
         from tripq.tasks.fibres.scoring import FibreScoring
+        from tripq.tasks.scoring import reject_limits
 
-        if threshold is not None:
-            raise ValueError("--threshold: maps of fibres have none.")
-        if min_volume is not None:
-            raise ValueError("--min-volume: maps of fibres have none.")
+        reject_limits("maps of fibres", threshold, min_volume)
         return FibreScoring()

@@ -15,60 +15,48 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from tripq.domain.quadrature import Quadrature
 from tripq.tasks.fibres.network import FibreNetwork
+from tripq.training.augment import Augmentation
 from tripq.training.config import (
     CHECKED,
-    NetworkConfig,
-    OptimisationConfig,
+    Features,
+    ShellConfig,
+    ShellOptimisationConfig,
     TrainingConfig,
     default_of,
 )
 
 
 @dataclass(frozen=True, config=CHECKED)
-class FibreNetworkConfig(NetworkConfig):
+class FibreNetworkConfig(ShellConfig):
     """Arguments of `tripq.tasks.fibres.network.FibreNetwork`, with its defaults."""
 
     p_radius: Annotated[
         float,
         Field(ge=0, description="radius of the neighbourhood of a voxel in mm; 0 for none"),
     ] = default_of(FibreNetwork, "p_radius")
-    p_features: Annotated[
-        str, Field(min_length=1, description="features of every layer, in the notation of e3nn")
-    ] = default_of(FibreNetwork, "p_features")
-    n_p_layers: Annotated[
-        int, Field(ge=1, description="number of these layers, without the last")
-    ] = default_of(FibreNetwork, "n_p_layers")
+    p_features: Features = default_of(FibreNetwork, "p_features")
     order: Annotated[
         int, Field(ge=2, le=8, description="highest order of the distributions: 2, 4, 6 or 8")
     ] = default_of(FibreNetwork, "order")
     fit_order: Annotated[
         int, Field(ge=2, le=8, description="highest order of the signal: 2, 4, 6 or 8")
     ] = default_of(FibreNetwork, "fit_order")
-    smoothing: Annotated[
-        float, Field(gt=0, description="Laplace-Beltrami weight of its fit, as in dipy")
-    ] = default_of(FibreNetwork, "smoothing")
-    quadrature: Annotated[
-        Quadrature,
-        Field(
-            description='"integral": scans of several voxel sizes; "sum": of one voxel size; see '
-            "PQTensorFieldLayer"
-        ),
-    ] = default_of(FibreNetwork, "quadrature")
 
 
 @dataclass(frozen=True, config=CHECKED)
-class FibreOptimisationConfig(OptimisationConfig):
-    """Optimisation settings, with other defaults, and one for the directions."""
+class FibreOptimisationConfig(ShellOptimisationConfig):
+    """Optimisation settings, with one for the directions."""
 
-    learning_rate: Annotated[float, Field(gt=0, description="highest rate of AdamW")] = 4e-3
-    box_size: Annotated[int, Field(ge=1, description="edge of the boxes in voxels")] = 12
-    n_boxes: Annotated[int, Field(ge=1, description="boxes per step")] = 2
     dropped: Annotated[
         float,
         Field(ge=0, lt=1, description="largest share of the directions that a box leaves out"),
     ] = 0.65
+
+    @property
+    def augment(self) -> Augmentation:
+        """Boxes with some of the directions, so that one network serves tables of other numbers."""
+        return Augmentation(noise=0.0, bias=0.0, b0_error=0.0, dropped=self.dropped)
 
 
 @dataclass(frozen=True, config=CHECKED)

@@ -49,20 +49,12 @@ class FibreNetwork(ShellNetwork):
     ----------
     p_radius : float
         Radius of a layer's neighbourhood in mm; with 0 every voxel is taken by itself.
-    p_features : Irreps or str
-        Features of each layer on p-space.
-    n_p_layers : int
-        Number of these layers, without the last.
     order : int
         Highest order of the output: 2, 4, 6 or 8.
     fit_order : int
         Highest order of the harmonics of the signal: 2, 4, 6 or 8.
-    smoothing : float
-        Laplace-Beltrami weight of their fit, as in dipy; see `tripq.so3.fit`.
-    p_radial : Radial
-        Radial functions of every layer, of the distance of two voxels.
-    quadrature : {"integral", "sum"}
-        Of every layer; see `PQTensorFieldLayer`.
+    p_features, n_p_layers, smoothing, p_radial, quadrature
+        As in `tripq.networks.shell.ShellNetwork`.
 
     Attributes
     ----------
@@ -150,7 +142,7 @@ class FibreNetwork(ShellNetwork):
         ValueError
             If a scan has no diffusion-weighted direction, or its voxels do not share directions.
         """
-        parts = graph.by_scan(signal, [scan.n_voxels for scan in graph.scans])
+        parts = graph.by_scan(signal)
         return torch.cat([self._on_scan(part, scan) for scan, part in parts])
 
     def _on_scan(self, signal: Tensor, scan: ScanGraph) -> Tensor:
@@ -191,7 +183,7 @@ class FibreNetwork(ShellNetwork):
             The wanted output.
         """
         self.measure(signal, graph)
-        parts = graph.by_scan(signal, [scan.n_voxels for scan in graph.scans])
+        parts = graph.by_scan(signal)
         features = torch.cat([self._features_of(part, scan) for scan, part in parts]).double()
         for (l, columns), weight in zip(self._columns_of.items(), self.start, strict=True):
             x, y = features[:, columns], target[:, _components(l)].double()

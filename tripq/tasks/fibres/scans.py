@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tripq.scans import DWI, DWIError, Frame, read_dwi
-from tripq.scans.bids import BIDSMissingError, BIDSScan
+from tripq.scans.bids import BIDSScan, find_brain_mask
 from tripq.scans.nifti import check_grid, open_nifti, read_volumes
 from tripq.so3.mrtrix import from_mrtrix, highest_order
-from tripq.tasks.datasets import ScanFiles, find_scan_files
+from tripq.tasks.datasets import ScanFiles
 from tripq.tasks.fibres.names import FODF
 
 
@@ -53,6 +53,11 @@ class FibreFiles(ScanFiles):
     fodf: Path
     brain: Path | None
 
+    @classmethod
+    def added(cls, scan: BIDSScan, truth: Path) -> Mapping[str, Path | None]:
+        """``*_fodf.nii.gz``, and ``*_desc-brain_mask.nii.gz`` where there is one."""
+        return {"fodf": scan.image(truth, FODF), "brain": find_brain_mask(scan, truth)}
+
     def read(self, frame: Frame) -> FibreScan:
         """Read the voxels of the mask.
 
@@ -90,38 +95,3 @@ def read_voxels(path: Path, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
     if not np.isfinite(values).all():
         raise DWIError(f"{path}: some values in the brain are no numbers.")
     return values.astype(np.float32)
-
-
-def find_files(data: Path, truth: Path, frame: Frame) -> tuple[list[FibreFiles], Mapping[str, str]]:
-    """Files of the scans of a dataset that have known fibres.
-
-    Parameters
-    ----------
-    data : Path
-        The dataset.
-    truth : Path
-        Derivatives with ``*_fodf.nii.gz`` and, optionally, ``*_desc-brain_mask.nii.gz``.
-    frame : {"fsl", "voxel", "world"}
-        Frame of the gradient tables.
-
-    Returns
-    -------
-    files : list of FibreFiles
-        Of each scan, sorted by name.
-    left_out : mapping of str to str
-        Reason of exclusion by the path of every other scan.
-
-    Raises
-    ------
-    tripq.scans.bids.BIDSError
-        If no scan is suitable, a table is missing, or two files apply equally.
-    """
-
-    def complete(scan: BIDSScan, files: ScanFiles) -> FibreFiles:
-        fodf = scan.image(truth, FODF)
-        try:
-            return FibreFiles(**vars(files), fodf=fodf, brain=scan.brain_mask(truth))
-        except BIDSMissingError:
-            return FibreFiles(**vars(files), fodf=fodf, brain=None)
-
-    return find_scan_files(data, frame, complete)

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from tripq.infra.files import printable
 from tripq.scans import DWIError
-from tripq.scans.bids import BIDSMissingError, BIDSScan, find_images
+from tripq.scans.bids import BIDSMissingError, BIDSScan, find_brain_mask, find_images
 from tripq.scans.nifti import check_grid, open_nifti, read_mask, read_volumes
 from tripq.so3.mrtrix import from_mrtrix
 from tripq.tasks.fibres.names import FODF, PEAKS
 from tripq.tasks.fibres.peaks import angles_between, crossing_angles, find_peaks
 from tripq.tasks.fibres.scans import read_voxels
 from tripq.tasks.fibres.task import angular_correlation
-from tripq.tasks.scoring import POOLED, Evaluation, MapScoring, Scored, find_brain
+from tripq.tasks.scoring import POOLED, Evaluation, MapScoring, Scored
 
 SINGLE, CROSSING = 0.2, 0.5
 """Fibres are those of at least half the length of the largest of the voxel.
@@ -192,7 +192,7 @@ class FibreScoring(MapScoring[FibreMap]):
         path = found.image(truth, PEAKS)
         _check_same_grid(found.path, path)
         image = open_nifti(found.path)
-        brain = find_brain(found, truth, masks)
+        brain = find_brain_mask(found, truth, masks)
         inside = np.ones(image.shape[:3], bool) if brain is None else read_mask(brain, image)
         peaks = read_peaks(path, inside)
         inside[inside] = known = peaks[:, 0].any(axis=-1)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from tripq.infra.files import write_json
 from tripq.scans import write_dwi, write_map
+from tripq.scans.bids import BIDS_VERSION
 from tripq.simulate import Anatomy, GradientTable, default_anatomy, random_settings, simulate_scan
 from tripq.simulate.orientations import Crossings, fibre_odf, fibre_peaks
 from tripq.so3.mrtrix import to_mrtrix
@@ -136,7 +137,7 @@ def write_cohort(scans: Iterable[SimulatedFibres], folder: str | PathLike[str]) 
     """
     root = Path(folder)
     common = {
-        "BIDSVersion": "1.10.0",
+        "BIDSVersion": BIDS_VERSION,
         "GeneratedBy": [{"Name": "tripq", "Version": version("tripq")}],
         "Simulation": "fibre directions, tissue and signal are modelled",
     }

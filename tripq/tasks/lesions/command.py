@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -12,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tripq.scans import DWI, Frame
+from tripq.scans import DWI, Frame, voxel_ml
 from tripq.tasks import Bar, Cohort, TaskCommands, Validation
-from tripq.tasks.datasets import choose_validation, range_of_voxels, read_cohort
+from tripq.tasks.datasets import on_shelf, read_cohort
 from tripq.tasks.lesions.names import HEALTHY_HEADS, LABEL
 
 if TYPE_CHECKING:
@@ -22,11 +21,10 @@ if TYPE_CHECKING:
 
     from tripq.networks.apply import Model, Prediction
     from tripq.tasks.lesions.config import LesionConfig
-    from tripq.tasks.lesions.datasets import LabelledFiles, LabelledSubject
+    from tripq.tasks.lesions.datasets import LabelledSubject
     from tripq.tasks.lesions.scoring import LesionScoring
-    from tripq.training import Progress, TrainingRecord
-
-_log = logging.getLogger("tripq")
+    from tripq.tasks.lesions.segmenter import LesionSegmenter
+    from tripq.tasks.lesions.task import LesionTask
 
 
 class LesionCommands(TaskCommands["LesionConfig"]):
@@ -61,51 +59,35 @@ class LesionCommands(TaskCommands["LesionConfig"]):
         memory: float,
         bar: Bar,
     ) -> Cohort:
-        """Find, split and read the scans; headers are checked first, as reading is slow."""
+        """Find, split and read the scans."""
         from tripq.tasks.lesions.datasets import LabelledSubject, find_labelled, read_labelled
-        from tripq.tasks.shelf import Shelf, shelf_key
+        from tripq.tasks.shelf import Shelf
         from tripq.training.config import ConfigError
 
-        shelf = Shelf(kept, memory, LabelledSubject)
         found = find_labelled(data, truth, frame)
-        for path, reason in found.left_out.items():
-            _log.warning("%s: left out: %s", path, reason)
+        shelf = Shelf(kept, memory, LabelledSubject)
+        read = on_shelf(partial(read_labelled, frame=frame), shelf, frame)
         is_sum = settings.network.quadrature == "sum"
-        voxel_sizes = range_of_voxels(found.files, common=is_sum)
-        held_out = choose_validation(data, found.participants, settings.split)
-
-        def read(files: LabelledFiles, digests: list[str]) -> LabelledSubject:
-            key = shelf_key(files.name, frame, *digests)
-            return shelf.keep(key, partial(read_labelled, files, frame))
-
-        cohort = read_cohort(data, found.files, held_out, voxel_sizes, read, bar)
+        cohort = read_cohort(data, found, settings.split, read, bar, common_voxels=is_sum)
         if not any(scan.lesion.any() for scan in cohort.validation):
             raise ConfigError(
-                f"[split]: the validation participants ({', '.join(held_out)}) have no lesion "
-                "voxel: choose others (validation), or another seed."
+                f"[split]: the validation participants ({', '.join(cohort.held_out)}) have no "
+                "lesion voxel: choose others (validation), or another seed."
             )
         return cohort
 
-    def train(
-        self,
-        settings: LesionConfig,
-        cohort: Cohort,
-        folder: Path,
-        device: str,
-        report: Callable[[Progress], None],
-    ) -> tuple[nn.Module, TrainingRecord]:
-        """Train a segmenter, or resume its training."""
-        from tripq.tasks.lesions.training import train_segmenter
+    def build_network(self, settings: LesionConfig, cohort: Cohort) -> LesionSegmenter:
+        """The network of lesions."""
+        from tripq.tasks.lesions.segmenter import LesionSegmenter
+        from tripq.training.configured import build_encoder
 
-        return train_segmenter(
-            settings,
-            cohort.training,
-            cohort.validation,
-            cohort.voxel_sizes,
-            folder,
-            device=device,
-            report=report,
-        )
+        return build_encoder(LesionSegmenter, settings.network, cohort.voxel_sizes)
+
+    def build_task(self, settings: LesionConfig, cohort: Cohort) -> LesionTask:
+        """Whether a voxel belongs to a lesion."""
+        from tripq.tasks.lesions.task import LesionTask
+
+        return LesionTask(settings.training.positive_weight)
 
     def validate(
         self,
@@ -119,7 +101,6 @@ class LesionCommands(TaskCommands["LesionConfig"]):
         The minimum volume is that with the highest F1 of whole lesions at this threshold.
         """
         from tripq.tasks.lesions import segmentation
-        from tripq.tasks.lesions.listing import voxel_ml
         from tripq.tasks.lesions.pages.evaluation import EvaluatedSubject, write_evaluation_report
         from tripq.tasks.lesions.scores import LesionCounts, best_min_volume, best_threshold, score
 
@@ -129,7 +110,7 @@ class LesionCommands(TaskCommands["LesionConfig"]):
             probability = segmentation.segment(network, scan.dwi, device=device)
             subjects.append(
                 EvaluatedSubject(
-                    scan.name, scan.dwi.mask, probability, scan.lesion, voxel_ml(scan.dwi)
+                    scan.name, scan.dwi.mask, probability, scan.lesion, voxel_ml(scan.dwi.affine)
                 )
             )
         probabilities = np.concatenate([subject.probability for subject in subjects])

@@ -19,11 +19,6 @@ from tripq.training.config import CHECKED, EncoderConfig, OptimisationConfig, Tr
 
 
 @dataclass(frozen=True, config=CHECKED)
-class SegmenterConfig(EncoderConfig):
-    """Arguments of `tripq.tasks.lesions.segmenter.LesionSegmenter`, with its defaults."""
-
-
-@dataclass(frozen=True, config=CHECKED)
 class LesionOptimisationConfig(OptimisationConfig):
     """Optimisation settings, with two for lesion voxels, which are rare."""
 
@@ -34,10 +29,15 @@ class LesionOptimisationConfig(OptimisationConfig):
         float, Field(ge=0, le=1, description="fraction of the boxes placed on a lesion")
     ] = 0.5
 
+    @property
+    def focus_share(self) -> float:
+        """Fraction of the boxes placed on a lesion."""
+        return self.lesion_share
+
 
 @dataclass(frozen=True, config=CHECKED)
 class LesionConfig(TrainingConfig):
     """All training settings of lesion segmentation."""
 
-    network: SegmenterConfig = field(default_factory=SegmenterConfig)
+    network: EncoderConfig = field(default_factory=EncoderConfig)
     training: LesionOptimisationConfig = field(default_factory=LesionOptimisationConfig)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from tripq.scans import DWI
+from tripq.scans import DWI, voxel_ml
 from tripq.tasks.lesions.names import MAX_MIN_VOLUME
 
 Side = Literal["left", "right", "midline", "unknown"]
@@ -77,11 +77,6 @@ class Candidate:
     side: Side
     mean_probability: float
     highest_probability: float
-
-
-def voxel_ml(dwi: DWI) -> float:
-    """Volume of a voxel in ml, which is 1000 mm3."""
-    return abs(float(np.linalg.det(dwi.affine[:3, :3]))) / 1000
 
 
 def check_limits(threshold: float, min_volume: float) -> None:
@@ -162,7 +157,7 @@ def label_candidates(
         If there is not one probability from 0 to 1 for every voxel, or a limit is invalid.
     """
     values = _checked(dwi, probability, threshold, min_volume)
-    marked = drop_small(dwi.volume(values >= threshold), voxel_ml(dwi), min_volume)
+    marked = drop_small(dwi.volume(values >= threshold), voxel_ml(dwi.affine), min_volume)
     volume, number = ndimage.label(marked, structure=NEIGHBOURS)
     labels = volume[dwi.mask]
     numbers = np.arange(1, number + 1)
@@ -230,7 +225,7 @@ def find_candidates(
         candidates.append(
             Candidate(
                 voxels=len(rows),
-                volume_ml=len(rows) * voxel_ml(dwi),
+                volume_ml=len(rows) * voxel_ml(dwi.affine),
                 centre_mm=_point(centre),
                 peak_mm=_point(places[rows[np.argmax(values[rows])]]),
                 side=_side(float(centre[0]), middle),

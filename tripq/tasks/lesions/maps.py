@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tripq.infra.files import printable, read_json
-from tripq.scans import DWIError
-from tripq.scans.bids import BIDSError, BIDSScan
+from tripq.scans import DWIError, voxel_ml
+from tripq.scans.bids import BIDSError, BIDSScan, find_brain_mask
 from tripq.scans.nifti import open_nifti, read_mask, read_volumes
 from tripq.tasks.lesions.names import LABEL, MAX_MIN_VOLUME, lesion_mask
 from tripq.tasks.lesions.pages.evaluation import EvaluatedSubject
 from tripq.tasks.lesions.scores import LesionCounts, Scores, calibration_error, count_lesions, score
-from tripq.tasks.scoring import POOLED, find_brain
+from tripq.tasks.scoring import POOLED
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def find_truth(found: BIDSScan, truth: Path, masks: Path | None = None) -> MapFi
     BIDSError
         If two masks apply equally.
     """
-    brain = find_brain(found, truth, masks)
+    brain = find_brain_mask(found, truth, masks)
     return MapFiles(scan_name(found), found.path, lesion_mask(found, truth), brain)
 
 
@@ -185,9 +185,8 @@ def read_map(files: MapFiles) -> LesionMap:
             f"{files.probability}: {np.count_nonzero(wrong)} values in the brain are not "
             f"probabilities from 0 to 1, such as {values[wrong][0]:g}."
         )
-    voxel_ml = float(np.prod(nib.affines.voxel_sizes(image.affine))) / 1000
     return LesionMap(
-        EvaluatedSubject(files.name, mask, values, lesion[mask], voxel_ml),
+        EvaluatedSubject(files.name, mask, values, lesion[mask], voxel_ml(image.affine)),
         int(np.count_nonzero(lesion & ~mask)),
     )
 

@@ -25,33 +25,9 @@ class LesionSegmenter(VoxelNetwork):
 
     Parameters
     ----------
-    p_radius : float
-        Radius of a layer's neighbourhood in mm; 3 mm includes 27 voxels of 2 to 4 mm.
-    q_features : Irreps or str
-        Features of the first layer.
-    p_features : Irreps or str
-        Features of each of the following p-layers.
-    n_p_layers : int
-        Number of these layers, without the last, whose output is the logit.
-    normalize : {"scan", "batch", "none"}
-        How the features of every layer except the last are normalised: over the voxels of each
-        scan, so that contrast and noise of a scanner matter less (the scan must then show the whole
-        brain, as in the training); over a batch in training, with fixed statistics afterwards; or
-        not.
-    q_max : float
-        Largest |q| = sqrt(b / b_ref) in any scan.
-    filter, selection, antipodal : str, str, bool
-        Arguments of the first layer; see `PQTensorFieldLayer`.  With ``filter="q"`` the layer uses
-        the voxel itself only; the other filters also sum over the neighbours.  With ``"p"`` only
-        the mean signal over the directions is used.
-    group : {"SO3", "O3"}
-        Symmetries of every layer: rotations, or with ``"O3"`` also reflections, with only the paths
-        of matching parities.
-    p_radial, q_radial : Radial
-        Radial functions of every layer, of the distance of two voxels and of |q|.
-    quadrature : {"integral", "sum"}
-        Of every layer; see `PQTensorFieldLayer`.  Weights of an integral serve scans of any voxel
-        size and table near those of the training; weights of a sum serve those of the training.
+    p_radius, q_features, p_features, n_p_layers, normalize, q_max, filter, selection, group, \
+antipodal, p_radial, q_radial, quadrature
+        As in `tripq.networks.encoder.VoxelNetwork`; the output of its last layer is the logit.
 
     Raises
     ------

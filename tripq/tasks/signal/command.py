@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,18 +15,17 @@ from tripq.scans import B_REFERENCE, DWI, Frame
 from tripq.scans.shells import TENSOR_DIRECTIONS, count_directions
 from tripq.scans.tensor import tensor_maps
 from tripq.tasks import Bar, Cohort, TaskCommands, Validation
-from tripq.tasks.datasets import choose_validation, in_memory, range_of_voxels, read_cohort
+from tripq.tasks.datasets import in_memory, read_cohort
 
 if TYPE_CHECKING:
     from torch import nn
 
     from tripq.networks.apply import Model, Prediction
     from tripq.tasks.signal.config import SignalConfig
+    from tripq.tasks.signal.network import SignalPredictor
     from tripq.tasks.signal.scans import MeasuredScan
     from tripq.tasks.signal.scoring import SignalScoring
-    from tripq.training import Progress, TrainingRecord
-
-_log = logging.getLogger("tripq")
+    from tripq.tasks.signal.task import SignalTask
 
 
 class SignalCommands(TaskCommands["SignalConfig"]):
@@ -66,30 +63,24 @@ class SignalCommands(TaskCommands["SignalConfig"]):
         bar: Bar,
     ) -> Cohort:
         """Find, split and read the scans, all of them in memory; their signal is the truth."""
-        from tripq.tasks.signal.scans import MeasuredFiles, find_files
+        from tripq.tasks.signal.scans import MeasuredFiles
 
-        files, left_out = find_files(data, truth, frame)
-        for path, reason in left_out.items():
-            _log.warning("%s: left out: %s", path, reason)
-        participants = sorted({item.participant for item in files})
-        held_out = choose_validation(data, participants, settings.split)
+        found = MeasuredFiles.find(data, truth, frame)
         read = in_memory(partial(MeasuredFiles.read, frame=frame), memory)
-        return read_cohort(data, files, held_out, range_of_voxels(files), read, bar)
+        return read_cohort(data, found, settings.split, read, bar)
 
-    def train(
-        self,
-        settings: SignalConfig,
-        cohort: Cohort,
-        folder: Path,
-        device: str,
-        report: Callable[[Progress], None],
-    ) -> tuple[nn.Module, TrainingRecord]:
-        """Train a network, or resume its training."""
-        from tripq.tasks.signal.training import train_predictor
+    def build_network(self, settings: SignalConfig, cohort: Cohort) -> SignalPredictor:
+        """A network for the signal along any direction."""
+        from tripq.tasks.signal.network import SignalPredictor
+        from tripq.training.configured import build_network
 
-        return train_predictor(
-            settings, cohort.training, cohort.validation, folder, device=device, report=report
-        )
+        return build_network(SignalPredictor, asdict(settings.network))
+
+    def build_task(self, settings: SignalConfig, cohort: Cohort) -> SignalTask:
+        """The signal of hidden directions."""
+        from tripq.tasks.signal.task import SignalTask
+
+        return SignalTask()
 
     def validate(
         self,
@@ -100,6 +91,7 @@ class SignalCommands(TaskCommands["SignalConfig"]):
     ) -> Validation:
         """Compute the errors at directions that are not shown, and those of the fit alone."""
         from tripq.report.scores import agreement_figure, write_scores_report
+        from tripq.tasks.scoring import json_columns
         from tripq.tasks.signal.scoring import held_out_errors
 
         rows, found, known = held_out_errors(network, scans, device, report)
@@ -124,12 +116,7 @@ class SignalCommands(TaskCommands["SignalConfig"]):
         pooled = rows[-1].columns
         return Validation(
             {},
-            {
-                row.name: {
-                    key: None if math.isnan(value) else value for key, value in row.columns.items()
-                }
-                for row in rows
-            },
+            {row.name: json_columns(row) for row in rows},
             f"On {len(scans)} validation scans: RMS error {pooled['rms_error']:.4f} of the signal "
             f"divided by b0, {pooled['fit_rms_error']:.4f} by harmonics alone.",
             write_page,
@@ -191,10 +178,8 @@ class SignalCommands(TaskCommands["SignalConfig"]):
         self, threshold: float | None = None, min_volume: float | None = None
     ) -> SignalScoring:
         """Predicted scans against measured ones, at the directions of both."""
+        from tripq.tasks.scoring import reject_limits
         from tripq.tasks.signal.scoring import SignalScoring
 
-        if threshold is not None:
-            raise ValueError("--threshold: a predicted signal has none.")
-        if min_volume is not None:
-            raise ValueError("--min-volume: a predicted signal has none.")
+        reject_limits("predicted signals", threshold, min_volume)
         return SignalScoring()

@@ -114,7 +114,7 @@ class Denoiser(nn.Module):
         Tensor of shape (V, Q)
             1 at q = 0.
         """
-        parts = graph.by_scan(signal, [scan.n_voxels for scan in graph.scans])
+        parts = graph.by_scan(signal)
         return pad_rows([self._on_scan(part, scan) for scan, part in parts])
 
     def _on_scan(self, signal: Tensor, scan: ScanGraph) -> Tensor:

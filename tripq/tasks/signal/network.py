@@ -41,20 +41,8 @@ class SignalPredictor(ShellNetwork):
 
     Parameters
     ----------
-    p_radius : float
-        Radius of a layer's neighbourhood in mm.
-    p_features : Irreps or str
-        Features of each layer on p-space.
-    n_p_layers : int
-        Number of these layers, without the last.
-    order : int
-        Highest order of the harmonics: 2, 4, 6 or 8.
-    smoothing : float
-        Laplace-Beltrami weight of the fit, as in dipy; see `tripq.so3.fit`.
-    p_radial : Radial
-        Radial functions of every layer, of the distance of two voxels.
-    quadrature : {"integral", "sum"}
-        Of every layer; see `PQTensorFieldLayer`.
+    p_radius, p_features, n_p_layers, order, smoothing, p_radial, quadrature
+        As in `tripq.networks.shell.ShellNetwork`.
 
     Attributes
     ----------
@@ -126,7 +114,7 @@ class SignalPredictor(ShellNetwork):
         DWIError
             If an output direction has another b-value than all input directions.
         """
-        parts = graph.by_scan(signal, [scan.n_voxels for scan in graph.scans])
+        parts = graph.by_scan(signal)
         return pad_rows([self._on_scan(part, scan) for scan, part in parts])
 
     def _on_scan(self, signal: Tensor, scan: ScanGraph) -> Tensor:

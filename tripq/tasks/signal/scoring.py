@@ -14,7 +14,7 @@ from torch import nn
 from tripq.infra.files import printable
 from tripq.networks.blocks import predict_blocks
 from tripq.scans import DWI, DWIError, read_dwi
-from tripq.scans.bids import BIDSError, BIDSScan, find_images
+from tripq.scans.bids import BIDSError, BIDSScan, find_brain_mask, find_images
 from tripq.scans.shells import SAME_DIRECTION, TENSOR_DIRECTIONS, count_directions
 from tripq.scans.tensor import main_directions, tensor_maps
 from tripq.tasks.scoring import (
@@ -23,7 +23,6 @@ from tripq.tasks.scoring import (
     MapScoring,
     Scored,
     evaluation_of_values,
-    find_brain,
 )
 from tripq.tasks.signal.scans import MeasuredScan
 from tripq.training.patches import hide
@@ -233,7 +232,7 @@ class SignalScoring(MapScoring[PredictedScan]):
         there = [path for path in paths if path.is_file()]
         if not there:
             raise BIDSError(f"{found.path}: no {paths[0].name} in {folder} was measured.")
-        brain = find_brain(found, truth, masks)
+        brain = find_brain_mask(found, truth, masks)
         predicted = read_dwi(found.path)
         measured = read_dwi(there[0], mask=brain)
         if predicted.mask.shape != measured.mask.shape or not np.allclose(

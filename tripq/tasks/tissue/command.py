@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,18 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tripq.scans import DWI, Frame
+from tripq.scans import DWI, Frame, voxel_ml
 from tripq.tasks import Bar, Cohort, TaskCommands, Validation
-from tripq.tasks.datasets import choose_validation, range_of_voxels, read_cohort
+from tripq.tasks.datasets import on_shelf, read_cohort
 
 if TYPE_CHECKING:
     from torch import nn
 
     from tripq.networks.apply import Model, Prediction
+    from tripq.networks.encoder import VoxelNetwork
     from tripq.tasks.tissue.config import TissueConfig
-    from tripq.tasks.tissue.scans import LabelledFiles, LabelledScan
+    from tripq.tasks.tissue.scans import LabelledScan
     from tripq.tasks.tissue.scoring import TissueScoring
-    from tripq.training import Progress, TrainingRecord
+    from tripq.tasks.tissue.task import TissueTask
 
 _log = logging.getLogger("tripq")
 
@@ -61,29 +61,21 @@ class TissueCommands(TaskCommands["TissueConfig"]):
         bar: Bar,
     ) -> Cohort:
         """Find, split and read the scans; tables and headers are checked first."""
-        from tripq.tasks.shelf import Shelf, shelf_key
+        from tripq.tasks.shelf import Shelf
         from tripq.tasks.tissue.scans import (
+            LabelledFiles,
             LabelledScan,
             common_classes,
-            find_labelled,
             read_labelled,
         )
 
-        found, left_out = find_labelled(data, truth, frame)
-        for path, reason in left_out.items():
-            _log.warning("%s: left out: %s", path, reason)
-        classes = common_classes(found)
-        is_sum = settings.network.quadrature == "sum"
-        voxel_sizes = range_of_voxels(found, common=is_sum)
-        participants = sorted({item.participant for item in found})
-        held_out = choose_validation(data, participants, settings.split)
+        found = LabelledFiles.find(data, truth, frame)
+        classes = common_classes(found.files)
         shelf = Shelf(kept, memory, partial(LabelledScan, classes=classes))
-
-        def read(files: LabelledFiles, digests: list[str]) -> LabelledScan:
-            key = shelf_key(files.name, frame, *digests, *classes.names)
-            return shelf.keep(key, partial(read_labelled, files, classes, frame))
-
-        cohort = read_cohort(data, found, held_out, voxel_sizes, read, bar)
+        of_classes = partial(read_labelled, classes=classes, frame=frame)
+        read = on_shelf(of_classes, shelf, frame, *classes.names)
+        is_sum = settings.network.quadrature == "sum"
+        cohort = read_cohort(data, found, settings.split, read, bar, common_voxels=is_sum)
         present = {int(label) for scan in cohort.training for label in np.unique(scan.labels)}
         for number, name in enumerate(classes.names):
             if number not in present:
@@ -93,26 +85,19 @@ class TissueCommands(TaskCommands["TissueConfig"]):
                 )
         return cohort
 
-    def train(
-        self,
-        settings: TissueConfig,
-        cohort: Cohort,
-        folder: Path,
-        device: str,
-        report: Callable[[Progress], None],
-    ) -> tuple[nn.Module, TrainingRecord]:
-        """Train a network, or resume its training."""
-        from tripq.tasks.tissue.training import train_tissue
+    def build_network(self, settings: TissueConfig, cohort: Cohort) -> VoxelNetwork:
+        """A network with one scalar per class."""
+        from tripq.networks.encoder import VoxelNetwork
+        from tripq.training.configured import build_encoder
 
-        return train_tissue(
-            settings,
-            cohort.training,
-            cohort.validation,
-            cohort.voxel_sizes,
-            folder,
-            device=device,
-            report=report,
-        )
+        constructor = partial(VoxelNetwork, f"{_n_classes(cohort)}x0e")
+        return build_encoder(constructor, settings.network, cohort.voxel_sizes)
+
+    def build_task(self, settings: TissueConfig, cohort: Cohort) -> TissueTask:
+        """The class of every voxel."""
+        from tripq.tasks.tissue.task import TissueTask
+
+        return TissueTask.of(cohort.training, _n_classes(cohort), settings.training.balance)
 
     def validate(
         self,
@@ -122,14 +107,15 @@ class TissueCommands(TaskCommands["TissueConfig"]):
         report: Callable[[int, int], None],
     ) -> Validation:
         """Compute Dice and volumes of the classes."""
+        from tripq.tasks.scoring import json_columns
         from tripq.tasks.tissue.scoring import LabelledMap, evaluate_maps
 
         maps = []
         for number, scan in enumerate(scans):
             report(number, len(scans))
             found = self.predict(network, scan.dwi, device=device).argmax(axis=1).astype(np.int8)
-            voxel_ml = float(np.prod(scan.dwi.voxel_size)) / 1000
-            maps.append(LabelledMap(scan.name, found, scan.labels, voxel_ml, scan.classes))
+            size = voxel_ml(scan.dwi.affine)
+            maps.append(LabelledMap(scan.name, found, scan.labels, size, scan.classes))
         evaluation = evaluate_maps(maps)
 
         def write_page(path: Path, shown: Mapping[str, str]) -> None:
@@ -147,12 +133,7 @@ class TissueCommands(TaskCommands["TissueConfig"]):
         )
         return Validation(
             classes.notes,
-            {
-                row.name: {
-                    key: None if math.isnan(value) else value for key, value in row.columns.items()
-                }
-                for row in evaluation.rows
-            },
+            {row.name: json_columns(row) for row in evaluation.rows},
             f"On {len(scans)} validation scans: mean Dice {pooled['mean_dice']:.3f} "
             f"({of_classes}).",
             write_page,
@@ -214,10 +195,12 @@ class TissueCommands(TaskCommands["TissueConfig"]):
         self, threshold: float | None = None, min_volume: float | None = None
     ) -> TissueScoring:
         """Dice and volume of every class."""
+        from tripq.tasks.scoring import reject_limits
         from tripq.tasks.tissue.scoring import TissueScoring
 
-        if threshold is not None:
-            raise ValueError("--threshold: a label image has none.")
-        if min_volume is not None:
-            raise ValueError("--min-volume: the classes of a label image have none.")
+        reject_limits("label images", threshold, min_volume)
         return TissueScoring()
+
+
+def _n_classes(cohort: Cohort) -> int:
+    return len(cohort.training[0].classes.names)

@@ -42,6 +42,11 @@ class TissueOptimisationConfig(OptimisationConfig):
         Field(ge=0, le=1, description="fraction of the boxes placed on the rarest class of a scan"),
     ] = 0.25
 
+    @property
+    def focus_share(self) -> float:
+        """Fraction of the boxes placed on the rarest class of a scan."""
+        return self.rare_share
+
 
 @dataclass(frozen=True, config=CHECKED)
 class TissueConfig(TrainingConfig):

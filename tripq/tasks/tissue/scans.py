@@ -3,7 +3,7 @@
 >>> from functools import partial
 >>> from pathlib import Path
 >>> def scans(data: Path) -> list[LabelledScan]:
-...     files, left_out = find_labelled(data, data / "derivatives" / "truth", "fsl")
+...     files = LabelledFiles.find(data, data / "derivatives" / "truth").files
 ...     return [read_labelled(item, common_classes(files), "fsl") for item in files]
 """
 
@@ -21,7 +21,7 @@ from tripq.infra.files import write_text
 from tripq.scans import DWI, Frame, read_dwi, write_dwi, write_map
 from tripq.scans.bids import BIDSError, BIDSScan
 from tripq.scans.nifti import open_mask, open_nifti, read_volumes
-from tripq.tasks.datasets import ScanFiles, find_scan_files
+from tripq.tasks.datasets import ScanFiles
 from tripq.tasks.tissue.classes import UNLABELLED, Classes, ClassTable, number_voxels, read_classes
 
 ENDING = "dseg"
@@ -69,42 +69,15 @@ class LabelledFiles(ScanFiles):
     image: Path
     table: Path
 
+    @classmethod
+    def added(cls, scan: BIDSScan, truth: Path) -> Mapping[str, Path]:
+        """``*_dseg.nii.gz``, its table, and ``*_desc-brain_mask.nii.gz``.
 
-def find_labelled(
-    data: Path, truth: Path, frame: Frame
-) -> tuple[list[LabelledFiles], Mapping[str, str]]:
-    """Find the scans of a dataset that have a label image and a brain mask.
-
-    Parameters
-    ----------
-    data : Path
-        The dataset.
-    truth : Path
-        Derivatives with ``*_dseg.nii.gz``, their tables ``*_dseg.tsv`` (beside them or further up,
-        by the inheritance principle), and ``*_desc-brain_mask.nii.gz``.
-    frame : {"fsl", "voxel", "world"}
-        Frame of the gradient tables.
-
-    Returns
-    -------
-    files : list of LabelledFiles
-        Of each scan, sorted by name.
-    left_out : mapping of str to str
-        Reason of exclusion by the path of every other scan.
-
-    Raises
-    ------
-    tripq.scans.bids.BIDSError
-        If no scan is suitable, or two files apply equally to a scan.
-    """
-
-    def complete(scan: BIDSScan, files: ScanFiles) -> LabelledFiles:
+        The table ``*_dseg.tsv`` is beside the image or further up, by the inheritance principle.
+        """
         image = scan.image(truth, ENDING)
         brain = scan.brain_mask(truth)
-        table = BIDSScan(truth, image).table(".tsv")
-        return LabelledFiles(**vars(files), brain=brain, image=image, table=table)
-
-    return find_scan_files(data, frame, complete)
+        return {"image": image, "brain": brain, "table": BIDSScan(truth, image).table(".tsv")}
 
 
 def common_classes(files: Sequence[LabelledFiles]) -> Classes:
@@ -195,7 +168,7 @@ def read_labels(
 
 
 def write_labelled(root: Path, scan: LabelledScan) -> None:
-    """Write a scan and its labels into a BIDS dataset, for `find_labelled`.
+    """Write a scan and its labels into a BIDS dataset, for `LabelledFiles.find`.
 
     The scan is ``sub-*/dwi/sub-*_dwi.nii.gz`` with its table; the label image, its table and the
     brain mask are in ``derivatives/truth``.

@@ -23,15 +23,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from tripq.report.scores import write_scores_report
-from tripq.scans import DWIError
-from tripq.scans.bids import BIDSError, BIDSScan, find_images
+from tripq.scans import DWIError, voxel_ml
+from tripq.scans.bids import BIDSError, BIDSScan, find_brain_mask, find_images
 from tripq.scans.nifti import open_mask, open_nifti, read_mask, read_volumes
 from tripq.tasks.scoring import (
     POOLED,
     Evaluation,
     MapScoring,
     Scored,
-    find_brain,
     scan_name,
 )
 from tripq.tasks.tissue.classes import (
@@ -179,15 +178,15 @@ class TissueScoring(MapScoring[LabelledMap]):
         path = found.image(truth, ENDING)
         image, table = open_nifti(path), read_classes(BIDSScan(truth, path).table(".tsv"))
         own = read_classes(found.table(".tsv"))
-        mask = find_brain(found, truth, masks)
+        mask = find_brain_mask(found, truth, masks)
         brain = _read(path, image) != 0 if mask is None else read_mask(mask, image)
         if not brain.any():
             raise DWIError(f"{mask or path}: no voxel to score.")
         known = read_labels(path, table, table.classes, image, brain)
         places = {0: UNLABELLED, **own.rank(table.classes)}
         labels = number_voxels(_read(found.path, image)[brain], places, found.path, own.path)
-        voxel_ml = float(np.prod(nib.affines.voxel_sizes(image.affine))) / 1000
-        return LabelledMap(self.name(found), labels, known, voxel_ml, table.classes), path
+        size = voxel_ml(image.affine)
+        return LabelledMap(self.name(found), labels, known, size, table.classes), path
 
     def score(self, read: Sequence[LabelledMap]) -> Evaluation:
         """Scores of every class in every scan, and in all."""

@@ -38,7 +38,6 @@ from tripq.tasks.lesions.datasets.implanted import (
 )
 from tripq.tasks.lesions.datasets.labelled import (
     LabelledFiles,
-    LabelledScans,
     find_labelled,
     read_labelled,
 )
@@ -50,7 +49,6 @@ __all__ = [
     "DatasetError",
     "Head",
     "LabelledFiles",
-    "LabelledScans",
     "LabelledSubject",
     "Licence",
     "OpenMS",

@@ -15,7 +15,7 @@ from pathlib import Path
 from tripq.scans import Frame, read_dwi
 from tripq.scans.bids import BIDSScan
 from tripq.scans.nifti import open_nifti, read_mask
-from tripq.tasks.datasets import ScanFiles, find_scan_files
+from tripq.tasks.datasets import FoundScans, ScanFiles
 from tripq.tasks.lesions.datasets.cohort import LabelledSubject
 from tripq.tasks.lesions.datasets.errors import DatasetError
 from tripq.tasks.lesions.names import lesion_mask
@@ -36,61 +36,30 @@ class LabelledFiles(ScanFiles):
     brain: Path
     lesion: Path
 
-
-@dataclass(frozen=True)
-class LabelledScans:
-    """Scans of a dataset that are suitable for training.
-
-    Parameters
-    ----------
-    files : tuple of LabelledFiles
-        Files of each scan, sorted by name.
-    left_out : mapping of str to str
-        Reason of exclusion by the path of every other scan.
-    """
-
-    files: tuple[LabelledFiles, ...]
-    left_out: Mapping[str, str]
-
-    @property
-    def participants(self) -> tuple[str, ...]:
-        """Distinct labels, sorted."""
-        return tuple(sorted({files.participant for files in self.files}))
+    @classmethod
+    def added(cls, scan: BIDSScan, truth: Path) -> Mapping[str, Path]:
+        """``*_label-lesion_mask.nii.gz`` and ``*_desc-brain_mask.nii.gz``."""
+        return {"lesion": lesion_mask(scan, truth), "brain": scan.brain_mask(truth)}
 
 
-def find_labelled(data: Path, truth: Path, frame: Frame = "fsl") -> LabelledScans:
+def find_labelled(data: Path, truth: Path, frame: Frame = "fsl") -> FoundScans[LabelledFiles]:
     """Find the scans of a dataset that have a lesion mask and a brain mask.
 
     Parameters
     ----------
-    data : Path
-        The dataset.
-    truth : Path
-        Derivatives with ``*_label-lesion_mask.nii.gz`` and ``*_desc-brain_mask.nii.gz``.
-    frame : {"fsl", "voxel", "world"}
-        Frame of the gradient tables; see `tripq.scans.bids.BIDSScan.gradient_table`.
-
-    Returns
-    -------
-    LabelledScans
-        Scans without masks, with b0 volumes only, or with the name of another scan are left out.
+    data, truth, frame
+        As in `tripq.tasks.datasets.ScanFiles.find`.
 
     Raises
     ------
     tripq.scans.bids.BIDSError
-        If no scan is suitable, a table is missing, or two files apply equally to a scan.
+        As by `tripq.tasks.datasets.ScanFiles.find`.
     DatasetError
         If the folder of the truth is missing.
     """
     if not truth.is_dir():
         raise DatasetError(f"{truth}: no such folder; the truth is a derivatives dataset.")
-
-    def complete(scan: BIDSScan, files: ScanFiles) -> LabelledFiles:
-        lesion, brain = lesion_mask(scan, truth), scan.brain_mask(truth)
-        return LabelledFiles(**vars(files), brain=brain, lesion=lesion)
-
-    files, left_out = find_scan_files(data, frame, complete)
-    return LabelledScans(tuple(files), left_out)
+    return LabelledFiles.find(data, truth, frame)
 
 
 def read_labelled(files: LabelledFiles, frame: Frame = "fsl") -> LabelledSubject:

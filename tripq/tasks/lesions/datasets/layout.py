@@ -1,4 +1,4 @@
-"""Files of a cohort in BIDS layout, whatever its signal is.
+"""Files of a cohort in BIDS layout, whatever its signal and its truth are.
 
 The layout (https://bids-specification.readthedocs.io)::
 
@@ -28,6 +28,8 @@ from numpy.typing import NDArray
 
 from tripq import __version__
 from tripq.infra.files import read_json, write_json, write_text
+from tripq.scans import voxel_ml
+from tripq.scans.bids import BIDS_VERSION
 from tripq.tasks.lesions.datasets.errors import DatasetError
 from tripq.tasks.lesions.datasets.sources import LICENCES, Licence
 from tripq.tasks.lesions.simulate import Subject, write_subject
@@ -86,21 +88,17 @@ class Layout:
         if folder.exists() and any(folder.iterdir()):
             raise DatasetError(f"{folder} contains other files: choose an empty folder.")
         common = {
-            "BIDSVersion": "1.10.0",
+            "BIDSVersion": BIDS_VERSION,
             "License": "; ".join(f"{licence.name} ({licence.covers})" for licence in self.licences),
             "GeneratedBy": [{"Name": "tripq", "Version": __version__, "Description": self.notice}],
         }
         truth = {"Name": self.truth_title, "DatasetType": "derivative"}
         write_json(folder / TRUTH / "dataset_description.json", {**truth, **common})
-        write_json(
-            folder / "participants.json",
-            {name: {"Description": text} for name, text in self.columns.items()},
-        )
         listed = "\n".join(f"* {licence}" for licence in self.licences)
         write_text(
             folder / "README",
             f"{self.title}\n\n{self.notice}\n\n"
-            f"The masks of lesions and brains are in {TRUTH.as_posix()}.\n\nLicences:\n{listed}\n",
+            f"Brain masks and the truth are in {TRUTH.as_posix()}.\n\nLicences:\n{listed}\n",
         )
         # last, because it marks the other files as complete
         write_json(
@@ -145,13 +143,17 @@ class Layout:
         part.rmdir()
 
     def write_participants(self, folder: Path) -> None:
-        """List the finished subjects, from the files beside their scans."""
+        """List the finished subjects, from the files beside their scans, and describe the list."""
         lines = ["\t".join(["participant_id", *self.columns])]
         for name in finished(folder):
             sidecar = folder / name / "dwi" / f"{name}_dwi.json"
             about = read_json(sidecar)
             lines.append("\t".join([name, *(about.get(column, "n/a") for column in self.columns)]))
         write_text(folder / "participants.tsv", "\n".join(lines) + "\n")
+        write_json(
+            folder / "participants.json",
+            {name: {"Description": text} for name, text in self.columns.items()},
+        )
 
 
 def finished(folder: Path) -> list[str]:
@@ -170,4 +172,4 @@ def digest(*arrays: NDArray[Any]) -> str:
 
 def volume_ml(subject: Subject) -> float:
     """Volume of the lesions of a subject in ml."""
-    return float(subject.lesion.sum() * np.prod(subject.dwi.voxel_size) / 1000)
+    return float(subject.lesion.sum() * voxel_ml(subject.dwi.affine))

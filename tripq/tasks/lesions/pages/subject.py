@@ -13,7 +13,7 @@ from tripq.report.page import Picture, make_picture, number, plural, write_page
 from tripq.report.scan import view_scan
 from tripq.report.slices import AxialSlices
 from tripq.report.volumes import embed_intensity, embed_probability
-from tripq.scans import DWI
+from tripq.scans import DWI, voxel_ml
 from tripq.tasks.lesions.figures import probability_colours, slice_figure
 from tripq.tasks.lesions.listing import (
     HEAD_WIDTH,
@@ -21,7 +21,6 @@ from tripq.tasks.lesions.listing import (
     Candidate,
     find_candidates,
     label_candidates,
-    voxel_ml,
 )
 from tripq.tasks.lesions.names import HEALTHY_HEADS
 from tripq.tasks.lesions.scores import MATCHING_IOU, LesionCounts, Scores, count_lesions, score
@@ -145,7 +144,7 @@ def _compare(
     overlap = np.bincount(labels[known], minlength=len(sizes) + 1)[1:]
     return _Truth(
         counts=count_lesions(dwi.volume(labels > 0), dwi.volume(known)),
-        volume_ml=int(np.count_nonzero(known)) * voxel_ml(dwi),
+        volume_ml=int(np.count_nonzero(known)) * voxel_ml(dwi.affine),
         share=tuple((overlap / sizes).tolist()),
         scores=scores,
     )
