@@ -76,6 +76,20 @@ def test_a_shell_that_is_not_there_is_an_error():
         make(np.ones((1, 1, 1), dtype=bool), samples=1).with_shells([1000])
 
 
+def test_voxels_are_chosen_on_the_grid():
+    dwi = two_shells()
+    inside = np.zeros(dwi.mask.shape, bool)
+    inside[1] = True
+    kept = dwi.with_voxels(inside)
+    np.testing.assert_array_equal(kept.mask, dwi.mask & inside)
+    np.testing.assert_array_equal(
+        kept.volume(kept.signal), dwi.volume(dwi.signal) * inside[..., None]
+    )
+    np.testing.assert_array_equal(kept.volume(kept.b0), dwi.volume(dwi.b0) * inside)
+    with pytest.raises(DWIError, match=r"inside has shape \(2, 2\)"):
+        dwi.with_voxels(inside[0])
+
+
 def test_repr_tells_what_there_is():
     assert repr(make(np.ones((20, 10, 10), dtype=bool), samples=4)) == (
         "DWI(2,000 voxels of 1.5 x 2 x 3 mm, 3 directions, shells b=1000 (3))"
