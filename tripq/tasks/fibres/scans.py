@@ -100,7 +100,8 @@ def find_files(data: Path, truth: Path, frame: Frame) -> tuple[list[FibreFiles],
     data : Path
         The dataset.
     truth : Path
-        Derivatives with ``*_fodf.nii.gz`` and, optionally, ``*_desc-brain_mask.nii.gz``.
+        Derivatives with ``*_model-fibres_param-fodf_dwimap.nii.gz`` and, optionally,
+        ``*_desc-brain_mask.nii.gz``.
     frame : {"fsl", "voxel", "world"}
         Frame of the gradient tables.
 
