@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
-from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,14 +27,13 @@ parser.add_argument("files", nargs=4, metavar="FILE", help="scan, bval, bvec and
 parser.add_argument("--seconds", type=float, default=300)
 given, task = parser.parse_args(), SignalTask()
 dwi = read_dwi(*given.files)
-dwi = replace(dwi, signal=dwi.signal.clip(max=2))  # large where b0 is dark
-height = dwi.voxel_centres()[:, 2]
-below = dwi.volume(height < np.median(height))
+dwi = dwi.with_voxels(dwi.volume(dwi.b0 > np.median(dwi.b0) / 3))  # the others are mostly noise
+below = dwi.volume(dwi.voxel_centres()[:, 2] < np.median(dwi.voxel_centres()[:, 2]))
 lower, upper = (SimpleNamespace(dwi=dwi.with_voxels(half)) for half in (below, ~below))
 network = SignalPredictor()
 patches = PatchDataModule([lower], task, radius=graph_radius(network), box_size=12, n_boxes=2)
 train(network, patches, Budget(seconds=given.seconds), learning_rate=4e-3)
-fits = [HarmonicFit(*one).eval() for one in product((2, 4, 6, 8), np.geomspace(5e-4, 0.03, 7))]
+fits = [HarmonicFit(l, w).eval() for l in (2, 4, 6, 8) for w in np.geomspace(5e-4, 0.03, 7)]
 for number, hidden in zip(TRIALS, task.trials(lower), strict=False):
     tuned = fits[np.argmin([error(fit, lower, hidden) for fit in fits])]
     errors = f"{error(network, upper, hidden):.4f}, harmonics {error(tuned, upper, hidden):.4f}"
