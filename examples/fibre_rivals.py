@@ -64,8 +64,9 @@ def white_matter(scan: SimulatedFibres) -> SimulatedFibres:
     rows = scan.peaks[:, 0].any(axis=-1)
     mask = scan.dwi.mask.copy()
     mask[mask] = rows
-    dwi = replace(scan.dwi, mask=mask, signal=scan.dwi.signal[rows], b0=scan.dwi.b0[rows])
-    return replace(scan, dwi=dwi, fodf=scan.fodf[rows], peaks=scan.peaks[rows])
+    return replace(
+        scan, dwi=scan.dwi.with_voxels(mask), fodf=scan.fodf[rows], peaks=scan.peaks[rows]
+    )
 
 
 def dipy_table(dwi: DWI) -> DipyTable:

@@ -15,10 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tripq.networks.card import card_header
 from tripq.networks.checkpoint import read_notes
 from tripq.tasks.lesions.datasets import LICENCES
-from tripq.tasks.lesions.weights import default_weights
+from tripq.tasks.lesions.weights import default_weights, weights_header
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = (
@@ -134,11 +133,9 @@ def assemble(folder: Path, weights: Path) -> None:
         (folder / "configs" / f"{name}.json").write_text(text, encoding="utf-8")
     shutil.copy(weights, folder / MODEL)
     shutil.copy(ROOT / "LICENSE", folder / "LICENSE")
-    card = (ROOT / "docs/weights.md").read_text(encoding="utf-8").replace("](real-heads.md)", "]")
-    header = card_header(
-        notes, datasets=["lesjak-2017-open-ms", "hcp1065-template"], tags=["image-segmentation"]
-    )
-    (folder / "docs/README.md").write_text(header + "\n" + card, encoding="utf-8")
+    _, _, page = (ROOT / "docs/weights.md").read_text(encoding="utf-8").split("---\n", 2)
+    card = weights_header(notes) + page.replace("](real-heads.md)", "]")
+    (folder / "docs/README.md").write_text(card, encoding="utf-8")
     licences = "\n".join(f"* {licence}" for licence in LICENCES)
     (folder / "docs/data_license.txt").write_text(licences + "\n", encoding="utf-8")
 

@@ -44,7 +44,7 @@ from tripq.networks import save_network
 from tripq.networks.blocks import graph_radius, predict_blocks
 from tripq.scans import B_REFERENCE, DWI
 from tripq.scans.noise import noise_level
-from tripq.so3.fit import ShellFit, harmonics_at
+from tripq.so3.fit import ShellFit
 from tripq.tasks.signal.denoise import Denoiser
 from tripq.tasks.signal.network import SignalPredictor
 from tripq.tasks.signal.scoring import Differences, same_directions
@@ -125,8 +125,8 @@ class Harmonics:
     def __call__(self, dwi: DWI, q: NDArray[np.float64]) -> NDArray[np.floating]:
         """The signal along q-vectors (Q, 3)."""
         fit = ShellFit.of(torch.from_numpy(dwi.q[1:]), self.order, self.smoothing)
-        to = harmonics_at(torch.from_numpy(q), self.order) @ fit.matrix
-        return dwi.signal[:, 1:] @ to.numpy().astype(np.float32).T
+        to = fit.along(torch.from_numpy(q)).numpy().astype(np.float32)
+        return dwi.signal[:, 1:] @ to.T
 
 
 @dataclass(frozen=True)

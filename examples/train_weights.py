@@ -38,11 +38,11 @@ from reproduce_paper import write_cohorts
 from rich.console import Console
 
 from tripq.networks.blocks import graph_radius
-from tripq.networks.checkpoint import save_network
+from tripq.networks.checkpoint import read_notes, save_network
 from tripq.tasks.lesions.datasets import LabelledSubject, OpenMS, open_ms
 from tripq.tasks.lesions.segmentation import segment
 from tripq.tasks.lesions.task import LesionTask
-from tripq.tasks.lesions.weights import default_weights
+from tripq.tasks.lesions.weights import default_weights, weights_header
 from tripq.training import Budget, PatchDataModule, Progress, Stopping, train
 
 ROOT = Path(__file__).parents[1]
@@ -143,8 +143,11 @@ def ship(
             f"| {condition.says} | " + " | ".join(f"{v:.3f}" for v in headline(tested)) + " |"
         )
     step, score = record.best or (0, float("nan"))
+    page = TEMPLATE.read_text(encoding="utf-8")
     card.write_text(
-        TEMPLATE.read_text(encoding="utf-8").format(
+        weights_header(read_notes(weights))
+        + "\n"
+        + page.format(
             weights=sum(values.numel() for values in network.parameters()),
             kilobytes=os.path.getsize(weights) / 1000,
             network=json.dumps(contender.says),

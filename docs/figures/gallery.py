@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import matplotlib as mpl
@@ -9,11 +10,22 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from tripq.networks.blocks import predict_blocks
+from tripq.networks import VoxelNetwork
+from tripq.networks.blocks import graph_radius, predict_blocks
 from tripq.scans import DWI
-from tripq.simulate import Anatomy, GradientTable, default_anatomy
+from tripq.simulate import Anatomy, GradientTable, default_anatomy, simulate_scan
+from tripq.tasks.fibres.network import FibreNetwork
+from tripq.tasks.fibres.peaks import find_peaks
+from tripq.tasks.fibres.simulate import simulate_fibres
+from tripq.tasks.fibres.task import FibreTask
 from tripq.tasks.lesions.simulate import simulate_subject
 from tripq.tasks.signal.network import SignalPredictor
+from tripq.tasks.tissue.simulated import label_scan
+from tripq.tasks.tissue.task import TissueTask
+from tripq.training import Budget, PatchDataModule, train
+
+STEPS = 100
+"""Of each training."""
 
 IMAGES = Path(__file__).parents[1] / "images"
 
@@ -62,8 +74,76 @@ def signal_figure(anatomy: Anatomy) -> Figure:
     return draw(dwi, pictures)
 
 
+def tissue_figure(anatomy: Anatomy) -> Figure:
+    """The classes of a head, known and found by a network that was trained on another one."""
+    torch.manual_seed(0)
+    table = GradientTable.from_shells([1000.0], [12])
+    seen, unseen = (
+        label_scan(simulate_scan(anatomy, table, seed, snr=20.0), f"sub-{seed}") for seed in (1, 2)
+    )
+    task = TissueTask.of([seen], n_classes=3)
+    network = VoxelNetwork(
+        "3x0e", p_radius=6.0, q_features="8x0e + 4x2e", p_features="8x0e + 2x2e", n_p_layers=1
+    )
+    patches = PatchDataModule([seen], task, radius=graph_radius(network), box_size=12)
+    train(network, patches, Budget(steps=STEPS))
+    output = torch.from_numpy(predict_blocks(network, unseen.dwi))
+    found = task.prediction(output).numpy()
+    pictures = {
+        "b0": unseen.dwi.b0,
+        "known classes": 1 + unseen.labels,
+        "found classes": 1 + found.argmax(axis=1),
+        "probability of white matter": found[:, 0],
+    }
+    return draw(unseen.dwi, pictures)
+
+
+def fibres_figure(anatomy: Anatomy) -> Figure:
+    """The largest peak of every voxel of white matter, known and found, on b0."""
+    torch.manual_seed(0)
+    table = GradientTable.from_shells([1000.0], [20])
+    seen, unseen = (simulate_fibres(anatomy, table, seed, snr=20.0) for seed in (1, 2))
+    network = FibreNetwork(p_radius=6.0, p_features="8x0e + 4x2e + 2x4e")
+    patches = PatchDataModule([seen], FibreTask(), radius=graph_radius(network), box_size=10)
+    train(network, patches, Budget(steps=STEPS), learning_rate=4e-3)
+    found = find_peaks(predict_blocks(network, unseen.dwi))
+    dwi, white = unseen.dwi, unseen.peaks[:, 0].any(axis=1)
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    middle = dwi.mask.shape[2] // 2
+    for axes, (title, peaks) in zip(
+        figure.subplots(1, 2), {"known": unseen.peaks, "found": found}.items(), strict=True
+    ):
+        axes.imshow(dwi.volume(dwi.b0)[:, :, middle].T, cmap="gray", origin="lower")
+        along = dwi.volume(np.where(white[:, None], peaks[:, 0], 0))[:, :, middle]
+        x, y = np.nonzero(along.any(axis=-1))
+        stick = along[x, y] / np.linalg.norm(along[x, y], axis=1, keepdims=True)
+        how = {"pivot": "mid", "headaxislength": 0, "headlength": 0, "headwidth": 1}
+        axes.quiver(
+            x,
+            y,
+            *stick[:, :2].T,
+            color=np.abs(stick),
+            angles="xy",
+            scale=1.1,
+            units="xy",
+            scale_units="xy",
+            width=0.2,
+            **how,
+        )
+        axes.set_title(f"largest peak, {title}", fontsize=9)
+        axes.set_axis_off()
+    return figure
+
+
+FIGURES = {
+    "simulate": simulate_figure,
+    "signal": signal_figure,
+    "tissue": tissue_figure,
+    "fibres": fibres_figure,
+}
+
 if __name__ == "__main__":
     mpl.rcParams["font.family"] = "DejaVu Sans"
     head = default_anatomy(4.0)
-    for name, figure in (("simulate", simulate_figure(head)), ("signal", signal_figure(head))):
-        figure.savefig(IMAGES / f"gallery-{name}.png", dpi=90)
+    for name in sys.argv[1:] or FIGURES:
+        FIGURES[name](head).savefig(IMAGES / f"gallery-{name}.png", dpi=90)

@@ -13,8 +13,11 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from tests.commands.conftest import Call, write_mask, write_scan
+from tests.tasks.fibres.conftest import fibre_head
 from tripq.commands.derivatives import describe
 from tripq.scans.bids import BIDSError
+from tripq.tasks.fibres.names import FODF, PEAKS
+from tripq.tasks.fibres.simulate import TRUTH, write_cohort
 
 VALIDATOR = Path(sysconfig.get_path("scripts")) / "bids-validator-deno"
 HINTS = {"README_FILE_MISSING", "TOO_FEW_AUTHORS"}  # what only its authors can say
@@ -73,6 +76,16 @@ def test_the_validator_finds_nothing_wrong(
     assert {severity for severity, _, _ in found} <= {"warning"}
     next(out.rglob("*_mask.json")).unlink()
     assert "SIDECAR_KEY_REQUIRED" in {code for _, code, _ in issues(out)}  # it looks at the maps
+
+
+@pytest.mark.skipif(not VALIDATOR.exists(), reason="bids-validator-deno is not installed")
+def test_maps_of_models_are_ignored_as_long_as_the_standard_has_none(tmp_path: Path) -> None:
+    write_cohort([fibre_head(1)], tmp_path)
+    truth = tmp_path / TRUTH
+    assert not [issue for issue in issues(truth) if issue[0] == "error"]
+    (truth / ".bidsignore").unlink()
+    errors = {Path(place).name for severity, _, place in issues(truth) if severity == "error"}
+    assert {name.partition(".")[0] for name in errors} == {f"sub-01_{x}" for x in (FODF, PEAKS)}
 
 
 def test_every_source_is_the_file_that_was_read(

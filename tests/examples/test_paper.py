@@ -271,6 +271,7 @@ def test_weights_to_ship_come_with_a_card(plan, sources, out: Path, tmp_path: Pa
     import train_weights
 
     from tripq.networks.checkpoint import load_network, read_notes
+    from tripq.tasks.lesions.weights import weights_header
 
     weights, card = tmp_path / "weights.safetensors", tmp_path / "weights.md"
     train_weights.ship(plan, sources, out, weights, card, steps=4, every=2)
@@ -280,6 +281,7 @@ def test_weights_to_ship_come_with_a_card(plan, sources, out: Path, tmp_path: Pa
     assert notes["b_values"] == "1000"
     assert "research only" in notes["caution"]
     text = card.read_text()
+    assert text.startswith(weights_header(notes) + "\n# ")
     assert "**simulated** diffusion signal" in text
     assert f"{sum(values.numel() for values in network.parameters()):,} weights" in text
     for condition in ("usual pose", "heads and tables turned at random", "12 directions"):

@@ -83,6 +83,20 @@ def test_shear_and_rotation_keep_the_volume_of_a_voxel():
         assert voxel_ml(moved @ np.diag([2.0, 2.0, 2.5, 1.0])) == pytest.approx(0.01)
 
 
+def test_voxels_are_chosen_on_the_grid():
+    dwi = two_shells()
+    inside = np.zeros(dwi.mask.shape, bool)
+    inside[1] = True
+    kept = dwi.with_voxels(inside)
+    np.testing.assert_array_equal(kept.mask, dwi.mask & inside)
+    np.testing.assert_array_equal(
+        kept.volume(kept.signal), dwi.volume(dwi.signal) * inside[..., None]
+    )
+    np.testing.assert_array_equal(kept.volume(kept.b0), dwi.volume(dwi.b0) * inside)
+    with pytest.raises(DWIError, match=r"inside has shape \(2, 2\)"):
+        dwi.with_voxels(inside[0])
+
+
 def test_repr_tells_what_there_is():
     assert repr(make(np.ones((20, 10, 10), dtype=bool), samples=4)) == (
         "DWI(2,000 voxels of 1.5 x 2 x 3 mm, 3 directions, shells b=1000 (3))"

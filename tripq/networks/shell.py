@@ -25,6 +25,7 @@ from tripq.networks.signal import LARGEST_RATIO
 from tripq.nn.block import Block
 from tripq.nn.bound import Bindable
 from tripq.nn.layer import PQTensorFieldLayer
+from tripq.nn.residual import per_component, root_mean_square, size_by_irrep, start_at_zero
 from tripq.scans import B_REFERENCE, DWIError
 from tripq.so3.fit import ShellFit, even_orders
 
@@ -81,8 +82,8 @@ class ShellNetwork(Bindable):
 
     Attributes
     ----------
-    irreps_features : Irreps
-        Of the features of a `FittedShell`.
+    irreps_shell, irreps_features : Irreps
+        Of the coefficients and of the features of a `FittedShell`.
 
     Raises
     ------
@@ -126,9 +127,10 @@ class ShellNetwork(Bindable):
             if abs(a - b) <= l <= a + b
         ]
         # in the order of `_features`; the scalars are noise, |q| and the errors of the orders
+        self.irreps_shell = o3.Irreps([(1, (l, 1)) for l in orders])
         given = o3.Irreps([(1, (l, 1)) for _, _, l in self._products])
         given = given + o3.Irreps([(2 + len(orders), "0e")])
-        given = given + o3.Irreps([(1, (l, 1)) for l in orders])
+        given = given + self.irreps_shell
         self.irreps_features = given
         blocks: list[Block] = []
         for _ in range(n_p_layers):
@@ -156,8 +158,7 @@ class ShellNetwork(Bindable):
             p_radial=p_radial,
             quadrature=quadrature,
         )
-        for weight in self.head.parameters():
-            nn.init.zeros_(weight)
+        start_at_zero(self.head)
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("size", torch.ones(len(orders)))
         self.register_buffer("noise", torch.ones(()))
@@ -188,7 +189,8 @@ class ShellNetwork(Bindable):
 
     def _features(self, fitted: Tensor, signal: Tensor, q: Tensor, fit: ShellFit) -> Tensor:
         """What the layers take of every voxel: products, noise, the table, and the coefficients."""
-        isotropic, *rest = (fitted / per_component(self.size)).split(_dims(self._orders), -1)
+        scaled = fitted / per_component(self.size, self.irreps_shell)
+        isotropic, *rest = (scaled[:, columns] for columns in self.irreps_shell.slices())
         isotropic = isotropic - self.mean / self.size[0]
         parts = dict(zip(self._orders, [isotropic, *rest], strict=True))
         products = [
@@ -219,24 +221,8 @@ class ShellNetwork(Bindable):
         coefficients = torch.cat(found)
         self.mean.copy_(coefficients[:, 0].mean())
         coefficients[:, 0] -= self.mean
-        parts = coefficients.split(_dims(self._orders), dim=-1)
-        self.size.copy_(torch.stack([root_mean_square(part) for part in parts]))
+        self.size.copy_(size_by_irrep(coefficients, self.irreps_shell))
         self.noise.copy_(root_mean_square(torch.cat(noise)))
-
-
-def per_component(of_orders: Tensor) -> Tensor:
-    """A value for every coefficient, from one for every even order; (n,) to (C,).
-
-    >>> per_component(torch.tensor([1.0, 2.0]))
-    tensor([1., 2., 2., 2., 2., 2.])
-    """
-    dims = torch.tensor(_dims(range(0, 2 * len(of_orders), 2)), device=of_orders.device)
-    return of_orders.repeat_interleave(dims)
-
-
-def root_mean_square(x: Tensor) -> Tensor:
-    """Of all values; positive, because it divides."""
-    return x.square().mean().sqrt().clamp(min=1e-6)
 
 
 def shared_directions(scan: ScanGraph) -> QSpace:
@@ -276,10 +262,6 @@ def split_shells(q: QSpace) -> Iterator[tuple[Tensor, Tensor]]:
     if without.any():
         b_values = sorted({round(B_REFERENCE * float(v @ v)) for v in q.q_out[without]})
         raise DWIError(f"no direction was measured at b = {b_values} s/mm2.")
-
-
-def _dims(orders: tuple[int, ...] | range) -> list[int]:
-    return [2 * l + 1 for l in orders]
 
 
 def _noise(fitted: Tensor, signal: Tensor, fit: ShellFit) -> Tensor:

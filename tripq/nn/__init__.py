@@ -1,4 +1,4 @@
-"""Parts of networks: the layer, gate, norms, reductions, blocks, initial weights."""
+"""Parts of networks: the layer, gate, norms, reductions, blocks, initial weights, residuals."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tripq.nn.initialise import fill_last_bias, scale_initial_weights
 from tripq.nn.invariants import NormsAsScalars
 from tripq.nn.layer import PQTensorFieldLayer
 from tripq.nn.reduce import QLengthWeightedMean, QMean
+from tripq.nn.residual import Residual, start_at_zero
 
 __all__ = [
     "BatchNorm",
@@ -21,6 +22,8 @@ __all__ = [
     "PQTensorFieldLayer",
     "QLengthWeightedMean",
     "QMean",
+    "Residual",
     "fill_last_bias",
     "scale_initial_weights",
+    "start_at_zero",
 ]

@@ -30,7 +30,10 @@ _EXTENSIONS = (".nii.gz", ".nii")
 _ORDER = ("sub", "ses", "sample", "task", "acq", "ce", "rec", "dir", "run", "echo", "part", "space")
 _NO_MAGNITUDE = {"phase", "real", "imag"}  # values of the entity "part"
 _MOST_LISTED = 10  # labels in a message
-_OF_MASKS = {"space", "res", "den", "label", "desc"}  # say what a mask is, not whose
+_OF_IMAGES = {"space", "res", "den", "label", "model", "param", "desc"}  # what it is, not whose
+
+IGNORED_MAPS = "*_dwimap.*"
+"""For ``.bidsignore``: names of `model_map`, which the released BIDS standard does not know."""
 
 
 class BIDSError(ValueError):
@@ -244,7 +247,7 @@ class BIDSScan:
         for extension in _EXTENSIONS:
             for file in folder.glob(f"*_{ending}{extension}"):
                 entities = BIDSName.parse(file.name).entities
-                whose = {k: v for k, v in entities.items() if k not in _OF_MASKS}
+                whose = {k: v for k, v in entities.items() if k not in _OF_IMAGES}
                 if whose.items() <= self.name.entities.items() and entities.get("space") in spaces:
                     found.append(file)
         if not found:
@@ -268,6 +271,17 @@ class BIDSScan:
         if "desc" in own:
             entities["desc"] = own["desc"]
         return self.relative.parent / str(BIDSName(entities, suffix, extension))
+
+
+def model_map(model: str, parameter: str) -> str:
+    """Ending of the name of a map of a parameter of a model.
+
+    It is that of BIDS extension proposal 16, diffusion derivatives.
+
+    >>> model_map("DTI", "FA")
+    'model-DTI_param-FA_dwimap'
+    """
+    return f"model-{model}_param-{parameter}_dwimap"
 
 
 def find_scans(

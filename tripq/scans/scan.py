@@ -183,6 +183,30 @@ class DWI:
             self, signal=self.signal[:, kept], b_values=self.b_values[kept], q=self.q[kept]
         )
 
+    def with_voxels(self, inside: NDArray[np.bool_]) -> DWI:
+        """Only some voxels, on the same grid.
+
+        Parameters
+        ----------
+        inside : (X, Y, Z) bool array
+            Those of the mask that are kept; others of it are of no account.
+
+        Returns
+        -------
+        DWI
+            Its mask is the part of the mask that is inside.
+
+        Raises
+        ------
+        DWIError
+            If `inside` has another shape than the mask.
+        """
+        if inside.shape != self.mask.shape:
+            raise DWIError(f"inside has shape {inside.shape}; the scan has {self.mask.shape}.")
+        rows = inside[self.mask]
+        kept = self.mask & inside
+        return replace(self, signal=self.signal[rows], b0=self.b0[rows], mask=kept)
+
     @property
     def voxel_size(self) -> NDArray[np.float64]:
         """Edges of a voxel in mm, (3,)."""

@@ -112,3 +112,7 @@ class ShellFit:
             [part.mean().sqrt() for part in inverse.diagonal().split(dims.tolist())]
         )
         return cls(basis, matrix, errors, len(q) - float((basis * matrix.T).sum()))
+
+    def along(self, q: Tensor) -> Tensor:
+        """The matrix (Q_out, Q) from a signal to its fit along q-vectors (Q_out, 3)."""
+        return harmonics_at(q, 2 * (len(self.errors) - 1)) @ self.matrix

@@ -28,8 +28,8 @@ from pydantic.dataclasses import dataclass
 from tripq.domain.quadrature import Quadrature
 from tripq.infra.files import read_text, shortened, whole_number
 from tripq.networks.encoder import Encoder
-from tripq.nn.batch_norm import Normalization
 from tripq.networks.shell import ShellNetwork
+from tripq.nn.batch_norm import Normalization
 from tripq.so3.paths import Group, Selection
 from tripq.training.augment import Augmentation
 

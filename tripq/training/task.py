@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from tripq.nn import scale_initial_weights
+from tripq.nn import Residual, scale_initial_weights
 from tripq.scans import DWI
 from tripq.training.batch import Batch
 
@@ -135,8 +135,11 @@ class Task(ABC):
     def initialise(self, network: nn.Module, batch: Batch) -> None:
         """Set the initial weights in place, given the first batch.
 
-        By default every layer is scaled to outputs of size 1.
+        By default a `Residual` measures the errors of its estimate, and every layer is scaled to
+        outputs of size 1.
         """
+        if isinstance(network, Residual):
+            network.measure(batch.signal, batch.graph, batch.target)
         scale_initial_weights(network, batch.signal, batch.graph)
 
     def check(  # noqa: B027

@@ -103,7 +103,7 @@ def test_the_maps_are_those_of_mrtrix(
     assert done.status == 0, done.stderr
     dwi = read_dwi(scan, mask=mask)
     expected = predict_blocks(load_network(weights), dwi)
-    image = nib.load(tmp_path / "out/sub-01_fodf.nii.gz")
+    image = nib.load(tmp_path / "out/sub-01_model-fibres_param-fodf_dwimap.nii.gz")
     rng = np.random.default_rng(0)
     v = rng.normal(size=(20, 3))
     v /= np.linalg.norm(v, axis=1, keepdims=True)
@@ -116,7 +116,11 @@ def test_the_maps_are_those_of_mrtrix(
     )
     at = harmonics_at(torch.from_numpy(v), 8).numpy() / ORTHONORMAL
     np.testing.assert_allclose(values, expected @ at.T, atol=1e-4)
-    peaks = nib.load(tmp_path / "out/sub-01_peaks.nii.gz").get_fdata()[dwi.mask].reshape(-1, 3, 3)
+    peaks = (
+        nib.load(tmp_path / "out/sub-01_model-fibres_param-peaks_dwimap.nii.gz")
+        .get_fdata()[dwi.mask]
+        .reshape(-1, 3, 3)
+    )
     there = peaks[:, 0].any(axis=1)
     assert there.mean() > 0.1
     first = peaks[there, 0] / np.linalg.norm(peaks[there, 0], axis=1, keepdims=True)
@@ -124,15 +128,17 @@ def test_the_maps_are_those_of_mrtrix(
     np.testing.assert_allclose(
         (expected[there] * along).sum(axis=1), np.linalg.norm(peaks[there, 0], axis=1), rtol=1e-3
     )
-    about = json.loads((tmp_path / "out/sub-01_fodf.json").read_text())["OrientationEncoding"]
-    assert (about["SphericalHarmonicBasis"], about["SphericalHarmonicDegree"]) == ("MRtrix3", 8)
-    sidecar = json.loads((tmp_path / "out/sub-01_peaks.json").read_text())
-    assert sidecar["Model"]["Parameters"]["ShellS"] == [1000]
+    about = json.loads((tmp_path / "out/sub-01_model-fibres_param-fodf_dwimap.json").read_text())[
+        "OrientationEncoding"
+    ]
+    assert (about["SphericalHarmonicBasis"], about["SphericalHarmonicDegree"]) == ("mrtrix3", 8)
+    sidecar = json.loads((tmp_path / "out/sub-01_model-fibres_param-peaks_dwimap.json").read_text())
+    assert sidecar["Model"]["Parameters"]["Shells"] == [1000]
 
 
 def test_the_truth_has_no_error(call: Call, cohort: Path, tmp_path: Path) -> None:  # noqa: F811
     copy = tmp_path / "maps"
-    for path in (cohort / TRUTH).rglob("*_fodf.nii.gz"):
+    for path in (cohort / TRUTH).rglob("*_model-fibres_param-fodf_dwimap.nii.gz"):
         target = copy / path.relative_to(cohort / TRUTH)
         target.parent.mkdir(parents=True)
         target.write_bytes(path.read_bytes())
@@ -155,9 +161,9 @@ def test_maps_without_known_fibres_are_named(
     cohort: Path,
     tmp_path: Path,
 ) -> None:
-    wrong = tmp_path / "maps/sub-01/dwi/sub-01_fodf.nii.gz"
+    wrong = tmp_path / "maps/sub-01/dwi/sub-01_model-fibres_param-fodf_dwimap.nii.gz"
     wrong.parent.mkdir(parents=True)
-    truth = nib.load(cohort / TRUTH / "sub-01/dwi/sub-01_fodf.nii.gz")
+    truth = nib.load(cohort / TRUTH / "sub-01/dwi/sub-01_model-fibres_param-fodf_dwimap.nii.gz")
     truth.slicer[..., :7].to_filename(wrong)
     given = (
         "evaluate",
@@ -204,7 +210,7 @@ def test_directions_of_the_truth_are_in_world_axes(cohort: Path) -> None:
     from dipy.reconst.dti import TensorModel
 
     dwi = read_dwi(cohort / "sub-01/dwi/sub-01_dwi.nii.gz")
-    truth = cohort / TRUTH / "sub-01/dwi/sub-01_peaks.nii.gz"
+    truth = cohort / TRUTH / "sub-01/dwi/sub-01_model-fibres_param-peaks_dwimap.nii.gz"
     peaks = nib.load(truth).get_fdata()[dwi.mask].reshape(-1, 3, 3)
     lengths = np.linalg.norm(peaks, axis=-1)
     single = (lengths[:, 0] > 0.6) & (lengths[:, 1] < 0.1)

@@ -18,6 +18,7 @@ from tripq.commands import applying
 from tripq.networks import save_network
 from tripq.so3.mrtrix import from_mrtrix, to_mrtrix
 from tripq.tasks.fibres.command import FibreCommands
+from tripq.tasks.fibres.names import FODF, PEAKS
 from tripq.tasks.fibres.network import FibreNetwork
 from tripq.testing import representation
 
@@ -65,7 +66,7 @@ def test_a_turned_head_has_turned_distributions_and_peaks(
         given = ("--mask", folder / "mask.nii.gz", "--weights", weights, "--frame", frame)
         done = call("predict", scan, *given, "--voxel-size", "4", "-o", folder)
         assert done.status == 0, done.stderr
-        fodf, peaks = (nib.load(folder / f"dwi_{end}.nii.gz") for end in ("fodf", "peaks"))
+        fodf, peaks = (nib.load(folder / f"dwi_{end}.nii.gz") for end in (FODF, PEAKS))
         return np.asarray(fodf.dataobj), np.asarray(peaks.dataobj)
 
     fodf, peaks = predicted(head, tmp_path / "head")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tripq.networks.checkpoint import CheckpointError
+from tripq.networks.checkpoint import CheckpointError, read_notes
 from tripq.tasks.lesions import weights
 
 
@@ -23,3 +23,9 @@ def test_an_installation_without_weights_says_what_to_do(
         weights.default_weights()
     (tmp_path / "net.safetensors").touch()
     assert weights.default_weights() == tmp_path / "net.safetensors"
+
+
+def test_the_page_of_the_weights_is_a_model_card() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "weights.md").read_text(encoding="utf-8")
+    notes = read_notes(weights.default_weights())
+    assert page.startswith(weights.weights_header(notes) + "\n# ")

@@ -16,7 +16,9 @@ from tests.tasks.signal.conftest import fibres
 from tripq.networks import Encoder, load_network, read_notes, save_network
 from tripq.networks.blocks import predict_blocks
 from tripq.scans import read_dwi, write_dwi, write_map
+from tripq.scans.tensor import tensor_maps
 from tripq.tasks.signal.denoise import Denoiser
+from tripq.tasks.signal.names import FA, MD
 from tripq.tasks.signal.network import SignalPredictor
 from tripq.tasks.signal.scans import MeasuredFiles
 from tripq.training.config import example_config, parse_config
@@ -120,7 +122,18 @@ def test_a_scan_is_predicted_along_other_directions(
     about = json.loads((tmp_path / "out" / "sub-01_maps.json").read_text())
     assert about["Scans"] == ["sub-01_desc-predicted_dwi.nii.gz"]
     assert about["Directions"] == "other.bvec"
-    assert about["Maps"] == ["sub-01_mean.nii.gz", "sub-01_fa.nii.gz", "sub-01_md.nii.gz"]
+    assert about["Maps"] == [
+        "sub-01_mean.nii.gz",
+        *(f"sub-01_{ending}.nii.gz" for ending in (FA, MD)),
+    ]
+    names = {path.name for path in (tmp_path / "out").glob("*_dwimap.*")}
+    assert len(names) == 4
+    assert "sub-01_model-DTI_param-FA_dwimap.json" in names
+    for ending, values in zip((FA, MD), tensor_maps(found), strict=True):
+        image = nib.load(tmp_path / "out" / f"sub-01_{ending}.nii.gz").get_fdata()[dwi.mask]
+        np.testing.assert_allclose(image, values, rtol=1e-2, atol=1e-6)
+    md = json.loads((tmp_path / "out" / f"sub-01_{MD}.json").read_text())
+    assert (md["Model"]["Parameters"]["FitMethod"], md["Units"]) == ("ols", "mm^2/s")
     again = call("predict", *given, "-o", tmp_path / "out")
     assert "exists already" in again.error
 

@@ -134,7 +134,7 @@ class FibreCommands(TaskCommands["FibreConfig"]):
             "Description": "tripq FibreNetwork",
             "Parameters": {
                 "WeightsSHA256": model.sha256,
-                "ShellS": [round(shell.b_value) for shell in prediction.dwi.shells],
+                "Shells": [round(shell.b_value) for shell in prediction.dwi.shells],
             },
         }
         n_coefficients = prediction.output.shape[1]

@@ -1,6 +1,6 @@
-"""Names and descriptions of the files: orientation distributions and peaks.
+"""Names and sidecars of the maps: orientation distributions and peaks.
 
-The sidecars use the terms of BIDS extension proposal 16 (diffusion derivatives).
+Both are those of BIDS extension proposal 16 (diffusion derivatives).
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tripq.scans.bids import model_map
 from tripq.so3.mrtrix import highest_order
 
-FODF, PEAKS = "fodf", "peaks"
+FODF, PEAKS = (model_map("fibres", parameter) for parameter in ("fodf", "peaks"))
 """Endings of the names of maps of orientation distributions and of peaks."""
 
 
@@ -26,7 +27,7 @@ def describe_fodf(n_coefficients: int, model: Mapping[str, Any]) -> dict[str, An
 
     Examples
     --------
-    >>> described = describe_fodf(45, {"Name": "truth"})
+    >>> described = describe_fodf(45, {"Description": "truth"})
     >>> described["OrientationEncoding"]["SphericalHarmonicDegree"]
     8
     """
@@ -39,7 +40,7 @@ def describe_fodf(n_coefficients: int, model: Mapping[str, Any]) -> dict[str, An
             "Reference": "xyz",
             "Type": "sh",
             "AntipodalSymmetry": True,
-            "SphericalHarmonicBasis": "MRtrix3",
+            "SphericalHarmonicBasis": "mrtrix3",
             "SphericalHarmonicDegree": highest_order(n_coefficients),
         },
     }

@@ -27,11 +27,10 @@ from tripq.infra.e3nn import o3
 from tripq.networks.shell import (
     HIGHEST_ORDER,
     ShellNetwork,
-    per_component,
-    root_mean_square,
     shared_directions,
     shells,
 )
+from tripq.nn.residual import per_component, size_by_irrep
 from tripq.so3.fit import even_orders
 from tripq.so3.mrtrix import n_coefficients
 
@@ -148,7 +147,7 @@ class FibreNetwork(ShellNetwork):
     def _on_scan(self, signal: Tensor, scan: ScanGraph) -> Tensor:
         features = self._features_of(signal, scan)
         correction = self.on_voxels(features, PQGraph([scan]))
-        return self._deconvolved(features) + correction * per_component(self.error)
+        return self._deconvolved(features) + correction * per_component(self.error, self.irreps_out)
 
     def _features_of(self, signal: Tensor, scan: ScanGraph) -> Tensor:
         q = shared_directions(scan)
@@ -196,11 +195,7 @@ class FibreNetwork(ShellNetwork):
             if l == 0:
                 self.bias.copy_(solved[-1:])
         residual = target - self._deconvolved(features.to(signal))
-        self.error.copy_(
-            torch.stack(
-                [root_mean_square(residual[:, _components(ir.l)]) for _, ir in self.irreps_out]
-            )
-        )
+        self.error.copy_(size_by_irrep(residual, self.irreps_out))
 
 
 def _components(l: int) -> slice:

@@ -55,7 +55,7 @@ class FibreFiles(ScanFiles):
 
     @classmethod
     def added(cls, scan: BIDSScan, truth: Path) -> Mapping[str, Path | None]:
-        """``*_fodf.nii.gz``, and ``*_desc-brain_mask.nii.gz`` where there is one."""
+        """The known fODF, ``*_model-fibres_param-fodf_dwimap.nii.gz``, and a brain mask if any."""
         return {"fodf": scan.image(truth, FODF), "brain": find_brain_mask(scan, truth)}
 
     def read(self, frame: Frame) -> FibreScan:

@@ -12,7 +12,6 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from tripq.infra.files import printable
 from tripq.scans import DWIError
 from tripq.scans.bids import BIDSMissingError, BIDSScan, find_brain_mask, find_images
 from tripq.scans.nifti import check_grid, open_nifti, read_mask, read_volumes
@@ -21,7 +20,7 @@ from tripq.tasks.fibres.names import FODF, PEAKS
 from tripq.tasks.fibres.peaks import angles_between, crossing_angles, find_peaks
 from tripq.tasks.fibres.scans import read_voxels
 from tripq.tasks.fibres.task import angular_correlation
-from tripq.tasks.scoring import POOLED, Evaluation, MapScoring, Scored
+from tripq.tasks.scoring import POOLED, Evaluation, MapScoring, Scored, scan_name
 
 SINGLE, CROSSING = 0.2, 0.5
 """Fibres are those of at least half the length of the largest of the voxel.
@@ -167,25 +166,25 @@ def _angles_figure(errors: _Errors) -> Figure:
 
 
 class FibreScoring(MapScoring[FibreMap]):
-    """Maps ``*_fodf.nii.gz`` against known fibres.
+    """Maps of orientation distributions against known fibres.
 
-    The truth needs ``*_peaks.nii.gz``: up to three vectors in world axes, the longest first.  With
-    ``*_fodf.nii.gz`` beside it the shape of the distributions is compared, too.
+    The truth needs peaks: up to three vectors in world axes, the longest first.  With distributions
+    beside them their shape is compared, too.  `tripq.tasks.fibres.names` has the names.
     """
 
     known = "maps of fibres"
 
     def find_maps(self, root: Path, participants: Sequence[str]) -> list[BIDSScan]:
-        """Images ``sub-*/**/sub-*_fodf.nii[.gz]``."""
+        """Images ``sub-*/**/sub-*_<FODF>.nii[.gz]``."""
         return find_images(root, FODF, participants)
 
     def find_known(self, root: Path, participants: Sequence[str]) -> list[Path]:
-        """Images ``sub-*/**/sub-*_peaks.nii[.gz]``."""
+        """Images ``sub-*/**/sub-*_<PEAKS>.nii[.gz]``."""
         return [image.path for image in find_images(root, PEAKS, participants)]
 
     def name(self, found: BIDSScan) -> str:
         """Entities of the scan."""
-        return printable("_".join(f"{key}-{label}" for key, label in found.name.entities.items()))
+        return scan_name(found, FODF)
 
     def read(self, found: BIDSScan, truth: Path, masks: Path | None) -> tuple[FibreMap, Path]:
         """Read a map and the known fibres, on the same grid, in the brain."""

@@ -4,10 +4,10 @@ The layout of a cohort::
 
     dataset_description.json
     sub-01/dwi/sub-01_dwi.nii.gz  .bval  .bvec
-    derivatives/truth/dataset_description.json
+    derivatives/truth/dataset_description.json  .bidsignore
     derivatives/truth/sub-01/dwi/sub-01_desc-brain_mask.nii.gz
-                                 sub-01_fodf.nii.gz   .json
-                                 sub-01_peaks.nii.gz  .json
+                                 sub-01_model-fibres_param-fodf_dwimap.nii.gz   .json
+                                 sub-01_model-fibres_param-peaks_dwimap.nii.gz  .json
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tripq.infra.files import write_json
+from tripq.infra.files import write_json, write_text
 from tripq.scans import write_dwi, write_map
-from tripq.scans.bids import BIDS_VERSION
+from tripq.scans.bids import BIDS_VERSION, IGNORED_MAPS
 from tripq.simulate import Anatomy, GradientTable, default_anatomy, random_settings, simulate_scan
 from tripq.simulate.orientations import Crossings, fibre_odf, fibre_peaks
 from tripq.so3.mrtrix import to_mrtrix
@@ -145,6 +145,7 @@ def write_cohort(scans: Iterable[SimulatedFibres], folder: str | PathLike[str]) 
     write_json(root / "dataset_description.json", {"Name": title, "DatasetType": "raw", **common})
     about = {"Name": f"{title}: truth", "DatasetType": "derivative", **common}
     write_json(root / TRUTH / "dataset_description.json", about)
+    write_text(root / TRUTH / ".bidsignore", f"{IGNORED_MAPS}\n")
     for scan in scans:
         write_dwi(scan.dwi, root / scan.name / "dwi" / f"{scan.name}_dwi.nii.gz")
         write_truth(scan, root / TRUTH / scan.name / "dwi")
@@ -158,6 +159,6 @@ def write_truth(scan: SimulatedFibres, folder: Path) -> None:
     write_map(np.ones(voxels, bool), scan.dwi, f"{start}_desc-brain_mask.nii.gz")
     write_map(to_mrtrix(scan.fodf), scan.dwi, f"{start}_{FODF}.nii.gz")
     write_map(scan.peaks.reshape(voxels, -1), scan.dwi, f"{start}_{PEAKS}.nii.gz")
-    described = {"Name": "simulated truth"}
+    described = {"Description": "simulated truth"}
     write_json(Path(f"{start}_{FODF}.json"), describe_fodf(scan.fodf.shape[1], described))
     write_json(Path(f"{start}_{PEAKS}.json"), describe_peaks(described))

@@ -16,6 +16,7 @@ from tripq.scans.shells import TENSOR_DIRECTIONS, count_directions
 from tripq.scans.tensor import tensor_maps
 from tripq.tasks import Bar, Cohort, TaskCommands, Validation
 from tripq.tasks.datasets import in_memory, read_cohort
+from tripq.tasks.signal.names import FA, MD, UNIT_OF_MD, describe_tensor
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,7 +37,7 @@ class SignalCommands(TaskCommands["SignalConfig"]):
     weights = "signal-predictor.safetensors"
     quantity = "signals"
     predicts_signal = True
-    units: ClassVar[Mapping[str, str]] = {"md": "mm²/s"}
+    units: ClassVar[Mapping[str, str]] = {"MD": UNIT_OF_MD}
 
     @property
     def config(self) -> type[SignalConfig]:
@@ -153,11 +154,24 @@ class SignalCommands(TaskCommands["SignalConfig"]):
         dwi = self.signal(prediction)
         maps: dict[str, NDArray[Any]] = {"mean": dwi.signal[:, 1:].mean(axis=1)}
         if count_directions(dwi.q[1:]) >= TENSOR_DIRECTIONS:
-            maps["fa"], maps["md"] = tensor_maps(dwi)
+            maps[FA], maps[MD] = tensor_maps(dwi)
         if prediction.denoised:
             removed = (prediction.dwi.signal - dwi.signal)[:, 1:]
             maps["residual"] = np.sqrt(np.square(removed).mean(axis=1))
         return maps
+
+    def sidecars(
+        self, model: Model, prediction: Prediction
+    ) -> Mapping[str, str | Mapping[str, Any]]:
+        """The model and the unit of FA and MD, if there are 6 directions."""
+        q = self.signal(prediction).q
+        return describe_tensor() if count_directions(q[1:]) >= TENSOR_DIRECTIONS else {}
+
+    def shown(self, model: Model, prediction: Prediction) -> Mapping[str, NDArray[Any]]:
+        """All maps, by short names."""
+        short = {FA: "FA", MD: "MD"}
+        maps = self.maps(model, prediction)
+        return {short.get(ending, ending): values for ending, values in maps.items()}
 
     def signal(self, prediction: Prediction) -> DWI:
         """The predicted scan; noise of b0 remains."""

@@ -16,19 +16,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tripq.domain.batch import pad_rows
 from tripq.domain.graph import PQGraph
 from tripq.domain.quadrature import Quadrature
-from tripq.domain.scan_graph import ScanGraph
 from tripq.filters.radial import Radial
 from tripq.infra.e3nn import o3
-from tripq.networks.shell import (
-    HIGHEST_ORDER,
-    ShellNetwork,
-    per_component,
-    shared_directions,
-    split_shells,
-)
+from tripq.networks.harmonics import on_shells
+from tripq.networks.shell import HIGHEST_ORDER, ShellNetwork
+from tripq.nn.residual import per_component
 from tripq.so3.fit import even_orders, harmonics_at
 
 
@@ -78,9 +72,8 @@ class SignalPredictor(ShellNetwork):
     ) -> None:
         if order not in range(2, HIGHEST_ORDER + 1, 2):
             raise ValueError(f"order must be 2, 4, 6 or 8, not {order}")
-        irreps_shell = o3.Irreps([(1, (l, 1)) for l in even_orders(order)])
         super().__init__(
-            irreps_shell,
+            o3.Irreps([(1, (l, 1)) for l in even_orders(order)]),
             product_order=order,
             p_radius=p_radius,
             p_features=p_features,
@@ -91,7 +84,6 @@ class SignalPredictor(ShellNetwork):
             quadrature=quadrature,
         )
         self.order = order
-        self.irreps_shell = irreps_shell
 
     def forward(self, signal: Tensor, graph: PQGraph) -> Tensor:
         """The signal, divided by b0, at the output directions of a graph.
@@ -114,16 +106,7 @@ class SignalPredictor(ShellNetwork):
         DWIError
             If an output direction has another b-value than all input directions.
         """
-        parts = graph.by_scan(signal)
-        return pad_rows([self._on_scan(part, scan) for scan, part in parts])
-
-    def _on_scan(self, signal: Tensor, scan: ScanGraph) -> Tensor:
-        q, graph = shared_directions(scan), PQGraph([scan])
-        output = signal.new_ones(len(signal), len(q.q_out))
-        for inputs, outputs in split_shells(q):
-            values = self.along(q.q_out[outputs], signal[:, inputs], q.q_in[inputs], graph)
-            output = output.index_copy(1, outputs, values)
-        return output
+        return on_shells(self.along, signal, graph)
 
     def along(self, q_out: Tensor, signal: Tensor, q: Tensor, graph: PQGraph) -> Tensor:
         """The signal of one shell along some of its directions.
@@ -161,4 +144,6 @@ class SignalPredictor(ShellNetwork):
         """
         shell = self.fit_shell(signal, q)
         correction = self.on_voxels(shell.features, graph)
-        return shell.coefficients + correction * per_component(self.noise * shell.errors)
+        return shell.coefficients + correction * per_component(
+            self.noise * shell.errors, self.irreps_shell
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import nn
 
 from tripq.infra.files import printable
 from tripq.networks.blocks import predict_blocks
+from tripq.networks.harmonics import HarmonicFit
 from tripq.scans import DWI, DWIError, read_dwi
 from tripq.scans.bids import BIDSError, BIDSScan, find_brain_mask, find_images
 from tripq.scans.shells import SAME_DIRECTION, TENSOR_DIRECTIONS, count_directions
@@ -66,7 +67,7 @@ def held_out_errors(
     from tripq.tasks.signal.task import SignalTask
 
     assert isinstance(network, SignalPredictor)
-    fit = SignalPredictor(order=network.order, smoothing=network.smoothing).eval().to(device)
+    fit = HarmonicFit(network.order, network.smoothing).eval()
     rows, values = [], []
     for number, scan in enumerate(scans):
         report(number, len(scans))
@@ -245,7 +246,7 @@ class SignalScoring(MapScoring[PredictedScan]):
         if not len(same_directions(predicted.q, measured.q)[0]):
             raise DWIError(f"{found.path}: no direction in common with {there[0]}.")
         ours, theirs = (
-            _restricted(dwi, inside, _on_shells(dwi.q, other.q))
+            dwi.with_voxels(inside).with_samples(_on_shells(dwi.q, other.q))
             for dwi, other in ((predicted, measured), (measured, predicted))
         )
         pairs = same_directions(ours.q, theirs.q)
@@ -314,12 +315,6 @@ def _same_lengths(q: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray
 def _on_shells(q: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.intp]:
     """Columns of a scan on a shell of another, with that of b0."""
     return np.flatnonzero(_same_lengths(q, other).any(axis=1))
-
-
-def _restricted(dwi: DWI, inside: NDArray[np.bool_], columns: NDArray[np.intp]) -> DWI:
-    rows = inside[dwi.mask]
-    kept = replace(dwi, signal=dwi.signal[rows], b0=dwi.b0[rows], mask=inside)
-    return kept.with_samples(columns)
 
 
 def _row(name: str, scans: Sequence[PredictedScan], differences: Differences) -> Scored:
