@@ -68,9 +68,9 @@ def ship(
         for scores in [simulated_scores(cohorts.under(condition, cohorts.split.test), model)]
     ]
     record = read_record(studio.folder("base"), LesionTask.mode)
-    if record is None or record.best is None:
+    if record is None or not record.scores:
         raise typer.BadParameter(f"{studio.folder('base')}: the training is not finished.")
-    step, score = record.best
+    score = record.scores[-1][1]
     smallest, largest = notes["voxel_size_mm"].split()
     heads = cohorts.heads
     card.write_text(
@@ -89,7 +89,6 @@ def ship(
             b_values=notes["b_values"].replace(" ", ", "),
             base_steps=record.steps,
             base_minutes=record.seconds / 60,
-            step=step,
             score=score,
             head_steps=studio.schedule.with_heads.steps,
             threshold=model.threshold,
