@@ -291,7 +291,7 @@ class Studio:
         stopping = None
         if stage.every:
             # Voxels of all samplings are in one score, which is highest long before each is best.
-            stopping = Stopping(stage.every, patience=99, falling=True, returned="last")
+            stopping = Stopping(stage.every, patience=stage.steps, falling=True, returned="last")
         patches = PatchDataModule(
             scans,
             LesionTask(),
