@@ -92,8 +92,7 @@ class Stage:
     learning_rate : float
         The highest; it falls to 0.
     every : int, optional
-        Steps between two validations, of which the best is taken.  Without it the last weights are
-        taken.
+        Steps between two validations, at which the training can go on after an interruption.
     """
 
     steps: int
@@ -113,7 +112,7 @@ class Schedule:
         With real heads.
     """
 
-    base: Stage = Stage(2200, 5e-3, every=1100)
+    base: Stage = Stage(3600, 5e-3, every=1200)
     with_heads: Stage = Stage(200, 2e-3)
 
 
@@ -289,6 +288,10 @@ class Studio:
         initialise: bool = True,
     ) -> None:
         console.print(f"training: {folder.name}, {len(scans)} scans", markup=False)
+        stopping = None
+        if stage.every:
+            # Voxels of all samplings are in one score, which is highest long before each is best.
+            stopping = Stopping(stage.every, patience=stage.steps, falling=True, returned="last")
         patches = PatchDataModule(
             scans,
             LesionTask(),
@@ -302,7 +305,7 @@ class Studio:
             network,
             patches,
             Budget(steps=stage.steps),
-            stopping=Stopping(stage.every, patience=5, falling=True) if stage.every else None,
+            stopping=stopping,
             folder=folder if stage.every else None,
             learning_rate=stage.learning_rate,
             weight_decay=WEIGHT_DECAY,

@@ -21,12 +21,17 @@ from paper.repeats import Repeat
 
 
 def found_in_healthy_heads(tests: Tests) -> str:
-    """False positives in a sentence, for the page of every scan."""
+    """False positives in a sentence, for the page of every scan.
+
+    The network that ships has seen all of these heads.  Therefore the sentence is about those that
+    were trained without a person and their scanner.
+    """
     volumes = [row.ml for row in tests.healthy]
     people = len({row.person for row in tests.healthy})
     return (
-        f"In {len(volumes)} scans of {people} healthy people, none of whom it had seen, this "
-        f"network marked a median of {np.median(volumes):.2f} ml, at most {max(volumes):.2f} ml."
+        f"In {len(volumes)} scans of {people} healthy people, networks trained like this one, but "
+        f"without the person and the scanner, marked a median of {np.median(volumes):.2f} ml, at "
+        f"most {max(volumes):.2f} ml."
     )
 
 
@@ -35,7 +40,8 @@ def summary(tests: Tests) -> str:
     lesions, found = (sum(getattr(r, n) for r in tests.implanted) for n in ("lesions", "found"))
     return (
         f"{found_in_healthy_heads(tests)} Of {lesions} implanted lesions above {SMALLEST:g} ml "
-        f"with a severity of {MILDEST:g} or more it found {found} ({found / max(lesions, 1):.0%})."
+        f"with a severity of {MILDEST:g} or more they found {found} "
+        f"({found / max(lesions, 1):.0%})."
     )
 
 
@@ -96,6 +102,27 @@ def repeats_table(rows: Sequence[Repeat]) -> str:
             f"{row.again} | {row.head} | {row.says} | {row.angle:.0f} | {row.correlation:.2f}"
             for row in rows
         ),
+    )
+
+
+def people_table(tests: Tests) -> str:
+    """One line for each person: false positives, and implanted lesions that were found."""
+    lines = []
+    for person in dict.fromkeys(row.person for row in tests.healthy):
+        healthy = [row for row in tests.healthy if row.person == person]
+        implanted = [row for row in tests.implanted if row.person == person]
+        volumes = [row.ml for row in healthy]
+        marked = " to ".join(f"{v:.2f}" for v in sorted({min(volumes), max(volumes)}))
+        found, lesions = (sum(getattr(r, n) for r in implanted) for n in ("found", "lesions"))
+        precision = np.mean([row.average_precision for row in implanted])
+        lines.append(
+            f"{healthy[0].scanner} | {len(healthy)} | {marked} | {found} of {lesions} | "
+            f"{precision:.3f}"
+        )
+    return _table(
+        "scanner | scans | marked in the healthy head, ml | implanted lesions found | average "
+        "precision",
+        lines,
     )
 
 

@@ -225,10 +225,14 @@ def measure_repeats(heads: Sequence[RealHead], folder: Path, model: Model) -> tu
 
 
 def measure_simulated(person: str, subjects: Sequence[LabelledSubject], model: Model) -> Simulated:
-    """Segment simulated scans."""
+    """Segment simulated scans with the network with which a person was measured."""
+    return Simulated(person, *simulated_scores(subjects, model))
+
+
+def simulated_scores(subjects: Sequence[LabelledSubject], model: Model) -> list[float]:
+    """The scores of `paper.statistics.headline`, of simulated scans."""
     maps = [segment_scan(model, subject.dwi).probability for subject in subjects]
-    tested = score_maps(subjects, maps, model.threshold)
-    return Simulated(person, *(round(value, 4) for value in headline(tested)))
+    return [round(value, 4) for value in headline(score_maps(subjects, maps, model.threshold))]
 
 
 def pooled(
