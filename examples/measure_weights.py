@@ -38,7 +38,7 @@ from rich.console import Console
 from train_on_heads import OUT, Cohorts, Studio
 
 from tripq.tasks.lesions.datasets import open_ms
-from tripq.tasks.lesions.segmentation import Model, load_model
+from tripq.tasks.lesions.segmentation import Model, load_model, segment_scan
 from tripq.tasks.lesions.weights import default_weights
 
 ROOT = Path(__file__).parents[1]
@@ -93,8 +93,9 @@ def measure(cohorts: Cohorts, unseen: Callable[[str], Model], pictures: Path | N
     for person in cohorts.people:
         model = unseen(person)
         scans = [head for head in cohorts.heads if head.person == person]
+        found = {head.name: segment_scan(model, head.read(cohorts.data)) for head in scans}
         for head in scans:
-            healthy.append(measure_healthy(head, cohorts.data, model, pictures))
+            healthy.append(measure_healthy(head, found[head.name], model, pictures))
             console.print(healthy[-1], markup=False)
         for subject in cohorts.implanted("test", scans):
             implanted.append(measure_implanted(person, subject, cohorts.implants, model))
@@ -103,7 +104,7 @@ def measure(cohorts: Cohorts, unseen: Callable[[str], Model], pictures: Path | N
             of_network[model.path] = measure_simulated(person, usual, model)
         simulated.append(replace(of_network[model.path], person=person))
         console.print(simulated[-1], markup=False)
-        repeats += measure_repeats(scans, cohorts.data, model)
+        repeats += measure_repeats(found)
     return Tests(tuple(healthy), tuple(implanted), tuple(simulated), tuple(repeats))
 
 

@@ -11,6 +11,7 @@ from paper.head_tests import (
     BINS,
     MILDEST,
     SMALLEST,
+    THRESHOLDS,
     Healthy,
     Implanted,
     Simulated,
@@ -94,6 +95,22 @@ def reliability_table(rows: Sequence[Implanted]) -> str:
     )
 
 
+def thresholds_table(tests: Tests) -> str:
+    """False positives and lesions found at several thresholds."""
+    lines = []
+    for number, threshold in enumerate(THRESHOLDS):
+        volumes = [row.ml_at[number] for row in tests.healthy]
+        found = sum(row.found_at[number] for row in tests.implanted)
+        lesions = sum(row.lesions for row in tests.implanted)
+        lines.append(
+            f"{threshold:g} | {np.median(volumes):.2f} | {max(volumes):.2f} | {found} of {lesions}"
+        )
+    return _table(
+        "threshold | marked in a healthy head, median, ml | at most, ml | implanted lesions found",
+        lines,
+    )
+
+
 def repeats_table(rows: Sequence[Repeat]) -> str:
     """Agreement of repeated scans."""
     return _table(
@@ -131,6 +148,7 @@ def write_page(tests: Tests, page: Path) -> None:
     for name, text in (
         ("summary", summary(tests)),
         ("healthy", healthy_table(tests.healthy)),
+        ("thresholds", thresholds_table(tests)),
         ("implanted", implanted_table(tests.implanted, tests.simulated)),
         ("repeats", repeats_table(tests.repeats)),
         ("reliability", reliability_table(tests.implanted)),

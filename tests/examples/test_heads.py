@@ -161,6 +161,9 @@ def test_results_and_page(program, studio, tmp_path: Path) -> None:  # type: ign
 
 def test_a_network_with_the_heads_of_all(studio) -> None:  # type: ignore[no-untyped-def]
     studio.with_all()
+    for person in studio.cohorts.people:
+        studio.without(person)
+    studio.choose_limits()
     notes = read_notes(studio.folder("all") / "network.safetensors")
     assert notes["fewest_directions"] == "12"
     assert float(notes["min_volume_ml"]) >= 0
