@@ -2,15 +2,15 @@
 
     python examples/measure_weights.py --heads FOLDER --accept-licences           # that of tripq
     python examples/measure_weights.py --heads FOLDER --accept-licences --network FILE
-    python examples/measure_weights.py --heads FOLDER --accept-licences --left-out runs/heads
+    python examples/measure_weights.py --heads FOLDER --accept-licences --left-out runs/heads --save
 
 Real heads are segmented as they are, where whatever is marked is a false positive, and with
 implanted lesions of the test patients.  The network must not have seen them; ``--left-out`` takes
 for each head the network of examples/train_on_heads.py that has seen neither its person nor its
 scanner.  The simulated scans are those of the test patients.
 
-``--save`` writes the results of the network of tripq into docs/real-heads.md, and what it marked in
-healthy heads into its file.  ``--pictures FOLDER`` writes, for each healthy head, the slice with
+``--save``, with ``--left-out``, writes docs/real-heads.md and the results that
+examples/ship_weights.py needs.  ``--pictures FOLDER`` writes, for each healthy head, the slice with
 most of what was marked.
 """
 
@@ -37,9 +37,8 @@ from paper.real_heads import Heads
 from rich.console import Console
 from train_on_heads import OUT, Cohorts, Studio
 
-from tripq.networks.checkpoint import load_network, read_notes, save_network
 from tripq.tasks.lesions.datasets import open_ms
-from tripq.tasks.lesions.segmentation import Model, load_model
+from tripq.tasks.lesions.segmentation import Model, load_model, segment_scan
 from tripq.tasks.lesions.weights import default_weights
 
 ROOT = Path(__file__).parents[1]
@@ -66,8 +65,11 @@ def main(
     save: Annotated[bool, typer.Option("--save", help="Write results and pages.")] = False,
 ) -> None:
     """Segment real heads and simulated scans, and list what was marked and found."""
-    if save and (network or left_out):
-        raise typer.BadParameter("the page is about the network of tripq.", param_hint="--save")
+    if save and (network or not left_out):
+        raise typer.BadParameter(
+            "the page is about networks that have not seen a head: it needs --left-out.",
+            param_hint="--save",
+        )
     sources = open_ms(accept_licences=accept_licences, local=data)
     cohorts = Cohorts.of_first_split(sources, out, heads)
 
@@ -81,7 +83,6 @@ def main(
     if save:
         tests.write(RESULTS)
         head_page.write_page(tests, DOCS / "real-heads.md")
-        note_healthy_heads(default_weights(), tests)
 
 
 def measure(cohorts: Cohorts, unseen: Callable[[str], Model], pictures: Path | None) -> Tests:
@@ -92,8 +93,9 @@ def measure(cohorts: Cohorts, unseen: Callable[[str], Model], pictures: Path | N
     for person in cohorts.people:
         model = unseen(person)
         scans = [head for head in cohorts.heads if head.person == person]
+        found = {head.name: segment_scan(model, head.read(cohorts.data)) for head in scans}
         for head in scans:
-            healthy.append(measure_healthy(head, cohorts.data, model, pictures))
+            healthy.append(measure_healthy(head, found[head.name], model, pictures))
             console.print(healthy[-1], markup=False)
         for subject in cohorts.implanted("test", scans):
             implanted.append(measure_implanted(person, subject, cohorts.implants, model))
@@ -102,14 +104,8 @@ def measure(cohorts: Cohorts, unseen: Callable[[str], Model], pictures: Path | N
             of_network[model.path] = measure_simulated(person, usual, model)
         simulated.append(replace(of_network[model.path], person=person))
         console.print(simulated[-1], markup=False)
-        repeats += measure_repeats(scans, cohorts.data, model)
+        repeats += measure_repeats(found)
     return Tests(tuple(healthy), tuple(implanted), tuple(simulated), tuple(repeats))
-
-
-def note_healthy_heads(weights: Path, tests: Tests) -> None:
-    """Write what was found in healthy heads into a file of weights, for the page of every scan."""
-    notes = {**read_notes(weights), "healthy_heads": head_page.found_in_healthy_heads(tests)}
-    save_network(load_network(weights), weights, notes)
 
 
 if __name__ == "__main__":

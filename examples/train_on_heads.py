@@ -9,12 +9,15 @@ split are those of examples/reproduce_paper.py.  There are three stages:
 1. *base*: simulated scans of the training patients, with many voxel sizes, gradient tables, poses,
    levels of noise and artefacts (`paper.mixture`);
 2. for each scanner, the base is trained further on real, healthy heads of the other scanners, with
-   and without implanted lesions, beside simulated scans; examples/measure_weights.py measures these
-   networks on the scanner that they have not seen;
+   and without implanted lesions, beside simulated scans; features are now normalised over each
+   scan.  examples/measure_weights.py measures these networks on the scanner that they have not
+   seen;
 3. the same with the heads of all scanners.
 
-The threshold and the minimum volume of a candidate are chosen on the validation patients.  If the
-program was interrupted, the base goes on where it was, and finished networks are read.
+The threshold and the minimum volume of a candidate are chosen for each network on heads that
+networks have not seen: every other person's, as they are and with outlines of the validation
+patients, in the maps of the network that was trained without that person.  If the program was
+interrupted, the base goes on where it was, and finished networks are read.
 """
 
 from __future__ import annotations
@@ -22,23 +25,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 import typer
+from numpy.typing import NDArray
 from paper.cohort import Scans
 from paper.command import AcceptLicences, Data, Device, Out, start
 from paper.implanted import Implanted, pair_heads
 from paper.mixture import FULL_MIXTURE, Mixture, shares
-from paper.plan import FULL, SMALL, USUAL, Condition, Plan, Split, split_patients
+from paper.plan import FULL, SMALL, Condition, Plan, Split, split_patients
 from paper.real_heads import HEADS, Heads, RealHead
 from paper.work import Maps, choose_threshold
 from rich.console import Console
 from torch import nn
 
 from tripq.networks.blocks import graph_radius
-from tripq.networks.checkpoint import load_network, save_network
+from tripq.networks.checkpoint import load_network, read_notes, save_network
 from tripq.scans import DWI, voxel_ml
 from tripq.tasks.lesions.datasets import (
     LabelledSubject,
@@ -91,8 +97,7 @@ class Stage:
     learning_rate : float
         The highest; it falls to 0.
     every : int, optional
-        Steps between two validations, of which the best is taken.  Without it the last weights are
-        taken.
+        Steps between two validations, at which the training can go on after an interruption.
     """
 
     steps: int
@@ -112,8 +117,8 @@ class Schedule:
         With real heads.
     """
 
-    base: Stage = Stage(2200, 5e-3, every=1100)
-    with_heads: Stage = Stage(200, 2e-3)
+    base: Stage = Stage(3600, 5e-3, every=1200)
+    with_heads: Stage = Stage(300, 3e-3)
 
 
 @dataclass(frozen=True)
@@ -245,16 +250,18 @@ class Studio:
         """File of `without`."""
         return self.folder(f"without-{person}") / NETWORK
 
-    def base(self) -> nn.Module:
+    def base(self) -> LesionSegmenter:
         """The network that has seen simulated scans only."""
         path = self.folder("base") / NETWORK
         if not path.is_file():
             torch.manual_seed(0)
-            network = LesionSegmenter(p_radius=RADIUS, **SMALL)
+            network = LesionSegmenter(p_radius=RADIUS, normalize="batch", **SMALL)
             scans = self.cohorts.simulated()
             self._train(network, path.parent, scans, self.schedule.base)
             self._save(network, (), path)
-        return load_network(path)
+        network = load_network(path)
+        assert isinstance(network, LesionSegmenter)
+        return network
 
     def without(self, person: str) -> nn.Module:
         """The network that has not seen a person and their scanner."""
@@ -268,7 +275,7 @@ class Studio:
         """The base, trained further with real heads beside every second simulated scan."""
         path = self.folder(name) / NETWORK
         if not path.is_file():
-            network = self.base()
+            network = normalized_over_scans(self.base())
             scans = [
                 *self.cohorts.simulated(every=2),
                 *self.cohorts.implanted("training", heads),
@@ -288,6 +295,10 @@ class Studio:
         initialise: bool = True,
     ) -> None:
         console.print(f"training: {folder.name}, {len(scans)} scans", markup=False)
+        stopping = None
+        if stage.every:
+            # Voxels of all samplings are in one score, which is highest long before each is best.
+            stopping = Stopping(stage.every, patience=stage.steps, falling=True, returned="last")
         patches = PatchDataModule(
             scans,
             LesionTask(),
@@ -301,7 +312,7 @@ class Studio:
             network,
             patches,
             Budget(steps=stage.steps),
-            stopping=Stopping(stage.every, patience=5, falling=True) if stage.every else None,
+            stopping=stopping,
             folder=folder if stage.every else None,
             learning_rate=stage.learning_rate,
             weight_decay=WEIGHT_DECAY,
@@ -312,20 +323,33 @@ class Studio:
         )
 
     def _save(self, network: nn.Module, heads: Sequence[RealHead], path: Path) -> None:
-        """Choose the limits on validation patients, and write the network."""
-        subjects = [
-            *self.cohorts.under(USUAL, self.cohorts.split.validation),
-            *self.cohorts.implanted("validation", heads),
-        ]
-        limits = Limits.choose(subjects, self.maps(network, subjects))
-        save_network(network, path, self._notes(heads, limits))
+        save_network(network, path, self._notes(heads))
+
+    def choose_limits(self) -> None:
+        """Write into the files of all finished networks what they mark; see `Limits`."""
+        people = self.cohorts.people
+        unseen = {person: self._unseen(person) for person in people}
+        for path, seen in [
+            *((self.network_without(p), [q for q in people if q != p]) for p in people),
+            (self.folder("all") / NETWORK, people),
+        ]:
+            pairs = [pair for person in seen for pair in unseen[person]]
+            limits = Limits.choose(*zip(*pairs, strict=True))
+            save_network(load_network(path), path, {**read_notes(path), **limits.notes})
+
+    def _unseen(self, person: str) -> list[tuple[LabelledSubject, NDArray[np.float32]]]:
+        """One head of a person, healthy and implanted, mapped by a network that has not seen it."""
+        heads = [head for head in self.cohorts.heads if head.person == person]
+        implanted = self.cohorts.implanted("validation", heads)
+        subjects = [*implanted, *self.cohorts.healthy(heads[:1])]
+        return list(zip(subjects, self.maps(self.without(person), subjects), strict=True))
 
     def maps(self, network: nn.Module, subjects: Sequence[LabelledSubject]) -> Maps:
         """The probability in every voxel of every subject."""
         network = network.to(self.device)
         return [segment(network, subject.dwi, device=self.device) for subject in subjects]
 
-    def _notes(self, heads: Sequence[RealHead], limits: Limits) -> dict[str, str]:
+    def _notes(self, heads: Sequence[RealHead]) -> dict[str, str]:
         """What the file of a network says about its training."""
         samplings = [
             *(
@@ -339,13 +363,24 @@ class Studio:
         real = "healthy real heads, lesions implanted into them, " if heads else ""
         return {
             "caution": CAUTION,
-            "threshold": f"{limits.threshold:.4f}",
-            "min_volume_ml": f"{limits.min_volume:g}",
             "voxel_size_mm": f"{min(edges):.3g} {max(edges):.3g}",
             "b_values": " ".join(f"{b:g}" for b in sorted({b for b, _ in shells})),
             "fewest_directions": str(min(number for _, number in shells)),
             "data": f"{real}simulated diffusion signal; real outlines (Lesjak et al. 2017)",
         }
+
+
+def normalized_over_scans(network: LesionSegmenter) -> LesionSegmenter:
+    """A network with the same weights that takes its statistics from each scan.
+
+    Statistics of the training are wrong for a scanner that it did not see: with those of the scan
+    itself, maps of unseen scanners are on one scale.
+    """
+    arguments = {name: getattr(network, name) for name in signature(LesionSegmenter).parameters}
+    other = LesionSegmenter(**{**arguments, "normalize": "scan"})
+    weights = network.state_dict()
+    other.load_state_dict({name: weights[name] for name in other.state_dict()})
+    return other
 
 
 @dataclass(frozen=True)
@@ -362,6 +397,11 @@ class Limits:
 
     threshold: float
     min_volume: float
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """For the file of a network."""
+        return {"threshold": f"{self.threshold:.4f}", "min_volume_ml": f"{self.min_volume:g}"}
 
     @classmethod
     def choose(cls, subjects: Sequence[LabelledSubject], maps: Maps) -> Limits:
@@ -448,6 +488,7 @@ def main(
         studio.without(person)
     if not without:
         studio.with_all()
+        studio.choose_limits()
         console.print(f"written: {studio.folder('all') / NETWORK}", markup=False)
 
 

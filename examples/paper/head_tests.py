@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,9 @@ FOUND = 0.1
 BINS = np.linspace(0.0, 1.0, 11)
 
 
+#: Thresholds that are compared.
+THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
 #: Scans of one head, and what differs from the first.
 REPEATED = "canon3000"
 REPEATS = {
@@ -66,6 +69,8 @@ class Healthy:
         Their volume.
     correlation : float
         Of both maps of the logit.
+    ml_at : tuple of float
+        Volume of the candidates on the scan's voxels, at each of `THRESHOLDS`.
     """
 
     head: str
@@ -78,6 +83,7 @@ class Healthy:
     spots_resampled: int
     ml_resampled: float
     correlation: float
+    ml_at: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,8 @@ class Implanted:
         Of the cohort.
     lesions, found : int
         Those above `SMALLEST` and `MILDEST`, and how many were found.
+    found_at : tuple of int
+        How many of them are found at each of `THRESHOLDS`.
     average_precision, dice : float
         Over its voxels.
     voxels, lesion_voxels, probability : tuple
@@ -100,6 +108,7 @@ class Implanted:
     person: str
     lesions: int
     found: int
+    found_at: tuple[int, ...]
     average_precision: float
     dice: float
     voxels: tuple[int, ...]
@@ -151,10 +160,11 @@ class Tests:
         )
 
 
-def measure_healthy(head: RealHead, folder: Path, model: Model, pictures: Path | None) -> Healthy:
-    """Segment one healthy head on its voxels and on others."""
-    dwi = head.read(folder)
-    whole = segment_scan(model, dwi)
+def measure_healthy(
+    head: RealHead, whole: Segmentation, model: Model, pictures: Path | None
+) -> Healthy:
+    """Compare the map of a healthy head on its voxels with that on others."""
+    dwi = whole.dwi
     resampled = segment_scan(model, dwi, voxel_size=RESAMPLED)
     found, again = (
         find_candidates(dwi, result.probability, model.threshold, model.min_volume)
@@ -174,6 +184,10 @@ def measure_healthy(head: RealHead, folder: Path, model: Model, pictures: Path |
         len(again),
         round(sum(spot.volume_ml for spot in again), 3),
         round(float(np.corrcoef(logit(whole), logit(resampled))[0, 1]), 3),
+        tuple(
+            round(float(whole.marked(threshold, model.min_volume).sum()) * voxel_ml(dwi.affine), 3)
+            for threshold in THRESHOLDS
+        ),
     )
 
 
@@ -184,14 +198,18 @@ def measure_implanted(
     dwi, lesion = subject.dwi, subject.lesion
     found = segment_scan(model, dwi)
     probability = found.probability
-    marked = found.marked(model.threshold, model.min_volume)
     scores = score(probability, lesion, model.threshold)
     labels, number = ndimage.label(dwi.volume(lesion), np.ones((3, 3, 3)))
     label = labels[dwi.mask]
     size = np.bincount(label, minlength=number + 1)[1:]
-    share = np.bincount(label, weights=marked, minlength=number + 1)[1:] / np.maximum(size, 1)
     severity = ndimage.maximum(load_severity(cohort, subject), label, np.arange(1, number + 1))
     counted = (size * voxel_ml(dwi.affine) > SMALLEST) & (np.asarray(severity) >= MILDEST)
+
+    def count_found(threshold: float) -> int:
+        marked = found.marked(threshold, model.min_volume)
+        share = np.bincount(label, weights=marked, minlength=number + 1)[1:] / size
+        return int((counted & (share >= FOUND)).sum())
+
     bins = np.clip(np.digitize(probability, BINS) - 1, 0, len(BINS) - 2)
     voxels, sick, total = (
         np.bincount(bins, weights=weights, minlength=len(BINS) - 1)
@@ -201,7 +219,8 @@ def measure_implanted(
         subject.name,
         person,
         int(counted.sum()),
-        int((counted & (share >= FOUND)).sum()),
+        count_found(model.threshold),
+        tuple(map(count_found, THRESHOLDS)),
         round(scores.average_precision, 4),
         round(scores.dice, 4),
         tuple(voxels.tolist()),
@@ -210,12 +229,10 @@ def measure_implanted(
     )
 
 
-def measure_repeats(heads: Sequence[RealHead], folder: Path, model: Model) -> tuple[Repeat, ...]:
-    """Compare the repeated scans among the heads with the first, on their own voxels."""
-    by_name = {head.name: head for head in heads}
-    if REPEATED not in by_name:
+def measure_repeats(found: Mapping[str, Segmentation]) -> tuple[Repeat, ...]:
+    """Compare the maps of the repeated scans with that of the first, on their own voxels."""
+    if REPEATED not in found:
         return ()
-    found = {name: segment_scan(model, by_name[name].read(folder)) for name in (REPEATED, *REPEATS)}
     first = found[REPEATED]
     return tuple(
         Repeat(REPEATED, name, says, *agreement(first.dwi, logit(first), other.dwi, logit(other)))
@@ -225,10 +242,14 @@ def measure_repeats(heads: Sequence[RealHead], folder: Path, model: Model) -> tu
 
 
 def measure_simulated(person: str, subjects: Sequence[LabelledSubject], model: Model) -> Simulated:
-    """Segment simulated scans."""
+    """Segment simulated scans with the network with which a person was measured."""
+    return Simulated(person, *simulated_scores(subjects, model))
+
+
+def simulated_scores(subjects: Sequence[LabelledSubject], model: Model) -> list[float]:
+    """The scores of `paper.statistics.headline`, of simulated scans."""
     maps = [segment_scan(model, subject.dwi).probability for subject in subjects]
-    tested = score_maps(subjects, maps, model.threshold)
-    return Simulated(person, *(round(value, 4) for value in headline(tested)))
+    return [round(value, 4) for value in headline(score_maps(subjects, maps, model.threshold))]
 
 
 def pooled(

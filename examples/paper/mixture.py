@@ -124,3 +124,9 @@ FULL_MIXTURE = Mixture(
         _condition(31, SLICES, {1000: 24, 2000: 24}, 20.0),
     ),
 )
+
+#: Scans on other grids that the network is tested with.
+GRIDS = tuple(
+    _condition(number, voxel_size, {1000: 32}, SNR, any_pose=False)
+    for number, voxel_size in ((40, 1.5), (41, 2.5), (42, 3.0), (43, SLICES))
+)

@@ -14,7 +14,7 @@ import torch
 
 from tests.conftest import FEW_SETTLING
 from tests.tasks.lesions.open_ms import write_sources
-from tripq.networks.checkpoint import read_notes
+from tripq.networks.checkpoint import load_network, read_notes
 from tripq.scans import DWI, write_dwi, write_map
 from tripq.simulate import Anatomy, GradientTable, default_anatomy, simulate_scan
 from tripq.tasks.lesions.datasets import cohort_anatomy, implanted, open_ms
@@ -161,6 +161,38 @@ def test_results_and_page(program, studio, tmp_path: Path) -> None:  # type: ign
 
 def test_a_network_with_the_heads_of_all(studio) -> None:  # type: ignore[no-untyped-def]
     studio.with_all()
+    for person in studio.cohorts.people:
+        studio.without(person)
+    studio.choose_limits()
     notes = read_notes(studio.folder("all") / "network.safetensors")
     assert notes["fewest_directions"] == "12"
     assert float(notes["min_volume_ml"]) >= 0
+
+
+def test_weights_to_ship_come_with_a_card(studio, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    import ship_weights
+    from paper.head_tests import Tests
+    from paper.plan import USUAL
+
+    from tripq.tasks.lesions.weights import weights_header
+
+    studio.with_all()
+    weights, card = tmp_path / "weights.safetensors", tmp_path / "weights.md"
+    real = Tests.read(ship_weights.RESULTS)
+    ship_weights.ship(studio, real, (USUAL,), weights, card)
+    trained = studio.folder("all") / "network.safetensors"
+    sentence = "healthy people, networks trained like this one, but without the person"
+    assert sentence in read_notes(weights).pop("healthy_heads")
+    assert read_notes(trained).items() <= read_notes(weights).items()
+    for a, b in zip(
+        load_network(trained).state_dict().values(),
+        load_network(weights).state_dict().values(),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+    text = card.read_text()
+    assert text.startswith(weights_header(read_notes(weights)) + "\n# ")
+    assert "| Canon Galan 3T | 6 |" in text
+    assert "| usual pose | 0." in text
+    assert "| steps | 4 on simulated scans" in text
+    assert "\n- CC0: scanner a, scanner b\n" in text

@@ -267,27 +267,6 @@ def test_a_damaged_line_is_named(program, plan, sources, tmp_path: Path) -> None
         program.reproduce(plan, sources, tmp_path)
 
 
-def test_weights_to_ship_come_with_a_card(plan, sources, out: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    import train_weights
-
-    from tripq.networks.checkpoint import load_network, read_notes
-    from tripq.tasks.lesions.weights import weights_header
-
-    weights, card = tmp_path / "weights.safetensors", tmp_path / "weights.md"
-    train_weights.ship(plan, sources, out, weights, card, steps=4, every=2)
-    network = load_network(weights)
-    notes = read_notes(weights)
-    assert notes["voxel_size_mm"] == "5"
-    assert notes["b_values"] == "1000"
-    assert "research only" in notes["caution"]
-    text = card.read_text()
-    assert text.startswith(weights_header(notes) + "\n# ")
-    assert "**simulated** diffusion signal" in text
-    assert f"{sum(values.numel() for values in network.parameters()):,} weights" in text
-    for condition in ("usual pose", "heads and tables turned at random", "12 directions"):
-        assert f"| {condition} | 0." in text
-
-
 def test_scores_from_curves_are_those_of_the_maps(program: ModuleType) -> None:
     from paper.statistics import average_precision, dice, roc_auc
     from paper.work import score_maps

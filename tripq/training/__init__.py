@@ -17,6 +17,7 @@ from tripq.training.run import (
     Stopping,
     TrainingRecord,
     choose_precision,
+    read_record,
     train,
     training_state,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "choose_precision",
     "cut_box",
     "learning_rate_factor",
+    "read_record",
     "score_scans",
     "settle_batch_norm",
     "train",

@@ -257,7 +257,7 @@ def train(
     module = TaskModule(
         network, task, learning_rate=learning_rate, weight_decay=weight_decay, settle=settle
     )
-    if folder is not None and (finished := _read_record(Path(folder), task)) is not None:
+    if folder is not None and (finished := read_record(folder, task.mode)) is not None:
         _take(module, Path(folder), stopping)
         network.eval()
         return finished
@@ -362,9 +362,27 @@ def _write_record(record: TrainingRecord, folder: Path) -> None:
     write_text(folder / _RECORD, json.dumps(asdict(record)) + "\n")
 
 
-def _read_record(folder: Path, task: Task) -> TrainingRecord | None:
-    """Record of the finished training in a folder; None if it is not finished."""
-    path = folder / _RECORD
+def read_record(folder: str | PathLike[str], mode: Mode) -> TrainingRecord | None:
+    """Record of the training in a folder of checkpoints.
+
+    Parameters
+    ----------
+    folder : path
+        The folder that was given to `train`.
+    mode : {"max", "min"}
+        `Task.mode` of its task.
+
+    Returns
+    -------
+    TrainingRecord or None
+        None if the training is not finished.
+
+    Raises
+    ------
+    ValueError
+        If the file is not a record of a training.
+    """
+    path = Path(folder) / _RECORD
     if not path.is_file():
         return None
     try:
@@ -372,7 +390,7 @@ def _read_record(folder: Path, task: Task) -> TrainingRecord | None:
         scores = tuple((int(step), float(score)) for step, score in content["scores"])
         losses = tuple(map(float, content["losses"]))
         precision = str(content.get("precision", "32-true"))
-        return TrainingRecord(losses, float(content["seconds"]), scores, precision, task.mode)
+        return TrainingRecord(losses, float(content["seconds"]), scores, precision, mode)
     except (ValueError, LookupError, TypeError) as error:
         raise _unusable(path, "not a record of a training") from error
 
