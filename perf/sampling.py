@@ -36,7 +36,7 @@ from torch import nn
 
 from tripq import PQGraph
 from tripq.filters.radial import Radial
-from tripq.networks.blocks import graph_radius, receptive_field
+from tripq.networks.blocks import Part, graph_radius, receptive_field, whole_scan
 from tripq.networks.checkpoint import load_network
 from tripq.networks.encoder import VoxelNetwork
 from tripq.simulate import GradientTable
@@ -51,6 +51,7 @@ WIDTHS = (2.0, 4.0)  # mm, standard deviations of blobs
 AXIAL, RADIAL_DIFFUSIVITY = (1.0, 2.2), (0.2, 0.8)  # um2/ms, as in tissue
 FLUID, FLUID_SHARE = 0.9, 0.02  # between the blobs
 PLACES_WITHIN = 12.0  # mm of the middle
+AROUND = 4.0  # mm of a place
 
 _TURN = Rotation.from_euler("z", 45, degrees=True).as_matrix()
 _ANY = Rotation.random(random_state=3).as_matrix()
@@ -137,18 +138,23 @@ def logits(
     linear: NDArray[np.float64],
     q: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """The output (places, ...) in the voxel at each place."""
+    """The output (places, ...) in the voxel at each place.
+
+    Instance norms take their statistics from the voxels within `AROUND` of all places.
+    """
     affine = np.eye(4)
     affine[:3, :3] = linear
-    reach = receptive_field(network, affine)
+    around = np.ceil(AROUND / np.linalg.norm(linear, axis=0)).astype(int)
+    reach = receptive_field(network, affine) + around
     shape = 2 * reach + 1
     steps = np.indices(shape).reshape(3, -1).T - reach
     graph = PQGraph.from_grid(np.ones(shape), affine, q, graph_radius(network))
     middle = len(steps) // 2
-    found = []
-    for place in places:
-        signal = scene.signal(place + steps @ linear.T, q)
-        found.append(network(torch.from_numpy(signal).float(), graph)[middle].double().numpy())
+    near = torch.from_numpy(np.linalg.norm(steps @ linear.T, axis=1) <= AROUND)
+    signals = [scene.signal(place + steps @ linear.T, q) for place in places]
+    parts = [Part(torch.from_numpy(signal).float(), graph, near) for signal in signals]
+    with whole_scan(network, lambda: parts):
+        found = [network(part.signal, graph)[middle].double().numpy() for part in parts]
     return np.array(found)
 
 

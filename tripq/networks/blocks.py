@@ -20,7 +20,7 @@ statistics of the whole scan first.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -211,7 +211,8 @@ def predict_blocks(
     cut = _Cut(dwi, graph_radius(network), q_out, torch.device(device))
     output: NDArray[np.float32] | None = None
     done = 0
-    with torch.inference_mode(), _whole_scan(network, cut, blocks):
+    statistics = whole_scan(network, lambda: map(cut, blocks)) if len(blocks) > 1 else nullcontext()
+    with torch.inference_mode(), statistics:
         for part in map(cut, blocks):
             values = network(part.signal, part.graph)[part.wanted].float().cpu().numpy()
             if output is None:
@@ -224,8 +225,8 @@ def predict_blocks(
 
 
 @dataclass(frozen=True)
-class _Part:
-    """A block for a network: V voxels with the halo.
+class Part:
+    """Part of a scan for a network: V voxels, some of which are there for the others only.
 
     Parameters
     ----------
@@ -234,14 +235,18 @@ class _Part:
     graph : PQGraph
         Of these voxels.
     wanted : (V,) Tensor of bool
-        Voxels of the block itself.
-    rows : (wanted voxels,) int64 array
-        Their places in the scan.
+        Voxels of the part itself, without the halo.
     """
 
     signal: Tensor
     graph: PQGraph
     wanted: Tensor
+
+
+@dataclass(frozen=True)
+class _CutPart(Part):
+    """A block of a scan; `rows` are the places of its own voxels in the scan."""
+
     rows: NDArray[np.int64]
 
 
@@ -259,7 +264,7 @@ class _Cut:
         self._number = np.full(dwi.mask.shape, -1, dtype=np.int64)
         self._number[dwi.mask] = np.arange(len(dwi.b0))
 
-    def __call__(self, block: ScanBlock) -> _Part:
+    def __call__(self, block: ScanBlock) -> _CutPart:
         dwi, seen = self._dwi, self._dwi.mask[block.outer]
         affine = dwi.affine.copy()
         affine[:3, 3] += affine[:3, :3] @ [axis.start for axis in block.outer]
@@ -268,7 +273,7 @@ class _Cut:
         wanted = np.zeros_like(dwi.mask)
         wanted[block.inner] = True
         wanted = wanted[block.outer][seen]
-        return _Part(
+        return _CutPart(
             torch.from_numpy(dwi.signal[rows]).to(self._device),
             graph.to(self._device),
             torch.from_numpy(wanted).to(self._device),
@@ -277,26 +282,32 @@ class _Cut:
 
 
 @contextmanager
-def _whole_scan(network: nn.Module, cut: _Cut, blocks: Sequence[ScanBlock]) -> Iterator[None]:
-    """Give instance norms the statistics of a whole scan while its blocks are evaluated.
+def whole_scan(network: nn.Module, parts: Callable[[], Iterable[Part]]) -> Iterator[None]:
+    """Give instance norms the statistics of a whole scan while its parts are evaluated.
 
-    A norm changes what those after it see, so that each takes a pass over the blocks, which ends at
+    A norm changes what those after it see, so that each takes a pass over the parts, which ends at
     the norm.
+
+    Parameters
+    ----------
+    network : Module
+        In evaluation mode.
+    parts : callable
+        Gives the parts of the scan; each voxel is wanted in one of them.
     """
     norms = [m for m in network.modules() if isinstance(m, BatchNorm) and m.instance]
+    waiting = list(norms)
     try:
-        if len(blocks) > 1:
-            while (norm := _settle_next(norms, network, map(cut, blocks))) is not None:
-                norms = [other for other in norms if other is not norm]
+        while waiting and (norm := _settle_next(waiting, network, parts())) is not None:
+            waiting.remove(norm)
         yield
     finally:
-        for module in network.modules():
-            if isinstance(module, BatchNorm):
-                module.whole = None
+        for norm in norms:
+            norm.whole = None
 
 
 def _settle_next(
-    norms: Sequence[BatchNorm], network: nn.Module, parts: Iterable[_Part]
+    norms: Sequence[BatchNorm], network: nn.Module, parts: Iterable[Part]
 ) -> BatchNorm | None:
     """Set the statistics of the norm that the network evaluates first; None if it uses none."""
     found: list[tuple[int, Moments]] = []

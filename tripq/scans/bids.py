@@ -278,8 +278,8 @@ def model_map(model: str, parameter: str) -> str:
 
     It is that of BIDS extension proposal 16, diffusion derivatives.
 
-    >>> model_map("DTI", "FA")
-    'model-DTI_param-FA_dwimap'
+    >>> model_map("tensor", "fa")
+    'model-tensor_param-fa_dwimap'
     """
     return f"model-{model}_param-{parameter}_dwimap"
 

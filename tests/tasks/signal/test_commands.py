@@ -128,7 +128,7 @@ def test_a_scan_is_predicted_along_other_directions(
     ]
     names = {path.name for path in (tmp_path / "out").glob("*_dwimap.*")}
     assert len(names) == 4
-    assert "sub-01_model-DTI_param-FA_dwimap.json" in names
+    assert "sub-01_model-tensor_param-fa_dwimap.json" in names
     for ending, values in zip((FA, MD), tensor_maps(found), strict=True):
         image = nib.load(tmp_path / "out" / f"sub-01_{ending}.nii.gz").get_fdata()[dwi.mask]
         np.testing.assert_allclose(image, values, rtol=1e-2, atol=1e-6)

@@ -7,7 +7,7 @@ from typing import Any
 
 from tripq.scans.bids import model_map
 
-FA, MD = (model_map("DTI", parameter) for parameter in ("FA", "MD"))
+FA, MD = (model_map("tensor", parameter) for parameter in ("fa", "md"))
 """Endings of the names of the maps of the diffusion tensor."""
 
 UNIT_OF_MD = "mm²/s"
@@ -19,7 +19,7 @@ def describe_tensor() -> Mapping[str, Mapping[str, Any]]:
     Examples
     --------
     >>> sorted(describe_tensor())
-    ['model-DTI_param-FA_dwimap.json', 'model-DTI_param-MD_dwimap.json']
+    ['model-tensor_param-fa_dwimap.json', 'model-tensor_param-md_dwimap.json']
     """
     model = {
         "Description": "Diffusion tensor of the predicted signal",
