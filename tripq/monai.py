@@ -131,7 +131,9 @@ class VolumeNetwork(nn.Module):
                 f"the image must be (B, Q, X, Y, Z) with Q = {len(q)} q-vectors, not "
                 f"{tuple(image.shape)}."
             )
-        x = torch.as_tensor(image).movedim(1, -1)[:, None]  # (B, 1, X, Y, Z, Q)
+        # Back ends allocate results, which tensors with metadata cannot in every way.
+        plain = torch.as_tensor(image).as_subclass(Tensor)
+        x = plain.movedim(1, -1)[:, None]  # (B, 1, X, Y, Z, Q)
         masks = torch.ones_like(x[:, 0, ..., 0], dtype=torch.bool) if mask is None else mask[:, 0]
         radius = graph_radius(self.network)
         axes, table = (torch.as_tensor(t).cpu().numpy() for t in (affine, q))

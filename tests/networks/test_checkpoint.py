@@ -117,7 +117,8 @@ def test_outputs_of_a_size_that_no_file_has_are_refused(tmp_path: Path) -> None:
 
 def test_only_known_networks_are_saved(tmp_path: Path) -> None:
     with pytest.raises(
-        CheckpointError, match="a Linear cannot be saved, only ConvSegmenter, Encoder, Les"
+        CheckpointError,
+        match="a Linear cannot be saved, only ConvSegmenter, Encoder, FibreNetwork, Les",
     ):
         save_network(nn.Linear(1, 1), tmp_path / "network.safetensors")
 
@@ -196,7 +197,7 @@ def tiny(path: Path, **notes: str) -> Path:
         ("q_features", "1000000000x0e", "more features than there are weights"),
         (
             "q_features",
-            "30x0e+1x2e",
+            "12x0e+1x2e",
             r"the tensor blocks\.0\..* is \(\d+,\) of torch.float32, not \(\d+,\)",
         ),
         ("q_features", "1x1000e", "orders go up to 11"),
@@ -207,7 +208,9 @@ def tiny(path: Path, **notes: str) -> Path:
         ("n_p_layers", True, "the argument n_p_layers is True"),
         ("p_radius", 1e9, "a radius of 1e.09 mm reaches 5e.08 voxels far"),
         ("p_radius", float("nan"), "arguments: no JSON: NaN is no number"),
-        ("batch_norm", "no", "the argument batch_norm is 'no'"),
+        ("batch_norm", "no", "LesionSegmenter has no argument 'batch_norm'"),
+        ("normalize", True, "the argument normalize is True"),
+        ("normalize", "no", "normalize must be one of scan, batch, none, not 'no'"),
         ("filter", ["tp"], "the argument filter is"),
         ("p_radial", {"number": 10**12}, "p_radial: more radial functions and hidden units than"),
         ("q_radial", {"hidden": [10**6] * 9}, "q_radial: more radial functions and hidden units"),

@@ -76,7 +76,9 @@ def test_a_segmenter_is_a_voxel_network_of_one_scalar():
 
 def test_a_segmenter_has_the_weights_it_always_had():
     """Names, shapes and order, so that files and seeds give the networks that they gave before."""
-    network = LesionSegmenter(p_radius=3.6, p_radial=Radial("gaussian", 3), quadrature="sum")
+    network = LesionSegmenter(
+        p_radius=3.6, normalize="batch", p_radial=Radial("gaussian", 3), quadrature="sum"
+    )
     state = network.state_dict()
     listed = "\n".join(f"{name} {tuple(value.shape)}" for name, value in state.items())
     assert len(state) == STATE[0]

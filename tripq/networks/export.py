@@ -115,9 +115,11 @@ def _check_layer(layer: PQTensorFieldLayer, which: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Table:
-    """What is left of a graph."""
+    """What is left of the graph of one scan."""
 
     neighbours: Tensor
+
+    merged = (None,)
 
     def filled(self, x: Tensor) -> None:
         """All rows are."""

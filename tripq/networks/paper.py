@@ -47,10 +47,8 @@ class PaperSegmenter(Bindable):
         self.p_radius = p_radius
         self.q_reduction = q_reduction
         self.q_max = q_max
-        block, layer = (
-            partial(module, p_radial=Radial(), quadrature="sum")
-            for module in (Block, PQTensorFieldLayer)
-        )
+        layer = partial(PQTensorFieldLayer, p_radial=Radial(), quadrature="sum")
+        block = partial(Block, normalize="batch", p_radial=Radial(), quadrature="sum")
         self.pq_block = block(
             "1x0e",
             "7x0e + 4x1o",

@@ -21,7 +21,7 @@ Normalization = Literal["scan", "batch", "none"]
 class Moments(NamedTuple):
     """Statistics of features.
 
-    Parameters
+    Attributes
     ----------
     mean : (dim,) Tensor
         Mean of each component; 0 for those of order l > 0.
