@@ -56,8 +56,8 @@ def test_the_table_tells_resampling_from_what_is_wrong(
 
 
 def test_a_ball_that_does_not_fit_is_told(rotation: ModuleType) -> None:
-    with pytest.raises(ValueError, match="a radius above 18"):
-        rotation.measure([90.0], radius=18.0)
+    with pytest.raises(ValueError, match="a radius above 16"):
+        rotation.measure([90.0], radius=16.0)
     with pytest.raises(ValueError, match="a smaller radius"):
         rotation.measure([90.0], radius=70.0)
 
