@@ -170,7 +170,7 @@ def predict(
             if predicted is not None:
                 write_dwi(predicted, part / scans[0], frame)
             settings = {"Task": task.name, **page_settings(about, notes)}
-            task.write_page(part / page.name, model, found, settings)
+            task.write_page(part / page.name, model, found, by_ending, settings)
             write_json(part / about_file.name, about)
         if not quiet:
             screen.show(

@@ -323,8 +323,7 @@ def _settle_next(
             if len(values):
                 found.append((len(values), first.moments(values.double())))
     if first is not None:
-        mean, power = first.pooled(found)
-        first.whole = Moments(mean.to(first.weight.dtype), power.to(first.weight.dtype))
+        first.whole = first.pooled(found)
     return first
 
 

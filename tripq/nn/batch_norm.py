@@ -92,11 +92,9 @@ class BatchNorm(e3nn_nn.BatchNorm):
 
     def _moments(self, x: Tensor) -> Moments:
         """Statistics for some features: of these, of the whole scan, or of the training."""
-        if self.whole is not None:
-            return self.whole
         if self.instance:
             # In double precision afterwards, so that the order of the voxels does not matter.
-            mean, power = self.moments(x if self.training else x.double())
+            mean, power = self.whole or self.moments(x if self.training else x.double())
             return Moments(mean.to(x.dtype), power.to(x.dtype))
         if not self.training:
             mean = x.new_zeros(x.shape[-1]).index_copy(0, self._scalar, self.running_mean)

@@ -292,12 +292,19 @@ class TaskCommands(ABC, Generic[Config]):
         """Files beside the maps, by the endings of their names: text, or the content of JSON."""
         return {}
 
-    def shown(self, model: Model, prediction: Prediction) -> Mapping[str, NDArray[Any]]:
-        """Maps on the page of a scan, by their names; by default all."""
-        return self.maps(model, prediction)
+    def shown(
+        self, prediction: Prediction, maps: Mapping[str, NDArray[Any]]
+    ) -> Mapping[str, NDArray[Any]]:
+        """Maps on the page of a scan, by their names; by default all of `maps`."""
+        return maps
 
     def write_page(
-        self, path: Path, model: Model, prediction: Prediction, settings: Mapping[str, str]
+        self,
+        path: Path,
+        model: Model,
+        prediction: Prediction,
+        maps: Mapping[str, NDArray[Any]],
+        settings: Mapping[str, str],
     ) -> None:
         """Write the page of a scan: by default the maps `shown`, the network and the measurement.
 
@@ -309,18 +316,20 @@ class TaskCommands(ABC, Generic[Config]):
             The network.
         prediction : Prediction
             Its output.
+        maps : mapping of str to arrays
+            Those of the scan, from `maps`.
         settings : mapping of str to str
             Settings that determine the maps, shown as they are; see
             `tripq.report.maps.write_maps_report`.
         """
         from tripq.report.maps import ShownMap, write_maps_report
 
-        maps = [
-            ShownMap(ending, values, self.units.get(ending, ""))
-            for ending, values in self.shown(model, prediction).items()
+        shown = [
+            ShownMap(name, values, self.units.get(name, ""))
+            for name, values in self.shown(prediction, maps).items()
         ]
         write_maps_report(
-            path, prediction.dwi, maps, settings, network=model.described, kind=f"{self.name} maps"
+            path, prediction.dwi, shown, settings, network=model.described, kind=f"{self.name} maps"
         )
 
     def scoring(

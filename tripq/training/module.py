@@ -143,9 +143,8 @@ def _update(
 
 @torch.no_grad()
 def settle_batch_norm(network: nn.Module, batches: Iterable[Batch]) -> None:
-    """Set the statistics of batch norms to their mean over some batches.
+    """Set the statistics of batch norms to their mean over some batches; instance norms have none.
 
-    Instance norms have none.
     During training they follow the last few boxes, which may all be in a ventricle; a whole scan is
     then normalised wrongly.  The mean over many boxes at random positions represents a whole scan
     (Wu and Johnson, arXiv:2105.07576, "precise" batch norm).

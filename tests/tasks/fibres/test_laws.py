@@ -14,22 +14,13 @@ from tests.commands.conftest import Call, call  # noqa: F401
 from tests.laws.conftest import Head, make_head
 from tests.laws.test_rotations import on_the_grid
 from tests.strategies import CUBE
-from tripq.commands import applying
 from tripq.networks import save_network
 from tripq.so3.mrtrix import from_mrtrix, to_mrtrix
-from tripq.tasks.fibres.command import FibreCommands
 from tripq.tasks.fibres.names import FODF, PEAKS
 from tripq.tasks.fibres.network import FibreNetwork
 from tripq.testing import representation
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    def write_page(self: FibreCommands, path: Path, *_: object) -> None:
-        path.write_text("page")
-
-    monkeypatch.setattr(FibreCommands, "write_page", write_page)
-    monkeypatch.setattr(applying, "check_table", lambda dwi, frame: ())
+pytestmark = pytest.mark.usefixtures("plain_pages")
 
 
 @pytest.fixture

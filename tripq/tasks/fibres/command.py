@@ -143,7 +143,9 @@ class FibreCommands(TaskCommands["FibreConfig"]):
             f"{PEAKS}.json": describe_peaks(about),
         }
 
-    def shown(self, model: Model, prediction: Prediction) -> Mapping[str, NDArray[Any]]:
+    def shown(
+        self, prediction: Prediction, maps: Mapping[str, NDArray[Any]]
+    ) -> Mapping[str, NDArray[Any]]:
         """Integral of the distribution, and the size of all that is not isotropic."""
         from tripq.so3.mrtrix import ORTHONORMAL
 

@@ -170,7 +170,12 @@ class LesionCommands(TaskCommands["LesionConfig"]):
         }
 
     def write_page(
-        self, path: Path, model: Model, prediction: Prediction, settings: Mapping[str, str]
+        self,
+        path: Path,
+        model: Model,
+        prediction: Prediction,
+        maps: Mapping[str, NDArray[Any]],
+        settings: Mapping[str, str],
     ) -> None:
         """Write the page of `tripq segment`."""
         from tripq.tasks.lesions import segmentation

@@ -164,19 +164,20 @@ class SignalCommands(TaskCommands["SignalConfig"]):
         self, model: Model, prediction: Prediction
     ) -> Mapping[str, str | Mapping[str, Any]]:
         """The model and the unit of FA and MD, if there are 6 directions."""
-        q = self.signal(prediction).q
+        q = _directions(prediction)
         return describe_tensor() if count_directions(q[1:]) >= TENSOR_DIRECTIONS else {}
 
-    def shown(self, model: Model, prediction: Prediction) -> Mapping[str, NDArray[Any]]:
+    def shown(
+        self, prediction: Prediction, maps: Mapping[str, NDArray[Any]]
+    ) -> Mapping[str, NDArray[Any]]:
         """All maps, by short names."""
         short = {FA: "FA", MD: "MD"}
-        maps = self.maps(model, prediction)
         return {short.get(ending, ending): values for ending, values in maps.items()}
 
     def signal(self, prediction: Prediction) -> DWI:
         """The predicted scan; noise of b0 remains."""
         dwi = prediction.dwi
-        q = dwi.q if prediction.q_out is None else prediction.q_out
+        q = _directions(prediction)
         notes = [f"b0 is written as measured (number of volumes averaged: {dwi.b0_volumes})."]
         if prediction.denoised:
             notes.append("Each volume was predicted from other directions of its shell.")
@@ -197,3 +198,8 @@ class SignalCommands(TaskCommands["SignalConfig"]):
 
         reject_limits("predicted signals", threshold, min_volume)
         return SignalScoring()
+
+
+def _directions(prediction: Prediction) -> NDArray[np.float64]:
+    """q-vectors of the predicted scan."""
+    return prediction.dwi.q if prediction.q_out is None else prediction.q_out
