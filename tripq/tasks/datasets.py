@@ -22,6 +22,7 @@ from tripq.tasks import Bar, Cohort
 from tripq.tasks.shelf import Shelf, shelf_key
 
 if TYPE_CHECKING:
+    from tripq.domain.quadrature import Quadrature
     from tripq.training.config import SplitConfig
 
 _log = logging.getLogger("tripq")
@@ -221,7 +222,7 @@ def read_cohort(
     read: Callable[[Files, list[str]], Any],
     bar: Bar,
     *,
-    common_voxels: bool = False,
+    quadrature: Quadrature,
 ) -> Cohort:
     """Split and read the scans of a training; headers are checked first, as reading is slow.
 
@@ -237,8 +238,8 @@ def read_cohort(
         Reads a scan, given its files and their SHA-256; see `in_memory` and `on_shelf`.
     bar : callable
         See `tripq.tasks.TaskCommands.read_cohort`.
-    common_voxels : bool
-        Whether all voxels must be cubes of one size; see `range_of_voxels`.
+    quadrature : {"integral", "sum"}
+        Of the network; sums need cubic voxels of one size, see `range_of_voxels`.
 
     Raises
     ------
@@ -246,7 +247,7 @@ def read_cohort(
         As by `range_of_voxels`, `choose_validation` and `read`.
     """
     files = found.files
-    voxel_sizes = range_of_voxels(files, common=common_voxels)
+    voxel_sizes = range_of_voxels(files, common=quadrature == "sum")
     held_out = choose_validation(data, found.participants, split)
     training: list[Any] = []
     validation: list[Any] = []

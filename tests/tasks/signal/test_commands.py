@@ -102,6 +102,19 @@ def test_what_is_trained_predicts_and_is_scored(call: Call, tmp_path: Path) -> N
     assert row["fa_error"] < 0.3
 
 
+def test_a_sum_refuses_voxels_that_are_no_cubes_of_one_size(
+    call: Call,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    data, config = tmp_path / "data", tmp_path / "train.toml"
+    for seed in (1, 2):
+        write_subject(data, seed)
+    config.write_text(CONFIG.replace("[network]", '[network]\nquadrature = "sum"'))
+    done = call("train", data, "--task", "signal", "--config", config, "-o", tmp_path / "out")
+    assert done.status == 1
+    assert 'voxels of 2 x 2 x 2.5 mm, but quadrature = "sum" needs cubic voxels' in done.error
+
+
 def test_a_scan_is_predicted_along_other_directions(
     call: Call,  # noqa: F811
     weights: Path,

@@ -64,7 +64,8 @@ class FibreCommands(TaskCommands["FibreConfig"]):
 
         found = FibreFiles.find(data, truth, frame)
         read = in_memory(partial(FibreFiles.read, frame=frame), memory)
-        return read_cohort(data, found, settings.split, read, bar)
+        quadrature = settings.network.quadrature
+        return read_cohort(data, found, settings.split, read, bar, quadrature=quadrature)
 
     def build_network(self, settings: FibreConfig, cohort: Cohort) -> FibreNetwork:
         """A network for orientation distributions."""
