@@ -221,14 +221,18 @@ def _unit(q: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class MPPCA:
-    """Principal components of patches, those of noise left out (Veraart et al., 2016)."""
+    """Principal components of patches, those of noise left out (Veraart et al., 2016).
+
+    A patch is not larger than the grid, which may have few slices.
+    """
 
     patch_radius: int
 
     def __call__(self, dwi: DWI) -> NDArray[np.floating]:
         """The signal without noise, (V, Q)."""
         grid = dwi.volume(dwi.signal * dwi.b0[:, None])
-        found = mppca(grid, mask=dwi.mask, patch_radius=self.patch_radius)
+        radius = np.minimum(self.patch_radius, (np.array(dwi.mask.shape) - 1) // 2)
+        found = mppca(grid, mask=dwi.mask, patch_radius=radius)
         return found[dwi.mask] / dwi.b0[:, None]
 
 
