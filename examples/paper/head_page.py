@@ -49,7 +49,7 @@ def summary(tests: Tests) -> str:
 def healthy_table(rows: Sequence[Healthy]) -> str:
     """False positives."""
     heads = "scan | scanner | voxels, mm | directions | spots | ml | spots, 2 mm | ml, 2 mm | r"
-    return _table(
+    return table(
         heads,
         (
             f"{row.head} | {row.scanner} | {row.voxels} | {row.shells} | {row.spots} | "
@@ -77,7 +77,7 @@ def implanted_table(rows: Sequence[Implanted], simulated: Sequence[Simulated]) -
         )
     heads = "person | subjects | lesions found | average precision | simulated | ratio | Dice | "
     heads += "calibration error"
-    return _table(heads, lines)
+    return table(heads, lines)
 
 
 def reliability_table(rows: Sequence[Implanted]) -> str:
@@ -86,7 +86,7 @@ def reliability_table(rows: Sequence[Implanted]) -> str:
         np.sum([getattr(r, n) for r in rows], axis=0) for n in ("voxels", "lesion_voxels")
     )
     total = np.sum([np.multiply(r.voxels, r.probability) for r in rows], axis=0)
-    return _table(
+    return table(
         "probability | voxels | mean probability | share of lesion voxels",
         (
             f"{low:.1f} to {high:.1f} | {n:,} | {p / max(n, 1):.3f} | {s / max(n, 1):.3f}"
@@ -105,7 +105,7 @@ def thresholds_table(tests: Tests) -> str:
         lines.append(
             f"{threshold:g} | {np.median(volumes):.2f} | {max(volumes):.2f} | {found} of {lesions}"
         )
-    return _table(
+    return table(
         "threshold | marked in a healthy head, median, ml | at most, ml | implanted lesions found",
         lines,
     )
@@ -113,7 +113,7 @@ def thresholds_table(tests: Tests) -> str:
 
 def repeats_table(rows: Sequence[Repeat]) -> str:
     """Agreement of repeated scans."""
-    return _table(
+    return table(
         "scan | compared with | difference | angle, degrees | correlation of the logits",
         (
             f"{row.again} | {row.head} | {row.says} | {row.angle:.0f} | {row.correlation:.2f}"
@@ -136,7 +136,7 @@ def people_table(tests: Tests) -> str:
             f"{healthy[0].scanner} | {len(healthy)} | {marked} | {found} of {lesions} | "
             f"{precision:.3f}"
         )
-    return _table(
+    return table(
         "scanner | scans | marked in the healthy head, ml | implanted lesions found | average "
         "precision",
         lines,
@@ -165,7 +165,8 @@ def write_between(page: Path, name: str, text: str) -> None:
     page.write_text(before + begin + text + end + after, encoding="utf-8")
 
 
-def _table(heads: str, lines: Sequence[str]) -> str:
+def table(heads: str, lines: Sequence[str]) -> str:
+    """A table in Markdown; cells are divided by ` | `."""
     return "\n".join(
         [
             f"| {heads} |",

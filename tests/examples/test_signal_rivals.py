@@ -1,10 +1,10 @@
-"""Rivals of the task `signal`: the Gaussian process, denoisers, and how they are tuned."""
+"""Comparison of the task `signal` with other methods: how these are tuned, and what is kept."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -15,17 +15,23 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF
 
 from tests.tasks.signal.conftest import fibres
+from tripq.scans import DWI
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-@pytest.fixture(scope="module")
-def rivals() -> Iterator[ModuleType]:
+@pytest.fixture(scope="module", autouse=True)
+def examples() -> Iterator[None]:
     sys.path.insert(0, str(EXAMPLES))
-    import signal_rivals
-
-    yield signal_rivals
+    yield
     sys.path.remove(str(EXAMPLES))
+
+
+@pytest.fixture(scope="module")
+def rivals() -> ModuleType:
+    from signal_study import rivals
+
+    return rivals
 
 
 @pytest.mark.parametrize("covariance", ["exponential", "spherical"])
@@ -62,25 +68,101 @@ def test_the_hyperparameters_are_the_most_likely(rivals: ModuleType) -> None:
 
 
 def test_denoisers_leave_less_noise_and_the_best_is_chosen(rivals: ModuleType) -> None:
+    from signal_study import heads
+
     noisy, clean = (fibres(0, (30,), noise=noise).dwi for noise in (0.1, 0.0))
     before = np.square(noisy.signal - clean.signal).mean()
     pca, regression = rivals.MPPCA(1), rivals.Patch2Self("ridge")
     for denoise in (pca, regression):
         assert np.square(denoise(noisy) - clean.signal).mean() < before
-    crop = rivals.Crop("a", noisy)
+    crop = heads.Crop("a", noisy)
     harmonics = dict.fromkeys((6, 12, 20), rivals.Harmonics(4, 0.004))
     bad = lambda dwi: np.random.default_rng(0).uniform(size=dwi.signal.shape)  # noqa: E731
     assert rivals.tune_denoiser([bad, pca], [crop], harmonics) is pca
 
 
+def test_patches_fit_into_few_slices(rivals: ModuleType) -> None:
+    dwi = fibres(0, (30,), noise=0.1).dwi
+    slab = dwi.with_voxels(dwi.volume(np.abs(dwi.voxel_centres()[:, 2]) < 3))
+    cut = slab.mask.any(axis=(0, 1))
+    thin = replace(slab, mask=slab.mask[:, :, cut])
+    assert thin.mask.shape[2] < 5
+    assert np.isfinite(rivals.MPPCA(2)(thin)).all()
+
+
 def test_a_scan_is_compared_with_the_mean_of_its_repetitions(
-    rivals: ModuleType, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    from signal_study import heads
+
     first, second = (fibres(0, (30,), noise=noise).dwi for noise in (0.0, 0.05))
     opposite = replace(second, signal=2 * first.signal - second.signal, q=second.q * np.float64(-1))
-    monkeypatch.setattr(rivals, "rigid", lambda fixed, moving: np.eye(4))
-    repeated = rivals.Repeated.of(first, [second, opposite])
+    monkeypatch.setattr(heads, "rigid", lambda fixed, moving: np.eye(4))
+    repeated = heads.Repeated.of(first, [second, opposite])
     assert len(repeated.rows) == len(first.b0)
     assert repeated.error(lambda dwi: dwi.signal)["rms_error"] < 1e-6
     wrong = repeated.error(lambda dwi: dwi.signal + np.float32(0.1))
     assert wrong["psnr"] == pytest.approx(20, abs=1e-3)
+
+
+@dataclass(frozen=True)
+class FakeHead:
+    """A head of fibres in the place of a `RealHead`."""
+
+    name: str
+    person: str
+    scanner: str = "simulated"
+
+    def read(self, folder: Path) -> DWI:
+        return fibres(ord(self.name), (31,)).dwi
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    import signal_rivals
+    from signal_study import heads
+
+    known = {name: FakeHead(name, person) for name, person in zip("abcd", "xxyz", strict=True)}
+    choose = lambda names: [known[name] for name in names]  # noqa: E731
+    monkeypatch.setattr(signal_rivals, "choose_heads", choose)
+    monkeypatch.setattr(signal_rivals, "USED", tuple(known))
+    monkeypatch.setattr(signal_rivals, "REPEATS", ("a", "b"))
+    monkeypatch.setattr(signal_rivals, "FOLDS", (signal_rivals.Fold("one", ("x", "z")),))
+    monkeypatch.setattr(signal_rivals, "BOX_SIZE", 6)
+    monkeypatch.setattr(heads, "rigid", lambda fixed, moving: np.eye(4))
+    return signal_rivals
+
+
+def test_a_fold_tests_people_who_are_not_in_its_training(study: ModuleType) -> None:
+    (fold,) = study.FOLDS
+    assert [head.name for head in fold.training()] == ["c"]
+    assert [head.name for head in fold.tests()] == ["a", "d"]
+
+
+def test_results_are_kept_and_written_into_the_page(
+    study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "page.md"
+    monkeypatch.setattr(study, "PAGE", page)
+    markers = [
+        f"<!-- {name} -->\n\n<!-- end of {name} -->"
+        for name in ("directions", "tensors", "denoising")
+    ]
+    page.write_text("\n".join(markers))
+    study.main(tmp_path, tmp_path / "runs", None, voxels=100, steps=1, save=True)
+    (results,) = (study.Results.read(path) for path in tmp_path.rglob("results.json"))
+    assert [(row.head, row.shown) for row in results.rows] == [
+        (head, shown) for head in "ad" for shown in (6, 12, 20)
+    ]
+    row = results.rows[0]
+    assert row.floor is not None
+    assert row.excess == pytest.approx(
+        (row.scores["network"]["rms_error"] ** 2 - row.floor**2)
+        / (row.scores[row.best_rival()]["rms_error"] ** 2 - row.floor**2)
+    )
+    assert results.denoised[0].method == "nothing"
+    written = page.read_text()
+    assert written.count(f"| a | 6 | 25 | {row.scores['network']['rms_error']:.4f} |") == 1
+    monkeypatch.setattr(study.Study, "crops", None)  # nothing is trained or read again
+    study.main(tmp_path, tmp_path / "runs", None, voxels=100, steps=1, save=True)
+    assert page.read_text() == written

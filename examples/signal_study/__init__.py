@@ -1,0 +1,1 @@
+"""Comparison of the task `signal` with other methods: examples/signal_rivals.py."""

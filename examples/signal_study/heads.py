@@ -1,0 +1,134 @@
+"""Parts of real heads, directions that are shown, and repetitions of a scan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from nibabel.affines import apply_affine
+from numpy.typing import NDArray
+from paper.repeats import rigid
+from scipy.ndimage import map_coordinates
+
+from tripq.scans import DWI
+from tripq.scans.noise import noise_level
+from tripq.so3.fit import ShellFit
+from tripq.tasks.signal.scoring import same_directions
+from tripq.tasks.signal.task import TRIALS, SignalTask
+from tripq.training.patches import hide
+
+DARK = 0.25
+"""Voxels whose noise is more than this, relative to b0, are left out: edges of the mask."""
+
+FLOOR_DIRECTIONS, FLOOR_ORDER = 30, 4
+"""The noise floor is the residual of harmonics of this order, for as many directions or more."""
+
+COVERED = 0.99
+"""Share of a voxel that a repetition must cover."""
+
+Denoise = Callable[[DWI], NDArray[np.floating]]
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Some slices of a head; a `Scan` of the training."""
+
+    name: str
+    dwi: DWI
+
+
+def crop(name: str, dwi: DWI, voxels: int) -> Crop:
+    """Middle slices of a head, so many voxels or a slice more, without those that are dark."""
+    inside = dwi.mask.copy()
+    inside[dwi.mask] = noise_level(dwi) / dwi.b0 < DARK
+    middle = inside.shape[2] // 2
+    order = np.argsort(np.abs(np.arange(inside.shape[2]) - middle), kind="stable")
+    number = np.searchsorted(np.cumsum(inside.sum(axis=(0, 1))[order]), voxels) + 1
+    inside[:, :, order[number:]] = False
+    rows = inside[dwi.mask]
+    low, high = (found(order[:number]) for found in (np.min, np.max))
+    affine = dwi.affine.copy()
+    affine[:3, 3] += affine[:3, 2] * low
+    return Crop(
+        name,
+        replace(
+            dwi,
+            signal=np.minimum(dwi.signal[rows], 2.0),
+            b0=dwi.b0[rows],
+            mask=inside[:, :, low : high + 1],
+            affine=affine,
+        ),
+    )
+
+
+def splits(dwi: DWI) -> Iterator[tuple[int, DWI, NDArray[np.float64], NDArray[np.float32]]]:
+    """Number of directions shown, the scan with these, and q-vectors and signal of the others."""
+    for number, hidden in zip(TRIALS, SignalTask().trials(Crop("", dwi)), strict=False):
+        shown, known, q_out = hide(dwi, dwi.signal, hidden)
+        assert q_out is not None  # a trial hides some
+        yield number, shown, q_out, known
+
+
+def floor(dwi: DWI) -> float | None:
+    """Mean square of the noise; None with too few directions."""
+    if len(dwi.b_values) - 1 < FLOOR_DIRECTIONS:
+        return None
+    fit = ShellFit.of(torch.from_numpy(dwi.q[1:]), FLOOR_ORDER, 1e-9)
+    matrix = (fit.basis @ fit.matrix).numpy()
+    residual = dwi.signal[:, 1:] - dwi.signal[:, 1:] @ matrix.T
+    return float(np.mean(residual**2) * len(matrix) / fit.freedom)
+
+
+@dataclass(frozen=True, eq=False)
+class Repeated:
+    """A scan, and the mean of its repetitions.
+
+    Parameters
+    ----------
+    dwi : DWI
+        The scan.
+    rows : (R,) int array
+        Its voxels that all repetitions show.
+    columns : (C,) int array
+        Its samples with directions that they have.
+    mean : (R, C) array
+        Their signal, divided by b0.
+    """
+
+    dwi: DWI
+    rows: NDArray[np.intp]
+    columns: NDArray[np.intp]
+    mean: NDArray[np.floating]
+
+    @classmethod
+    def of(cls, dwi: DWI, others: Sequence[DWI]) -> Repeated:
+        """Register the repetitions rigidly, and interpolate their volumes."""
+        total = np.zeros_like(dwi.signal)
+        seen = np.ones(len(dwi.b0), bool)
+        common = np.ones(len(dwi.q), bool)
+        for other in others:
+            affine = rigid(dwi, other)
+            places = apply_affine(np.linalg.inv(other.affine) @ affine, dwi.voxel_centres()).T
+            columns, theirs = same_directions(dwi.q, other.q @ affine[:3, :3])
+            common &= np.isin(np.arange(len(common)), columns)
+            share = map_coordinates(other.mask.astype(np.float32), places, order=1)
+            seen &= share > COVERED
+            for column, its in zip(columns, theirs, strict=True):
+                volume = other.volume(other.signal[:, its])
+                total[:, column] += map_coordinates(volume, places, order=1)
+        rows, columns = np.flatnonzero(seen), np.flatnonzero(common)
+        return cls(dwi, rows, columns, total[np.ix_(rows, columns)] / len(others))
+
+    def error(self, denoise: Denoise) -> dict[str, float]:
+        """RMS error of the denoised scan, PSNR in dB, and anatomy in what was removed.
+
+        The last is the correlation of the mean residual over the directions with b0.
+        """
+        found = denoise(self.dwi)
+        error = float(np.sqrt(np.mean((found[np.ix_(self.rows, self.columns)] - self.mean) ** 2)))
+        removed = ((self.dwi.signal - found)[:, 1:] * self.dwi.b0[:, None]).mean(axis=1)
+        flat = removed.std() == 0 or self.dwi.b0.std() == 0
+        anatomy = 0.0 if flat else np.corrcoef(removed, self.dwi.b0)[0, 1]
+        return {"rms_error": error, "psnr": -20 * np.log10(error), "anatomy": float(anatomy)}

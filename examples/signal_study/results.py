@@ -1,0 +1,174 @@
+"""What was measured, and the tables of docs/signal.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from paper.head_page import table, write_between
+
+from tripq.infra.files import write_text
+
+RIVALS = ("harmonics", "process", "tensor")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Scores at the directions that are not shown, of one head.
+
+    Parameters
+    ----------
+    head, scanner : str
+        See `paper.real_heads.RealHead`.
+    shown, hidden : int
+        Directions.
+    voxels : int
+        Of the head.
+    floor : float or None
+        RMS of the noise.
+    scores : mapping
+        By method; see `tripq.tasks.signal.scoring.Differences.scores`.
+    """
+
+    head: str
+    scanner: str
+    shown: int
+    hidden: int
+    voxels: int
+    floor: float | None
+    scores: Mapping[str, Mapping[str, float]]
+
+    def best_rival(self, score: str = "rms_error") -> str:
+        """The rival with the least error on this head."""
+        return min(RIVALS, key=lambda name: self.scores[name][score])
+
+    @property
+    def excess(self) -> float | None:
+        """Excess error of the network over the noise floor, relative to that of the best rival.
+
+        Mean squares are compared, as the noise adds to them.
+        """
+        if self.floor is None:
+            return None
+        ours, theirs = (
+            self.scores[name]["rms_error"] ** 2 - self.floor**2
+            for name in ("network", self.best_rival())
+        )
+        return ours / theirs
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """A scan that was denoised, against the mean of its repetitions.
+
+    Parameters
+    ----------
+    method : str
+        How.
+    rms_error, psnr : float
+        Of the signal divided by b0; in dB.
+    anatomy : float
+        Correlation of the mean of what was removed with b0.
+    """
+
+    method: str
+    rms_error: float
+    psnr: float
+    anatomy: float
+
+
+@dataclass(frozen=True)
+class Results:
+    """Of one fold.
+
+    Parameters
+    ----------
+    fold : str
+        Its name.
+    chosen : bool
+        Settings of the network were chosen on it.
+    rows : tuple of Row
+        One for each head and number of directions.
+    denoised : tuple of Denoised
+        Empty if no repeated scan is tested.
+    """
+
+    fold: str
+    chosen: bool
+    rows: tuple[Row, ...]
+    denoised: tuple[Denoised, ...]
+
+    def write(self, path: Path) -> None:
+        """Write them as JSON."""
+        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Results:
+        """Read them."""
+        found = json.loads(path.read_text(encoding="utf-8"))
+        rows = tuple(Row(**row) for row in found.pop("rows"))
+        denoised = tuple(Denoised(**row) for row in found.pop("denoised"))
+        return cls(**found, rows=rows, denoised=denoised)
+
+
+def directions_table(results: Sequence[Results]) -> str:
+    """Errors at the directions that are not shown."""
+    return table(
+        "head | shown | hidden | network | harmonics | Gaussian process | tensor | noise | excess "
+        "of the network",
+        [
+            f"{row.head}{' *' if one.chosen else ''} | {row.shown} | {row.hidden} | "
+            + " | ".join(f"{row.scores[name]['rms_error']:.4f}" for name in ("network", *RIVALS))
+            + f" | {_number(row.floor, '.4f')} | {_number(row.excess, '.2f')}"
+            for one in results
+            for row in one.rows
+        ],
+    )
+
+
+def tensors_table(results: Sequence[Results]) -> str:
+    """Errors of FA and of the main direction, of the network and of the best rival in each."""
+    lines = []
+    for one in results:
+        for row in one.rows:
+            cells = []
+            for score in ("fa_error", "main_direction_error"):
+                rival = row.best_rival(score)
+                ours, theirs = (row.scores[name][score] for name in ("network", rival))
+                digits = ".3f" if score == "fa_error" else ".1f"
+                cells.append(f"{ours:{digits}} | {theirs:{digits}} ({rival})")
+            star = " *" if one.chosen else ""
+            lines.append(f"{row.head}{star} | {row.shown} | {' | '.join(cells)}")
+    return table(
+        "head | shown | error of FA: network | best rival | angle of the main direction, degrees: "
+        "network | best rival",
+        lines,
+    )
+
+
+def denoising_table(results: Sequence[Results]) -> str:
+    """Errors of denoised scans."""
+    return table(
+        "method | RMS error | PSNR, dB | correlation of what was removed with b0",
+        [
+            f"{row.method} | {row.rms_error:.4f} | {row.psnr:.1f} | {row.anatomy:.2f}"
+            for one in results
+            for row in one.denoised
+        ],
+    )
+
+
+def write_page(results: Sequence[Results], page: Path) -> None:
+    """Put the tables into a page."""
+    for name, text in (
+        ("directions", directions_table(results)),
+        ("tensors", tensors_table(results)),
+        ("denoising", denoising_table(results)),
+    ):
+        write_between(page, name, text)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"
