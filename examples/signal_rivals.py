@@ -29,13 +29,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import typer
 from paper.command import start
 from paper.real_heads import Heads, RealHead, choose_heads
 from rich.console import Console
-from signal_study.heads import Crop, Denoise, Repeated, crop, floor, splits
+from signal_study.heads import Crop, Denoise, Repeated, floor, middle, slabs, trials
 from signal_study.results import (
     Denoised,
     Results,
@@ -59,9 +58,9 @@ from tripq.networks import load_network, save_network
 from tripq.networks.blocks import graph_radius, predict_blocks
 from tripq.tasks.signal.denoise import Denoiser
 from tripq.tasks.signal.network import SignalPredictor
-from tripq.tasks.signal.scoring import Differences, same_directions
+from tripq.tasks.signal.scoring import Differences
 from tripq.tasks.signal.task import SignalTask
-from tripq.training import Augmentation, Budget, PatchDataModule, Progress, train
+from tripq.training import Budget, PatchDataModule, Progress, train
 
 PAGE = Path(__file__).parents[1] / "docs" / "signal.md"
 
@@ -69,10 +68,7 @@ OUT = Path("runs/signal")
 
 NETWORK = "network.safetensors"
 
-STEPS, BOX_SIZE, LEARNING_RATE = 6000, 12, 4e-3
-
-NOISY = Augmentation(noise=0.05, bias=0.0, b0_error=0.0, dropped=0.0)
-"""Noise of the directions that are shown; those that are predicted are as measured."""
+STEPS, BOX_SIZE, LEARNING_RATE = 4500, 12, 4e-3
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console()
@@ -134,7 +130,7 @@ class Study:
     folder : Path
         Of networks and results.
     voxels : int
-        Of each head, in its middle slices.
+        Of the middle slices of a head that is tested, and of a slab in the training.
     steps : int
         Of each training.
     """
@@ -144,15 +140,21 @@ class Study:
     voxels: int = 20_000
     steps: int = STEPS
 
-    def crops(self, heads: Sequence[RealHead]) -> list[Crop]:
-        """The middle of heads."""
-        return [crop(head.name, head.read(self.data), self.voxels) for head in heads]
+    def tests(self, fold: Fold) -> list[Crop]:
+        """The middle of each head that is tested."""
+        return [middle(head.name, head.read(self.data), self.voxels) for head in fold.tests()]
+
+    def training(self, heads: Sequence[RealHead]) -> list[Crop]:
+        """Whole heads in slabs: those of many voxels are seen more often."""
+        return [
+            slab for head in heads for slab in slabs(head.name, head.read(self.data), self.voxels)
+        ]
 
     def network(self, name: str, crops: Sequence[Crop]) -> SignalPredictor:
         """A network that is trained on some heads."""
         path = self.folder / name / NETWORK
         if not path.is_file():
-            console.print(f"training: {name}, {', '.join(c.name for c in crops)}", markup=False)
+            console.print(f"training: {name}, {len(crops)} slabs", markup=False)
             network = self._trained(crops)
             save_network(network, path, notes(crops))
         found = load_network(path)
@@ -167,7 +169,6 @@ class Study:
             SignalTask(),
             radius=graph_radius(network),
             box_size=BOX_SIZE,
-            augment=NOISY,
         )
         budget = Budget(steps=self.steps)
         train(network, patches, budget, learning_rate=LEARNING_RATE, report=report)
@@ -177,7 +178,7 @@ class Study:
         """Scores of a network and of its rivals on heads that they have not seen."""
         path = self.folder / fold.name / "results.json"
         if not path.is_file():
-            training, tests = self.crops(fold.training()), self.crops(fold.tests())
+            training, tests = self.training(fold.training()), self.tests(fold)
             network = self.network(fold.name, training)
             console.print(f"rivals: {fold.name}", markup=False)
             rivals = Rivals.tuned(training)
@@ -220,31 +221,23 @@ def compare(network: SignalPredictor, rivals: Rivals, one: Crop) -> list[Row]:
     dwi, least = one.dwi, floor(one.dwi)
     head = choose_heads([one.name])[0]
     rows = []
-    for number, shown, q, _ in splits(dwi):
+    for trial in trials(dwi):
         methods: dict[str, Predict] = {
             "network": lambda dwi, q: predict_blocks(network, dwi, q_out=q),
-            "harmonics": rivals.harmonics[number],
-            "process": rivals.processes[number],
+            "harmonics": rivals.harmonics[trial.number],
+            "process": rivals.processes[trial.number],
             "tensor": tensor,
         }
-        hidden, _ = same_directions(dwi.q, np.concatenate([np.zeros((1, 3)), q]))
         scores = {}
         for name, predict in methods.items():
             everything = dwi.signal.copy()
-            everything[:, 1:] = predict(shown, dwi.q[1:])
+            everything[:, 1:] = predict(trial.shown, dwi.q[1:])
             predicted = replace(dwi, signal=everything)
-            scores[name] = dict(Differences.of(predicted, dwi, (hidden, hidden)).scores)
-        rows.append(
-            Row(
-                one.name,
-                head.scanner,
-                number,
-                len(dwi.b_values) - 1 - number,
-                len(dwi.b0),
-                None if least is None else least**0.5,
-                scores,
-            )
-        )
+            both = (trial.hidden, trial.hidden)
+            scores[name] = dict(Differences.of(predicted, dwi, both).scores)
+        noise = None if least is None else least**0.5
+        voxels, hidden = len(dwi.b0), len(trial.hidden)
+        rows.append(Row(one.name, head.scanner, trial.number, hidden, voxels, noise, scores))
         console.print(rows[-1], markup=False)
     return rows
 
@@ -270,7 +263,7 @@ def main(
     heads: Heads,
     out: Annotated[Path, typer.Option(help="Folder of networks and results.")] = OUT,
     fold: Annotated[list[str] | None, typer.Option(help="Some folds; again for more.")] = None,
-    voxels: Annotated[int, typer.Option(help="Of each head, in its middle slices.")] = 20_000,
+    voxels: Annotated[int, typer.Option(help="Of a slab of a head.")] = 20_000,
     steps: Annotated[int, typer.Option(help="Of each training.")] = STEPS,
     save: Annotated[bool, typer.Option("--save", help="Write the tables of the page.")] = False,
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ from tripq.training.patches import hide
 DARK = 0.25
 """Voxels whose noise is more than this, relative to b0, are left out: edges of the mask."""
 
+LARGEST = 2.0
+"""Signal divided by b0 is at most this."""
+
 FLOOR_DIRECTIONS, FLOOR_ORDER = 30, 4
 """The noise floor is the residual of harmonics of this order, for as many directions or more."""
 
@@ -39,36 +43,83 @@ class Crop:
     dwi: DWI
 
 
-def crop(name: str, dwi: DWI, voxels: int) -> Crop:
-    """Middle slices of a head, so many voxels or a slice more, without those that are dark."""
+def middle(name: str, dwi: DWI, voxels: int) -> Crop:
+    """Middle slices of a head, so many voxels or a slice more."""
+    inside = _bright(dwi)
+    centre = inside.shape[2] // 2
+    order = np.argsort(np.abs(np.arange(inside.shape[2]) - centre), kind="stable")
+    number = np.searchsorted(np.cumsum(inside.sum(axis=(0, 1))[order]), voxels) + 1
+    return _slices(name, dwi, inside, order[:number].min(), order[:number].max() + 1)
+
+
+def slabs(name: str, dwi: DWI, voxels: int) -> list[Crop]:
+    """A whole head in slabs of about so many voxels."""
+    inside = _bright(dwi)
+    before = np.cumsum(inside.sum(axis=(0, 1)))
+    number = max(1, round(before[-1] / voxels))
+    edges = np.searchsorted(before, before[-1] * np.arange(1, number) / number)
+    return [
+        _slices(name, dwi, inside, first, last)
+        for first, last in pairwise([0, *edges, len(before)])
+    ]
+
+
+def _bright(dwi: DWI) -> NDArray[np.bool_]:
+    """The brain without voxels that are dark."""
     inside = dwi.mask.copy()
     inside[dwi.mask] = noise_level(dwi) / dwi.b0 < DARK
-    middle = inside.shape[2] // 2
-    order = np.argsort(np.abs(np.arange(inside.shape[2]) - middle), kind="stable")
-    number = np.searchsorted(np.cumsum(inside.sum(axis=(0, 1))[order]), voxels) + 1
-    inside[:, :, order[number:]] = False
-    rows = inside[dwi.mask]
-    low, high = (found(order[:number]) for found in (np.min, np.max))
+    return inside
+
+
+def _slices(name: str, dwi: DWI, inside: NDArray[np.bool_], first: int, last: int) -> Crop:
+    part = inside.copy()
+    part[:, :, :first] = part[:, :, last:] = False
+    rows = part[dwi.mask]
     affine = dwi.affine.copy()
-    affine[:3, 3] += affine[:3, 2] * low
+    affine[:3, 3] += affine[:3, 2] * first
     return Crop(
         name,
         replace(
             dwi,
-            signal=np.minimum(dwi.signal[rows], 2.0),
+            signal=np.minimum(dwi.signal[rows], LARGEST),
             b0=dwi.b0[rows],
-            mask=inside[:, :, low : high + 1],
+            mask=part[:, :, first:last],
             affine=affine,
         ),
     )
 
 
-def splits(dwi: DWI) -> Iterator[tuple[int, DWI, NDArray[np.float64], NDArray[np.float32]]]:
-    """Number of directions shown, the scan with these, and q-vectors and signal of the others."""
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """Directions of a scan that are shown, and the others.
+
+    Parameters
+    ----------
+    number : int
+        Of the directions that are shown.
+    shown : DWI
+        The scan with these.
+    hidden : (Q,) int array
+        Samples of the others.
+    q : (Q, 3) array
+        Their q-vectors.
+    known : (V, Q) array
+        Their signal.
+    """
+
+    number: int
+    shown: DWI
+    hidden: NDArray[np.intp]
+    q: NDArray[np.float64]
+    known: NDArray[np.floating]
+
+
+def trials(dwi: DWI) -> Iterator[Trial]:
+    """Those of the task."""
     for number, hidden in zip(TRIALS, SignalTask().trials(Crop("", dwi)), strict=False):
         shown, known, q_out = hide(dwi, dwi.signal, hidden)
         assert q_out is not None  # a trial hides some
-        yield number, shown, q_out, known
+        yield Trial(number, shown, hidden, q_out, known)
 
 
 def floor(dwi: DWI) -> float | None:

@@ -15,7 +15,7 @@ from dipy.reconst.dti import TensorModel
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from signal_study.heads import Crop, Denoise, splits
+from signal_study.heads import Crop, Denoise, trials
 from tripq.scans import B_REFERENCE, DWI
 from tripq.so3.fit import ShellFit
 
@@ -171,8 +171,8 @@ class Patch2Self:
 def mean_squares(predict: Predict, crop: Crop) -> dict[int, float]:
     """Mean square error by the number of directions shown."""
     return {
-        number: float(np.mean((predict(shown, q) - known) ** 2))
-        for number, shown, q, known in splits(crop.dwi)
+        trial.number: float(np.mean((predict(trial.shown, trial.q) - trial.known) ** 2))
+        for trial in trials(crop.dwi)
     }
 
 
@@ -196,8 +196,8 @@ def tune_processes(crops: Sequence[Crop]) -> dict[int, GaussianProcess]:
     """Covariance and hyperparameters by the number of directions."""
     by_number: dict[int, list[DWI]] = {}
     for crop in crops:
-        for number, shown, *_ in splits(crop.dwi):
-            by_number.setdefault(number, []).append(shown)
+        for trial in trials(crop.dwi):
+            by_number.setdefault(trial.number, []).append(trial.shown)
     chosen = {}
     for number, scans in by_number.items():
         rivals = [
@@ -238,9 +238,10 @@ def tune_denoiser(
     def size(denoise: Denoise) -> float:
         errors = []
         for crop in crops:
-            number, shown, q, known = list(splits(crop.dwi))[-1]
-            cleaned = replace(shown, signal=denoise(shown).astype(np.float32))
-            errors.append(np.log(np.mean((harmonics[number](cleaned, q) - known) ** 2)))
+            last = list(trials(crop.dwi))[-1]
+            cleaned = replace(last.shown, signal=denoise(last.shown).astype(np.float32))
+            found = harmonics[last.number](cleaned, last.q)
+            errors.append(np.log(np.mean((found - last.known) ** 2)))
         return float(np.mean(errors))
 
     return min(rivals, key=size)

@@ -90,6 +90,20 @@ def test_patches_fit_into_few_slices(rivals: ModuleType) -> None:
     assert np.isfinite(rivals.MPPCA(2)(thin)).all()
 
 
+def test_slabs_are_the_head() -> None:
+    from signal_study import heads
+
+    dwi = fibres(0, (30,)).dwi
+    parts = [one.dwi for one in heads.slabs("a", dwi, 60)]
+    assert len(parts) > 2
+
+    def signal_at(some: list[DWI]) -> dict[tuple[float, ...], float]:
+        both = ((one.voxel_centres(), one.signal[:, 1]) for one in some)
+        return {tuple(place): value for pair in both for place, value in zip(*pair, strict=True)}
+
+    assert signal_at(parts) == signal_at([dwi])
+
+
 def test_a_scan_is_compared_with_the_mean_of_its_repetitions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -163,6 +177,6 @@ def test_results_are_kept_and_written_into_the_page(
     assert results.denoised[0].method == "nothing"
     written = page.read_text()
     assert written.count(f"| a | 6 | 25 | {row.scores['network']['rms_error']:.4f} |") == 1
-    monkeypatch.setattr(study.Study, "crops", None)  # nothing is trained or read again
+    monkeypatch.setattr(study.Study, "training", None)  # nothing is trained or read again
     study.main(tmp_path, tmp_path / "runs", None, voxels=100, steps=1, save=True)
     assert page.read_text() == written

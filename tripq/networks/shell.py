@@ -32,6 +32,9 @@ from tripq.so3.fit import ShellFit, even_orders
 HIGHEST_ORDER = 8
 """Of the harmonics: more coefficients than any table has directions."""
 
+_ROUGH = 0.05
+"""Smoothing of the second fit, relative to that of the first."""
+
 _LEAST_NOISE = 0.05  # relative to the usual noise, for the logarithm
 _LEAST_FREEDOM = 0.1
 
@@ -46,7 +49,8 @@ class FittedShell:
         Of the fit.
     features : Tensor of shape (V, irreps_shell_features.dim)
         What the layers take: products of the coefficients in the voxel, the logarithm of its noise,
-        |q|, the logarithms of `errors`, and the coefficients, scaled.
+        |q|, the logarithms of `errors`, and the coefficients, scaled; and what the smoothing took
+        from them, in units of their standard errors.
     errors : Tensor of shape (number of orders,)
         Standard errors of the coefficients for noise of size 1; see `tripq.so3.fit.ShellFit`.
     """
@@ -130,7 +134,7 @@ class ShellNetwork(Bindable):
         self.irreps_shell = o3.Irreps([(1, (l, 1)) for l in orders])
         given = o3.Irreps([(1, (l, 1)) for _, _, l in self._products])
         given = given + o3.Irreps([(2 + len(orders), "0e")])
-        given = given + self.irreps_shell
+        given = given + self.irreps_shell + self.irreps_shell
         self.irreps_features = given
         blocks: list[Block] = []
         for _ in range(n_p_layers):
@@ -199,7 +203,19 @@ class ShellNetwork(Bindable):
         ]
         noise = (_noise(fitted, signal, fit) / self.noise + _LEAST_NOISE).log()[:, None]
         table = torch.cat([q.norm(dim=-1).mean()[None], fit.errors.log()]).to(signal)
-        return torch.cat([*products, noise, table.expand(len(signal), -1), *parts.values()], dim=-1)
+        scalars = [noise, table.expand(len(signal), -1)]
+        removed = self._removed(fitted, signal, q, fit)
+        return torch.cat([*products, *scalars, *parts.values(), removed], dim=-1)
+
+    def _removed(self, fitted: Tensor, signal: Tensor, q: Tensor, fit: ShellFit) -> Tensor:
+        """Coefficients of a fit that is hardly smoothed, minus those of the fit.
+
+        The right smoothing depends on the noise and on the directions.  Added with a weight from 0
+        to 1, in the unit of a correction of the coefficients, this gives every smoothing between.
+        """
+        rough = ShellFit.of(q, self._orders[-1], _ROUGH * self.smoothing)
+        removed = signal @ rough.matrix.T.to(signal) - fitted
+        return removed / per_component(self.noise * fit.errors.to(signal), self.irreps_shell)
 
     @torch.no_grad()
     def measure(self, signal: Tensor, graph: PQGraph) -> None:
