@@ -325,7 +325,7 @@ def tables(cases: Sequence[Case], frames: Sequence[tuple[bool, float, str]]) -> 
         lines.append(f"| {margin:.0%} | {' | '.join(map(str, counts))} |")
     lines += [
         "",
-        "| | wrong frame, to the nearest flip or exchange | what is said |",
+        "| | angle between the wrong frame and the nearest flip or permutation | answer |",
         "| --- | --- | --- |",
         *(
             f"| {_kind(real)} | {angle:.0f}° | {said} |"
