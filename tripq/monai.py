@@ -1,8 +1,8 @@
 """tripq in MONAI: a transform that reads a scan with its table, and networks on dense volumes.
 
 MONAI's transforms, losses and inferers take dense tensors, channels first; the networks of tripq
-take the voxels of a mask and a graph.  `LoadDWId` reads, `VolumeNetwork` goes from dense tensors to
-the graph and back (`tripq.PQGraph.gather`, `tripq.PQGraph.scatter`).
+take the voxels of a mask and a graph.  `LoadDWId` reads a scan, and `VolumeNetwork` converts dense
+tensors to features on a graph and back (`tripq.PQGraph.gather`, `tripq.PQGraph.scatter`).
 
 Needs MONAI: ``pip install 'tripq[bench]'``.
 """

@@ -1,7 +1,7 @@
-"""What a back end says of itself, and what it is asked to evaluate.
+"""The description of a back end, and the request that it evaluates.
 
-Each file of a back end ends with one `BackEnd`: a name, what stands in its way (`obstacle`), what
-it takes (`cost`, at the `rates` that it reached) and the function that evaluates.
+Each file of a back end ends with one `BackEnd`: a name, the reason why it cannot evaluate a request
+(`obstacle`), its `cost`, the measured `rates`, and the function that evaluates.
 `tripq.backends.plan` ranks those that can evaluate a `Request`.
 """
 
@@ -160,7 +160,7 @@ def _differentiated(t: Tensor) -> bool:
 def grid_obstacle(request: Request) -> str | None:
     """Why a back end for grids with directions that all voxels share cannot evaluate a request."""
     if request.nodes:
-        return "every voxel has directions of its own"
+        return "voxels have individual directions"
     if request.edges.grid is None:
         return "the voxels are not on a grid"
     return None

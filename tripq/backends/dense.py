@@ -1,11 +1,11 @@
 r"""The same sum as a dense convolution: the filter on the voxel grid, then ``conv3d``.
 
-The authors' way.  Between directions, a filter on a grid of voxels is a matrix of shape
+This is the authors' method.  Between directions, a filter on a grid of voxels is a matrix of shape
 :math:`(Q_{out} d_{out}) \times (Q_{in} d_{in})` for each offset.  It is built by two matrix
 products from small tables: the weights as coefficients of each product of two harmonics, times the
 q-embeddings, times the p-embeddings.  The products and the convolution run near the peak rate of a
-machine; but their cost grows with the square of the number of directions and with the box around
-the voxels, and the filter must be held in memory.
+machine.  But their cost grows with the square of the number of directions and with the box around
+the voxels, and the filter must fit into memory.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def _shape(filter: PQFilter) -> tuple[int, int, int, int, int]:
 
 
 def _widths(filter: PQFilter, *, outer: bool) -> dict[int, int]:
-    """Orders of the outer or inner harmonics, and how many functions each stands for."""
+    """Orders of the outer or inner harmonics, and the number of functions of each."""
     number = filter.radial[0 if outer else 2]
     orders = {path.outer if outer else path.inner for path in filter.paths}
     return {l: number * (2 * l + 1) for l in sorted(orders)}
@@ -194,7 +194,7 @@ def _starts(filter: PQFilter, *, outer: bool) -> dict[int, int]:
 
 
 def _to_volume(x: Tensor, shape: tuple[int, ...], position: Tensor) -> Tensor:
-    """(V, Q, dim) to (volumes, Q dim, x, y, z), zero outside the mask; the channels stand last."""
+    """(V, Q, dim) to (volumes, Q dim, x, y, z), zero outside the mask; the channels are last."""
     rows = x.flatten(1)
     if len(rows) < math.prod(shape):
         rows = rows.new_zeros(math.prod(shape), rows.shape[1]).index_copy(0, position, rows)

@@ -5,8 +5,8 @@ For features z of shape (V, N, R) and matrices m of shape (T, R, M),
     out[v] = sum over edges e with dst[e] = v of z[src[e]] @ m[type[e]],        (V, N, M).
 
 Every output voxel sums over its own edges (no atomics), and nothing of the size of the edges times
-the features is kept for the backward pass, which walks the transposed edges.  The twins say what is
-computed, and have all derivatives that the backward pass has not.
+the features is kept for the backward pass, which uses the transposed edges.  The torch twins define
+the result, and all derivatives other than that of the backward pass.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Which back end evaluates a filter, why, and what it will take.
+"""The choice of the back end that evaluates a filter, its reason and its cost.
 
 For every back end that can run, the multiply-adds, the bytes and the working memory of a forward
-pass follow from the sizes of the graph and the filter.  ``"auto"`` takes the one with the shortest
-time at the rates that each gives for itself; ``python perf/profile.py`` measures whether it was.
+pass follow from the sizes of the graph and the filter.  ``"auto"`` chooses the one with the
+shortest time at the measured rates of the back ends; ``python perf/profile.py`` checks the choice.
 
-A forward pass takes a `Plan`, which is made once and kept; `explain` adds the words.
+A forward pass needs a `Plan`, which is made once and kept; `explain` describes it in words.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class PlanInWords(Plan):
-    """A plan with what a reader wants to know of it.
+    """A plan with its costs and alternatives, in words.
 
     Attributes
     ----------
@@ -172,7 +172,7 @@ def _kept_plan(
     request = Request(edges, filter, q, dtype, device, budget, differentiated_p, differentiated_q)
     if backend != "auto" and (why := BACKENDS[backend].obstacle(request)) is not None:
         raise ValueError(
-            f'the {backend!r} back end cannot run here: {why}. backend="auto" takes one that can'
+            f'the {backend!r} back end cannot run here: {why}. backend="auto" chooses one that can'
         )
     estimates = sorted(
         (
@@ -231,8 +231,8 @@ def _described(request: Request) -> str:
 def _reason(backend: Backend, plan: Plan, request: Request) -> str:
     if backend != "auto":
         if BACKENDS[backend].needs_gpu and not request.on_gpu:
-            return "as asked for (without a CUDA device its operators run in plain torch)"
-        return "as asked for"
+            return "as requested (without a CUDA device its operators run in plain torch)"
+        return "as requested"
     reason = "the fastest by the cost model"
     if plan.alternatives and plan.seconds > 0:
         second = plan.alternatives[0]

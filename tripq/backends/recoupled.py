@@ -7,13 +7,13 @@ With the recoupling of `tripq.so3.recoupling`, the layer is
 3. channel mixing, one GEMM for each l_1 (and each q_out);
 4. p-aggregation: the p-harmonic and l_1 to the output order, summed over neighbouring voxels.
 
-Steps 1 to 3 know nothing of neighbours and step 4 nothing of directions, so the cost is that of the
-p-edges plus that of the q-edges, not of their product.  Where the output has a single direction,
-steps 3 and 4 are joined: one matrix for each edge type does both.
+Steps 1 to 3 do not depend on neighbours, and step 4 not on input directions, so the cost is that of
+the p-edges plus that of the q-edges, not of their product.  If the output has a single direction,
+steps 3 and 4 are one: a matrix for each edge type.
 
-A ``"diff"`` filter has one harmonic of both offsets, which does not come apart: there steps 1 to 3
-run for every p-edge.  Where every voxel has directions of its own, steps 1, 2 and 4 run for every
-edge, and the mixing comes last.
+A ``"diff"`` filter has one harmonic of both offsets, which does not factor: steps 1 to 3 run for
+every p-edge.  If voxels have individual directions, steps 1, 2 and 4 run for every edge, and the
+mixing is last.
 """
 
 from __future__ import annotations

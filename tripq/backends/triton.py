@@ -8,9 +8,9 @@ Three operators of `tripq.kernels` in a row, voxels and directions as lanes:
 3. `contract`, the p-stage: over the edges between voxels, times harmonics and radial functions of
    the p-offset, coupled to the output orders.
 
-Output directions are taken as many at a time as the budget allows; the backward pass computes each
-part again.  Where every voxel has directions of its own, `aggregate_nodes` does 1 and 3 at once,
-edge by edge, and the mixing comes last, as in `tripq.backends.recoupled`.
+The budget limits the number of output directions computed at a time; the backward pass computes
+each part again.  If voxels have individual directions, `aggregate_nodes` does 1 and 3 at once, edge
+by edge, and the mixing is last, as in `tripq.backends.recoupled`.
 
 On a CPU the operators run as their plain torch twins: for tests, not for speed.
 """
@@ -228,11 +228,11 @@ def obstacle(request: Request) -> str | None:
     if request.filter.joint and not request.nodes:
         return 'it has no kernel for a "diff" filter between voxels that share directions'
     if request.edges.rule is not None and any(True for _ in request.filter.phi_p.parameters()):
-        return "it takes filters averaged over voxels as constants, and their functions are learnt"
-    if request.differentiated_p or request.differentiated_q:
         return (
-            "it takes coordinates and quadrature weights as constants, and some require gradients"
+            "it needs constant radial functions in filters averaged over voxels; these are learnt"
         )
+    if request.differentiated_p or request.differentiated_q:
+        return "it needs constant coordinates and quadrature weights, but some require gradients"
     return None
 
 

@@ -170,7 +170,7 @@ class PQFilter(nn.Module):
 
     @property
     def joint(self) -> bool:
-        """Whether the inner harmonics are those of both offsets, so that they do not come apart."""
+        """Whether the inner harmonics depend on both offsets, so that they do not factor."""
         return self.kind == "diff"
 
     def q_ends(self, q: Tensor) -> Tensor:
@@ -325,11 +325,11 @@ class PQFilter(nn.Module):
         return sum(len(c.index) for c in self.channels_out)
 
     def index_in(self, channels: int) -> Tensor:
-        """Where the components of `channels_in[channels]` stand."""
+        """Positions of the components of `channels_in[channels]`."""
         return positions(self.channels_in[channels].index, self.weight.device)
 
     def index_out(self, channels: int) -> Tensor:
-        """Where the components of `channels_out[channels]` stand."""
+        """Positions of the components of `channels_out[channels]`."""
         return positions(self.channels_out[channels].index, self.weight.device)
 
     def channels_of(self, path: Path) -> tuple[int, int]:

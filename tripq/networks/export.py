@@ -1,8 +1,8 @@
 """A trained network for one gradient table and one grid, as a program that needs no tripq.
 
-With directions and voxel axes fixed, a layer whose output has no directions is a matrix for each of
-its neighbours.  What is left, gathers and matrix products, is what ``torch.export`` takes: the
-program runs wherever torch does, or is compiled ahead of time.
+With fixed directions and voxel axes, a layer whose output has no directions is one matrix for each
+neighbour.  The network is then a sequence of gathers and matrix products, which ``torch.export``
+accepts: the program runs wherever torch does, or can be compiled ahead of time.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The signal along any direction by spherical harmonics alone, without anything that is learned.
+"""The signal along any direction by spherical harmonics, without learned parameters.
 
-It is the usual interpolation of a shell, and an estimate that a network can correct; see
+This is the usual interpolation of a shell, and an estimate that a network can correct; see
 `tripq.nn.Residual`.
 """
 

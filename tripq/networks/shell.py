@@ -1,4 +1,4 @@
-"""Networks on the spherical harmonics of a shell: what those of several tasks have in common.
+"""Networks on the spherical harmonics of a shell, for several tasks.
 
 The signal of a shell is fitted by spherical harmonics (`tripq.so3.fit`), whose coefficients are
 features of order 0, 2, 4, ... of every voxel.  Layers on p-space follow.  The input of the layers

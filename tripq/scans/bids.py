@@ -1,10 +1,10 @@
-"""Diffusion scans of a BIDS dataset, what is known of them, and where results about them go.
+"""Diffusion scans of a BIDS dataset, their derivatives, and the paths of results.
 
 The Brain Imaging Data Structure (https://bids-specification.readthedocs.io) names files by
-entities: ``sub-01_ses-02_run-1_dwi.nii.gz``.  A table beside the scan is found, and so is one
-further up that holds for several scans (the inheritance principle).
+entities: ``sub-01_ses-02_run-1_dwi.nii.gz``.  A table can be beside the scan, or in a folder above
+and apply to several scans (the inheritance principle).
 
-Nothing is indexed: the few folders with diffusion scans are listed when they are needed.
+There is no index: the few folders with diffusion scans are listed when they are needed.
 """
 
 from __future__ import annotations
@@ -251,7 +251,7 @@ class BIDSScan:
                 if whose.items() <= self.name.entities.items() and entities.get("space") in spaces:
                     found.append(file)
         if not found:
-            raise BIDSMissingError(f"{self.path}: no *_{ending}.nii.gz in {folder} is its own.")
+            raise BIDSMissingError(f"{self.path}: no *_{ending}.nii.gz of this scan in {folder}.")
         return _most_specific(found, self)
 
     def result(self, label: str, suffix: str, extension: str) -> Path:
@@ -534,7 +534,7 @@ def _list(root: Path, *patterns: str) -> list[BIDSScan]:
     scans = [BIDSScan(root, file, _tables=tables) for file in sorted(files)]
     for scan in scans:
         if "sub" not in scan.name.entities:
-            _log.warning("%s: left out: not a name of BIDS.", scan.path)
+            _log.warning("%s: ignored: not a BIDS name.", scan.path)
     return [scan for scan in scans if "sub" in scan.name.entities]
 
 
@@ -559,6 +559,6 @@ def _most_specific(files: Sequence[Path], scan: BIDSScan) -> Path:
     count = len(BIDSName.parse(first.name).entities)
     if others and len(BIDSName.parse(others[0].name).entities) == count:
         raise BIDSError(
-            f"{scan.path}: {first.name} and {others[0].name} in {first.parent} hold for it alike."
+            f"{scan.path}: both {first.name} and {others[0].name} in {first.parent} apply to it."
         )
     return first

@@ -1,15 +1,15 @@
-"""Tasks: what networks are trained for. Each is one folder, and none imports another.
+"""Tasks: the quantities that networks predict. Each is one folder, and none imports another.
 
-The commands find a task by its name, among those that installed packages declare as entry points
-of the group `GROUP`, as they find networks (see `tripq.networks.registry`):
+The commands look up a task by its name among the entry points of the group `GROUP` that installed
+packages declare, like networks (see `tripq.networks.registry`):
 
 .. code-block:: toml
 
     [project.entry-points."tripq.tasks"]
     my-task = "my_package.commands:MyTaskCommands"
 
-A file of weights may say for which task it is (the note ``task``); nothing else of it is used to
-find the task, and nothing is executed from it.
+A weights file can name its task (the note ``task``).  Only this name is used to find the task, and
+nothing in the file is executed.
 
 >>> task_names()
 ('fibres', 'lesions', 'signal', 'tissue')
@@ -123,7 +123,7 @@ class Validation:
 
 
 class TaskCommands(ABC, Generic[Config]):
-    """What the commands ask of a task.
+    """The interface of a task for the commands.
 
     Attributes
     ----------
@@ -178,7 +178,7 @@ class TaskCommands(ABC, Generic[Config]):
         Parameters
         ----------
         data, truth : Path
-            A BIDS dataset, and derivatives with what is known of its scans.
+            A BIDS dataset, and derivatives with the truth of its scans.
         settings : Config
             Of the training.
         frame : {"fsl", "voxel", "world"}

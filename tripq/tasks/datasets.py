@@ -1,4 +1,4 @@
-"""Datasets as every task reads them: scans, description, and the participants for validation."""
+"""Datasets of all tasks: scans, description, and the participants for validation."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class ScanFiles:
         data : Path
             The dataset.
         truth : Path
-            Derivatives with what is known of its scans; see `added`.
+            Derivatives with the truth of its scans; see `added`.
         frame : {"fsl", "voxel", "world"}
             Frame of the gradient tables; see `tripq.scans.bids.BIDSScan.gradient_table`.
 

@@ -174,7 +174,7 @@ def test_maps_without_known_fibres_are_named(
         "-o",
         tmp_path / "s",
     )
-    assert "7 coefficients are those of no even order" in call(*given).stderr
+    assert "7 coefficients do not match an even order" in call(*given).stderr
     truth.slicer[:-1].to_filename(wrong)
     assert "grid" in call(*given).stderr
     assert "have none" in failure(call(*given, "--threshold", "0.5"))

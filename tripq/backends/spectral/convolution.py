@@ -53,9 +53,9 @@ def convolve(x: Tensor, operands: Operands, layout: Layout, tiles: Tiles, budget
     operands : Operands
         Tensors.
     layout : Layout
-        What meets what.
+        Index layout of inputs and output shells.
     tiles : Tiles
-        Where the voxels stand.
+        Positions of the voxels.
     budget : int
         Bytes that temporary arrays may take, if single tiles and frequencies fit.
 

@@ -43,7 +43,7 @@ _CAPTION = "crossings: two fibres at 60 to 90 degrees"
 
 @dataclass(frozen=True, eq=False)
 class FibreMap:
-    """Orientation distributions of a scan with what is known of its fibres, in V voxels.
+    """Orientation distributions of a scan with its known fibres, in V voxels.
 
     Parameters
     ----------

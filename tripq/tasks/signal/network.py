@@ -7,9 +7,9 @@ On a shell the signal of a voxel is a function on the sphere, with the coefficie
 
 :math:`F` is the fit of `tripq.so3.fit`.  g is an equivariant network on p-space: it
 takes the coefficients of the fit as features of order 0, 2, 4 of the voxel and of its neighbours.
-Its last layer starts at 0, so that training starts at the fit, and :math:`\sigma` is the standard
-error of the coefficients, so that first corrections have the size of the errors: both the large
-isotropic part and the initial scale are solved by this.
+Its last layer starts at 0, so that training starts at the fit, which includes the large isotropic
+part.  :math:`\sigma` is the standard error of the coefficients, so that typical corrections are of
+size 1.
 """
 
 from __future__ import annotations

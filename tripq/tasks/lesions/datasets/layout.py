@@ -1,4 +1,4 @@
-"""Files of a cohort in BIDS layout, whatever its signal and its truth are.
+"""Files of a cohort in BIDS layout, for all kinds of signal and truth.
 
 The layout (https://bids-specification.readthedocs.io)::
 

@@ -80,7 +80,7 @@ def write_simulated(
         Ranges from which tissue, noise and artefacts of every scan are drawn, by default none.
         They replace `snr`.
     report : callable, optional
-        Is told the number of finished subjects and of all.
+        Called with the number of finished subjects and of all.
 
     Returns
     -------
