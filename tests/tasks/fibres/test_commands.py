@@ -20,7 +20,8 @@ from tripq.scans import read_dwi
 from tripq.so3.fit import harmonics_at
 from tripq.so3.mrtrix import ORTHONORMAL
 from tripq.tasks.fibres.network import FibreNetwork
-from tripq.tasks.fibres.simulate import TRUTH, write_cohort
+from tripq.tasks.fibres.simulate import write_cohort
+from tripq.tasks.layout import TRUTH
 from tripq.training.config import example_config, parse_config
 
 pytestmark = pytest.mark.usefixtures("plain_pages")
