@@ -36,7 +36,7 @@ _COS = tl.constexpr(tuple((-1) ** j * pi ** (2 * j) / factorial(2 * j) for j in 
 
 
 class Harmonics(NamedTuple):
-    """What a kernel of harmonics is compiled for; see `tripq.kernels.embeddings.Recursion`.
+    """Constants of a kernel of harmonics; see `tripq.kernels.embeddings.Recursion`.
 
     Attributes
     ----------
@@ -56,7 +56,7 @@ class Harmonics(NamedTuple):
 
     @classmethod
     def up_to(cls, lmax: int) -> Harmonics:
-        """Of all orders up to the largest."""
+        """The constants for all orders up to the largest."""
         return cls(lmax, *harmonic_recursion(lmax))
 
 
@@ -202,7 +202,7 @@ def _launch_harmonics(
 
 
 class Arguments(NamedTuple):
-    """What radial functions are evaluated at.
+    """Arguments of radial functions.
 
     Attributes
     ----------
@@ -237,7 +237,7 @@ class Gradients(NamedTuple):
 
 
 class Radial(NamedTuple):
-    """What a kernel of radial functions is compiled for.
+    """Constants of a kernel of radial functions.
 
     Attributes
     ----------
@@ -259,7 +259,7 @@ class Radial(NamedTuple):
 
     @classmethod
     def of(cls, kind: str, number: int) -> Radial:
-        """Some functions of a kind."""
+        """The constants for some functions of a kind."""
         height = 0.0 if kind == "bessel" else radial_height(kind)
         return cls(kind, number, triton.next_power_of_2(number), height)
 

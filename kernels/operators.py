@@ -35,7 +35,7 @@ def operator(
     keep: Function | None = None,
     differentiate: Function | None = None,
 ) -> Function:
-    """Define an operator; what is returned calls it, or its twin where torch needs plain torch.
+    """Define an operator; the returned function calls it, or its twin where torch needs it.
 
     Parameters
     ----------

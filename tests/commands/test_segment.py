@@ -336,7 +336,7 @@ def test_quiet_is_quiet_and_the_log_has_all(
         ),
         (
             lambda f: write_weights(f["weights"], threshold="high"),
-            "its threshold is 'high', no num",
+            "its threshold is 'high', not a num",
         ),
         (lambda f: f["out"].write_text("a file"), "out: File exists"),
     ],

@@ -59,7 +59,7 @@ class Request:
 
     @classmethod
     def of(cls, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilter, budget: int) -> Request:
-        """For a filter and a scan as they are now."""
+        """The request for a filter and a scan."""
         if isinstance(q, NodeSpace):
             of_q = q.q, q.q_out, q.edges.weights
         else:
@@ -87,7 +87,7 @@ class Request:
 
     @property
     def nodes(self) -> bool:
-        """Whether every voxel has directions of its own."""
+        """Whether voxels have individual directions."""
         return isinstance(self.q, NodeSpace)
 
     @property
@@ -153,8 +153,14 @@ class Request:
 
 
 def _differentiated(t: Tensor) -> bool:
-    """Whether it requires a gradient, or carries a tangent of forward-mode AD."""
+    """Whether a tensor requires a gradient, or carries a tangent of forward-mode AD."""
     return t.requires_grad or forward_ad.unpack_dual(t).tangent is not None
+
+
+def empty_sum(x: Tensor, q: QSpace | NodeSpace, filter: PQFilter) -> Tensor:
+    """The sum of a filter without paths or voxels: zeros, of the shape in `tripq.backends`."""
+    n_out = (len(q.q_out),) if isinstance(q, NodeSpace) else (len(x), len(q.q_out))
+    return x.new_zeros(*n_out, filter.dim_out)
 
 
 def grid_obstacle(request: Request) -> str | None:
@@ -167,7 +173,7 @@ def grid_obstacle(request: Request) -> str | None:
 
 
 def no_obstacle(request: Request) -> None:
-    """Of a back end that can evaluate every request."""
+    """None: the back end can evaluate every request."""
 
 
 @dataclass(frozen=True)

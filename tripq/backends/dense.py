@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from tripq.backends.base import BackEnd, Request, Work, grid_obstacle
+from tripq.backends.base import BackEnd, Request, Work, empty_sum, grid_obstacle
 from tripq.backends.parts import by_directions
 from tripq.backends.precision import convolve, single_precision
 from tripq.backends.tables import (
@@ -43,9 +43,8 @@ def evaluate(
     """The sum over all edges; shapes as in `tripq.backends`."""
     assert isinstance(q, QSpace)  # see `grid_obstacle`
     assert edges.grid is not None
-    n_voxels, n_out = x.shape[0], len(q.q_out)
-    if not filter.paths or n_voxels == 0:
-        return x.new_zeros(n_voxels, n_out, filter.dim_out)
+    if not filter.paths or not len(x):
+        return empty_sum(x, q, filter)
     shape, position = edges.grid.cropped
     volume = _to_volume(x, shape, position)
     builder = DenseFilter(filter, edges, q, accumulation_dtype(x.dtype))  # half under autocast
@@ -58,7 +57,7 @@ def evaluate(
 
     # Parts are built again in the backward pass: all filters together are what does not fit.
     size = builder.numbers_per_direction
-    return by_directions(convolved, n_out, size, budget, volume, coefficients)
+    return by_directions(convolved, len(q.q_out), size, budget, volume, coefficients)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tripq.backends.base import BackEnd, Request, Work, grid_obstacle
+from tripq.backends.base import BackEnd, Request, Work, empty_sum, grid_obstacle
 from tripq.backends.precision import full_precision
 from tripq.backends.spectral.convolution import bytes_per_place, convolve
 from tripq.backends.spectral.stages import Layout, Operands
@@ -46,7 +46,7 @@ def evaluate(
     assert edges.grid is not None
     assert edges.steps is not None
     if not filter.paths or not len(x):
-        return x.new_zeros(x.shape[0], len(q.q_out), filter.dim_out)
+        return empty_sum(x, q, filter)
     largest = budget // bytes_per_place(x, len(q.q_out), filter.dim_out)
     tiles = _tiles(edges.grid, edges.margin, largest)
     at_outputs = filter.phi_q_out(q.q_out.to(x.dtype).norm(dim=-1))
@@ -230,7 +230,7 @@ def _outer_orders(filter: PQFilter) -> list[int]:
 
 
 def obstacle(request: Request) -> str | None:
-    """Why it cannot evaluate a request, if it cannot."""
+    """The reason why this back end cannot evaluate a request, or None."""
     if (why := grid_obstacle(request)) is not None:
         return why
     if request.filter.joint:

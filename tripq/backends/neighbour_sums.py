@@ -67,13 +67,13 @@ def aggregate_on_edges(
 
 
 def grid_twin(z: Tensor, m: Tensor, table: Tensor) -> Tensor:
-    """What `aggregate_on_grid` computes."""
+    """The torch twin of `aggregate_on_grid`."""
     padded = torch.cat([z, z.new_zeros(1, *z.shape[1:])])
     return torch.einsum("vtnr,trm->vnm", padded[table], m)
 
 
 def edges_twin(z: Tensor, m: Tensor, dst: Tensor, src: Tensor, type_: Tensor) -> Tensor:
-    """What `aggregate_on_edges` computes."""
+    """The torch twin of `aggregate_on_edges`."""
     zeros = z.new_zeros(z.shape[0], z.shape[1], m.shape[2])
     return zeros.index_add(0, dst, z[src] @ m[type_])
 

@@ -30,7 +30,7 @@ BANDWIDTH = {"cpu": 10.0, "cuda": 3_000.0}
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one back end would take for a forward pass.
+    """Estimated cost of a forward pass by one back end.
 
     Attributes
     ----------
@@ -126,7 +126,7 @@ class PlanInWords(Plan):
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a layer will do on a graph: a plan for each scan and filter."""
+    """The plans of a layer on a graph, one for each scan and filter."""
 
     plans: tuple[PlanInWords, ...]
 
@@ -168,7 +168,7 @@ def _kept_plan(
     differentiated_q: bool,
     backend: Backend,
 ) -> Plan:
-    """A plan, kept as long as scan and filter; of neither it holds anything but numbers."""
+    """A plan, kept as long as scan and filter exist; it holds only numbers."""
     request = Request(edges, filter, q, dtype, device, budget, differentiated_p, differentiated_q)
     if backend != "auto" and (why := BACKENDS[backend].obstacle(request)) is not None:
         raise ValueError(
@@ -187,7 +187,7 @@ def _kept_plan(
 
 
 def _why_not(back_end: BackEnd, request: Request, asked: Backend) -> str | None:
-    """Why a back end is not ranked, if it is not."""
+    """The reason why a back end is not ranked, or None."""
     if back_end.needs_gpu and not request.on_gpu and back_end.name != asked:
         return "its kernels need a CUDA device"
     return back_end.obstacle(request)

@@ -63,7 +63,7 @@ def single_precision(evaluate: Evaluate) -> Evaluate:
 
 
 def full_precision(evaluate: Evaluate) -> Evaluate:
-    """A back end of many small sums, from which half precision would take more than it saves."""
+    """A back end of many small sums, which computes in float32 under autocast, too."""
     evaluate = single_precision(evaluate)
 
     @wraps(evaluate)
@@ -98,7 +98,7 @@ def convolve(volume: Tensor, weight: Tensor, padding: list[int]) -> Tensor:
 
 
 class _Convolution(torch.autograd.Function):
-    """cuDNN looks at the switch when it runs, in the backward pass too.
+    """A convolution that sets the switch of cuDNN when it runs, in the backward pass, too.
 
     Only the first derivative is taken by it: of higher ones cuDNN has its own way.
     """

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from tripq.backends.base import BackEnd, Request, Work, no_obstacle
+from tripq.backends.base import BackEnd, Request, Work, empty_sum, no_obstacle
 from tripq.backends.neighbour_sums import aggregate_on_edges, aggregate_on_grid
 from tripq.backends.parts import by_directions, parts_of, recomputed
 from tripq.backends.precision import full_precision
@@ -42,8 +42,7 @@ def evaluate(
 ) -> Tensor:
     """The sum over all edges; shapes as in `tripq.backends`."""
     if not filter.paths:
-        n_out = (len(q.q_out),) if isinstance(q, NodeSpace) else (x.shape[0], len(q.q_out))
-        return x.new_zeros(*n_out, filter.dim_out)
+        return empty_sum(x, q, filter)
     if isinstance(q, NodeSpace):
         return _on_nodes(x, edges, q, filter, budget)
     if filter.joint:
@@ -220,7 +219,7 @@ def _on_joint_offsets(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, bud
     return out
 
 
-# -- directions of its own at every voxel --------------------------------------------------------
+# -- individual directions in every voxel --------------------------------------------------------
 
 
 def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter, budget: int) -> Tensor:

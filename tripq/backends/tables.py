@@ -57,7 +57,7 @@ class Terms:
 def coefficient_matrix(
     filter: PQFilter, size: int, place: Callable[[Terms], Index]
 ) -> SparseMatrix:
-    """What makes the coefficients of all products of harmonics of the weights.
+    """The matrix from the weights to the coefficients of all products of harmonics.
 
     Parameters
     ----------

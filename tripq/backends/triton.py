@@ -23,7 +23,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from tripq.backends.base import BackEnd, Request, Work
+from tripq.backends.base import BackEnd, Request, Work, empty_sum
 from tripq.backends.parts import by_directions, recomputed
 from tripq.backends.tables import mixing_at
 from tripq.domain.adjacency import Adjacency
@@ -48,8 +48,7 @@ def evaluate(
 ) -> Tensor:
     """The sum over all edges; shapes as in `tripq.backends`."""
     if not filter.paths:
-        n_out = (len(q.q_out),) if isinstance(q, NodeSpace) else (x.shape[0], len(q.q_out))
-        return x.new_zeros(*n_out, filter.dim_out)
+        return empty_sum(x, q, filter)
     if isinstance(q, NodeSpace):
         return _on_nodes(x, edges, q, filter, budget)
     return _on_product(x, edges, q, filter, budget)
@@ -142,7 +141,7 @@ def _highest(filter: PQFilter, *, outer: bool) -> int:
     return max(path.outer if outer else path.inner for path in filter.paths)
 
 
-# -- directions of its own at every voxel --------------------------------------------------------
+# -- individual directions in every voxel --------------------------------------------------------
 
 
 def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter, budget: int) -> Tensor:
@@ -222,7 +221,7 @@ def _walk(nodes: NodeSpace, edges: PEdges, start: int, stop: int) -> NodeCsr:
 
 
 def obstacle(request: Request) -> str | None:
-    """Why it cannot evaluate a request, if it cannot."""
+    """The reason why this back end cannot evaluate a request, or None."""
     if request.on_gpu and find_spec("triton") is None:
         return "Triton is not installed: pip install 'tripq[cuda]'"
     if request.filter.joint and not request.nodes:

@@ -88,7 +88,7 @@ class PQGraph:
         q_out: ArrayLike | Tensor | None = None,
         q_weights: ArrayLike | Tensor | None = None,
     ) -> PQGraph:
-        """The voxels of a mask, joined when closer than `radius` in world space.
+        """The voxels of a mask, joined if closer than `radius` in world space.
 
         Parameters
         ----------
@@ -165,7 +165,7 @@ class PQGraph:
         q_weights: ArrayLike | Tensor | None = None,
         volumes: ArrayLike | Tensor | None = None,
     ) -> PQGraph:
-        """An arbitrary list of nodes, each with a q-vector of its own.
+        """An arbitrary list of nodes, each with an individual q-vector.
 
         For tables that differ from voxel to voxel, as the nonlinearity of the gradients makes them.
         The centre of a voxel is the mean of the `p` of its nodes, input and output, so gradients

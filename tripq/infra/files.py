@@ -296,7 +296,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _naming(error: OSError, path: Path) -> OSError:
-    """The same error about another file: that which the user knows."""
+    """The same error with the name of another file, which the user knows."""
     return OSError(error.errno, error.strerror or str(error), str(path))
 
 

@@ -99,7 +99,7 @@ class Model:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """The output of a network for a scan, and how it came about.
+    """The output of a network for a scan, with notes and cautions.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ class Prediction:
 
 
 class Predict(Protocol):
-    """The output of a network for a scan that suits it, such as `predict_blocks` gives it."""
+    """Computes the output of a network for a suitable scan, as `predict_blocks` does."""
 
     def __call__(
         self,
@@ -250,7 +250,7 @@ def suitable_size(dwi: DWI, voxel_sizes: tuple[float, float]) -> float:
 
 
 def least_voxels(network: nn.Module, dwi: DWI) -> int:
-    """Voxels in a block that is as wide as its halo; smaller ones would take ages.
+    """Voxels in a block that is as wide as its halo; smaller blocks would be very slow.
 
     Parameters
     ----------
@@ -264,7 +264,7 @@ def least_voxels(network: nn.Module, dwi: DWI) -> int:
 
 
 def voxels_within(memory: float, network: nn.Module, dwi: DWI, held: int = 0) -> int:
-    """How many voxels a block may have, so that all of the program stays within a memory.
+    """Maximum number of voxels in a block for a memory limit of the whole program.
 
     Parameters
     ----------
@@ -305,7 +305,7 @@ def apply_model(
     device: str | torch.device = "cpu",
     report: Callable[[int, int], None] | None = None,
 ) -> Prediction:
-    """The output of a network in every voxel of a scan, whatever its voxel size.
+    """The output of a network in every voxel of a scan, of any voxel size.
 
     Where the voxels are within the range of the training, nothing is interpolated.  Another scan is
     resampled, and the output brought back (see `tripq.scans.resampling`).  Shells outside the
@@ -398,7 +398,7 @@ def apply_model(
 
 
 def _check_resampling(dwi: DWI, voxel_size: float, memory: float) -> None:
-    """Refuse to resample a scan to a size that cannot fit, before it takes all memory."""
+    """Check that memory suffices to resample a scan, before it is allocated."""
     need = PROGRAM_BYTES + dwi.signal.nbytes + bytes_to_resample(dwi, voxel_size)
     if need > memory:
         old = " x ".join(f"{edge:.3g}" for edge in dwi.voxel_size)

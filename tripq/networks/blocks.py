@@ -56,7 +56,7 @@ def graph_radius(network: nn.Module) -> float:
 
 
 def receptive_field(network: nn.Module, affine: NDArray[np.floating]) -> NDArray[np.int64]:
-    """How many voxels a network looks beyond a voxel, along each axis of the grid.
+    """Reach of the receptive field of a network, in voxels along each axis of the grid.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def receptive_field(network: nn.Module, affine: NDArray[np.floating]) -> NDArray
 
 @dataclass(frozen=True)
 class ScanBlock:
-    """Part of a grid: the voxels that are wanted, and those that a network needs to see for it."""
+    """Part of a grid: the output voxels, and the input voxels that a network needs for them."""
 
     inner: Box
     outer: Box
@@ -226,7 +226,7 @@ def predict_blocks(
 
 @dataclass(frozen=True)
 class Part:
-    """Part of a scan for a network: V voxels, some of which are there for the others only.
+    """Part of a scan for a network: V voxels, some of which are only the halo of the others.
 
     Parameters
     ----------
@@ -356,7 +356,7 @@ def _tensor_field_layers(network: nn.Module) -> list[PQTensorFieldLayer]:
 
 
 def check_b_values(network: nn.Module, dwi: DWI) -> None:
-    """Make sure that a network takes the b-values of a scan.
+    """Check that a network accepts the b-values of a scan.
 
     Raises
     ------

@@ -53,7 +53,7 @@ _VERSION = "tripq"  # the note that says which version wrote a file
 
 
 class CheckpointError(ValueError):
-    """A network cannot be saved, or not be built from a file; the message says why."""
+    """A network cannot be saved or loaded; the message gives the reason."""
 
 
 def save_network(

@@ -115,7 +115,7 @@ def _check_layer(layer: PQTensorFieldLayer, which: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Table:
-    """What is left of the graph of one scan."""
+    """The graph of one scan in an exported program."""
 
     neighbours: Tensor
 
@@ -134,7 +134,7 @@ class _Table:
 
 
 class _Fixed(nn.Module):
-    """A network whose layers know their graph but for the voxels."""
+    """A network whose layers have a fixed graph, except for the voxels."""
 
     def __init__(self, network: nn.Module, graph: PQGraph) -> None:
         super().__init__()

@@ -37,11 +37,11 @@ IGNORED_MAPS = "*_dwimap.*"
 
 
 class BIDSError(ValueError):
-    """A dataset is not as BIDS has it, or holds nothing to work on; the message says why."""
+    """A dataset violates BIDS, or has no usable file; the message gives the reason."""
 
 
 class BIDSMissingError(BIDSError):
-    """A scan lacks a file that should be its own; the message says where it was looked for."""
+    """A scan lacks a file; the message gives the folder that was searched."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class BIDSName:
         entities = dict(pair.split("-", 1) for pair in pairs if "-" in pair)
         return cls(entities, suffix, dot + extension)
 
-    def holds_for(self, other: BIDSName) -> bool:
+    def applies_to(self, other: BIDSName) -> bool:
         """Whether the other has the same suffix, and all entities that this one has."""
         return self.suffix == other.suffix and self.entities.items() <= other.entities.items()
 
@@ -152,7 +152,7 @@ class BIDSScan:
             if (folder, ending) not in self._tables:
                 self._tables[folder, ending] = [*folder.glob(f"*{ending}")]
             there = self._tables[folder, ending]
-            found = [file for file in there if BIDSName.parse(file.name).holds_for(self.name)]
+            found = [file for file in there if BIDSName.parse(file.name).applies_to(self.name)]
             if found:
                 return _most_specific(found, self)
         raise BIDSMissingError(
@@ -255,7 +255,7 @@ class BIDSScan:
         return _most_specific(found, self)
 
     def result(self, label: str, suffix: str, extension: str) -> Path:
-        """Where a result about it goes, relative to the root of the results.
+        """Path of a result about it, relative to the root of the results.
 
         Parameters
         ----------
@@ -408,7 +408,7 @@ def find_brain_mask(scan: BIDSScan, usual: Path, chosen: Path | None = None) -> 
 def find_namesakes(
     scans: Sequence[BIDSScan], name: Callable[[BIDSScan], Hashable]
 ) -> dict[Path, str]:
-    """Scans that get a name that another one gets, too.
+    """Scans whose name another scan has, too.
 
     Parameters
     ----------

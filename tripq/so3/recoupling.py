@@ -142,7 +142,7 @@ class Mixing:
 
 @dataclass(frozen=True)
 class Recoupling:
-    """From the weights of a filter to mixing matrices, one set for each order `l_1`.
+    """Tables from the weights of a filter to mixing matrices, one set for each order `l_1`.
 
     The *inner* harmonic is coupled to the input first: that of the q-offset, or the only one of a
     ``"diff"`` filter.  The *outer* one comes last: that of the p-offset, or order 0.

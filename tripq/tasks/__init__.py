@@ -102,7 +102,7 @@ class Cohort:
 
 @dataclass(frozen=True, eq=False)
 class Validation:
-    """How good a trained network is on the scans that were left out.
+    """Results of a trained network on the validation scans.
 
     Parameters
     ----------
@@ -160,7 +160,7 @@ class TaskCommands(ABC, Generic[Config]):
     @property
     @abstractmethod
     def score(self) -> str:
-        """What decides which weights are the best, in messages."""
+        """Name of the validation score, for messages."""
 
     @abstractmethod
     def read_cohort(
@@ -270,10 +270,10 @@ class TaskCommands(ABC, Generic[Config]):
         device: str,
         report: Callable[[int, int], None],
     ) -> Validation:
-        """Apply a network, on a device, to the scans that were left out."""
+        """Apply a network, on a device, to the validation scans."""
 
     def predict(self, network: nn.Module, dwi: DWI, /, **how: Any) -> NDArray[np.float32]:
-        """The output as it is used, for a scan that suits the network; see `predict_blocks`."""
+        """The prediction for a scan that suits the network; see `predict_blocks`."""
         from tripq.networks.blocks import predict_blocks
 
         return predict_blocks(network, dwi, **how)

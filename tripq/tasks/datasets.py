@@ -59,7 +59,7 @@ class ScanFiles:
 
     @classmethod
     def added(cls, scan: BIDSScan, truth: Path) -> Mapping[str, Path | None]:
-        """The files that a task adds, by field, from derivatives with what is known; here none.
+        """The files that a task adds, by field, from derivatives with the truth; here none.
 
         Raises
         ------

@@ -38,7 +38,7 @@ class ScanScores(Protocol):
 
     @property
     def columns(self) -> Mapping[str, float]:
-        """All numbers by the names that they have in files; NaN for what does not exist."""
+        """All numbers by their names in files; NaN for undefined scores."""
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from tripq.domain.scan_graph import ScanGraph
 from tripq.filters.radial import Radial
 from tripq.infra.e3nn import o3
 from tripq.networks.shell import (
-    HIGHEST_ORDER,
     ShellNetwork,
+    check_orders,
     shared_directions,
     shells,
 )
@@ -92,9 +92,7 @@ class FibreNetwork(ShellNetwork):
         p_radial: Radial = Radial("cosine", 2),
         quadrature: Quadrature = "integral",
     ) -> None:
-        for name, value in (("order", order), ("fit_order", fit_order)):
-            if value not in range(2, HIGHEST_ORDER + 1, 2):
-                raise ValueError(f"{name} must be 2, 4, 6 or 8, not {value}")
+        check_orders(order=order, fit_order=fit_order)
         irreps_out = o3.Irreps([(1, (l, 1)) for l in even_orders(order)])
         super().__init__(
             irreps_out,
