@@ -426,7 +426,7 @@ def _cautions(model: Model, dwi: DWI) -> list[str]:
         )
     cautions += [
         f"{count} directions of b = {shell.b_value:.0f} s/mm2 are fewer than on any shell in "
-        f"training ({model.fewest_directions}): the map may be poor."
+        f"training ({model.fewest_directions}): the map may be unreliable."
         for shell in dwi.shells
         if (count := count_directions(dwi.q[shell.indices])) < model.fewest_directions
     ]

@@ -111,12 +111,12 @@ def test_fewer_directions_than_in_training_are_told() -> None:
     (told,) = segment_scan(make_model(fewest_directions=5), scan).notes
     assert told == (
         "4 directions of b = 1000 s/mm2 are fewer than on any shell in training (5): the map "
-        "may be poor."
+        "may be unreliable."
     )
     for edge, coarse in ((2.9, False), (3.1, True)):
         told = segment_scan(make_model(), make_scan((2.0, 2.0, edge))).notes
         assert (len(told) == 2) == coarse
-        assert ("trained on much finer voxels: 3.1 mm hold" in told[-1]) == coarse
+        assert ("trained on much finer voxels: 3.1 mm mix" in told[-1]) == coarse
     told = segment_scan(make_model(voxel_sizes=None, b_values=()), make_scan((3, 3, 3))).notes
     assert len(told) == 1
     assert "does not record a voxel size" in told[0]
