@@ -440,8 +440,8 @@ def _arguments(
     """Contiguous arguments; start, centres and stop are rounded as e3nn rounds them."""
     dtype, n_steps = accumulation_dtype(lengths.dtype), family.number + 2
     grid = torch.linspace(family.start, family.stop, n_steps, dtype=dtype, device=lengths.device)
-    learned = (None if x is None else x.contiguous() for x in (scale, shift))
-    return Arguments(lengths.contiguous(), *learned, grid)
+    scale, shift = (None if x is None else x.contiguous() for x in (scale, shift))
+    return Arguments(lengths.contiguous(), scale, shift, grid)
 
 
 def _block(number: int) -> int:
