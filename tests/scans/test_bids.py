@@ -180,7 +180,7 @@ def test_a_brain_mask_is_the_one_of_the_scan(tmp_path: Path) -> None:
     make(folder, "sub-01_ses-1_run-2_desc-brain_mask.nii.gz")
     make(folder, "sub-01_ses-1_run-1_space-MNI_desc-brain_mask.nii.gz")
     scan = only(tmp_path / "raw")
-    with pytest.raises(BIDSError, match=r"no \*_desc-brain_mask.nii.gz of this scan in"):
+    with pytest.raises(BIDSError, match=r"no \*_desc-brain_mask.nii.gz in .* belongs to this scan"):
         scan.brain_mask(masks)
     make(folder, "sub-01_ses-1_desc-brain_mask.nii.gz")
     assert scan.brain_mask(masks).name == "sub-01_ses-1_desc-brain_mask.nii.gz"

@@ -251,7 +251,9 @@ class BIDSScan:
                 if whose.items() <= self.name.entities.items() and entities.get("space") in spaces:
                     found.append(file)
         if not found:
-            raise BIDSMissingError(f"{self.path}: no *_{ending}.nii.gz of this scan in {folder}.")
+            raise BIDSMissingError(
+                f"{self.path}: no *_{ending}.nii.gz in {folder} belongs to this scan."
+            )
         return _most_specific(found, self)
 
     def result(self, label: str, suffix: str, extension: str) -> Path:
