@@ -14,9 +14,8 @@ import argparse
 from pathlib import Path
 
 from tripq.simulate import GradientTable, default_anatomy, random_settings, simulate_scan
-from tripq.tasks.lesions.datasets.layout import Layout
+from tripq.tasks.layout import ICBM, Layout
 from tripq.tasks.lesions.datasets.simulated import NOTICE
-from tripq.tasks.lesions.datasets.sources import ICBM
 from tripq.tasks.lesions.simulate import Lesions
 from tripq.tasks.tissue.scans import write_labelled
 from tripq.tasks.tissue.simulated import label_scan
@@ -27,7 +26,6 @@ LAYOUT = Layout(
     notice=NOTICE,
     kind="a simulated",
     section="Simulation",
-    columns={},
     licences=(ICBM,),
 )
 

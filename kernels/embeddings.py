@@ -154,7 +154,7 @@ _edge_harmonics_backward = operator(
 
 
 class Family(NamedTuple):
-    """Radial functions without what is learned.
+    """Radial functions without their learned scales and shifts.
 
     Attributes
     ----------

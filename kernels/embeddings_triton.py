@@ -1,8 +1,13 @@
-"""Triton kernels of `tripq.kernels.embeddings`, which defines their results."""
+"""Triton kernels of `tripq.kernels.embeddings`, which defines their results.
+
+Kernels are compiled for one set of functions, the constants C (`Harmonics` or `Radial`).  Arguments
+of radial functions, `Arguments`, and their gradients, `Gradients`, are tuples of pointers.
+"""
 
 from __future__ import annotations
 
 from math import factorial, pi
+from typing import NamedTuple
 
 import torch
 import triton
@@ -30,6 +35,31 @@ _COS = tl.constexpr(tuple((-1) ** j * pi ** (2 * j) / factorial(2 * j) for j in 
 # -- spherical harmonics ---------------------------------------------------------------------------
 
 
+class Harmonics(NamedTuple):
+    """Constants of a kernel of harmonics; see `tripq.kernels.embeddings.Recursion`.
+
+    Attributes
+    ----------
+    lmax : int
+        The largest order.
+    terms, coefficients, begins : tuple of numbers
+        The recursion.
+    zero : float
+        Shorter offsets have no direction.
+    """
+
+    lmax: int
+    terms: tuple[int, ...]
+    coefficients: tuple[float, ...]
+    begins: tuple[int, ...]
+    zero: float = ZERO_LENGTH
+
+    @classmethod
+    def up_to(cls, lmax: int) -> Harmonics:
+        """The constants for all orders up to the largest."""
+        return cls(lmax, *harmonic_recursion(lmax))
+
+
 @triton.jit
 def _add_to(total, value, O: tl.constexpr):
     return total[:O] + (total[O] + value,) + total[O + 1 :]
@@ -54,38 +84,25 @@ def _direction(offsets, edge, inside, ACC: tl.constexpr, ZERO: tl.constexpr):
 
 
 @triton.jit
-def _next_order(
-    previous,
-    unit,
-    L: tl.constexpr,
-    TERMS: tl.constexpr,
-    COEFFICIENTS: tl.constexpr,
-    BEGIN: tl.constexpr,
-    END: tl.constexpr,
-):
+def _next_order(previous, unit, L: tl.constexpr, C: tl.constexpr):
     """Harmonics of order L from those of order L - 1."""
+    BEGIN: tl.constexpr = C.begins[L - 1]
+    END: tl.constexpr = C.begins[L]
     y = _zeros(unit[0], 2 * L + 1)
     for j in tl.static_range(BEGIN, END):
-        term = COEFFICIENTS[j] * previous[TERMS[3 * j + 1]] * unit[TERMS[3 * j + 2]]
-        y = _add_to(y, term, TERMS[3 * j])
+        term = C.coefficients[j] * previous[C.terms[3 * j + 1]] * unit[C.terms[3 * j + 2]]
+        y = _add_to(y, term, C.terms[3 * j])
     return y
 
 
 @triton.jit
-def _add_gradient(
-    total,
-    grad,
-    previous,
-    L: tl.constexpr,
-    TERMS: tl.constexpr,
-    COEFFICIENTS: tl.constexpr,
-    BEGIN: tl.constexpr,
-    END: tl.constexpr,
-):
+def _add_gradient(total, grad, previous, L: tl.constexpr, C: tl.constexpr):
     """Add the gradient for the unit vector of order L, from harmonics of order L - 1."""
+    BEGIN: tl.constexpr = C.begins[L - 1]
+    END: tl.constexpr = C.begins[L]
     for j in tl.static_range(BEGIN, END):
-        term = (L * COEFFICIENTS[j]) * previous[TERMS[3 * j + 1]] * grad[TERMS[3 * j]]
-        total = _add_to(total, term, TERMS[3 * j + 2])
+        term = (L * C.coefficients[j]) * previous[C.terms[3 * j + 1]] * grad[C.terms[3 * j]]
+        total = _add_to(total, term, C.terms[3 * j + 2])
     return total
 
 
@@ -102,54 +119,46 @@ def _load_order(row, inside, L: tl.constexpr, ACC: tl.constexpr):
 @triton.jit
 def harmonics_kernel(
     offsets,  # (E, 3)
-    out,  # (E, (LMAX + 1)^2)
+    out,  # (E, (lmax + 1)^2)
     n_edges,
-    LMAX: tl.constexpr,
-    TERMS: tl.constexpr,
-    COEFFICIENTS: tl.constexpr,
-    BEGINS: tl.constexpr,
-    ZERO: tl.constexpr,
-    ACC: tl.constexpr,
+    C: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Harmonics of a block of edges, order by order."""
+    ACC: tl.constexpr = tl.float64 if offsets.dtype.element_ty == tl.float64 else tl.float32
     edge = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
     inside = edge < n_edges
-    unit, factor = _direction(offsets, edge, inside, ACC, ZERO)
-    row = out + edge * ((LMAX + 1) * (LMAX + 1))
+    unit, factor = _direction(offsets, edge, inside, ACC, C.zero)
+    row = out + edge * ((C.lmax + 1) * (C.lmax + 1))
     y = (tl.zeros_like(factor) + 1,)
     tl.store(row, y[0], mask=inside)
-    for l in tl.static_range(1, LMAX + 1):
-        y = _next_order(y, unit, l, TERMS, COEFFICIENTS, BEGINS[l - 1], BEGINS[l])
+    for l in tl.static_range(1, C.lmax + 1):
+        y = _next_order(y, unit, l, C)
         for m in tl.static_range(2 * l + 1):
             tl.store(row + (l * l + m), y[m], mask=inside)
 
 
 @triton.jit
 def harmonics_backward_kernel(
-    grad,  # (E, (LMAX + 1)^2)
+    grad,  # (E, (lmax + 1)^2)
     offsets,  # (E, 3)
     out,  # (E, 3)
     n_edges,
-    LMAX: tl.constexpr,
-    TERMS: tl.constexpr,
-    COEFFICIENTS: tl.constexpr,
-    BEGINS: tl.constexpr,
-    ZERO: tl.constexpr,
-    ACC: tl.constexpr,
+    C: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Gradient for a block of offsets: of the polynomials, then of the normalisation."""
+    ACC: tl.constexpr = tl.float64 if offsets.dtype.element_ty == tl.float64 else tl.float32
     edge = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
     inside = edge < n_edges
-    unit, factor = _direction(offsets, edge, inside, ACC, ZERO)
-    row = grad + edge * ((LMAX + 1) * (LMAX + 1))
+    unit, factor = _direction(offsets, edge, inside, ACC, C.zero)
+    row = grad + edge * ((C.lmax + 1) * (C.lmax + 1))
     y = (tl.zeros_like(factor) + 1,)
     total = _zeros(factor, 3)
-    for l in tl.static_range(1, LMAX + 1):
+    for l in tl.static_range(1, C.lmax + 1):
         g = _load_order(row, inside, l, ACC)
-        total = _add_gradient(total, g, y, l, TERMS, COEFFICIENTS, BEGINS[l - 1], BEGINS[l])
-        y = _next_order(y, unit, l, TERMS, COEFFICIENTS, BEGINS[l - 1], BEGINS[l])
+        total = _add_gradient(total, g, y, l, C)
+        y = _next_order(y, unit, l, C)
     # A change of length does not turn the unit vector.
     radial = total[0] * unit[0] + total[1] * unit[1] + total[2] * unit[2]
     for i in tl.static_range(3):
@@ -178,28 +187,81 @@ def edge_harmonics_backward(grad: Tensor, offsets: Tensor, lmax: int) -> Tensor:
 def _launch_harmonics(
     kernel: triton.JITFunction, tensors: tuple[Tensor, ...], n_edges: int, lmax: int
 ) -> None:
-    recursion = harmonic_recursion(lmax)
     with torch.cuda.device_of(tensors[0]):
         kernel[(triton.cdiv(n_edges, _EDGES),)](
             *tensors,
             n_edges,
-            LMAX=lmax,
-            TERMS=recursion.terms,
-            COEFFICIENTS=recursion.coefficients,
-            BEGINS=recursion.begins,
-            ZERO=ZERO_LENGTH,
-            ACC=_accumulator(tensors[0].dtype),
+            C=Harmonics.up_to(lmax),
             BLOCK=_EDGES,
             num_warps=_EDGES // 32,
             enable_fp_fusion=True,
         )
 
 
-def _accumulator(dtype: torch.dtype) -> tl.dtype:
-    return tl.float64 if dtype == torch.float64 else tl.float32
-
-
 # -- radial functions ------------------------------------------------------------------------------
+
+
+class Arguments(NamedTuple):
+    """Arguments of radial functions.
+
+    Attributes
+    ----------
+    lengths : Tensor of shape (E,)
+        Of the edges.
+    scale, shift : Tensors of shape (number,), or None
+        Of the lengths, for each function.
+    grid : Tensor of shape (number + 2,)
+        Start, centres and stop, in the type of the sums.
+    """
+
+    lengths: Tensor
+    scale: Tensor | None
+    shift: Tensor | None
+    grid: Tensor
+
+
+class Gradients(NamedTuple):
+    """Gradients of radial functions.
+
+    Attributes
+    ----------
+    lengths : Tensor of shape (E,)
+        For the lengths.
+    scale, shift : Tensors of shape (programs, number)
+        For scale and shift: sums over the edges of each program.
+    """
+
+    lengths: Tensor
+    scale: Tensor
+    shift: Tensor
+
+
+class Radial(NamedTuple):
+    """Constants of a kernel of radial functions.
+
+    Attributes
+    ----------
+    kind : str
+        Of `tripq.kernels.embeddings.Family`.
+    number, columns : int
+        Of functions, and the same rounded up to a power of two.
+    height : float
+        See `tripq.kernels.embeddings.radial_height`.
+    near_zero : float
+        See `tripq.kernels.embeddings.BESSEL_NEAR_ZERO`.
+    """
+
+    kind: str
+    number: int
+    columns: int
+    height: float
+    near_zero: float = BESSEL_NEAR_ZERO
+
+    @classmethod
+    def of(cls, kind: str, number: int) -> Radial:
+        """The constants for some functions of a kind."""
+        height = 0.0 if kind == "bessel" else radial_height(kind)
+        return cls(kind, number, triton.next_power_of_2(number), height)
 
 
 @triton.jit
@@ -229,34 +291,34 @@ def _sin_cos(t):
 
 
 @triton.jit
-def _centred(x, grid, k, KIND: tl.constexpr, HEIGHT: tl.constexpr):
+def _centred(x, grid, k, C: tl.constexpr):
     """Values and slopes of the functions that are copies of one bump."""
     first = tl.load(grid)
     step = tl.load(grid + 1) - first
     d = _divide(x - tl.load(grid + 1 + k)[None, :], step)  # (BLOCK, K)
     inside = (d < 1) & (d > -1)
-    if KIND == "gaussian":
-        value = HEIGHT * tl.exp(-d * d)
+    if C.kind == "gaussian":
+        value = C.height * tl.exp(-d * d)
         slope = -2 * d * value
-    elif KIND == "cosine":
+    elif C.kind == "cosine":
         sine, cosine = _sin_cos(d / 2)
-        value = tl.where(inside, HEIGHT * cosine, 0)
-        slope = tl.where(inside, (-_PI / 2 * HEIGHT) * sine, 0)
+        value = tl.where(inside, C.height * cosine, 0)
+        slope = tl.where(inside, (-_PI / 2 * C.height) * sine, 0)
     else:
-        tl.static_assert(KIND == "smooth_finite")
+        tl.static_assert(C.kind == "smooth_finite")
         gap = tl.where(inside, 1 - d * d, 1)
-        value = tl.where(inside, HEIGHT * tl.exp(-2 * d * d / gap), 0)
+        value = tl.where(inside, C.height * tl.exp(-2 * d * d / gap), 0)
         slope = -4 * d / (gap * gap) * value
     return value, slope / step
 
 
 @triton.jit
-def _bessel(x, grid, k, NUMBER: tl.constexpr, NEAR_ZERO: tl.constexpr):
+def _bessel(x, grid, k, C: tl.constexpr):
     """Values and slopes of sqrt(2 / c) sin(pi t) / r, where r = x - start and t = k r / c."""
     start = tl.load(grid)
-    stop = tl.load(grid + (NUMBER + 1))
+    stop = tl.load(grid + (C.number + 1))
     c = stop - start
-    nearest = NEAR_ZERO * stop
+    nearest = C.near_zero * stop
     r = tl.maximum(x, nearest) - start  # (BLOCK, K)
     inside = (r > 0) & (_divide(r, c) < 1)
     per_length = ((k + 1).to(x.dtype) / c)[None, :]
@@ -275,20 +337,12 @@ def _bessel(x, grid, k, NUMBER: tl.constexpr, NEAR_ZERO: tl.constexpr):
 
 
 @triton.jit
-def _evaluate(
-    x,  # (BLOCK, K): the argument of each function
-    grid,
-    k,
-    KIND: tl.constexpr,
-    NUMBER: tl.constexpr,
-    HEIGHT: tl.constexpr,
-    NEAR_ZERO: tl.constexpr,
-):
-    """Values and slopes of the radial functions, (BLOCK, K)."""
-    if KIND == "bessel":
-        value, slope = _bessel(x, grid, k, NUMBER, NEAR_ZERO)
+def _evaluate(x, grid, k, C: tl.constexpr):
+    """Values and slopes of the radial functions at the argument of each, x (BLOCK, K)."""
+    if C.kind == "bessel":
+        value, slope = _bessel(x, grid, k, C)
     else:
-        value, slope = _centred(x, grid, k, KIND, HEIGHT)
+        value, slope = _centred(x, grid, k, C)
     return value, slope
 
 
@@ -305,67 +359,51 @@ def _stretch(x, scale, shift, k):
 
 @triton.jit
 def radial_kernel(
-    lengths,  # (E,)
-    scale,  # (NUMBER,) or None
-    shift,  # (NUMBER,) or None
-    grid,  # (NUMBER + 2,): start, centres, stop
-    out,  # (E, NUMBER)
+    arguments,  # Arguments
+    out,  # (E, number)
     n_edges,
-    KIND: tl.constexpr,
-    NUMBER: tl.constexpr,
-    HEIGHT: tl.constexpr,
-    NEAR_ZERO: tl.constexpr,
-    ACC: tl.constexpr,
+    C: tl.constexpr,
     BLOCK: tl.constexpr,
-    K: tl.constexpr,  # NUMBER, rounded up to a power of two
 ):
     """Radial functions of a block of edges."""
+    ACC: tl.constexpr = arguments.grid.dtype.element_ty
     edge = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
-    column = tl.arange(0, K)  # (K,)
-    inside = (edge < n_edges)[:, None] & (column < NUMBER)[None, :]
-    k = tl.minimum(column, NUMBER - 1)
-    x = tl.load(lengths + edge, mask=edge < n_edges, other=0.0).to(ACC)
-    warped = _stretch(x, scale, shift, k)
-    value, _ = _evaluate(warped, grid, k, KIND, NUMBER, HEIGHT, NEAR_ZERO)
-    tl.store(out + edge[:, None] * NUMBER + column[None, :], value, mask=inside)
+    column = tl.arange(0, C.columns)  # (K,)
+    inside = (edge < n_edges)[:, None] & (column < C.number)[None, :]
+    k = tl.minimum(column, C.number - 1)
+    x = tl.load(arguments.lengths + edge, mask=edge < n_edges, other=0.0).to(ACC)
+    warped = _stretch(x, arguments.scale, arguments.shift, k)
+    value, _ = _evaluate(warped, arguments.grid, k, C)
+    tl.store(out + edge[:, None] * C.number + column[None, :], value, mask=inside)
 
 
 @triton.jit
 def radial_backward_kernel(
-    grad,  # (E, NUMBER)
-    lengths,  # (E,)
-    scale,  # (NUMBER,) or None
-    shift,  # (NUMBER,) or None
-    grid,  # (NUMBER + 2,): start, centres, stop
-    grad_lengths,  # (E,)
-    grad_scale,  # (programs, NUMBER): sums over the edges of each program
-    grad_shift,  # (programs, NUMBER)
+    grad,  # (E, number)
+    arguments,  # Arguments
+    out,  # Gradients
     n_edges,
-    KIND: tl.constexpr,
-    NUMBER: tl.constexpr,
-    HEIGHT: tl.constexpr,
-    NEAR_ZERO: tl.constexpr,
-    ACC: tl.constexpr,
+    C: tl.constexpr,
     BLOCK: tl.constexpr,
-    K: tl.constexpr,
 ):
     """Gradients of a block of edges."""
+    ACC: tl.constexpr = arguments.grid.dtype.element_ty
     program = tl.program_id(0).to(tl.int64)
     edge = program * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
-    column = tl.arange(0, K)  # (K,)
-    inside = (edge < n_edges)[:, None] & (column < NUMBER)[None, :]
-    k = tl.minimum(column, NUMBER - 1)
-    x = tl.load(lengths + edge, mask=edge < n_edges, other=0.0).to(ACC)
-    warped = _stretch(x, scale, shift, k)
-    _, slope = _evaluate(warped, grid, k, KIND, NUMBER, HEIGHT, NEAR_ZERO)
-    g = tl.load(grad + edge[:, None] * NUMBER + column[None, :], mask=inside, other=0.0).to(ACC)
+    column = tl.arange(0, C.columns)  # (K,)
+    inside = (edge < n_edges)[:, None] & (column < C.number)[None, :]
+    k = tl.minimum(column, C.number - 1)
+    x = tl.load(arguments.lengths + edge, mask=edge < n_edges, other=0.0).to(ACC)
+    warped = _stretch(x, arguments.scale, arguments.shift, k)
+    _, slope = _evaluate(warped, arguments.grid, k, C)
+    g = tl.load(grad + edge[:, None] * C.number + column[None, :], mask=inside, other=0.0).to(ACC)
     change = tl.where(inside, g * slope, 0)  # (BLOCK, K), for the argument of each function
-    by_function = program * NUMBER + column
-    tl.store(grad_scale + by_function, tl.sum(change * x[:, None], 0), mask=column < NUMBER)
-    tl.store(grad_shift + by_function, tl.sum(change, 0), mask=column < NUMBER)
-    if scale is not None:
-        change = change * tl.load(scale + k).to(ACC)[None, :]
-    tl.store(grad_lengths + edge, tl.sum(change, 1), mask=edge < n_edges)
+    by_function = program * C.number + column
+    tl.store(out.scale + by_function, tl.sum(change * x[:, None], 0), mask=column < C.number)
+    tl.store(out.shift + by_function, tl.sum(change, 0), mask=column < C.number)
+    if arguments.scale is not None:
+        change = change * tl.load(arguments.scale + k).to(ACC)[None, :]
+    tl.store(out.lengths + edge, tl.sum(change, 1), mask=edge < n_edges)
 
 
 def edge_radial(
@@ -375,8 +413,8 @@ def edge_radial(
     n_edges = lengths.shape[0]
     out = torch.empty((n_edges, family.number), dtype=lengths.dtype, device=lengths.device)
     if n_edges:
-        inputs = (lengths, scale, shift, _grid(lengths, family))
-        _launch_radial(radial_kernel, inputs, (out,), family)
+        arguments = _arguments(lengths, family, scale, shift)
+        _launch_radial(radial_kernel, (arguments, out), n_edges, family)
     return out
 
 
@@ -384,23 +422,26 @@ def edge_radial_backward(
     grad: Tensor, lengths: Tensor, family: Family, scale: Tensor | None, shift: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launch the backward kernel; gradients for lengths (E,), scale and shift (number,)."""
-    n_edges = lengths.shape[0]
-    grid, number = _grid(lengths, family), family.number
-    grad_lengths = torch.empty(n_edges, dtype=lengths.dtype, device=lengths.device)
+    n_edges, number = lengths.shape[0], family.number
+    arguments = _arguments(lengths, family, scale, shift)
     shape = (2, triton.cdiv(n_edges, _block(number)), number)
-    parts = torch.empty(shape, dtype=grid.dtype, device=lengths.device)
+    parts = torch.empty(shape, dtype=arguments.grid.dtype, device=lengths.device)
+    gradients = Gradients(torch.empty_like(arguments.lengths), parts[0], parts[1])
     if n_edges:
-        inputs = (grad, lengths, scale, shift, grid)
-        outputs = (grad_lengths, parts[0], parts[1])
-        _launch_radial(radial_backward_kernel, inputs, outputs, family)
+        tensors = (grad.contiguous(), arguments, gradients)
+        _launch_radial(radial_backward_kernel, tensors, n_edges, family)
     grad_scale, grad_shift = (part.sum(dim=0).to(lengths.dtype) for part in parts)
-    return grad_lengths, grad_scale, grad_shift
+    return gradients.lengths, grad_scale, grad_shift
 
 
-def _grid(lengths: Tensor, family: Family) -> Tensor:
-    """Start, centres and stop, rounded as e3nn rounds them."""
+def _arguments(
+    lengths: Tensor, family: Family, scale: Tensor | None, shift: Tensor | None
+) -> Arguments:
+    """Contiguous arguments; start, centres and stop are rounded as e3nn rounds them."""
     dtype, n_steps = accumulation_dtype(lengths.dtype), family.number + 2
-    return torch.linspace(family.start, family.stop, n_steps, dtype=dtype, device=lengths.device)
+    grid = torch.linspace(family.start, family.stop, n_steps, dtype=dtype, device=lengths.device)
+    scale, shift = (None if x is None else x.contiguous() for x in (scale, shift))
+    return Arguments(lengths.contiguous(), scale, shift, grid)
 
 
 def _block(number: int) -> int:
@@ -410,23 +451,15 @@ def _block(number: int) -> int:
 
 def _launch_radial(
     kernel: triton.JITFunction,
-    inputs: tuple[Tensor | None, ...],
-    outputs: tuple[Tensor, ...],
+    tensors: tuple[Tensor | Arguments | Gradients, ...],
+    n_edges: int,
     family: Family,
 ) -> None:
-    out, kind, number = outputs[0], family.kind, family.number
-    n_edges = out.shape[0]
-    with torch.cuda.device_of(out):
-        kernel[(triton.cdiv(n_edges, _block(number)),)](
-            *(x if x is None else x.contiguous() for x in inputs),
-            *outputs,
+    with torch.cuda.device_of(next(x for x in tensors if isinstance(x, Tensor))):
+        kernel[(triton.cdiv(n_edges, _block(family.number)),)](
+            *tensors,
             n_edges,
-            KIND=kind,
-            NUMBER=number,
-            HEIGHT=0.0 if kind == "bessel" else radial_height(kind),
-            NEAR_ZERO=BESSEL_NEAR_ZERO,
-            ACC=_accumulator(out.dtype),
-            BLOCK=_block(number),
-            K=triton.next_power_of_2(number),
+            C=Radial.of(family.kind, family.number),
+            BLOCK=_block(family.number),
             enable_fp_fusion=True,
         )

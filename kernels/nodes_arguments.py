@@ -1,10 +1,10 @@
-"""What the sums over edges between nodes are given: edges, geometry and couplings.
+"""Arguments of the sums over edges between nodes: edges, geometry and couplings.
 
 With N_in input nodes, N_out output nodes, E edges between them and T types of p-offsets:
 
 * `NodeCsr`, the edges with their weights, (E,), listed by output node, input node and type;
 * `Geometry`, the positions, (T, 3), (N_out, 3) and (N_in, 3), and harmonics of the p-offsets;
-* `Term`, one coupling of orders as a caller names it, and `Coupling`, the same as a kernel does;
+* `Term`, one coupling of orders as callers describe it, and `Coupling`, the same for kernels;
 * `Constants`, the constants of the sum of one coupling: all that is not differentiated.
 """
 

@@ -59,7 +59,7 @@ def harmonic_polynomial(l: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
 
 
 class Compiled(NamedTuple):
-    """What a kernel is compiled for: the orders of a coupling, its polynomials and coefficients.
+    """Constants of a kernel: the orders of a coupling, its polynomials and coefficients.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Parts of the kernels of `tripq.kernels.nodes_triton`: what they do with one edge in each lane.
+"""Parts of the kernels of `tripq.kernels.nodes_triton`, with one edge in each lane.
 
 An edge has a unit vector u of its q-offset (or joint offset), harmonics y of both offsets, features
 x of one channel and two couplings C; `_harmonics` and `_message` compute

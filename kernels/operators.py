@@ -1,13 +1,13 @@
-"""Operators of torch: one call for a compiler, however it is evaluated.
+"""Operators of torch: one call for a compiler, for any evaluation.
 
 An operator ``torch.ops.tripq.NAME`` has a schema, the types of its arguments and results in the
-words of torch, and four parts that are written once each:
+notation of torch, and these parts:
 
 * the twin, which defines the result in plain torch, and a Triton kernel that computes the same;
-* the results without values, which a compiler plans with;
-* what the forward pass keeps, and the first derivative that the backward pass makes of it.
+* the shapes and types of the results, for compilers;
+* the tensors that the forward pass keeps, and the first derivative in the backward pass.
 
-Which derivatives are those of the twin, says `tripq.kernels.launch`.
+`tripq.kernels.launch` lists the derivatives that are those of the twin.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def operator(
     keep: Function | None = None,
     differentiate: Function | None = None,
 ) -> Function:
-    """Define an operator; what is returned calls it, or its twin where torch needs plain torch.
+    """Define an operator; the returned function calls it, or its twin where torch needs it.
 
     Parameters
     ----------

@@ -80,7 +80,7 @@ class EdgesByType(NamedTuple):
 
 
 class Constants(NamedTuple):
-    """What a kernel is compiled for: one coupling, and a number of radial functions.
+    """Constants of a kernel: one coupling, and a number of radial functions.
 
     Attributes
     ----------

@@ -46,7 +46,7 @@ class Coupling:
 
 
 class Product(NamedTuple):
-    """What the three sums share.
+    """Arguments that the three sums share.
 
     Attributes
     ----------

@@ -255,7 +255,7 @@ def misread(dwi: DWI, right: Frame, wrong: Frame) -> DWI:
 
 
 def examine_frames(dwi: DWI, right: Frame) -> Iterator[tuple[float, str]]:
-    """Yield how many degrees each wrong frame is from the nearest change, and what is said."""
+    """Yield the angle of each wrong frame to the nearest change, and the answer of the check."""
     of_right = to_world(np.eye(3), dwi.affine, right)
     for wrong in FRAMES:
         turn = of_right.T @ to_world(np.eye(3), dwi.affine, wrong)
@@ -325,7 +325,7 @@ def tables(cases: Sequence[Case], frames: Sequence[tuple[bool, float, str]]) -> 
         lines.append(f"| {margin:.0%} | {' | '.join(map(str, counts))} |")
     lines += [
         "",
-        "| | wrong frame, to the nearest flip or exchange | what is said |",
+        "| | angle between the wrong frame and the nearest flip or permutation | answer |",
         "| --- | --- | --- |",
         *(
             f"| {_kind(real)} | {angle:.0f}° | {said} |"
@@ -366,7 +366,7 @@ def main(
 
 
 def _count_orders(real: Path | None, fineness: float, seed: int, *, save: bool) -> None:
-    """Count what is said of right and of shuffled orders, and print or write the table."""
+    """Count the answers for right and for shuffled orders, and print or write the table."""
     scans = [] if real is None else [dwi for dwi, _ in real_scans(real, {**REAL, **MORE})]
     cases: list[OrderCase] = []
     for number, dwi in enumerate([*scans, *simulated_scans(fineness)]):

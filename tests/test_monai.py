@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser, verify_metadata, verify_net_in_out
-from monai.data import list_data_collate
+from monai.data import MetaTensor, decollate_batch, list_data_collate
 
 from tripq import PQGraph
 from tripq.monai import LoadDWId, VolumeNetwork, apply_network, load_volume_network
@@ -143,6 +143,24 @@ def test_scans_of_a_batch_are_independent(scan: dict) -> None:
         found = network(both["dwi"].double(), scan["dwi_q"], scan["dwi"].affine)
         alone = network(other["dwi"][None].double(), scan["dwi_q"], scan["dwi"].affine)
     np.testing.assert_allclose(found[1:], alone, rtol=1e-10, atol=1e-10)
+
+
+def test_an_output_has_the_metadata_of_its_image(scan: dict) -> None:
+    torch.manual_seed(0)
+    network = VolumeNetwork(VoxelNetwork(q_features="2x0e", p_features="2x0e", n_p_layers=1))
+    network.eval()
+    image = list_data_collate([scan, scan])["dwi"]
+    affine = scan["dwi"].affine
+    found = network(image, scan["dwi_q"], affine)
+    plain = network(image.as_tensor(), scan["dwi_q"], affine)
+    assert type(plain) is torch.Tensor
+    assert torch.equal(found.as_tensor(), plain)
+    assert found.requires_grad
+    for one in decollate_batch(found.detach()):
+        assert isinstance(one, MetaTensor)
+        assert torch.equal(one.affine, affine)
+        assert one.meta["filename_or_obj"] == scan["dwi"].meta["filename_or_obj"]
+    assert torch.equal(apply_network(network, scan)["pred"].affine, affine)
 
 
 def test_what_is_missing_is_said() -> None:

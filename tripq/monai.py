@@ -1,8 +1,8 @@
 """tripq in MONAI: a transform that reads a scan with its table, and networks on dense volumes.
 
 MONAI's transforms, losses and inferers take dense tensors, channels first; the networks of tripq
-take the voxels of a mask and a graph.  `LoadDWId` reads, `VolumeNetwork` goes from dense tensors to
-the graph and back (`tripq.PQGraph.gather`, `tripq.PQGraph.scatter`).
+take the voxels of a mask and a graph.  `LoadDWId` reads a scan, and `VolumeNetwork` converts dense
+tensors to features on a graph and back (`tripq.PQGraph.gather`, `tripq.PQGraph.scatter`).
 
 Needs MONAI: ``pip install 'tripq[bench]'``.
 """
@@ -17,6 +17,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
 
 from tripq.domain.graph import PQGraph
@@ -115,7 +116,8 @@ class VolumeNetwork(nn.Module):
         Returns
         -------
         Tensor of shape (B, C, X, Y, Z)
-            0 outside the mask.
+            0 outside the mask.  If the image is a `MetaTensor`, so is the output, with the metadata
+            of the image, as of MONAI's inferers.
 
         Raises
         ------
@@ -142,6 +144,7 @@ class VolumeNetwork(nn.Module):
         graph = graph.to(image.device)
         output = self.network(graph.gather(x)[..., 0], graph)
         volume: Tensor = graph.scatter(output if output.ndim == 2 else output[:, None])
+        volume, *_ = convert_to_dst_type(volume, image, dtype=volume.dtype)
         return volume
 
 
@@ -182,9 +185,9 @@ def apply_network(
     Returns
     -------
     dict
-        The data, and the output (C, X, Y, Z) under ``"pred"``, a `MetaTensor` of the scan's affine.
+        The data, and the output (C, X, Y, Z) under ``"pred"``, with the metadata of the scan.
     """
     image, mask = data[key], data[f"{key}_mask"]
     with torch.no_grad():
         output = network(image[None], data[f"{key}_q"], image.affine, mask[None])[0]
-    return {**data, "pred": MetaTensor(output, meta=dict(image.meta))}
+    return {**data, "pred": output}

@@ -72,7 +72,7 @@ def test_a_plan_says_why_and_what_it_takes():
         assert estimate.bytes > 0
         assert estimate.seconds >= plan.seconds
     (asked,) = layer_of(backend="edges").explain(grid(BALL, 8)).plans
-    assert "edges, as asked for" in str(asked)
+    assert "edges, as requested" in str(asked)
     assert len(layer_of(filter="tp + p").explain(grid(BALL, 8)).plans) == 2
 
 
@@ -80,7 +80,7 @@ def test_irregular_points_and_nodes_have_no_dense_filter():
     p, q = np.random.default_rng(0).uniform(-3, 3, (6, 3)), table_of(0, 6)
     for graph, why in (
         (PQGraph.from_points(p, q, RADIUS), "the voxels are not on a grid"),
-        (PQGraph.from_nodes(p, q, RADIUS), "every voxel has directions of its own"),
+        (PQGraph.from_nodes(p, q, RADIUS), "voxels have individual directions"),
     ):
         (plan,) = layer_of().explain(graph).plans
         assert plan.impossible["dense"].startswith(why)
@@ -98,7 +98,7 @@ def test_a_joint_filter_has_no_triton_kernel_where_directions_are_shared():
 def test_gradients_of_coordinates_are_not_for_triton():
     p = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
     graph = PQGraph.from_points(p, table_of(0, 3), RADIUS)
-    with pytest.raises(ValueError, match="it takes coordinates and quadrature weights as"):
+    with pytest.raises(ValueError, match="it needs constant coordinates and q"):
         layer_of(backend="triton")(torch.ones(2, 3, 15), graph)
 
 
@@ -162,14 +162,14 @@ def test_a_kept_plan_does_not_outlive_what_it_took_for_constant(of_p):
     (scan,) = graph.within(RADIUS).scans
     constants = scan.edges.offsets if of_p else scan.q.q_in
     constants.requires_grad_()
-    with pytest.raises(ValueError, match="it takes coordinates and quadrature weights as"):
+    with pytest.raises(ValueError, match="it needs constant coordinates and q"):
         layer(x, graph)
     constants.requires_grad_(False)
     layer(x, graph)
     with forward_ad.dual_level():
         q = forward_ad.make_dual(torch.tensor(table_of(0, 4)), torch.ones(4, 3).double())
         dual = PQGraph.from_grid(np.ones((3, 3, 2)), AFFINE, q, RADIUS)
-        with pytest.raises(ValueError, match="it takes coordinates and quadrature weights as"):
+        with pytest.raises(ValueError, match="it needs constant coordinates and q"):
             layer(x, dual)
     layer(x, dual)
 

@@ -17,7 +17,8 @@ from tests.tasks.fibres.conftest import fibre_head
 from tripq.commands.derivatives import describe
 from tripq.scans.bids import BIDSError
 from tripq.tasks.fibres.names import FODF, PEAKS
-from tripq.tasks.fibres.simulate import TRUTH, write_cohort
+from tripq.tasks.fibres.simulate import write_cohort
+from tripq.tasks.layout import TRUTH
 
 VALIDATOR = Path(sysconfig.get_path("scripts")) / "bids-validator-deno"
 HINTS = {"README_FILE_MISSING", "TOO_FEW_AUTHORS"}  # what only its authors can say

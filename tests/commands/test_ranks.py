@@ -72,7 +72,7 @@ def test_scans_are_divided_and_the_maps_are_the_same(
     ends = {1: (one.status, one.stdout, one.stderr), 2: end(two)}
     for status, stdout, stderr in ends.values():
         assert status == 1, stderr
-        assert f"{broken}: line 1: 'what?' is no number." in stdout
+        assert f"{broken}: line 1: 'what?' is not a number." in stdout
         for name in (twin.name, f"{twin.name}.gz"):
             refused = f"{twin.parent / name}: its results would have the same names as those of"
             assert refused in stdout
@@ -117,7 +117,7 @@ def test_a_killed_process_leaves_what_was_finished(
     assert status == 1
     errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
     assert errors[-1].startswith("error: process 2 of 2 was ended by SIGKILL")
-    assert all("has ended before its time" in line for line in errors[:-1])
+    assert all("another process ended early" in line for line in errors[:-1])
     assert "Traceback" not in stderr
     assert maps(out) == before
 

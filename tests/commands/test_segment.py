@@ -144,7 +144,7 @@ def test_a_scan_is_resampled_to_the_voxel_size_of_the_option(
     assert call(*arguments, "--voxel-size", 2.5).status == 0
     about = json.loads((tmp_path / "dwi_label-lesion_probseg.json").read_text())
     assert about["ResampledTo"] == 2.5
-    assert any("resampled to 2.5 mm; the map was brought back" in n for n in about["Notes"])
+    assert any("resampled to 2.5 mm; the map was resampled back" in n for n in about["Notes"])
     dwi = read_dwi(scan, mask=mask)
     coarse = resample(dwi, 2.5)
     expected = map_back(segment(load_model(weights).network, coarse), coarse, dwi)
@@ -230,7 +230,7 @@ def test_little_memory_gives_the_same_map_or_an_error(
     assert refused.status == 1
     assert "dwi.nii.gz: the signal takes 46.46 kB of memory, and 1.00 kB are left" in refused.error
     refused = call(*common, "--memory", "600.1MB")
-    assert "dwi.nii.gz: 0.60 GB of memory are not enough; it takes at least 0.6" in refused.error
+    assert "dwi.nii.gz: 0.60 GB of memory are not enough; at least 0.6" in refused.error
     assert not list(tmp_path.glob("*probseg*"))
 
 
@@ -254,7 +254,7 @@ def test_a_caution_of_the_checkpoint_is_told_and_kept(
     assert "caution: w.safetensors: for research only" in done.stderr
     about = json.loads((tmp_path / "dwi_label-lesion_probseg.json").read_text())
     assert about["Weights"]["Caution"] == "for research only"
-    assert "b = 1000 s/mm2 was never seen in training, which had 700." in about["Notes"]
+    assert "b = 1000 s/mm2 was absent from training, which had b = 700." in about["Notes"]
 
 
 def test_a_doubtful_scan_is_doubted_on_the_screen_in_the_sidecar_and_on_the_page(
@@ -330,10 +330,13 @@ def test_quiet_is_quiet_and_the_log_has_all(
         (lambda f: f["bval"].write_text("0 " + 7 * "9000 "), "the network takes no more than 4000"),
         (lambda f: f["mask"].unlink(), "mask.nii.gz: there is no such file"),
         (lambda f: f["weights"].unlink(), "tiny.safetensors: no such file"),
-        (lambda f: f["weights"].write_bytes(b"text"), "tiny.safetensors: not a whole safetensors"),
+        (
+            lambda f: f["weights"].write_bytes(b"text"),
+            "tiny.safetensors: not a complete safetensors",
+        ),
         (
             lambda f: write_weights(f["weights"], threshold="high"),
-            "its threshold is 'high', no num",
+            "its threshold is 'high', not a num",
         ),
         (lambda f: f["out"].write_text("a file"), "out: File exists"),
     ],

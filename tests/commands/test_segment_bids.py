@@ -471,7 +471,9 @@ def test_a_scan_is_done_again_when_a_file_has_changed_that_it_was_made_from(
         assert done.status == 0, done.stderr
         rows = [*summary(out).values()]
         for row, scan in zip(rows, SCANS, strict=True):
-            assert (f"{raw / scan}: done again" in done.stderr) == (row["status"] == "done again")
+            assert (f"{raw / scan}: segmented again" in done.stderr) == (
+                row["status"] == "done again"
+            )
         return [row["status"] for row in rows], [row["reason"] for row in rows]
 
     there, none = "there already", "n/a"

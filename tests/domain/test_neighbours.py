@@ -89,7 +89,7 @@ def test_no_more_offsets_are_looked_at_than_allowed(monkeypatch):
     monkeypatch.setattr("tripq.domain.neighbours.MAX_OFFSETS", 5**3)
     assert len(grid_offsets(np.eye(3), 2.5)) == 81
     monkeypatch.setattr("tripq.domain.neighbours.MAX_OFFSETS", 5**3 - 1)
-    with pytest.raises(ValueError, match=r"reaches 2 voxels far: too many neighbours"):
+    with pytest.raises(ValueError, match=r"spans 2 voxels: too many neighbours"):
         grid_offsets(np.eye(3), 2.5)
 
 

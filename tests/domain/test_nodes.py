@@ -197,10 +197,10 @@ def test_given_edges_number_output_nodes_and_input_nodes():
         ({"q_weights": [1.0]}, "q_weights must be 3 finite numbers"),
         ({"voxel": [0, 1]}, r"voxel must be 3 integers.* not torch.int64 of shape \(2,\)"),
         ({"voxel": [0.0, 1.0, 2.0]}, "voxel must be 3 integers, one for each node"),
-        ({"voxel": [0, 3, 1]}, "none left out, but 3 numbers from 0 to 3 are given"),
+        ({"voxel": [0, 3, 1]}, "without gaps, but 3 numbers from 0 to 3 are given"),
         ({"voxel": [-1, 0, 1]}, "but 3 numbers from -1 to 1 are given"),
-        ({"voxel_out": [0, 1, 2]}, "voxel_out says of which voxels p_out are"),
-        ({"voxel": [0, 1, 2], "p_out": np.eye(3), "q_out": np.eye(3)}, "give it if voxel is given"),
+        ({"voxel_out": [0, 1, 2]}, "voxel_out, the voxels of p_out, must be given"),
+        ({"voxel": [0, 1, 2], "p_out": np.eye(3), "q_out": np.eye(3)}, "must be given"),
     ],
 )
 def test_nodes_that_make_no_sense_are_refused(change, message):

@@ -119,7 +119,7 @@ def test_a_checkpoint_for_other_voxels_is_refused(
         (["--scan", "nowhere.nii.gz"], "nowhere.nii.gz"),
         (["--scan", "text.nii.gz"], "text.nii.gz"),
         (["--network", "nowhere.safetensors"], "nowhere.safetensors: no such file"),
-        (["--network", "text.nii.gz"], "text.nii.gz: not a whole safetensors file"),
+        (["--network", "text.nii.gz"], "text.nii.gz: not a complete safetensors file"),
         (["--out", "text.nii.gz"], "text.nii.gz: File exists"),
     ],
 )

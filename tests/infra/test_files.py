@@ -160,7 +160,7 @@ def test_text_of_names_that_are_no_text_is_written(tmp_path: Path) -> None:
 )
 def test_other_files_are_no_json(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.json: no JSON") as refused:
+    with pytest.raises(ValueError, match=r"a\.json: not valid JSON") as refused:
         read_json(tmp_path / "a.json")
     assert len(str(refused.value)) < 300
 

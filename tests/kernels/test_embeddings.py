@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-import triton.language as tl
 from e3nn import o3
 
 from tests.kernels.ahead_of_time import TARGETS, compile_kernel
 from tripq.filters.radial import Radial, RadialFunctions
 from tripq.kernels.embeddings import (
-    BESSEL_NEAR_ZERO,
     Family,
     edge_harmonics,
     edge_radial,
     harmonic_recursion,
     harmonics_twin,
-    radial_height,
     radial_twin,
 )
 from tripq.so3.harmonics import ZERO_LENGTH
@@ -347,28 +344,11 @@ targets = pytest.mark.parametrize("target", TARGETS)
 
 
 @targets
-@pytest.mark.parametrize(
-    ("lmax", "element", "accumulator"),
-    [
-        (4, "fp32", tl.float32),
-        (4, "fp64", tl.float64),
-        (4, "bf16", tl.float32),
-        (6, "fp32", tl.float32),
-    ],
-)
-def test_kernels_of_harmonics_compile_without_spilling(lmax, element, accumulator, target):
+@pytest.mark.parametrize(("lmax", "element"), [(4, "fp32"), (4, "fp64"), (4, "bf16"), (6, "fp32")])
+def test_kernels_of_harmonics_compile_without_spilling(lmax, element, target):
     from tripq.kernels import embeddings_triton
 
-    recursion = harmonic_recursion(lmax)
-    constants = {
-        "LMAX": lmax,
-        "TERMS": recursion.terms,
-        "COEFFICIENTS": recursion.coefficients,
-        "BEGINS": recursion.begins,
-        "ZERO": ZERO_LENGTH,
-        "ACC": accumulator,
-        "BLOCK": 128,
-    }
+    constants = {"C": embeddings_triton.Harmonics.up_to(lmax), "BLOCK": 128}
     types = {name: f"*{element}" for name in ("offsets", "out", "grad")} | {"n_edges": "i64"}
     for name in ("harmonics_kernel", "harmonics_backward_kernel"):
         kernel = getattr(embeddings_triton, name)
@@ -379,31 +359,21 @@ def test_kernels_of_harmonics_compile_without_spilling(lmax, element, accumulato
 
 @targets
 @pytest.mark.parametrize(
-    ("kind", "element", "accumulator"),
-    [
-        *((kind, "fp32", tl.float32) for kind in KINDS),
-        ("bessel", "fp64", tl.float64),
-        ("bessel", "bf16", tl.float32),
-    ],
+    ("kind", "element"),
+    [*((kind, "fp32") for kind in KINDS), ("bessel", "fp64"), ("bessel", "bf16")],
 )
-def test_kernels_of_radial_functions_compile_without_spilling(kind, element, accumulator, target):
+def test_kernels_of_radial_functions_compile_without_spilling(kind, element, target):
     from tripq.kernels import embeddings_triton
 
-    constants = {
-        "KIND": kind,
-        "NUMBER": 3,
-        "HEIGHT": 0.0 if kind == "bessel" else radial_height(kind),
-        "NEAR_ZERO": BESSEL_NEAR_ZERO,
-        "ACC": accumulator,
-        "BLOCK": 256,
-        "K": 4,
-    }
-    features = ("lengths", "scale", "shift", "out", "grad", "grad_lengths")
-    sums = ("grid", "grad_scale", "grad_shift")
-    types = {name: f"*{element}" for name in features} | {"n_edges": "i64"}
-    types |= {name: "*fp64" if element == "fp64" else "*fp32" for name in sums}
-    for name in ("radial_kernel", "radial_backward_kernel"):
+    constants = {"C": embeddings_triton.Radial.of(kind, 3), "BLOCK": 256}
+    x, total = f"*{element}", "*fp64" if element == "fp64" else "*fp32"
+    arguments = embeddings_triton.Arguments(x, x, x, total)
+    types = {"arguments": arguments, "n_edges": "i64", "grad": x}
+    for name, out in (
+        ("radial_kernel", x),
+        ("radial_backward_kernel", embeddings_triton.Gradients(x, total, total)),
+    ):
         kernel = getattr(embeddings_triton, name)
-        resources = compile_kernel(kernel, types, constants, target)
+        resources = compile_kernel(kernel, types | {"out": out}, constants, target)
         print(name, kind, element, target, resources)
         assert resources.spilled == 0

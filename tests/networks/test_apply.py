@@ -91,7 +91,7 @@ def test_a_scan_is_resampled_when_asked_for() -> None:
     expected = map_back(predict_blocks(network, suited)[:, 0, 0], suited, dwi)
     np.testing.assert_array_equal(found.output[:, 0, 0], expected)
     assert found.notes == (
-        "Voxels of 2 x 2 x 2 mm were resampled to 2.5 mm; the map was brought back.",
+        "Voxels of 2 x 2 x 2 mm were resampled to 2.5 mm; the map was resampled back.",
     )
 
 
@@ -101,13 +101,13 @@ def test_shells_outside_the_training_are_left_out() -> None:
     found = apply_model(model, dwi)
     expected = predict_blocks(model.network, dwi.with_shells([1000, 2000]))
     np.testing.assert_array_equal(found.output, expected)
-    assert "b = 3000 s/mm2 was left out: the training had 700 to 1900." in found.cautions
+    assert "b = 3000 s/mm2 was excluded: the training had b = 700 to 1900." in found.cautions
     assert found.dwi is dwi
 
     # Nothing would remain: the scan is taken as it is, and that is said.
     elsewhere = apply_model(replace(model, b_values=(300.0,)), dwi)
     np.testing.assert_array_equal(elsewhere.output, predict_blocks(model.network, dwi))
-    assert any("never seen in training, which had 300" in told for told in elsewhere.cautions)
+    assert any("absent from training, which had b = 300" in told for told in elsewhere.cautions)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_file_says_for_which_voxels_it_is(
     save_network(PaperSegmenter(), path, {"voxel_size_mm": note})
     assert load_model(path).voxel_sizes == sizes
     save_network(PaperSegmenter(), path, {"voxel_size_mm": "1 2 3"})
-    with pytest.raises(CheckpointError, match="'1 2 3', not one edge, or the shortest"):
+    with pytest.raises(CheckpointError, match="'1 2 3', not one edge or the shortest"):
         load_model(path)
 
 
@@ -129,7 +129,7 @@ def test_an_output_that_is_no_number_is_refused() -> None:
         def forward(self, signal: Tensor, graph: PQGraph) -> Tensor:
             return super().forward(signal, graph) / 0
 
-    with pytest.raises(DWIError, match=r"of the values that net\.safetensors gives are no numbers"):
+    with pytest.raises(DWIError, match=r"of the values that net\.safetensors gives are not finite"):
         apply_model(make_model(Nothing()), make_scan(2.0))
 
 

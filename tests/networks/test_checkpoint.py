@@ -139,7 +139,9 @@ def test_only_known_networks_are_saved(tmp_path: Path) -> None:
 def test_another_file_is_refused(metadata: dict[str, str], reason: str, tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     save_file({"weight": torch.zeros(2)}, path, metadata)
-    with pytest.raises(CheckpointError, match=rf"other\.safetensors: holds no network.*{reason}"):
+    with pytest.raises(
+        CheckpointError, match=rf"other\.safetensors: not a network of tripq.*{reason}"
+    ):
         load_network(path)
 
 
@@ -149,7 +151,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         load_network(path)
     save_network(ConvSegmenter(4, widths=(2,)), path)
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(CheckpointError, match=r"network\.safetensors: not a whole"):
+    with pytest.raises(CheckpointError, match=r"network\.safetensors: not a complete"):
         load_network(path)
 
 
@@ -206,8 +208,8 @@ def tiny(path: Path, **notes: str) -> Path:
         ("n_p_layers", 10**9, "n_p_layers is 1000000000"),
         ("n_p_layers", 20, r"the tensor blocks\.1\..* is missing"),
         ("n_p_layers", True, "the argument n_p_layers is True"),
-        ("p_radius", 1e9, "a radius of 1e.09 mm reaches 5e.08 voxels far"),
-        ("p_radius", float("nan"), "arguments: no JSON: NaN is no number"),
+        ("p_radius", 1e9, "a radius of 1e.09 mm spans 5e.08 voxels"),
+        ("p_radius", float("nan"), "arguments: not valid JSON: NaN is not a number"),
         ("batch_norm", "no", "LesionSegmenter has no argument 'batch_norm'"),
         ("normalize", True, "the argument normalize is True"),
         ("normalize", "no", "normalize must be one of scan, batch, none, not 'no'"),
@@ -232,7 +234,9 @@ def test_sizes_that_the_tensors_do_not_have_are_refused_at_once(
     save_file(load_file(path), path, metadata)
     with (
         bounded(20, 50, with_torch=True),
-        pytest.raises(CheckpointError, match=rf"net\.safetensors: holds no network.*{reason}"),
+        pytest.raises(
+            CheckpointError, match=rf"net\.safetensors: not a network of tripq.*{reason}"
+        ),
     ):
         load_network(path)
 
@@ -270,14 +274,14 @@ def test_a_network_that_needs_values_to_be_built_is_named(
         (lambda tensors: tensors.popitem(), "is missing"),
         (
             lambda tensors: tensors.update(more=torch.zeros(1)),
-            "the tensor more belongs to something",
+            "the tensor more is not part of this network",
         ),
         (
             lambda tensors: tensors.update(bias=torch.zeros(2)),
             r"is \(2,\) of torch.float32, not \(1,\)",
         ),
         (lambda tensors: tensors.update(bias=torch.zeros(1).double()), "of torch.float64, not"),
-        (lambda tensors: tensors.update(bias=torch.zeros(1) / 0), "values that are no numbers"),
+        (lambda tensors: tensors.update(bias=torch.zeros(1) / 0), "values that are not finite"),
     ],
 )
 def test_tampered_tensors_are_refused(change, reason: str, tmp_path: Path) -> None:
@@ -288,7 +292,9 @@ def test_tampered_tensors_are_refused(change, reason: str, tmp_path: Path) -> No
     if "bias" in tensors:
         tensors["head.bias"] = tensors.pop("bias")
     save_file(tensors, path, metadata)
-    with pytest.raises(CheckpointError, match=rf"net\.safetensors: holds no network.*{reason}"):
+    with pytest.raises(
+        CheckpointError, match=rf"net\.safetensors: not a network of tripq.*{reason}"
+    ):
         load_network(path)
 
 

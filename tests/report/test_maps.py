@@ -40,7 +40,7 @@ def test_the_page_has_each_map_the_network_and_the_scan(
     assert "b = 2,000 s/mm², 12 directions" in page.text
     assert page.cards()["maps"] == "4"
     broken = ShownMap("md", np.full(len(values), np.nan))
-    with pytest.raises(ValueError, match="md: some values are no numbers"):
+    with pytest.raises(ValueError, match="md: some values are not finite"):
         write_maps_report(path, case.dwi, [broken], {}, network={})
     with pytest.raises(ValueError, match=r"md: \(3,\) values for"):
         write_maps_report(path, case.dwi, [ShownMap("md", np.ones(3))], {}, network={})

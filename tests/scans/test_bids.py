@@ -117,7 +117,7 @@ def test_a_table_that_is_missing_or_double_is_told(tmp_path: Path) -> None:
     with pytest.raises(BIDSError, match=r"sub-01_acq-x_run-1_dwi.nii.gz: no .bvec file applies"):
         only(tmp_path).table(".bvec")
     make(tmp_path, "acq-x_dwi.bvec", "run-1_dwi.bvec")
-    with pytest.raises(BIDSError, match=r"(acq-x|run-1)_dwi.bvec and .* hold for it alike"):
+    with pytest.raises(BIDSError, match=r"both .*(acq-x|run-1)_dwi.bvec and .* apply to it"):
         only(tmp_path).table(".bvec")
 
 
@@ -180,7 +180,7 @@ def test_a_brain_mask_is_the_one_of_the_scan(tmp_path: Path) -> None:
     make(folder, "sub-01_ses-1_run-2_desc-brain_mask.nii.gz")
     make(folder, "sub-01_ses-1_run-1_space-MNI_desc-brain_mask.nii.gz")
     scan = only(tmp_path / "raw")
-    with pytest.raises(BIDSError, match=r"no \*_desc-brain_mask.nii.gz in .* is its own"):
+    with pytest.raises(BIDSError, match=r"no \*_desc-brain_mask.nii.gz in .* belongs to this scan"):
         scan.brain_mask(masks)
     make(folder, "sub-01_ses-1_desc-brain_mask.nii.gz")
     assert scan.brain_mask(masks).name == "sub-01_ses-1_desc-brain_mask.nii.gz"
@@ -216,7 +216,7 @@ def test_hidden_folders_and_other_names_are_left_out(
     ]
     make(tmp_path, "sub-01/dwi/sub-01_dwi.nii.gz", "sub-01/dwi/sub-01.old_dwi.nii.gz")
     assert only(tmp_path).path.name == "sub-01_dwi.nii.gz"
-    assert "sub-01.old_dwi.nii.gz: left out: not a name of BIDS." in caplog.text
+    assert "sub-01.old_dwi.nii.gz: ignored: not a BIDS name." in caplog.text
 
 
 def test_folders_that_hold_themselves_are_searched_once(tmp_path: Path) -> None:

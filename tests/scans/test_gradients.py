@@ -76,10 +76,10 @@ def test_mrtrix_table(text_file):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("0 1000 b=2000", r"line 1: 'b=2000' is no number"),
-        ("1 2 3\n4 five 6\n", r"line 2: 'five' is no number"),
+        ("0 1000 b=2000", r"line 1: 'b=2000' is not a number"),
+        ("1 2 3\n4 five 6\n", r"line 2: 'five' is not a number"),
         ("1 2 3\n4 5\n", r"rows differ in length: 3, 2"),
-        ("\n# nothing\n", r"holds no numbers"),
+        ("\n# nothing\n", r"contains no numbers"),
     ],
 )
 def test_text_that_is_no_table(text_file, read, text, reason):

@@ -577,7 +577,7 @@ def test_what_is_packed_behind_the_image_is_not_unpacked_without_limit(scan, tmp
         for _ in range(200):
             file.write(bytes(2**20))
     with bounded(10, 30):
-        refuses(r"dwi\.nii\.gz: holds much more than the \(4, 3, 2, 7\) values", path)
+        refuses(r"dwi\.nii\.gz: contains much more data than the \(4, 3, 2, 7\) values", path)
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,9 @@ def check_scan(dwi: DWI, scan: Path) -> None:
     assert dwi.signal.shape == (np.count_nonzero(dwi.mask), len(dwi.b_values))
     for array in (dwi.signal, dwi.b0, dwi.q, dwi.affine):
         assert np.isfinite(array).all()
-    refusals = (f"{scan}: {why}" for why in ("0.65 GB of memory are not enough", "nothing is left"))
+    refusals = (
+        f"{scan}: {why}" for why in ("0.65 GB of memory are not enough", "no voxel of its mask")
+    )
     result = tried(lambda: segment_scan(MODEL, dwi, memory=0.65e9), DWIError, *refusals)
     if result is None:
         return

@@ -1,13 +1,13 @@
 """Back ends: ways to evaluate the sum of a filter over the edges of a graph.
 
 A back end has a function ``evaluate(x, edges, q, filter, budget)`` of features, p-edges, a q-space,
-a filter and the bytes that its working arrays may take.  It owns nothing: the layer owns the
-weights, the graph the geometry, the mathematics the coefficients.  On a `QSpace` it maps
-(V, Q_in, dim_in) to (V, Q_out, dim_out), on a `NodeSpace` (N, dim_in) to (N_out, dim_out).  `edges`
-defines the meaning; every other one is held to it.
+a filter and the limit of its working arrays in bytes.  It has no state: the layer has the weights,
+the graph the geometry, `tripq.so3` the coefficients.  On a `QSpace` it maps (V, Q_in, dim_in) to
+(V, Q_out, dim_out), on a `NodeSpace` (N, dim_in) to (N_out, dim_out).  `edges` is the definition;
+the tests compare every other back end with it.
 
-Each is one file, which ends with what it says of itself (`tripq.backends.base.BackEnd`); `plan`
-ranks them.
+Each is one file, which ends with its description (`tripq.backends.base.BackEnd`); `plan` ranks
+them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a back end says of itself, and what it is asked to evaluate.
+"""The description of a back end, and the request that it evaluates.
 
-Each file of a back end ends with one `BackEnd`: a name, what stands in its way (`obstacle`), what
-it takes (`cost`, at the `rates` that it reached) and the function that evaluates.
+Each file of a back end ends with one `BackEnd`: a name, the reason why it cannot evaluate a request
+(`obstacle`), its `cost`, the measured `rates`, and the function that evaluates.
 `tripq.backends.plan` ranks those that can evaluate a `Request`.
 """
 
@@ -59,7 +59,7 @@ class Request:
 
     @classmethod
     def of(cls, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilter, budget: int) -> Request:
-        """For a filter and a scan as they are now."""
+        """The request for a filter and a scan."""
         if isinstance(q, NodeSpace):
             of_q = q.q, q.q_out, q.edges.weights
         else:
@@ -87,7 +87,7 @@ class Request:
 
     @property
     def nodes(self) -> bool:
-        """Whether every voxel has directions of its own."""
+        """Whether voxels have individual directions."""
         return isinstance(self.q, NodeSpace)
 
     @property
@@ -153,21 +153,27 @@ class Request:
 
 
 def _differentiated(t: Tensor) -> bool:
-    """Whether it requires a gradient, or carries a tangent of forward-mode AD."""
+    """Whether a tensor requires a gradient, or carries a tangent of forward-mode AD."""
     return t.requires_grad or forward_ad.unpack_dual(t).tangent is not None
+
+
+def empty_sum(x: Tensor, q: QSpace | NodeSpace, filter: PQFilter) -> Tensor:
+    """The sum of a filter without paths or voxels: zeros, of the shape in `tripq.backends`."""
+    n_out = (len(q.q_out),) if isinstance(q, NodeSpace) else (len(x), len(q.q_out))
+    return x.new_zeros(*n_out, filter.dim_out)
 
 
 def grid_obstacle(request: Request) -> str | None:
     """Why a back end for grids with directions that all voxels share cannot evaluate a request."""
     if request.nodes:
-        return "every voxel has directions of its own"
+        return "voxels have individual directions"
     if request.edges.grid is None:
         return "the voxels are not on a grid"
     return None
 
 
 def no_obstacle(request: Request) -> None:
-    """Of a back end that can evaluate every request."""
+    """None: the back end can evaluate every request."""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 r"""The same sum as a dense convolution: the filter on the voxel grid, then ``conv3d``.
 
-The authors' way.  Between directions, a filter on a grid of voxels is a matrix of shape
+This is the authors' method.  Between directions, a filter on a grid of voxels is a matrix of shape
 :math:`(Q_{out} d_{out}) \times (Q_{in} d_{in})` for each offset.  It is built by two matrix
 products from small tables: the weights as coefficients of each product of two harmonics, times the
 q-embeddings, times the p-embeddings.  The products and the convolution run near the peak rate of a
-machine; but their cost grows with the square of the number of directions and with the box around
-the voxels, and the filter must be held in memory.
+machine.  But their cost grows with the square of the number of directions and with the box around
+the voxels, and the filter must fit into memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from tripq.backends.base import BackEnd, Request, Work, grid_obstacle
+from tripq.backends.base import BackEnd, Request, Work, empty_sum, grid_obstacle
 from tripq.backends.parts import by_directions
 from tripq.backends.precision import convolve, single_precision
 from tripq.backends.tables import (
@@ -43,9 +43,8 @@ def evaluate(
     """The sum over all edges; shapes as in `tripq.backends`."""
     assert isinstance(q, QSpace)  # see `grid_obstacle`
     assert edges.grid is not None
-    n_voxels, n_out = x.shape[0], len(q.q_out)
-    if not filter.paths or n_voxels == 0:
-        return x.new_zeros(n_voxels, n_out, filter.dim_out)
+    if not filter.paths or not len(x):
+        return empty_sum(x, q, filter)
     shape, position = edges.grid.cropped
     volume = _to_volume(x, shape, position)
     builder = DenseFilter(filter, edges, q, accumulation_dtype(x.dtype))  # half under autocast
@@ -58,7 +57,7 @@ def evaluate(
 
     # Parts are built again in the backward pass: all filters together are what does not fit.
     size = builder.numbers_per_direction
-    return by_directions(convolved, n_out, size, budget, volume, coefficients)
+    return by_directions(convolved, len(q.q_out), size, budget, volume, coefficients)
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +177,7 @@ def _shape(filter: PQFilter) -> tuple[int, int, int, int, int]:
 
 
 def _widths(filter: PQFilter, *, outer: bool) -> dict[int, int]:
-    """Orders of the outer or inner harmonics, and how many functions each stands for."""
+    """Orders of the outer or inner harmonics, and the number of functions of each."""
     number = filter.radial[0 if outer else 2]
     orders = {path.outer if outer else path.inner for path in filter.paths}
     return {l: number * (2 * l + 1) for l in sorted(orders)}
@@ -194,7 +193,7 @@ def _starts(filter: PQFilter, *, outer: bool) -> dict[int, int]:
 
 
 def _to_volume(x: Tensor, shape: tuple[int, ...], position: Tensor) -> Tensor:
-    """(V, Q, dim) to (volumes, Q dim, x, y, z), zero outside the mask; the channels stand last."""
+    """(V, Q, dim) to (volumes, Q dim, x, y, z), zero outside the mask; the channels are last."""
     rows = x.flatten(1)
     if len(rows) < math.prod(shape):
         rows = rows.new_zeros(math.prod(shape), rows.shape[1]).index_copy(0, position, rows)

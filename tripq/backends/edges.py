@@ -1,6 +1,6 @@
 """The definition, edge by edge: the filter of every edge, times the features at its input node.
 
-Slow, and the measure of every other back end.
+It is slow, and the reference for all other back ends.
 """
 
 from __future__ import annotations

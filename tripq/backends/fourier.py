@@ -1,12 +1,11 @@
-r"""The same sum on a grid in Fourier space, where neighbours are a product at each frequency.
+r"""The same sum on a grid in Fourier space, where the sum over neighbours is a product.
 
-For voxels on a grid that share their directions, the sum over neighbours is a convolution.  At each
-frequency the harmonics of the p-offset are one row of numbers, which joins with the weights to a
-matrix between features that are aggregated over q and the output; `tripq.backends.spectral` gives
-the formula.
-Radial functions of |q| are taken shell by shell where a gradient table has few shells.
+For voxels on a grid that share their directions, the sum over neighbours is a convolution, and in
+Fourier space a product at each frequency.  There the p-harmonics and the weights give one matrix
+from the features aggregated over q to the output; `tripq.backends.spectral` gives the formula.
+If a gradient table has few shells, the radial functions of |q| are evaluated once for each shell.
 
-What it takes hardly depends on the neighbourhood; the box around the voxels and its margins count.
+The cost depends on the box around the voxels and its margins, and hardly on the neighbourhood.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tripq.backends.base import BackEnd, Request, Work, grid_obstacle
+from tripq.backends.base import BackEnd, Request, Work, empty_sum, grid_obstacle
 from tripq.backends.precision import full_precision
 from tripq.backends.spectral.convolution import bytes_per_place, convolve
 from tripq.backends.spectral.stages import Layout, Operands
@@ -47,7 +46,7 @@ def evaluate(
     assert edges.grid is not None
     assert edges.steps is not None
     if not filter.paths or not len(x):
-        return x.new_zeros(x.shape[0], len(q.q_out), filter.dim_out)
+        return empty_sum(x, q, filter)
     largest = budget // bytes_per_place(x, len(q.q_out), filter.dim_out)
     tiles = _tiles(edges.grid, edges.margin, largest)
     at_outputs = filter.phi_q_out(q.q_out.to(x.dtype).norm(dim=-1))
@@ -142,14 +141,14 @@ def _same_lengths(space: QSpace, outputs: bool) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True)
 class _Group:
-    """Groups of input channels that meet the same orders of q-harmonics, as one.
+    """Groups of input channels with the same orders of q-harmonics, evaluated together.
 
     Attributes
     ----------
     starts : dict from int to int
         Where the components of each of the groups begin.
     index : Tensor of shape (C,), int64
-        Where the components stand in the features.
+        Positions of the components in the features.
     orders : tuple of int
         Of the q-harmonics.
     """
@@ -231,13 +230,13 @@ def _outer_orders(filter: PQFilter) -> list[int]:
 
 
 def obstacle(request: Request) -> str | None:
-    """Why it cannot evaluate a request, if it cannot."""
+    """The reason why this back end cannot evaluate a request, or None."""
     if (why := grid_obstacle(request)) is not None:
         return why
     if request.filter.joint:
-        return 'a "diff" filter does not come apart into p- and q-space'
+        return 'a "diff" filter does not factor into p- and q-space'
     if request.differentiated_p:
-        return "it takes p-offsets to come in pairs, p and -p, and some require gradients"
+        return "it needs constant p-offsets in pairs, p and -p, but some require gradients"
     return None
 
 

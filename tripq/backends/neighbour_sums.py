@@ -5,8 +5,8 @@ For features z of shape (V, N, R) and matrices m of shape (T, R, M),
     out[v] = sum over edges e with dst[e] = v of z[src[e]] @ m[type[e]],        (V, N, M).
 
 Every output voxel sums over its own edges (no atomics), and nothing of the size of the edges times
-the features is kept for the backward pass, which walks the transposed edges.  The twins say what is
-computed, and have all derivatives that the backward pass has not.
+the features is kept for the backward pass, which uses the transposed edges.  The torch twins define
+the result, and all derivatives other than that of the backward pass.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ def aggregate_on_edges(
 
 
 def grid_twin(z: Tensor, m: Tensor, table: Tensor) -> Tensor:
-    """What `aggregate_on_grid` computes."""
+    """The torch twin of `aggregate_on_grid`."""
     padded = torch.cat([z, z.new_zeros(1, *z.shape[1:])])
     return torch.einsum("vtnr,trm->vnm", padded[table], m)
 
 
 def edges_twin(z: Tensor, m: Tensor, dst: Tensor, src: Tensor, type_: Tensor) -> Tensor:
-    """What `aggregate_on_edges` computes."""
+    """The torch twin of `aggregate_on_edges`."""
     zeros = z.new_zeros(z.shape[0], z.shape[1], m.shape[2])
     return zeros.index_add(0, dst, z[src] @ m[type_])
 

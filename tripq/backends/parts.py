@@ -38,8 +38,8 @@ def recomputed(function: Callable[..., Result], *args: Tensor | None) -> Result:
     def as_before(*args: Tensor | None) -> Result:
         if needs_twin():
             raise RuntimeError(
-                "this backward pass computes parts of a layer again, in forward-mode AD, which had "
-                "not begun when the layer was evaluated: evaluate the layer inside dual_level() too"
+                "this backward pass computes parts of a layer again under forward-mode AD, but the "
+                "layer was evaluated outside: evaluate the layer inside dual_level() too"
             )
         return function(*args)
 

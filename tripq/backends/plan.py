@@ -1,10 +1,10 @@
-"""Which back end evaluates a filter, why, and what it will take.
+"""The choice of the back end that evaluates a filter, its reason and its cost.
 
 For every back end that can run, the multiply-adds, the bytes and the working memory of a forward
-pass follow from the sizes of the graph and the filter.  ``"auto"`` takes the one with the shortest
-time at the rates that each gives for itself; ``python perf/profile.py`` measures whether it was.
+pass follow from the sizes of the graph and the filter.  ``"auto"`` chooses the one with the
+shortest time at the measured rates of the back ends; ``python perf/profile.py`` checks the choice.
 
-A forward pass takes a `Plan`, which is made once and kept; `explain` adds the words.
+A forward pass needs a `Plan`, which is made once and kept; `explain` describes it in words.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BANDWIDTH = {"cpu": 10.0, "cuda": 3_000.0}
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one back end would take for a forward pass.
+    """Estimated cost of a forward pass by one back end.
 
     Attributes
     ----------
@@ -96,7 +96,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class PlanInWords(Plan):
-    """A plan with what a reader wants to know of it.
+    """A plan with its costs and alternatives, in words.
 
     Attributes
     ----------
@@ -126,7 +126,7 @@ class PlanInWords(Plan):
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a layer will do on a graph: a plan for each scan and filter."""
+    """The plans of a layer on a graph, one for each scan and filter."""
 
     plans: tuple[PlanInWords, ...]
 
@@ -168,11 +168,11 @@ def _kept_plan(
     differentiated_q: bool,
     backend: Backend,
 ) -> Plan:
-    """A plan, kept as long as scan and filter; of neither it holds anything but numbers."""
+    """A plan, kept as long as scan and filter exist; it holds only numbers."""
     request = Request(edges, filter, q, dtype, device, budget, differentiated_p, differentiated_q)
     if backend != "auto" and (why := BACKENDS[backend].obstacle(request)) is not None:
         raise ValueError(
-            f'the {backend!r} back end cannot run here: {why}. backend="auto" takes one that can'
+            f'the {backend!r} back end cannot run here: {why}. backend="auto" chooses one that can'
         )
     estimates = sorted(
         (
@@ -187,7 +187,7 @@ def _kept_plan(
 
 
 def _why_not(back_end: BackEnd, request: Request, asked: Backend) -> str | None:
-    """Why a back end is not ranked, if it is not."""
+    """The reason why a back end is not ranked, or None."""
     if back_end.needs_gpu and not request.on_gpu and back_end.name != asked:
         return "its kernels need a CUDA device"
     return back_end.obstacle(request)
@@ -231,8 +231,8 @@ def _described(request: Request) -> str:
 def _reason(backend: Backend, plan: Plan, request: Request) -> str:
     if backend != "auto":
         if BACKENDS[backend].needs_gpu and not request.on_gpu:
-            return "as asked for (without a CUDA device its operators run in plain torch)"
-        return "as asked for"
+            return "as requested (without a CUDA device its operators run in plain torch)"
+        return "as requested"
     reason = "the fastest by the cost model"
     if plan.alternatives and plan.seconds > 0:
         second = plan.alternatives[0]

@@ -1,4 +1,4 @@
-"""Precision: which types go together; no sums in half precision; TF32 only if wanted."""
+"""Precision: allowed combinations of types, sums in float32 or float64, TF32 only on request."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_dtype(x: Tensor, weight: Tensor) -> None:
         wanted = weight.dtype if weight.dtype in known else torch.float32
         raise ValueError(f"the features are {x.dtype}, not real numbers: call x.to({wanted})")
     if weight.dtype not in known:
-        raise ValueError(f"there is no evaluation with weights in {weight.dtype}")
+        raise ValueError(f"weights of type {weight.dtype} are not supported")
     cast = torch.is_autocast_enabled(x.device.type)
     if x.dtype != weight.dtype and not (cast and torch.float64 not in (x.dtype, weight.dtype)):
         raise ValueError(
@@ -63,7 +63,7 @@ def single_precision(evaluate: Evaluate) -> Evaluate:
 
 
 def full_precision(evaluate: Evaluate) -> Evaluate:
-    """A back end of many small sums, from which half precision would take more than it saves."""
+    """A back end of many small sums, which computes in float32 under autocast, too."""
     evaluate = single_precision(evaluate)
 
     @wraps(evaluate)
@@ -82,9 +82,8 @@ def full_precision(evaluate: Evaluate) -> Evaluate:
 def convolve(volume: Tensor, weight: Tensor, padding: list[int]) -> Tensor:
     """``conv3d`` without bias, in TF32 only where matrix products are.
 
-    cuDNN rounds float32 to TF32 unless it is told not to, matrix products do not unless they are
-    told to. Its error of 3e-4 is no longer equivariance to rounding: one switch, off at first, for
-    both.
+    By default cuDNN rounds float32 to TF32, and matrix products do not.  The error of TF32, 3e-4,
+    is an error of equivariance, so one switch, off by default, applies to both.
     """
     if not volume.is_cuda:
         return functional.conv3d(volume, weight, padding=padding)
@@ -99,7 +98,7 @@ def convolve(volume: Tensor, weight: Tensor, padding: list[int]) -> Tensor:
 
 
 class _Convolution(torch.autograd.Function):
-    """cuDNN looks at the switch when it runs, in the backward pass too.
+    """A convolution that sets the switch of cuDNN when it runs, in the backward pass, too.
 
     Only the first derivative is taken by it: of higher ones cuDNN has its own way.
     """

@@ -7,13 +7,13 @@ With the recoupling of `tripq.so3.recoupling`, the layer is
 3. channel mixing, one GEMM for each l_1 (and each q_out);
 4. p-aggregation: the p-harmonic and l_1 to the output order, summed over neighbouring voxels.
 
-Steps 1 to 3 know nothing of neighbours and step 4 nothing of directions, so the cost is that of the
-p-edges plus that of the q-edges, not of their product.  Where the output has a single direction,
-steps 3 and 4 are joined: one matrix for each edge type does both.
+Steps 1 to 3 do not depend on neighbours, and step 4 not on input directions, so the cost is that of
+the p-edges plus that of the q-edges, not of their product.  If the output has a single direction,
+steps 3 and 4 are one: a matrix for each edge type.
 
-A ``"diff"`` filter has one harmonic of both offsets, which does not come apart: there steps 1 to 3
-run for every p-edge.  Where every voxel has directions of its own, steps 1, 2 and 4 run for every
-edge, and the mixing comes last.
+A ``"diff"`` filter has one harmonic of both offsets, which does not factor: steps 1 to 3 run for
+every p-edge.  If voxels have individual directions, steps 1, 2 and 4 run for every edge, and the
+mixing is last.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from tripq.backends.base import BackEnd, Request, Work, no_obstacle
+from tripq.backends.base import BackEnd, Request, Work, empty_sum, no_obstacle
 from tripq.backends.neighbour_sums import aggregate_on_edges, aggregate_on_grid
 from tripq.backends.parts import by_directions, parts_of, recomputed
 from tripq.backends.precision import full_precision
@@ -42,8 +42,7 @@ def evaluate(
 ) -> Tensor:
     """The sum over all edges; shapes as in `tripq.backends`."""
     if not filter.paths:
-        n_out = (len(q.q_out),) if isinstance(q, NodeSpace) else (x.shape[0], len(q.q_out))
-        return x.new_zeros(*n_out, filter.dim_out)
+        return empty_sum(x, q, filter)
     if isinstance(q, NodeSpace):
         return _on_nodes(x, edges, q, filter, budget)
     if filter.joint:
@@ -220,7 +219,7 @@ def _on_joint_offsets(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, bud
     return out
 
 
-# -- directions of its own at every voxel --------------------------------------------------------
+# -- individual directions in every voxel --------------------------------------------------------
 
 
 def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter, budget: int) -> Tensor:

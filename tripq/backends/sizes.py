@@ -46,7 +46,7 @@ class Stages:
 
 @kept_with_owner
 def stages_of(filter: PQFilter) -> Stages:
-    """Those of a filter."""
+    """The sizes of a filter."""
     k_p, _, k_q = filter.radial
     inner: set[int] = set()
     coupled = mixed = coupling = mixing = p_dense = p_sparse = 0

@@ -1,4 +1,4 @@
-"""Small tables that several back ends start from: embeddings, coefficients, mixing matrices."""
+"""Small tables shared by several back ends: embeddings, coefficients, mixing matrices."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def embed_q(p_offset: Tensor, q: QSpace, filter: PQFilter) -> dict[int, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class Terms:
-    """What the weights of one path stand before, as indices that are broadcast against each other.
+    """Indices of the basis products that the weights of one path multiply; they broadcast.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class Terms:
 def coefficient_matrix(
     filter: PQFilter, size: int, place: Callable[[Terms], Index]
 ) -> SparseMatrix:
-    """What makes the coefficients of all products of harmonics of the weights.
+    """The matrix from the weights to the coefficients of all products of harmonics.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def coefficient_matrix(
     size : int
         How many coefficients there are.
     place : callable
-        Where those of the given terms stand among them.
+        Positions of the weights of the given terms among them.
     """
     rows, columns, values = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0)]
     first = 0

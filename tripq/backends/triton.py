@@ -8,9 +8,9 @@ Three operators of `tripq.kernels` in a row, voxels and directions as lanes:
 3. `contract`, the p-stage: over the edges between voxels, times harmonics and radial functions of
    the p-offset, coupled to the output orders.
 
-Output directions are taken as many at a time as the budget allows; the backward pass computes each
-part again.  Where every voxel has directions of its own, `aggregate_nodes` does 1 and 3 at once,
-edge by edge, and the mixing comes last, as in `tripq.backends.recoupled`.
+The budget limits the number of output directions computed at a time; the backward pass computes
+each part again.  If voxels have individual directions, `aggregate_nodes` does 1 and 3 at once, edge
+by edge, and the mixing is last, as in `tripq.backends.recoupled`.
 
 On a CPU the operators run as their plain torch twins: for tests, not for speed.
 """
@@ -23,7 +23,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from tripq.backends.base import BackEnd, Request, Work
+from tripq.backends.base import BackEnd, Request, Work, empty_sum
 from tripq.backends.parts import by_directions, recomputed
 from tripq.backends.tables import mixing_at
 from tripq.domain.adjacency import Adjacency
@@ -48,8 +48,7 @@ def evaluate(
 ) -> Tensor:
     """The sum over all edges; shapes as in `tripq.backends`."""
     if not filter.paths:
-        n_out = (len(q.q_out),) if isinstance(q, NodeSpace) else (x.shape[0], len(q.q_out))
-        return x.new_zeros(*n_out, filter.dim_out)
+        return empty_sum(x, q, filter)
     if isinstance(q, NodeSpace):
         return _on_nodes(x, edges, q, filter, budget)
     return _on_product(x, edges, q, filter, budget)
@@ -142,7 +141,7 @@ def _highest(filter: PQFilter, *, outer: bool) -> int:
     return max(path.outer if outer else path.inner for path in filter.paths)
 
 
-# -- directions of its own at every voxel --------------------------------------------------------
+# -- individual directions in every voxel --------------------------------------------------------
 
 
 def _on_nodes(x: Tensor, edges: PEdges, nodes: NodeSpace, filter: PQFilter, budget: int) -> Tensor:
@@ -222,17 +221,17 @@ def _walk(nodes: NodeSpace, edges: PEdges, start: int, stop: int) -> NodeCsr:
 
 
 def obstacle(request: Request) -> str | None:
-    """Why it cannot evaluate a request, if it cannot."""
+    """The reason why this back end cannot evaluate a request, or None."""
     if request.on_gpu and find_spec("triton") is None:
         return "Triton is not installed: pip install 'tripq[cuda]'"
     if request.filter.joint and not request.nodes:
         return 'it has no kernel for a "diff" filter between voxels that share directions'
     if request.edges.rule is not None and any(True for _ in request.filter.phi_p.parameters()):
-        return "it takes filters averaged over voxels as constants, and their functions are learnt"
-    if request.differentiated_p or request.differentiated_q:
         return (
-            "it takes coordinates and quadrature weights as constants, and some require gradients"
+            "it needs constant radial functions in filters averaged over voxels; these are learnt"
         )
+    if request.differentiated_p or request.differentiated_q:
+        return "it needs constant coordinates and quadrature weights, but some require gradients"
     return None
 
 

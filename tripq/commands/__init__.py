@@ -24,7 +24,7 @@ from tripq.commands.train import train
 
 app = typer.Typer(
     name="tripq",
-    help="Multiple sclerosis lesions in diffusion MRI, by rotation-equivariant networks.\n\n"
+    help="Rotation-equivariant networks for diffusion MRI.\n\n"
     "For research only: tripq is not a medical device.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

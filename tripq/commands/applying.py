@@ -30,7 +30,7 @@ from tripq.scans.read import find_table
 
 @dataclass(frozen=True, eq=False)
 class Input:
-    """A scan as it was read, with what its gradient table leaves in doubt.
+    """A scan as it was read, with the cautions about its gradient table.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""``tripq evaluate``: maps against what is known of the same scans."""
+"""``tripq evaluate``: scores of maps against the known maps of the same scans."""
 
 from __future__ import annotations
 

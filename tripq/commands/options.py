@@ -84,6 +84,16 @@ def min_volume(show_default: str) -> Any:
     )
 
 
+def labels(kind: str, prefix: str) -> Any:
+    """Option of the participants or sessions that a command processes."""
+    return typer.Option(
+        f"--{kind}-label",
+        metavar="LABEL...",
+        help=f"Process only these {kind}s, with or without '{prefix}'; after the folders.",
+        show_default="all",
+    )
+
+
 def show_version(wanted: bool) -> None:
     """Print the version and exit, if `wanted`."""
     if wanted:
@@ -194,24 +204,8 @@ FrameOption = Annotated[
         "records the frame; `tripq check` tests it by the fibres."
     ),
 ]
-ParticipantLabel = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--participant-label",
-        metavar="LABEL...",
-        help="Only these, with or without 'sub-'; after the folders.",
-        show_default="all",
-    ),
-]
-SessionLabel = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--session-label",
-        metavar="LABEL...",
-        help="Only these, with or without 'ses-'; after the folders.",
-        show_default="all",
-    ),
-]
+ParticipantLabel = Annotated[list[str] | None, labels("participant", "sub-")]
+SessionLabel = Annotated[list[str] | None, labels("session", "ses-")]
 Shells = Annotated[
     list[float] | None,
     typer.Option(

@@ -105,7 +105,7 @@ def predict(
         if (denoise or directions is not None) and not task.predicts_signal:
             option = "--denoise" if denoise else "--directions"
             raise ValueError(
-                f"{option}: {weights} is of the task {task.name}, which predicts no signal."
+                f"{option}: {weights} is of the task {task.name}, which does not predict signal."
             )
         tell_caution(model)
         with naming_scan(scan):

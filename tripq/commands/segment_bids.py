@@ -375,7 +375,9 @@ def _segment_one(
             changed = changed_inputs(about, files, settings.frame)
             if not changed:
                 return Row.of(scan, "there already", **candidate_columns(about, results.sidecar))
-            messages.info("%s: done again; changed: %s.", scan.path, ", ".join(changed))
+            messages.info(
+                "%s: segmented again, because of changed files: %s.", scan.path, ", ".join(changed)
+            )
         if places.masks is None and files.mask is not None:
             messages.info("%s: brain mask beside it: %s.", scan.path.name, files.mask.name)
         addresses = _address(files, results, places, names)

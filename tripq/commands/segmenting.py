@@ -121,7 +121,7 @@ class Settings:
 
     @property
     def remarks(self) -> dict[str, str]:
-        """What the checkpoint says to readers of a map, for its sidecar."""
+        """Remarks of the checkpoint for readers of a map, for its sidecar."""
         return {"HealthyHeads": self.model.healthy_heads} if self.model.healthy_heads else {}
 
     @property

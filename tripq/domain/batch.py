@@ -5,7 +5,7 @@ are padded with zeros to the longest:
 
     x_i (V_i, Q_i, ...)  ->  x (sum V_i, max Q_i, ...)
 
-`pad_rows` writes them, and the `Extent` of each graph says which part of x is its own.
+`pad_rows` writes them, and the `Extent` of each graph gives its part of x.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tripq.domain.scan_graph import ScanGraph
 
 @dataclass(frozen=True)
 class Extent:
-    """How long features on one graph are, whatever it has been merged with since.
+    """Sizes of the features on one graph before it was merged with others.
 
     Attributes
     ----------

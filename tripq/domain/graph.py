@@ -1,13 +1,13 @@
 """The 6D domain: a point cloud of (voxel, gradient direction) nodes and its edges.
 
 A node is a pair (p, q) of a voxel centre in millimetres and a q-vector, both in world axes.  Two
-nodes are joined when their voxels are closer than a radius (p-edges) and their q-vectors are joined
-(q-edges).  Where every voxel of a scan has the same gradient table, the edges are the product of
-the two sets, and only the two sets are ever stored: 100,000 voxels with 81 neighbours and 64
-directions make 3.3e10 edges, of 8.1e6 p-edges and 4,096 q-edges.
+nodes are joined if their voxels are closer than a radius (p-edges) and their q-vectors are joined
+(q-edges).  If all voxels of a scan share the gradient table, the edges are the product of the two
+sets, and only these sets are stored: 100,000 voxels with 81 neighbours and 64 directions have
+3.3e10 edges, but 8.1e6 p-edges and 4,096 q-edges.
 
-`PQGraph` is what a user makes and a layer takes: one scan or a batch of them, each a `ScanGraph`
-of voxels, p-edges and a q-space.  Features on it have the shape (V, Q, dim) for V voxels with Q
+`PQGraph` is the graph that layers take: one scan or a batch of scans, each a `ScanGraph` of voxels,
+p-edges and a q-space.  Features on it have the shape (V, Q, dim) for V voxels with Q
 directions each, (N, dim) for a list of N nodes, and (V, dim) for maps without q-space.
 """
 
@@ -88,7 +88,7 @@ class PQGraph:
         q_out: ArrayLike | Tensor | None = None,
         q_weights: ArrayLike | Tensor | None = None,
     ) -> PQGraph:
-        """The voxels of a mask, joined when closer than `radius` in world space.
+        """The voxels of a mask, joined if closer than `radius` in world space.
 
         Parameters
         ----------
@@ -141,7 +141,7 @@ class PQGraph:
         q, radius, q_edges, q_out, q_weights
             As in `from_grid`.
         volumes : array of shape (V,), optional
-            The volume in mm3 that each point stands for, where a layer integrates over p-space.
+            Volume of each point in mm3, for layers that integrate over p-space.
             Default: 8 mm3 each.
         """
         points = vectors_of(p, "p")
@@ -165,7 +165,7 @@ class PQGraph:
         q_weights: ArrayLike | Tensor | None = None,
         volumes: ArrayLike | Tensor | None = None,
     ) -> PQGraph:
-        """An arbitrary list of nodes, each with a q-vector of its own.
+        """An arbitrary list of nodes, each with an individual q-vector.
 
         For tables that differ from voxel to voxel, as the nonlinearity of the gradients makes them.
         The centre of a voxel is the mean of the `p` of its nodes, input and output, so gradients
@@ -267,8 +267,8 @@ class PQGraph:
     def _check_reach(self, radius: float) -> None:
         if radius > self.radius * (1 + 1e-6):
             raise ValueError(
-                f"this graph joins voxels closer than {self.radius:g} mm, and a neighbourhood of "
-                f"{radius:g} mm is asked of it: build the graph with radius={radius:g} or more"
+                f"this graph joins voxels closer than {self.radius:g} mm, but a radius of "
+                f"{radius:g} mm is needed: build the graph with radius={radius:g} or more"
             )
 
     def integrated(self, radius: float) -> PQGraph:

@@ -108,7 +108,7 @@ def _offsets_in_box(linear: NDArray[np.float64], radius: float, margin: float) -
     furthest = np.floor(np.linalg.norm(np.linalg.inv(linear), axis=1) * radius + margin)
     if not np.prod(2 * furthest + 1) <= MAX_OFFSETS:
         raise ValueError(
-            f"a radius of {radius:g} mm reaches {furthest.max():g} voxels far: too many neighbours"
+            f"a radius of {radius:g} mm spans {furthest.max():g} voxels: too many neighbours"
         )
     ranges = [np.arange(-r, r + 1) for r in furthest.astype(np.int64)]
     return np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, 3)

@@ -132,7 +132,7 @@ def node_space(
         raise ValueError(f"{len(p_to)} output centres but {len(q_to)} output q-vectors")
 
     if (voxel_out is None) != (voxel is None or not resampled):
-        raise ValueError("voxel_out says of which voxels p_out are: give it if voxel is given")
+        raise ValueError("voxel_out, the voxels of p_out, must be given if voxel is given")
     everywhere = torch.cat([p_in, p_to]) if resampled else p_in
     if voxel is None:
         numbers = voxels_of(coordinates(everywhere))
@@ -165,7 +165,7 @@ def node_space(
 
 
 def _shells_of_voxels(q: Tensor, voxel: Tensor, n_voxels: int) -> tuple[Tensor, Tensor]:
-    """Shell of each node, numbered through all voxels, and the share of it that it stands for."""
+    """Shell of each node, numbered through all voxels, and the share of it that it represents."""
     shell = torch.zeros_like(voxel)
     shares = torch.ones_like(q[:, 0]).detach()
     order = torch.argsort(voxel, stable=True)
@@ -235,7 +235,7 @@ def check_voxel_numbers(numbers: Tensor) -> None:
     present = numbers.unique()
     if not present.equal(torch.arange(len(present))):
         raise ValueError(
-            f"voxels are numbered from 0 on, none left out, but {len(present)} numbers from "
+            f"voxels must be numbered from 0 without gaps, but {len(present)} numbers from "
             f"{int(present[0])} to {int(present[-1])} are given"
         )
 

@@ -40,7 +40,7 @@ class QSpace:
     given : bool
         Whether the user gave the weights, which are then used as they are.
     shares : Tensor of shape (Q_in,), float64, or None
-        Of an integral (`integral`): the share of its shell that each input direction stands for.
+        Of an integral (`integral`): the share of its shell that each input direction represents.
         None for the weights as they are.
     """
 
@@ -77,7 +77,7 @@ class QSpace:
     def integral(self) -> QSpace:
         """The same directions with weights of an integral over q; as it is, if they were given.
 
-        On each shell the weight of a direction is the share of the sphere that it stands for, and
+        On each shell the weight of a direction is the share of the sphere that it represents, and
         the weights of the directions that an output is joined with have the sum 1.  Across shells
         the filter takes care: it divides each radial function of |q_in| by the sum of its values
         on the shells.  The weights are constants: no gradient reaches q through them.
@@ -105,14 +105,14 @@ class QSpace:
 
 @dataclass(frozen=True, eq=False)
 class QShells:
-    """Directions of one length or nearly, and what each stands for.
+    """Directions of nearly the same length, and the share of the shell that each represents.
 
     Attributes
     ----------
     member : Tensor of shape (S, Q), bool
         The directions of each shell, by ascending length; see `SHELL_TOLERANCE`.
     shares : Tensor of shape (Q,), float64
-        The share of its shell that a direction stands for; see
+        The share of its shell that a direction represents; see
         `tripq.domain.quadrature.shell_shares`.
     orders : tuple of int
         The even order up to which each shell integrates harmonics exactly; 0 for that of q = 0.

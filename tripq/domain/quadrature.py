@@ -1,7 +1,7 @@
-r"""Quadrature: what a sample stands for, in p-space and in q-space.
+r"""Quadrature: weights of the samples of p-space and q-space.
 
-A layer means an integral over position and over the gradient directions.  With the volume
-:math:`v_j` of voxel j and the share :math:`a_i` of its shell that direction i stands for, it is
+A layer is an integral over position and over the gradient directions.  With the volume :math:`v_j`
+of voxel j and the share :math:`a_i` of its shell that direction i represents, it is
 
 .. math::
     \sum_j \frac{v_j}{v_0} \sum_i a_i\, \bar K_j(p_{out} - p_j, q_{out}, q_i)\, I(p_j, q_i),
@@ -102,7 +102,7 @@ def voxel_points(
 
 
 def shell_shares(directions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Shares of the sphere that directions and their opposites stand for.
+    """Shares of the sphere that directions and their opposites represent.
 
     A direction that is listed several times, or with its opposite, has one share, in equal parts.
     Shares are the nonnegative numbers of sum 1 with which the means of the spherical harmonics of

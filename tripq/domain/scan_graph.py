@@ -55,7 +55,7 @@ class ScanGraph:
 
     @property
     def coordinates(self) -> list[Tensor]:
-        """All that a gradient can reach: positions, offsets, q-vectors and quadrature weights."""
+        """Tensors that can require gradients: positions, offsets, q-vectors, quadrature weights."""
         q = self.q
         coordinates = [self.p, self.edges.offsets]
         if self.edges.volumes is not None:

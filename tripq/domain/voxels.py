@@ -206,9 +206,9 @@ class PEdges:
     def integrated(self, radius: float) -> PEdges:
         """The edges of an integral over a ball of `radius` mm, see `tripq.domain.quadrature`.
 
-        On a grid they come from every voxel that meets the ball, not only those with their centre
-        in it.  Irregular points have a volume and no shape: filters are not averaged.  A radius of
-        0 joins each voxel with itself, as a sum does.
+        On a grid they come from every voxel that intersects the ball, not only those with their
+        centre in it.  Irregular points have a volume and no shape: filters are not averaged.  A
+        radius of 0 joins each voxel with itself, as a sum does.
         """
         if radius == 0:
             return self.within(radius)

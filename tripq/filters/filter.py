@@ -132,7 +132,7 @@ class PQFilter(nn.Module):
 
     @cached_property
     def recoupling(self) -> Recoupling:
-        """The tables that make mixing matrices of the weights."""
+        """Tables that convert the weights to mixing matrices."""
         return Recoupling.build(self.paths, self.channels_in, self.channels_out, self.radial)
 
     def path_weights(self) -> Iterator[tuple[Path, Tensor]]:
@@ -145,7 +145,7 @@ class PQFilter(nn.Module):
 
     @property
     def exact_weight(self) -> Tensor:
-        """All weights, in float32 if they are in half precision: no sum is taken in that."""
+        """All weights, in float32 if they are in half precision, as sums need it."""
         return self.weight.to(accumulation_dtype(self.weight.dtype))
 
     # -- embeddings ----------------------------------------------------------------------------
@@ -170,7 +170,7 @@ class PQFilter(nn.Module):
 
     @property
     def joint(self) -> bool:
-        """Whether the inner harmonics are those of both offsets, so that they do not come apart."""
+        """Whether the inner harmonics depend on both offsets, so that they do not factor."""
         return self.kind == "diff"
 
     def q_ends(self, q: Tensor) -> Tensor:
@@ -325,11 +325,11 @@ class PQFilter(nn.Module):
         return sum(len(c.index) for c in self.channels_out)
 
     def index_in(self, channels: int) -> Tensor:
-        """Where the components of `channels_in[channels]` stand."""
+        """Positions of the components of `channels_in[channels]`."""
         return positions(self.channels_in[channels].index, self.weight.device)
 
     def index_out(self, channels: int) -> Tensor:
-        """Where the components of `channels_out[channels]` stand."""
+        """Positions of the components of `channels_out[channels]`."""
         return positions(self.channels_out[channels].index, self.weight.device)
 
     def channels_of(self, path: Path) -> tuple[int, int]:
@@ -367,7 +367,7 @@ def _points_around(
 
 @kept_with_owner
 def _mixing_matrix(filter: PQFilter) -> SparseMatrix:
-    """What makes the mixing matrices, all of them in one flat list, of the weights."""
+    """The matrix from the weights to all mixing matrices, in one flat list."""
     tables = filter.recoupling
     shape = tables.size, filter.weight.numel()
     return SparseMatrix.of(shape, tables.targets, tables.sources, tables.coefficients)
@@ -384,12 +384,12 @@ def _harmonics(orders: set[int], v: Tensor) -> dict[int, Tensor]:
 
 @kept
 def positions(index: tuple[int, ...], device: torch.device) -> Tensor:
-    """Numbers as a tensor, kept so that a device is not waited for; not to be written to."""
+    """Numbers as a tensor, kept to avoid waiting for a device; read-only."""
     return torch.tensor(index, dtype=torch.int64, device=device)
 
 
 def ungrouped(channels: Sequence[Channels], device: torch.device) -> Tensor:
-    """The order that puts components that stand group after group back in their places."""
+    """The permutation that restores the order of components listed group by group."""
     order = [i for c in channels for i in c.index]
     return positions(tuple(sorted(range(len(order)), key=order.__getitem__)), device)
 

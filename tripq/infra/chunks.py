@@ -1,4 +1,4 @@
-"""Work in chunks that fit a budget of memory."""
+"""Computation in chunks that fit a memory limit."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def connected(rank: Rank) -> Iterator[None]:
     except RuntimeError as error:
         # gloo's have no type of their own
         if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise ConnectionError("another process has ended before its time") from error
+            raise ConnectionError("another process ended early") from error
         raise
     finally:
         dist.destroy_process_group()

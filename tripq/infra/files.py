@@ -1,4 +1,4 @@
-"""Files of users: bounded reading, atomic writing, and checksums."""
+"""User files: bounded reading, atomic writing, and checksums."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def parse_json(text: str, name: str) -> dict[str, Any]:
     >>> parse_json('{"Threshold": 1e400}', "map.json")
     Traceback (most recent call last):
     ...
-    ValueError: map.json: no JSON: 1e400 is too large.
+    ValueError: map.json: not valid JSON: 1e400 is too large.
 
     Raises
     ------
@@ -211,9 +211,9 @@ def parse_json(text: str, name: str) -> dict[str, Any]:
             text, parse_int=whole_number, parse_float=_finite, parse_constant=_no_constant
         )
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name}: no JSON: {error}.") from error
+        raise ValueError(f"{name}: not valid JSON: {error}.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{name}: no JSON with names and values.")
+        raise ValueError(f"{name}: not valid JSON: no object with names and values.")
     return content
 
 
@@ -291,12 +291,12 @@ def _finite(digits: str) -> float:
 
 
 def _no_constant(name: str) -> NoReturn:
-    """Python writes NaN and Infinity; they are no JSON."""
-    raise ValueError(f"{name} is no number")
+    """Python writes NaN and Infinity; JSON does not have them."""
+    raise ValueError(f"{name} is not a number")
 
 
 def _naming(error: OSError, path: Path) -> OSError:
-    """The same error about another file: that which the user knows."""
+    """The same error with the name of another file, which the user knows."""
     return OSError(error.errno, error.strerror or str(error), str(path))
 
 

@@ -1,4 +1,4 @@
-"""Functions as Dynamo must see them, made when it first asks; see `tripq.infra.tracing`."""
+"""Functions marked for Dynamo, created on first access; see `tripq.infra.tracing`."""
 
 from __future__ import annotations
 

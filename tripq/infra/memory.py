@@ -1,4 +1,4 @@
-"""Amounts of memory in messages, and the errors of running out of it."""
+"""Amounts of memory in messages, and out-of-memory errors."""
 
 from __future__ import annotations
 

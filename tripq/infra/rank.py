@@ -1,4 +1,4 @@
-"""Which process this is, among several that torchrun started on one machine or on many."""
+"""The rank of this process among those that torchrun started on one or several machines."""
 
 from __future__ import annotations
 

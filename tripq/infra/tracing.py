@@ -1,11 +1,11 @@
-"""Tracing for compiling and exporting: a layer on its graph is one traced call.
+"""Tracing for ``torch.compile`` and ``torch.export``: a layer on its graph is one traced call.
 
 ``torch.compile`` traces Python line by line and guards all dependencies.  A layer depends on its
-graph, with kept plans and tables.  So a layer is one call for the tracer; only the tensor
+graph, with kept plans and tables.  Therefore the tracer treats a layer as one call; only the tensor
 operations in this call are compiled, with the graph and the tables as constants.
 
-The tracer, Dynamo, takes seconds to import, and few programs compile.  So functions are marked for
-it only while it traces: it then executes the import of `tripq.infra.marks`, which marks them.
+The tracer, Dynamo, takes seconds to import, and few programs compile.  Functions are therefore
+marked only during tracing, by the import of `tripq.infra.marks`, which the tracer executes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""A trained network and a scan as it comes: the right voxels, in bounded memory.
+"""Application of a trained network to any scan, in bounded memory.
 
-`predict_blocks` applies a network to a scan that suits it.  Here are the steps before and after it
-for a scan that may not: other voxel sizes, strange b-values, little memory.
+`predict_blocks` applies a network to a suitable scan.  This module adds the steps for other scans:
+resampling to voxel sizes of the training, exclusion of other shells, cautions, and smaller blocks
+if memory runs out.
 
 >>> from tripq.scans import read_dwi, write_map
 >>> def apply(checkpoint: str, scan: str, out: str) -> None:
@@ -50,7 +51,7 @@ _LEAST_WIDTH = 4
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Model:
-    """A trained network, and what its checkpoint says about it.
+    """A trained network, and the notes of its checkpoint.
 
     Parameters
     ----------
@@ -66,7 +67,7 @@ class Model:
     b_values : tuple of float
         In s/mm2, of the training; empty if the checkpoint does not say.
     caution : str
-        What whoever trained it wants to be known; may be empty.
+        Caution of the authors of the checkpoint; may be empty.
     fewest_directions : int
         Of any shell of the training; 0 if the checkpoint does not say.
     task : str
@@ -98,7 +99,7 @@ class Model:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """The output of a network for a scan, and how it came about.
+    """The output of a network for a scan, with notes and cautions.
 
     Parameters
     ----------
@@ -127,7 +128,7 @@ class Prediction:
 
 
 class Predict(Protocol):
-    """The output of a network for a scan that suits it, such as `predict_blocks` gives it."""
+    """Computes the output of a network for a suitable scan, as `predict_blocks` does."""
 
     def __call__(
         self,
@@ -163,13 +164,13 @@ def load_model(path: str | PathLike[str]) -> Model:
     edges = _numbers(notes, "voxel_size_mm", file)
     if len(edges) > 2:
         raise CheckpointError(
-            f"{file}: its voxel_size_mm is {shortened(notes['voxel_size_mm'])!r}, not one edge, or "
-            "the shortest and the longest."
+            f"{file}: its voxel_size_mm is {shortened(notes['voxel_size_mm'])!r}, not one edge or "
+            "the shortest and the longest edge."
         )
     fewest_directions = note_number(notes, "fewest_directions", file) or 0
     if not 0 <= fewest_directions < np.inf:
         raise CheckpointError(
-            f"{file}: its fewest_directions is {fewest_directions}, no number of directions."
+            f"{file}: its fewest_directions is {fewest_directions}, not a number of directions."
         )
     shortest, longest = VOXEL_EDGES
     for edge in edges:
@@ -239,7 +240,7 @@ def trained_shells(dwi: DWI, b_values: Sequence[float]) -> tuple[DWI, list[str]]
     if not inside or not outside:
         return dwi, []
     known = " to ".join(dict.fromkeys(f"{b:.0f}" for b in (min(b_values), max(b_values))))
-    caution = f"b = {', '.join(outside)} s/mm2 was left out: the training had {known}."
+    caution = f"b = {', '.join(outside)} s/mm2 was excluded: the training had b = {known}."
     return dwi.with_shells(inside), [caution]
 
 
@@ -249,7 +250,7 @@ def suitable_size(dwi: DWI, voxel_sizes: tuple[float, float]) -> float:
 
 
 def least_voxels(network: nn.Module, dwi: DWI) -> int:
-    """Voxels in a block that is as wide as its halo; smaller ones would take ages.
+    """Voxels in a block that is as wide as its halo; smaller blocks would be very slow.
 
     Parameters
     ----------
@@ -263,7 +264,7 @@ def least_voxels(network: nn.Module, dwi: DWI) -> int:
 
 
 def voxels_within(memory: float, network: nn.Module, dwi: DWI, held: int = 0) -> int:
-    """How many voxels a block may have, so that all of the program stays within a memory.
+    """Maximum number of voxels in a block for a memory limit of the whole program.
 
     Parameters
     ----------
@@ -288,8 +289,8 @@ def voxels_within(memory: float, network: nn.Module, dwi: DWI, held: int = 0) ->
         return voxels
     need = np.ceil((fixed + least * each) / 1e7) / 100
     raise DWIError(
-        f"{dwi.path or 'scan'}: {memory / 1e9:.2f} GB of memory are not enough; it takes at least "
-        f"{need:.2f} GB."
+        f"{dwi.path or 'scan'}: {memory / 1e9:.2f} GB of memory are not enough; at least "
+        f"{need:.2f} GB are needed."
     )
 
 
@@ -304,7 +305,7 @@ def apply_model(
     device: str | torch.device = "cpu",
     report: Callable[[int, int], None] | None = None,
 ) -> Prediction:
-    """The output of a network in every voxel of a scan, whatever its voxel size.
+    """The output of a network in every voxel of a scan, of any voxel size.
 
     Where the voxels are within the range of the training, nothing is interpolated.  Another scan is
     resampled, and the output brought back (see `tripq.scans.resampling`).  Shells outside the
@@ -350,11 +351,11 @@ def apply_model(
     if voxel_size is not None:
         _check_resampling(kept, voxel_size, memory)
         suited = resample(kept, voxel_size)
-        notes.append(f"{suited.notes[-1].rstrip('.')}{reason}; the map was brought back.")
+        notes.append(f"{suited.notes[-1].rstrip('.')}{reason}; the map was resampled back.")
         if model.voxel_sizes is not None and dwi.voxel_size.max() > COARSE * model.voxel_sizes[1]:
             cautions.append(
-                f"The network was trained on much finer voxels: {dwi.voxel_size.max():.3g} mm hold "
-                "what it never saw in one, and resampling does not part it. Look at the map."
+                f"The network was trained on much finer voxels: {dwi.voxel_size.max():.3g} mm "
+                "mix tissue that resampling cannot separate. Inspect the map."
             )
             notes.append(cautions[-1])
     held = 0 if suited is dwi else dwi.signal.nbytes
@@ -380,7 +381,7 @@ def apply_model(
         if max_voxels <= least:
             raise MemoryError(
                 f"{dwi.path or 'scan'}: out of memory even with blocks of {max_voxels} voxels, the "
-                "smallest that make sense."
+                "smallest useful ones."
             )
         max_voxels = max(max_voxels // 2, least)
         if torch.cuda.is_available():
@@ -391,29 +392,27 @@ def apply_model(
     if not np.isfinite(values).all():
         raise DWIError(
             f"{dwi.path or 'scan'}: {np.count_nonzero(~np.isfinite(values))} of the {quantity} "
-            f"that {model.path} gives are no numbers. Are the intensities extreme?"
+            f"that {model.path} gives are not finite. Are the intensities extreme?"
         )
     return Prediction(dwi, values, tuple(notes), tuple(cautions))
 
 
 def _check_resampling(dwi: DWI, voxel_size: float, memory: float) -> None:
-    """Refuse to resample a scan to a size that cannot fit, before it takes all memory."""
+    """Check that memory suffices to resample a scan, before it is allocated."""
     need = PROGRAM_BYTES + dwi.signal.nbytes + bytes_to_resample(dwi, voxel_size)
     if need > memory:
         old = " x ".join(f"{edge:.3g}" for edge in dwi.voxel_size)
         raise DWIError(
             f"{dwi.path or 'scan'}: {memory / 1e9:.2f} GB of memory are not enough to resample "
-            f"voxels of {old} mm to {voxel_size:g} mm; it takes more than {need / 1e9:,.2f} GB."
+            f"voxels of {old} mm to {voxel_size:g} mm; more than {need / 1e9:,.2f} GB are needed."
         )
 
 
 def _cautions(model: Model, dwi: DWI) -> list[str]:
-    """What about a scan a network has not seen in its training."""
+    """Properties of a scan outside the range of the training of a network."""
     cautions = []
     if model.voxel_sizes is None:
-        cautions.append(
-            "The checkpoint does not say for which voxel size it is; the scan was taken as it is."
-        )
+        cautions.append("The checkpoint does not record a voxel size; the scan was not resampled.")
     strange = [
         f"{shell.b_value:.0f}"
         for shell in dwi.shells
@@ -423,11 +422,11 @@ def _cautions(model: Model, dwi: DWI) -> list[str]:
     if strange:
         known = ", ".join(f"{b_value:.0f}" for b_value in model.b_values)
         cautions.append(
-            f"b = {', '.join(strange)} s/mm2 was never seen in training, which had {known}."
+            f"b = {', '.join(strange)} s/mm2 was absent from training, which had b = {known}."
         )
     cautions += [
         f"{count} directions of b = {shell.b_value:.0f} s/mm2 are fewer than on any shell in "
-        f"training ({model.fewest_directions}): much may be missed."
+        f"training ({model.fewest_directions}): the map may be unreliable."
         for shell in dwi.shells
         if (count := count_directions(dwi.q[shell.indices])) < model.fewest_directions
     ]
@@ -442,5 +441,5 @@ def _numbers(notes: Mapping[str, str], name: str, path: Path) -> tuple[float, ..
     except ValueError:
         numbers = (math.nan,)
     if not all(map(math.isfinite, numbers)):
-        raise CheckpointError(f"{path}: its {name} is {shortened(text)!r}, no number.")
+        raise CheckpointError(f"{path}: its {name} is {shortened(text)!r}, not a number.")
     return numbers

@@ -1,8 +1,8 @@
-"""From a network and a scan to its output in every voxel, in bounded memory.
+"""Output of a network in every voxel of a scan, in bounded memory.
 
-A scan is cut into blocks.  Each is evaluated together with a halo as wide as the network looks, so
-that a voxel gets the output that it would get from the whole scan at once.  Instance norms get the
-statistics of the whole scan first.
+A scan is cut into blocks.  Each is evaluated with a halo as wide as the receptive field, so that
+the output equals that of the whole scan at once.  Instance norms first get the statistics of the
+whole scan.
 
 >>> from tripq.networks.paper import PaperSegmenter
 >>> dwi = DWI(
@@ -56,7 +56,7 @@ def graph_radius(network: nn.Module) -> float:
 
 
 def receptive_field(network: nn.Module, affine: NDArray[np.floating]) -> NDArray[np.int64]:
-    """How many voxels a network looks beyond a voxel, along each axis of the grid.
+    """Reach of the receptive field of a network, in voxels along each axis of the grid.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def receptive_field(network: nn.Module, affine: NDArray[np.floating]) -> NDArray
 
 @dataclass(frozen=True)
 class ScanBlock:
-    """Part of a grid: the voxels that are wanted, and those that a network needs to see for it."""
+    """Part of a grid: the output voxels, and the input voxels that a network needs for them."""
 
     inner: Box
     outer: Box
@@ -125,7 +125,7 @@ def split_blocks(
     [(slice(0, 4, None), slice(0, 5, None)), (slice(4, 8, None), slice(3, 8, None))]
     """
     if max_voxels < 1:
-        raise ValueError(f"a block needs room for at least one voxel, not max_voxels={max_voxels}")
+        raise ValueError(f"max_voxels must be 1 or more, not {max_voxels}")
     blocks: list[ScanBlock] = []
     waiting = [(slice(0, mask.shape[0]), slice(0, mask.shape[1]), slice(0, mask.shape[2]))]
     while waiting:
@@ -226,7 +226,7 @@ def predict_blocks(
 
 @dataclass(frozen=True)
 class Part:
-    """Part of a scan for a network: V voxels, some of which are there for the others only.
+    """Part of a scan for a network: V voxels, some of which are only the halo of the others.
 
     Parameters
     ----------
@@ -356,7 +356,7 @@ def _tensor_field_layers(network: nn.Module) -> list[PQTensorFieldLayer]:
 
 
 def check_b_values(network: nn.Module, dwi: DWI) -> None:
-    """Make sure that a network takes the b-values of a scan.
+    """Check that a network accepts the b-values of a scan.
 
     Raises
     ------
@@ -372,7 +372,7 @@ def check_b_values(network: nn.Module, dwi: DWI) -> None:
     if dwi.b_values.max() > highest * (1 + 1e-6):
         raise DWIError(
             f"{dwi.path or 'scan'}: b-values up to {dwi.b_values.max():.0f} s/mm2, but the network "
-            f"takes no more than {highest:.0f}: leave out the volumes above."
+            f"takes no more than {highest:.0f}: remove the volumes above."
         )
 
 

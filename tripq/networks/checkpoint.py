@@ -1,7 +1,7 @@
-"""Networks in files: weights as safetensors, and in the metadata how to build the network again.
+"""Networks in files: weights as safetensors, and the arguments of the network in the metadata.
 
-Nothing is unpickled, so a file from a stranger can be read.  It is not believed, either: what it
-says of the sizes of a network must agree with the tensors that it holds, before memory is taken.
+Nothing is unpickled, so files from untrusted sources can be read.  The sizes that the metadata
+implies must agree with the tensors in the file; this is checked before memory is allocated.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _VERSION = "tripq"  # the note that says which version wrote a file
 
 
 class CheckpointError(ValueError):
-    """A network cannot be saved, or not be built from a file; the message says why."""
+    """A network cannot be saved or loaded; the message gives the reason."""
 
 
 def save_network(
@@ -113,9 +113,7 @@ def load_network(path: str | PathLike[str]) -> nn.Module:
     """
     metadata = read_notes(path)
     if not {"network", "arguments"} <= metadata.keys():
-        raise CheckpointError(
-            f"{path}: holds no network of this program: its metadata names no network."
-        )
+        raise CheckpointError(f"{path}: not a network of tripq: its metadata names no network.")
     try:
         arguments = _check_arguments(
             metadata["network"], parse_json(metadata["arguments"], "arguments")
@@ -129,8 +127,7 @@ def load_network(path: str | PathLike[str]) -> nn.Module:
             raise MemoryError(f"{path}: out of memory while its weights were loaded.") from error
         (reason, *_) = str(error).splitlines() or [type(error).__name__]
         raise CheckpointError(
-            f"{path}: holds no network of this program: {printable(reason[:200])}"
-            f"{_other_version(metadata)}"
+            f"{path}: not a network of tripq: {printable(reason[:200])}{_other_version(metadata)}"
         ) from error
     return network.eval()
 
@@ -155,10 +152,10 @@ def read_notes(path: str | PathLike[str]) -> dict[str, str]:
             raise MemoryError(f"{path}: out of memory while it was opened.") from error
         if _is_pickle(Path(path)):
             raise CheckpointError(
-                f"{path}: a file of torch.save, which can hold programs; it was not read. Networks "
-                "come as .safetensors; `tripq train` writes one beside its folder of checkpoints."
+                f"{path}: a file of torch.save, which can contain programs, was not read. Networks "
+                "are .safetensors files; `tripq train` writes one beside its folder of checkpoints."
             ) from error
-        raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from error
+        raise CheckpointError(f"{path}: not a complete safetensors file: {error}") from error
     if (length := sum(map(len, (*notes, *notes.values())))) > MAX_NOTES:
         raise CheckpointError(f"{path}: {length:,} characters of notes; at most {MAX_NOTES:,}.")
     return notes
@@ -282,7 +279,7 @@ def _check_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     if missing := sorted({*needed} - {*tensors}):
         raise ValueError(f"the tensor {missing[0]} is missing")
     if others := sorted({*tensors} - {*needed}):
-        raise ValueError(f"the tensor {others[0]} belongs to something else")
+        raise ValueError(f"the tensor {others[0]} is not part of this network")
     if getattr(network, "group", "SO3") == "O3" and _only_first_layer_mirrors(needed, tensors):
         raise ValueError(
             'only its first layer has group="O3", as earlier versions of tripq built it, so it is '
@@ -296,7 +293,7 @@ def _check_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
                 f"{tuple(wanted.shape)} of {wanted.dtype}"
             )
         if not torch.isfinite(tensor).all():
-            raise ValueError(f"the tensor {key} holds values that are no numbers")
+            raise ValueError(f"the tensor {key} holds values that are not finite")
 
 
 def _only_first_layer_mirrors(needed: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> bool:

@@ -1,8 +1,8 @@
-"""Networks on diffusion scans: an encoder, and a linear layer that reads its features out.
+"""Networks on diffusion scans: an encoder, and a linear output layer.
 
-The encoder reduces q-space to features of each voxel and looks at the neighbours in layers on
-p-space.  What a task wants of a voxel (a scalar, a direction, a tensor) is one linear equivariant
-layer on top of it: `VoxelNetwork`.
+The encoder reduces q-space to features of each voxel; layers on p-space then combine those of
+neighbouring voxels.  `VoxelNetwork` adds one linear equivariant layer for the output of a task in a
+voxel: scalars, directions, tensors.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class Encoder(Bindable):
 
 
 class VoxelNetwork(Encoder):
-    """An encoder, and one linear layer on p-space that gives what a task wants of every voxel.
+    """An encoder, and one linear layer on p-space that gives the output of a task in every voxel.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
 """A trained network for one gradient table and one grid, as a program that needs no tripq.
 
-With directions and voxel axes fixed, a layer whose output has no directions is a matrix for each of
-its neighbours.  What is left, gathers and matrix products, is what ``torch.export`` takes: the
-program runs wherever torch does, or is compiled ahead of time.
+With fixed directions and voxel axes, a layer whose output has no directions is one matrix for each
+neighbour.  The network is then a sequence of gathers and matrix products, which ``torch.export``
+accepts: the program runs wherever torch does, or can be compiled ahead of time.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _check_layer(layer: PQTensorFieldLayer, which: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Table:
-    """What is left of the graph of one scan."""
+    """The graph of one scan in an exported program."""
 
     neighbours: Tensor
 
@@ -134,7 +134,7 @@ class _Table:
 
 
 class _Fixed(nn.Module):
-    """A network whose layers know their graph but for the voxels."""
+    """A network whose layers have a fixed graph, except for the voxels."""
 
     def __init__(self, network: nn.Module, graph: PQGraph) -> None:
         super().__init__()

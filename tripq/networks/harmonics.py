@@ -1,6 +1,6 @@
-"""The signal along any direction by spherical harmonics alone, without anything that is learned.
+"""The signal along any direction by spherical harmonics, without learned parameters.
 
-It is the usual interpolation of a shell, and an estimate that a network can correct; see
+This is the usual interpolation of a shell, and an estimate that a network can correct; see
 `tripq.nn.Residual`.
 """
 
@@ -16,7 +16,7 @@ from tripq.domain.scan_graph import ScanGraph
 from tripq.networks.shell import shared_directions, split_shells
 from tripq.networks.signal import LARGEST_RATIO
 from tripq.nn.bound import Bindable
-from tripq.so3.fit import ShellFit
+from tripq.so3.fit import ShellFit, check_smoothing
 
 
 class HarmonicFit(Bindable):
@@ -48,31 +48,11 @@ class HarmonicFit(Bindable):
         super().__init__()
         if order < 0 or order % 2:
             raise ValueError(f"order must be even, not {order}")
-        if not 0 < smoothing < float("inf"):
-            raise ValueError(f"smoothing must be positive, not {smoothing}")
         self.order = order
-        self.smoothing = smoothing
+        self.smoothing = check_smoothing(smoothing)
 
     def forward(self, signal: Tensor, graph: PQGraph) -> Tensor:
-        """The signal, divided by b0, at the output directions of a graph.
-
-        Parameters
-        ----------
-        signal : Tensor of shape (V, Q)
-            Signal divided by b0, at the input directions.
-        graph : PQGraph
-            Made with ``q_out``; without it the output directions are those of the input.
-
-        Returns
-        -------
-        Tensor of shape (V, Q_out)
-            1 at q = 0.
-
-        Raises
-        ------
-        DWIError
-            If an output direction has another b-value than all input directions.
-        """
+        """The signal (V, Q_out), divided by b0, from the signal (V, Q): `on_shells`."""
         return on_shells(self._along, signal, graph)
 
     def _along(self, q_out: Tensor, signal: Tensor, q: Tensor, graph: PQGraph) -> Tensor:
@@ -97,7 +77,8 @@ def on_shells(along: Along, signal: Tensor, graph: PQGraph) -> Tensor:
     signal : Tensor of shape (V, Q)
         Signal divided by b0, at the input directions.
     graph : PQGraph
-        The voxels and directions, of one scan or of several.
+        The voxels and directions, of one scan or of several.  If it is made without ``q_out``, the
+        output directions are those of the input, each predicted from all of them.
 
     Returns
     -------

@@ -1,14 +1,14 @@
-"""The networks that a file may name.
+"""The networks that a weights file can name.
 
-A file of weights holds the name of its network, never its program.  The name is looked up among
-the networks of installed packages, which declare them as entry points of the group `GROUP`,
+A weights file contains the name of its network, not its code.  The name is looked up among the
+networks of installed packages, which declare them as entry points of the group `GROUP`,
 
 .. code-block:: toml
 
     [project.entry-points."tripq.networks"]
     MyNetwork = "my_package.networks:MyNetwork"
 
-and among those that a program has registered itself:
+and among those that the program has registered:
 
 >>> from torch import nn
 >>> @register_network
@@ -54,7 +54,7 @@ def register_network(network: Network) -> Network:
     name = network.__name__
     if (other := _registered.setdefault(name, network)) is not network:
         if (other.__module__, other.__qualname__) != (network.__module__, network.__qualname__):
-            raise ValueError(f"there is another network {name}: {other.__module__}.{name}")
+            raise ValueError(f"the name {name} belongs to the network {other.__module__}.{name}")
         _registered[name] = network  # its module was run again, as in a notebook
     return network
 

@@ -1,4 +1,4 @@
-"""Networks on the spherical harmonics of a shell: what those of several tasks have in common.
+"""Networks on the spherical harmonics of a shell, for several tasks.
 
 The signal of a shell is fitted by spherical harmonics (`tripq.so3.fit`), whose coefficients are
 features of order 0, 2, 4, ... of every voxel.  Layers on p-space follow.  The input of the layers
@@ -27,7 +27,7 @@ from tripq.nn.bound import Bindable
 from tripq.nn.layer import PQTensorFieldLayer
 from tripq.nn.residual import per_component, root_mean_square, size_by_irrep, start_at_zero
 from tripq.scans import B_REFERENCE, DWIError
-from tripq.so3.fit import ShellFit, even_orders
+from tripq.so3.fit import ShellFit, check_smoothing, even_orders
 
 HIGHEST_ORDER = 8
 """Of the harmonics: more coefficients than any table has directions."""
@@ -115,12 +115,11 @@ class ShellNetwork(Bindable):
         super().__init__()
         if n_p_layers < 1:
             raise ValueError(f"n_p_layers must be 1 or more, not {n_p_layers}")
-        if not 0 < smoothing < float("inf"):
-            raise ValueError(f"smoothing must be positive, not {smoothing}")
+
         self.p_radius = p_radius
         self.p_features = str(p_features)
         self.n_p_layers = n_p_layers
-        self.smoothing = smoothing
+        self.smoothing = check_smoothing(smoothing)
         self.p_radial = p_radial
         self.quadrature = quadrature
         self._orders = orders = even_orders(order)
@@ -192,7 +191,7 @@ class ShellNetwork(Bindable):
         return output
 
     def _features(self, fitted: Tensor, signal: Tensor, q: Tensor, fit: ShellFit) -> Tensor:
-        """What the layers take of every voxel: products, noise, the table, and the coefficients."""
+        """Inputs of the layers in every voxel: products, noise, the table, and the coefficients."""
         scaled = fitted / per_component(self.size, self.irreps_shell)
         isotropic, *rest = (scaled[:, columns] for columns in self.irreps_shell.slices())
         isotropic = isotropic - self.mean / self.size[0]
@@ -239,6 +238,19 @@ class ShellNetwork(Bindable):
         coefficients[:, 0] -= self.mean
         self.size.copy_(size_by_irrep(coefficients, self.irreps_shell))
         self.noise.copy_(root_mean_square(torch.cat(noise)))
+
+
+def check_orders(**orders: int) -> None:
+    """Check highest orders of harmonics.
+
+    Raises
+    ------
+    ValueError
+        If one is not 2, 4, 6 or 8; the message has its name.
+    """
+    for name, order in orders.items():
+        if order not in range(2, HIGHEST_ORDER + 1, 2):
+            raise ValueError(f"{name} must be 2, 4, 6 or 8, not {order}")
 
 
 def shared_directions(scan: ScanGraph) -> QSpace:

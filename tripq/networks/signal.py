@@ -1,4 +1,4 @@
-"""The signal as networks take it."""
+"""The signal as the input of networks."""
 
 from __future__ import annotations
 

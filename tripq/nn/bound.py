@@ -1,4 +1,4 @@
-"""A module bound to a graph: a module of the features alone."""
+"""A module bound to a graph, with the features as its only input."""
 
 from __future__ import annotations
 

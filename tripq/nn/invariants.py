@@ -1,4 +1,4 @@
-"""Norms of features as further scalars."""
+"""Norms of features as additional scalars."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
 r"""Outputs that start at a known estimate.
 
-A network with random weights must first learn what is already known of its output, such as a large
-isotropic part, and the scale of the output.  `Residual` adds a network to an estimate:
+A network with random weights must first learn what is known in advance, such as a large isotropic
+part and the scale of the output.  `Residual` adds a network to an estimate:
 
 .. math::
     f(x) = e(x) + \sigma\, g(x).
 
-The last layer of g starts at 0, so that training starts at the estimate, and :math:`\sigma`, for
-each irrep, is the root mean square error of the estimate on a first batch, so that a correction
-of 1 is a usual one.  The result is equivariant if e and g are.
+The last layer of g starts at 0, so that training starts at the estimate.  For each irrep,
+:math:`\sigma` is the root mean square error of the estimate on a first batch, so that typical
+corrections g are of size 1.  The result is equivariant if e and g are.
 """
 
 from __future__ import annotations

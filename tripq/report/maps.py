@@ -102,7 +102,7 @@ def write_maps_report(
         if len(shown.values) != len(dwi.b0) or shown.values.ndim > 2:
             raise ValueError(f"{shown.name}: {shown.values.shape} values for {len(dwi.b0)} voxels")
         if not np.isfinite(shown.values).all():
-            raise ValueError(f"{shown.name}: some values are no numbers")
+            raise ValueError(f"{shown.name}: some values are not finite")
     scan = view_scan(dwi)
     slices = AxialSlices(dwi)
     write_page(

@@ -70,7 +70,7 @@ def write_scores_report(
 def agreement_figure(
     found: NDArray[np.floating], known: NDArray[np.floating], unit: str = ""
 ) -> Figure:
-    """How many voxels have which value where another one is known; the line is perfect agreement.
+    """Histogram of map values and known values, with the line of equality.
 
     Parameters
     ----------

@@ -1,10 +1,10 @@
-"""Diffusion scans of a BIDS dataset, what is known of them, and where results about them go.
+"""Diffusion scans of a BIDS dataset, their derivatives, and the paths of results.
 
 The Brain Imaging Data Structure (https://bids-specification.readthedocs.io) names files by
-entities: ``sub-01_ses-02_run-1_dwi.nii.gz``.  A table beside the scan is found, and so is one
-further up that holds for several scans (the inheritance principle).
+entities: ``sub-01_ses-02_run-1_dwi.nii.gz``.  A table can be beside the scan, or in a folder above
+and apply to several scans (the inheritance principle).
 
-Nothing is indexed: the few folders with diffusion scans are listed when they are needed.
+There is no index: the few folders with diffusion scans are listed when they are needed.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ IGNORED_MAPS = "*_dwimap.*"
 
 
 class BIDSError(ValueError):
-    """A dataset is not as BIDS has it, or holds nothing to work on; the message says why."""
+    """A dataset violates BIDS, or has no usable file; the message gives the reason."""
 
 
 class BIDSMissingError(BIDSError):
-    """A scan lacks a file that should be its own; the message says where it was looked for."""
+    """A scan lacks a file; the message gives the folder that was searched."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class BIDSName:
         entities = dict(pair.split("-", 1) for pair in pairs if "-" in pair)
         return cls(entities, suffix, dot + extension)
 
-    def holds_for(self, other: BIDSName) -> bool:
+    def applies_to(self, other: BIDSName) -> bool:
         """Whether the other has the same suffix, and all entities that this one has."""
         return self.suffix == other.suffix and self.entities.items() <= other.entities.items()
 
@@ -152,7 +152,7 @@ class BIDSScan:
             if (folder, ending) not in self._tables:
                 self._tables[folder, ending] = [*folder.glob(f"*{ending}")]
             there = self._tables[folder, ending]
-            found = [file for file in there if BIDSName.parse(file.name).holds_for(self.name)]
+            found = [file for file in there if BIDSName.parse(file.name).applies_to(self.name)]
             if found:
                 return _most_specific(found, self)
         raise BIDSMissingError(
@@ -251,11 +251,13 @@ class BIDSScan:
                 if whose.items() <= self.name.entities.items() and entities.get("space") in spaces:
                     found.append(file)
         if not found:
-            raise BIDSMissingError(f"{self.path}: no *_{ending}.nii.gz in {folder} is its own.")
+            raise BIDSMissingError(
+                f"{self.path}: no *_{ending}.nii.gz in {folder} belongs to this scan."
+            )
         return _most_specific(found, self)
 
     def result(self, label: str, suffix: str, extension: str) -> Path:
-        """Where a result about it goes, relative to the root of the results.
+        """Path of a result about it, relative to the root of the results.
 
         Parameters
         ----------
@@ -408,7 +410,7 @@ def find_brain_mask(scan: BIDSScan, usual: Path, chosen: Path | None = None) -> 
 def find_namesakes(
     scans: Sequence[BIDSScan], name: Callable[[BIDSScan], Hashable]
 ) -> dict[Path, str]:
-    """Scans that get a name that another one gets, too.
+    """Scans whose name another scan has, too.
 
     Parameters
     ----------
@@ -534,7 +536,7 @@ def _list(root: Path, *patterns: str) -> list[BIDSScan]:
     scans = [BIDSScan(root, file, _tables=tables) for file in sorted(files)]
     for scan in scans:
         if "sub" not in scan.name.entities:
-            _log.warning("%s: left out: not a name of BIDS.", scan.path)
+            _log.warning("%s: ignored: not a BIDS name.", scan.path)
     return [scan for scan in scans if "sub" in scan.name.entities]
 
 
@@ -559,6 +561,6 @@ def _most_specific(files: Sequence[Path], scan: BIDSScan) -> Path:
     count = len(BIDSName.parse(first.name).entities)
     if others and len(BIDSName.parse(others[0].name).entities) == count:
         raise BIDSError(
-            f"{scan.path}: {first.name} and {others[0].name} in {first.parent} hold for it alike."
+            f"{scan.path}: both {first.name} and {others[0].name} in {first.parent} apply to it."
         )
     return first

@@ -65,7 +65,7 @@ def _constant(dwi: DWI) -> list[str]:
             return []
     return [
         f"The image is nearly constant: from voxel to voxel, no volume varies by more than "
-        f"{variation:.1%}. This is no scan of a brain."
+        f"{variation:.1%}. This is not a scan of a brain."
     ]
 
 

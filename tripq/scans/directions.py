@@ -1,4 +1,4 @@
-"""Gradient directions for which the signal of a scan is wanted."""
+"""Gradient directions along which the signal of a scan is predicted."""
 
 from __future__ import annotations
 

@@ -112,9 +112,8 @@ def orthogonal_part(affine: ArrayLike) -> NDArray[np.float64]:
     if cosine > MAX_SHEAR:
         raise DWIError(
             f"the affine is sheared: two voxel axes are {np.degrees(np.arccos(cosine)):.1f} "
-            "degrees apart instead of 90, so gradient directions along them have no defined place "
-            "in the world. Use the scan with the header its scanner gave it, or a gradient table "
-            "in world axes with frame='world'."
+            "degrees apart instead of 90, so gradient directions along them are ambiguous. Use the "
+            "scan with its original header, or a gradient table in world axes with frame='world'."
         )
     left, _, right = np.linalg.svd(axes)
     return left @ right

@@ -117,7 +117,7 @@ def find_b0(b_values: NDArray[np.float64], threshold: float = B0_THRESHOLD) -> N
     wrong = np.flatnonzero(~np.isfinite(b_values) | (b_values < 0))
     if len(wrong):
         raise DWIError(
-            f"{name_volumes(wrong.tolist())}: a b-value must be a number from 0 on, not "
+            f"{name_volumes(wrong.tolist())}: a b-value must be a number of 0 or more, not "
             f"{b_values[wrong[0]]:g}."
         )
     if b_values.max() > MAX_B_VALUE:
@@ -169,8 +169,8 @@ def unit_directions(
     if len(missing):
         raise DWIError(
             f"{name_volumes(missing.tolist())}: b = {b_values[missing[0]]:g} s/mm2 but no "
-            f"direction ({_spell(directions[missing[0]])}). A mean over directions, as some "
-            "scanners append, is no measurement along one: take it out of image and table."
+            f"direction ({_spell(directions[missing[0]])}). Some scanners append a mean over "
+            "directions: remove such volumes from image and table."
         )
     uneven = np.flatnonzero(np.abs(lengths - 1) > UNIT_TOLERANCE)
     if len(uneven):
@@ -204,7 +204,7 @@ def _read_rows(path: Path) -> NDArray[np.float64]:
         if words:
             rows.append([_number(word, number) for word in words])
     if not rows:
-        raise DWIError("the file holds no numbers.")
+        raise DWIError("the file contains no numbers.")
     if len({len(row) for row in rows}) > 1:
         lengths = ", ".join(str(len(row)) for row in rows[:4]) + (", ..." if len(rows) > 4 else "")
         raise DWIError(f"its rows differ in length: {lengths}.")
@@ -215,4 +215,4 @@ def _number(word: str, line: int) -> float:
     try:
         return float(word)
     except ValueError:
-        raise DWIError(f"line {line}: {word[:20]!r} is no number.") from None
+        raise DWIError(f"line {line}: {word[:20]!r} is not a number.") from None

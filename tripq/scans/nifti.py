@@ -129,7 +129,7 @@ def open_nifti(path: Path) -> nib.Nifti1Image:
             raise DWIError(f"cannot be read as NIfTI: {error}") from error
         proxy: Any = image.dataobj
         if proxy.dtype.kind not in "iuf":
-            raise DWIError(f"holds {proxy.dtype} values; magnitudes are real numbers.")
+            raise DWIError(f"contains {proxy.dtype} values; magnitudes are real numbers.")
         if min(proxy.shape, default=0) < 1:
             raise DWIError(f"the header gives an empty image of shape {proxy.shape}.")
         need = proxy.offset + prod(proxy.shape) * proxy.dtype.itemsize
@@ -164,7 +164,7 @@ def _image_class(path: Path) -> type[nib.Nifti1Image]:
                     f"from {size} to {MAX_HEADER_BYTES}."
                 )
             return image_class
-    raise DWIError("cannot be read as NIfTI: it does not begin with such a header.")
+    raise DWIError("cannot be read as NIfTI: it has no NIfTI header.")
 
 
 def _check_compression(path: Path, suffix: str) -> None:
@@ -257,7 +257,7 @@ def read_volumes(image: nib.Nifti1Image, path: Path) -> Iterator[NDArray[Any]]:
                     data = file.read(size)
                     if len(data) < size:
                         raise DWIError(
-                            f"truncated: the file ends in volume {number}. Fetch it again."
+                            f"truncated: the file ends in volume {number}. Download it again."
                         )
                     volume = np.frombuffer(data, proxy.dtype).reshape(shape, order="F")
                     if (proxy.slope, proxy.inter) != (1, 0):
@@ -266,12 +266,12 @@ def read_volumes(image: nib.Nifti1Image, path: Path) -> Iterator[NDArray[Any]]:
                     yield volume
                 if len(file.read(MAX_BYTES_BEHIND + 1)) > MAX_BYTES_BEHIND:
                     raise DWIError(
-                        f"holds much more than the {proxy.shape} values of its header: one of them "
-                        "is wrong."
+                        f"contains much more data than the {proxy.shape} values of its header: one "
+                        "of the two is wrong."
                     )
         except _BROKEN as error:
             reason = str(error).rstrip(".")
-            raise DWIError(f"truncated or damaged: {reason}. Fetch it again.") from error
+            raise DWIError(f"truncated or damaged: {reason}. Download it again.") from error
 
 
 def read_mask(path: Path, scan: nib.Nifti1Image) -> NDArray[np.bool_]:

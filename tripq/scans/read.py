@@ -212,7 +212,7 @@ class Survey:
 
     @property
     def b0_volumes(self) -> int:
-        """How many b0 volumes there are."""
+        """Number of b0 volumes."""
         return int(np.count_nonzero(self.scan.b0_volumes))
 
     def b0_on_grid(self) -> NDArray[np.float32]:

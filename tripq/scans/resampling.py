@@ -1,8 +1,8 @@
 r"""Scans on a grid of another voxel size, and maps back on the first grid.
 
-A network applies to voxels of about the size of its training.  A scan with other voxels is
-resampled to that size and segmented, and the map is resampled back, as in nnU-Net (Isensee et al.,
-Nature Methods 18:203-211, 2021).
+A network applies to the voxel sizes of its training.  A scan with other voxels is resampled to such
+a size, and the map is resampled back, as in nnU-Net (Isensee et al., Nature Methods 18:203-211,
+2021).
 
 Both grids have the same axes and the same centre, so an interpolation is a matrix for each axis:
 linear between the neighbouring voxels, after a Gaussian filter if voxels become larger.  The filter
@@ -11,7 +11,7 @@ widens a point spread function of the old voxel size to the new one (Cardoso et 
 
 .. math:: \sigma^2 = \frac{r^2 - 1}{8 \ln 2}, \qquad r = \text{new edge} / \text{old edge} > 1 .
 
-What is outside the mask is unknown: means are taken over the voxels of the mask alone.
+The signal outside the mask is unknown, so means are taken over the voxels of the mask only.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def resample(dwi: DWI, voxel_size: float) -> DWI:
     mask = coverage > _COVERAGE - _SAME_SHARE
     if not mask.any():
         raise DWIError(
-            f"{dwi.path or 'scan'}: nothing is left of its mask on voxels of {voxel_size:g} mm."
+            f"{dwi.path or 'scan'}: no voxel of its mask is left on voxels of {voxel_size:g} mm."
         )
     inside = coverage[mask]
     b0 = _apply(weights, dwi.volume(dwi.b0))[mask] / inside

@@ -1,4 +1,4 @@
-"""The one error of this subpackage."""
+"""The error class of this subpackage."""
 
 from __future__ import annotations
 

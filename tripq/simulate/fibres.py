@@ -1,8 +1,8 @@
 r"""Fibre directions from tissue maps: a surrogate for a diffusion scan.
 
 A structural template contains no fibre directions, but it contains the shape of the white matter,
-through which fibres must lead from one patch of grey matter to another. So four flows are simulated
-in it: left to right, back to front, bottom to top, and from one hemisphere to the other.
+in which fibres connect regions of grey matter. Four flows are therefore simulated in it: left to
+right, back to front, bottom to top, and from one hemisphere to the other.
 
 .. math::
     \nabla \cdot (\sigma \nabla \phi_a) = \kappa\, g\, (\phi_a - p_a), \qquad j_a = \nabla \phi_a
@@ -17,7 +17,7 @@ leading eigenvectors of :math:`(1 - S)\, T\, (1 - S)`, with weights from its eig
 
 The result is smooth, symmetric and follows the anatomy: left to right through the corpus callosum,
 up and down through the internal capsule, into the crowns of gyri. It is not tractography. In the
-brain stem, which is grey matter in the template, the directions mean little. Where the HCP1065
+brain stem, which is grey matter in the template, the directions are unreliable. Where the HCP1065
 template (Yeh, Nat Commun 13:4933, 2022) has one clear direction in white matter, the first
 direction found here differs from it by a median of 31 degrees (37 in deep white matter, 6 in the
 corpus callosum; random directions 60). Two fibres of a voxel always cross at right angles.
@@ -86,7 +86,7 @@ def estimate_fibres(
         If there is no white or no grey matter.
     """
     if not (wm.any() and gm.any()):
-        raise SimulationError("fibres lead through white matter to grey matter; one is missing.")
+        raise SimulationError("fibres need white matter and grey matter; one of them is missing.")
     tissue = wm + gm > 0.01
     edges = _structure_tensor(wm, grid)[tissue]
     across = edges / (np.trace(edges, axis1=1, axis2=2)[:, None, None] + EDGE_FLOOR)

@@ -1,4 +1,4 @@
-"""From the anatomy to a head: shape, rotation and reflection.
+"""Transformation of the anatomy to a head: shape, rotation and reflection.
 
 A pose maps every point x of the scanner to a point y of the anatomy:
 
@@ -60,7 +60,7 @@ class Pose:
             self.matrix @ self.matrix.T, np.eye(3), atol=1e-6
         ):
             raise SimulationError(
-                f"a head is turned by an orthogonal (3, 3) matrix, not {self.matrix.tolist()}."
+                f"the matrix of a pose must be (3, 3) and orthogonal, not {self.matrix.tolist()}."
             )
 
     def to_anatomy(self, points: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -1,13 +1,13 @@
-"""Domain randomisation: scans of many scanners and many tissues, so that a network cannot cheat.
+"""Domain randomisation: simulated scans of many scanners and many tissues.
 
-A network that is trained on one model of the signal learns that model, with its constant tissue and
-its ideal scanner, and fails on real scans.  One that is trained on a wide range of tissues, noise
-and artefacts has to use what all of them have in common (Tobin et al., IROS 2017; in images of
-brains Billot et al., Med Image Anal 86:102789, 2023).
+A network trained on one model of the signal, with constant tissue and an ideal scanner, relies on
+this model and fails on real scans.  With a wide range of tissues, noise and artefacts it must use
+features that all of them share (Tobin et al., IROS 2017; for images of brains Billot et al., Med
+Image Anal 86:102789, 2023).
 
-`Randomisation` holds a range for every number; `Randomisation.draw` gives `ScanConditions`, the
-arguments of `tripq.simulate.simulate_scan` for one scan.  What the artefacts do is described in
-`tripq.simulate.artefacts`.
+`Randomisation` has a range for every number; `Randomisation.draw` returns `ScanConditions`, the
+arguments of `tripq.simulate.simulate_scan` for one scan.  `tripq.simulate.artefacts` describes the
+artefacts.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The place in an anatomy of every voxel of a real head.
+"""Registration of a real head to an anatomy: the position in the anatomy of every voxel.
 
-A scan of the anatomy is simulated with the gradient table of the head and without noise.  Of both,
-one map is made of fractional anisotropy and mean diffusivity, which shows white matter, grey matter
-and fluid in this order whatever the intensities of the scanner.  dipy registers the maps: on voxels
+A scan of the anatomy is simulated with the gradient table of the head and without noise.  For both
+scans, fractional anisotropy and mean diffusivity are combined into one map, in which white matter,
+grey matter and fluid have the same order for any scanner.  dipy registers the maps: on voxels
 of 6 mm by mutual information (translation, rigid, affine), and on voxels of 3 mm by
 cross-correlation (SyN: Avants et al., Medical Image Analysis 12:26-41, 2008).
 """

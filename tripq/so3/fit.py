@@ -31,6 +31,19 @@ def even_orders(highest: int) -> tuple[int, ...]:
     return tuple(range(0, highest + 1, 2))
 
 
+def check_smoothing(smoothing: float) -> float:
+    """A Laplace-Beltrami weight.
+
+    Raises
+    ------
+    ValueError
+        If it is not positive and finite.
+    """
+    if not 0 < smoothing < math.inf:
+        raise ValueError(f"smoothing must be positive, not {smoothing}")
+    return smoothing
+
+
 def harmonics_at(q: Tensor, order: int) -> Tensor:
     """Harmonics of even orders at q-vectors.
 

@@ -54,7 +54,7 @@ def highest_order(n: int) -> int:
     """
     order = round((math.sqrt(8 * n + 1) - 3) / 2) if n > 0 else -1
     if order < 0 or order % 2 or n_coefficients(order) != n:
-        raise ValueError(f"{n} coefficients are those of no even order: 1, 6, 15, 28, 45, ...")
+        raise ValueError(f"{n} coefficients do not match an even order: 1, 6, 15, 28, 45, ...")
     return order
 
 

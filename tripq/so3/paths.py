@@ -1,4 +1,4 @@
-r"""Which orders meet: the paths of a filter and the rules that select them.
+r"""Paths of a filter: the combinations of orders, and the rules that select them.
 
 A filter joins an input channel of order :math:`l_{in}` to an output channel of order
 :math:`l_{out}` through spherical harmonics of the p-offset (order :math:`l_p`) and of the q-offset
@@ -12,12 +12,12 @@ Cremers (arXiv:2102.06942), section 3:
     |l_f - l_p| \le 1,
 
 to which the selection ``"tp1"`` (the default of the authors' own code) adds
-:math:`|l_f - l_q| \le 1`.  The third rule has a price: :math:`l_p = 0`, the one harmonic that is
-not zero where the p-offset is, goes no further than :math:`l_f = 1`.  So a layer that takes scalars
-cannot tell the anisotropy of a voxel's own signal, only its neighbours'.  The selection
+:math:`|l_f - l_q| \le 1`.  The third rule has a cost.  At zero p-offset only the harmonic of order
+:math:`l_p = 0` is not zero, and the rule limits it to :math:`l_f \le 1`.  So a layer from scalars
+does not see the anisotropy of a voxel's own signal, only that of its neighbours.  The selection
 ``"all"`` drops the rule, up to a cap on :math:`l_p`.
 
-Nothing here knows of torch or of a graph.
+This module is independent of torch and of graphs.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Channels:
     l, parity : int
         Order and parity; the parity is 1 for every channel where the group is SO(3).
     index : tuple of int
-        Where the components stand in the feature vector: channel after channel, and for each
+        Positions of the components in the feature vector: channel after channel, and for each
         channel m = -l..l.
     """
 
@@ -200,7 +200,7 @@ def _orders_of_p(l_f: int, selection: Selection, caps: Caps) -> range:
     if selection != "all":
         return range(max(l_f - 1, 0), l_f + 2)
     if caps.lmax_p is None:
-        raise ValueError('selection="all" needs lmax_p: no rule of its own bounds l_p')
+        raise ValueError('selection="all" needs lmax_p: no other rule limits l_p')
     return range(caps.lmax_p + 1)
 
 

@@ -13,9 +13,9 @@ Both families are bases of the rotation-invariant tensors of
 U_{l_f l_1} B^{(l_1)}` with the recoupling (6j) coefficients
 :math:`U = \langle T, B\rangle / \langle B, B\rangle`.
 
-`Recoupling` computes the tables of that evaluation from the paths of a filter.  Everything here is
-a NumPy array in float64 (torch only serves e3nn, which computes the coefficients) and independent
-of features and graphs.
+`Recoupling` computes the tables of the fast evaluation from the paths of a filter.  All results are
+NumPy arrays in float64, independent of features and graphs; torch is used only by e3nn, which
+computes the coefficients.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class Mixing:
 
 @dataclass(frozen=True)
 class Recoupling:
-    """From the weights of a filter to mixing matrices, one set for each order `l_1`.
+    """Tables from the weights of a filter to mixing matrices, one set for each order `l_1`.
 
     The *inner* harmonic is coupled to the input first: that of the q-offset, or the only one of a
     ``"diff"`` filter.  The *outer* one comes last: that of the p-offset, or order 0.

@@ -1,15 +1,15 @@
-"""Tasks: what networks are trained for. Each is one folder, and none imports another.
+"""Tasks: the quantities that networks predict. Each is one folder, and none imports another.
 
-The commands find a task by its name, among those that installed packages declare as entry points
-of the group `GROUP`, as they find networks (see `tripq.networks.registry`):
+The commands look up a task by its name among the entry points of the group `GROUP` that installed
+packages declare, like networks (see `tripq.networks.registry`):
 
 .. code-block:: toml
 
     [project.entry-points."tripq.tasks"]
     my-task = "my_package.commands:MyTaskCommands"
 
-A file of weights may say for which task it is (the note ``task``); nothing else of it is used to
-find the task, and nothing is executed from it.
+A weights file can name its task (the note ``task``).  Only this name is used to find the task, and
+nothing in the file is executed.
 
 >>> task_names()
 ('fibres', 'lesions', 'signal', 'tissue')
@@ -102,7 +102,7 @@ class Cohort:
 
 @dataclass(frozen=True, eq=False)
 class Validation:
-    """How good a trained network is on the scans that were left out.
+    """Results of a trained network on the validation scans.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ class Validation:
 
 
 class TaskCommands(ABC, Generic[Config]):
-    """What the commands ask of a task.
+    """The interface of a task for the commands.
 
     Attributes
     ----------
@@ -160,7 +160,7 @@ class TaskCommands(ABC, Generic[Config]):
     @property
     @abstractmethod
     def score(self) -> str:
-        """What decides which weights are the best, in messages."""
+        """Name of the validation score, for messages."""
 
     @abstractmethod
     def read_cohort(
@@ -178,7 +178,7 @@ class TaskCommands(ABC, Generic[Config]):
         Parameters
         ----------
         data, truth : Path
-            A BIDS dataset, and derivatives with what is known of its scans.
+            A BIDS dataset, and derivatives with the truth of its scans.
         settings : Config
             Of the training.
         frame : {"fsl", "voxel", "world"}
@@ -270,10 +270,10 @@ class TaskCommands(ABC, Generic[Config]):
         device: str,
         report: Callable[[int, int], None],
     ) -> Validation:
-        """Apply a network, on a device, to the scans that were left out."""
+        """Apply a network, on a device, to the validation scans."""
 
     def predict(self, network: nn.Module, dwi: DWI, /, **how: Any) -> NDArray[np.float32]:
-        """The output as it is used, for a scan that suits the network; see `predict_blocks`."""
+        """The prediction for a scan that suits the network; see `predict_blocks`."""
         from tripq.networks.blocks import predict_blocks
 
         return predict_blocks(network, dwi, **how)

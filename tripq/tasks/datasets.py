@@ -1,4 +1,4 @@
-"""Datasets as every task reads them: scans, description, and the participants for validation."""
+"""Datasets of all tasks: scans, description, and the participants for validation."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class ScanFiles:
 
     @classmethod
     def added(cls, scan: BIDSScan, truth: Path) -> Mapping[str, Path | None]:
-        """The files that a task adds, by field, from derivatives with what is known; here none.
+        """The files that a task adds, by field, from derivatives with the truth; here none.
 
         Raises
         ------
@@ -77,7 +77,7 @@ class ScanFiles:
         data : Path
             The dataset.
         truth : Path
-            Derivatives with what is known of its scans; see `added`.
+            Derivatives with the truth of its scans; see `added`.
         frame : {"fsl", "voxel", "world"}
             Frame of the gradient tables; see `tripq.scans.bids.BIDSScan.gradient_table`.
 

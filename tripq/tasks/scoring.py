@@ -1,7 +1,7 @@
-"""Scores of maps against what is known of the same scans: `tripq evaluate`, for any task.
+"""Scores of maps against the known maps of the same scans: `tripq evaluate`, for any task.
 
-A task says which maps it scores, reads them with what is known, and computes the scores: it is a
-`MapScoring`.  `ValueScoring` does so for maps of numbers.
+A `MapScoring` defines which maps a task scores, reads them with the known maps, and computes the
+scores.  `ValueScoring` is the one for maps of numbers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ScanScores(Protocol):
 
     @property
     def columns(self) -> Mapping[str, float]:
-        """All numbers by the names that they have in files; NaN for what does not exist."""
+        """All numbers by their names in files; NaN for undefined scores."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Evaluation:
 
 
 class MapScoring(ABC, Generic[ReadMap]):
-    """What `tripq evaluate` asks of a task.
+    """The interface of a task for `tripq evaluate`.
 
     Attributes
     ----------
@@ -113,7 +113,7 @@ class MapScoring(ABC, Generic[ReadMap]):
 
     @abstractmethod
     def read(self, found: BIDSScan, truth: Path, masks: Path | None) -> tuple[ReadMap, Path]:
-        """Read a map with what is known of its scan; also the file that it is compared with.
+        """Read a map with the known map of its scan; also return the file of the known map.
 
         Parameters
         ----------
@@ -269,7 +269,7 @@ class ValueScoring(MapScoring[ValueMap]):
             volumes = [volume[inside] for volume in read_volumes(opened, file)]
             values.append(np.stack(volumes, axis=1).astype(np.float64))
             if not np.isfinite(values[-1]).all():
-                raise DWIError(f"{file}: some values in the brain are no numbers.")
+                raise DWIError(f"{file}: some values in the brain are not finite.")
         return ValueMap(self.name(found), *values), path
 
     def score(self, read: Sequence[ValueMap]) -> Evaluation:

@@ -1,7 +1,7 @@
 """Augmentation: boxes of training scans with other noise, bias and directions.
 
-It needs no new simulation and no label, so it fits every task.  A network should neither depend on
-the noise of a scan nor on its gradient table; `PatchDataModule` changes every box anew.
+It needs no new simulation and no label, so it suits every task.  A network should depend neither on
+the noise of a scan nor on its gradient table; `PatchDataModule` changes every box at random.
 """
 
 from __future__ import annotations

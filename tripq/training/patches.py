@@ -89,7 +89,7 @@ def cut_box(
 def hide(
     dwi: DWI, target: NDArray[Any], hidden: NDArray[np.intp]
 ) -> tuple[DWI, NDArray[Any], NDArray[np.float64] | None]:
-    """What a network is given and what it predicts, if some samples of q-space are hidden.
+    """Input and target of a network if some samples of q-space are hidden.
 
     Parameters
     ----------

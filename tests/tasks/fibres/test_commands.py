@@ -20,7 +20,8 @@ from tripq.scans import read_dwi
 from tripq.so3.fit import harmonics_at
 from tripq.so3.mrtrix import ORTHONORMAL
 from tripq.tasks.fibres.network import FibreNetwork
-from tripq.tasks.fibres.simulate import TRUTH, write_cohort
+from tripq.tasks.fibres.simulate import write_cohort
+from tripq.tasks.layout import TRUTH
 from tripq.training.config import example_config, parse_config
 
 pytestmark = pytest.mark.usefixtures("plain_pages")
@@ -174,7 +175,7 @@ def test_maps_without_known_fibres_are_named(
         "-o",
         tmp_path / "s",
     )
-    assert "7 coefficients are those of no even order" in call(*given).stderr
+    assert "7 coefficients do not match an even order" in call(*given).stderr
     truth.slicer[:-1].to_filename(wrong)
     assert "grid" in call(*given).stderr
     assert "have none" in failure(call(*given, "--threshold", "0.5"))

@@ -25,6 +25,7 @@ from tripq.simulate import (
     SimulationError,
     default_anatomy,
 )
+from tripq.tasks import layout as layout_module
 from tripq.tasks.lesions.datasets import (
     LICENCES,
     SOURCES,
@@ -40,7 +41,6 @@ from tripq.tasks.lesions.datasets import (
     write_cohort,
 )
 from tripq.tasks.lesions.datasets import cohort as cohort_module
-from tripq.tasks.lesions.datasets import layout as layout_module
 
 TABLE = GradientTable.from_shells([1000.0], [6])
 

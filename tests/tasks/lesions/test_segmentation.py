@@ -102,7 +102,7 @@ def test_a_scan_fits_within_5_percent_on_every_edge() -> None:
 
 def test_what_the_training_never_saw_is_told() -> None:
     told = segment_scan(make_model(), make_scan(b_values=(1150, 2000))).notes
-    assert told == ("b = 2000 s/mm2 was left out: the training had 1000.",)
+    assert told == ("b = 2000 s/mm2 was excluded: the training had b = 1000.",)
 
 
 def test_fewer_directions_than_in_training_are_told() -> None:
@@ -110,16 +110,16 @@ def test_fewer_directions_than_in_training_are_told() -> None:
     assert segment_scan(make_model(fewest_directions=4), scan).notes == ()
     (told,) = segment_scan(make_model(fewest_directions=5), scan).notes
     assert told == (
-        "4 directions of b = 1000 s/mm2 are fewer than on any shell in training (5): much may be "
-        "missed."
+        "4 directions of b = 1000 s/mm2 are fewer than on any shell in training (5): the map "
+        "may be unreliable."
     )
     for edge, coarse in ((2.9, False), (3.1, True)):
         told = segment_scan(make_model(), make_scan((2.0, 2.0, edge))).notes
         assert (len(told) == 2) == coarse
-        assert ("trained on much finer voxels: 3.1 mm hold" in told[-1]) == coarse
+        assert ("trained on much finer voxels: 3.1 mm mix" in told[-1]) == coarse
     told = segment_scan(make_model(voxel_sizes=None, b_values=()), make_scan((3, 3, 3))).notes
     assert len(told) == 1
-    assert "does not say for which voxel size it is" in told[0]
+    assert "does not record a voxel size" in told[0]
 
 
 @pytest.mark.parametrize(
@@ -162,9 +162,7 @@ def test_memory_is_for_voxels_what_the_scan_leaves() -> None:
     assert more == pytest.approx(1e9 / each, abs=1)
     held = voxels_within(2e9, network, dwi) - voxels_within(2e9, network, dwi, held=10**8)
     assert held == pytest.approx(1e8 / each, abs=1)
-    with pytest.raises(
-        DWIError, match=r"0\.30 GB of memory are not enough; it takes at least 0\.6"
-    ):
+    with pytest.raises(DWIError, match=r"0\.30 GB of memory are not enough; at least 0\.6"):
         voxels_within(0.3e9, network, dwi)
     wide = PaperSegmenter(p_radius=5.0)  # looks 10 voxels far
     assert least_voxels(wide, dwi) == 30**3
@@ -237,25 +235,25 @@ def test_a_checkpoint_says_what_it_is_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("note", "reason"),
     [
-        ({"threshold": "high"}, "its threshold is 'high', no number"),
+        ({"threshold": "high"}, "its threshold is 'high', not a number"),
         ({"threshold": "0.2 0.3"}, "its threshold is '0.2 0.3', not one number"),
-        ({"b_values": "1000 high"}, "its b_values is '1000 high', no number"),
-        ({"b_values": "nan"}, "its b_values is 'nan', no number"),
-        ({"b_values": "1000 -inf"}, "its b_values is '1000 -inf', no number"),
-        ({"b_values": "1e400"}, "its b_values is '1e400', no number"),
-        ({"b_values": "x" * 9000}, "its b_values is 'x{30}\\.\\.\\.', no number"),
+        ({"b_values": "1000 high"}, "its b_values is '1000 high', not a number"),
+        ({"b_values": "nan"}, "its b_values is 'nan', not a number"),
+        ({"b_values": "1000 -inf"}, "its b_values is '1000 -inf', not a number"),
+        ({"b_values": "1e400"}, "its b_values is '1e400', not a number"),
+        ({"b_values": "x" * 9000}, "its b_values is 'x{30}\\.\\.\\.', not a number"),
         ({"threshold": "1.2"}, "its threshold is 1.2, not from 0 to 1"),
-        ({"threshold": "nan"}, "its threshold is 'nan', no number"),
-        ({"min_volume_ml": "nan"}, "its min_volume_ml is 'nan', no number"),
-        ({"min_volume_ml": "small"}, "its min_volume_ml is 'small', no number"),
+        ({"threshold": "nan"}, "its threshold is 'nan', not a number"),
+        ({"min_volume_ml": "nan"}, "its min_volume_ml is 'nan', not a number"),
+        ({"min_volume_ml": "small"}, "its min_volume_ml is 'small', not a number"),
         ({"min_volume_ml": "-0.1"}, "its min_volume_ml is -0.1, not from 0 to 1000"),
         ({"min_volume_ml": "1e9"}, "its min_volume_ml is 1000000000.0, not from 0 to 1000"),
         ({"healthy_heads": "x" * 501}, "its healthy_heads has 501 characters; at most 500"),
-        ({"fewest_directions": "inf"}, "its fewest_directions is 'inf', no number"),
-        ({"fewest_directions": "nan"}, "its fewest_directions is 'nan', no number"),
-        ({"fewest_directions": "-1"}, "its fewest_directions is -1.0, no number of directions"),
+        ({"fewest_directions": "inf"}, "its fewest_directions is 'inf', not a number"),
+        ({"fewest_directions": "nan"}, "its fewest_directions is 'nan', not a number"),
+        ({"fewest_directions": "-1"}, "its fewest_directions is -1.0, not a number of directions"),
         ({"voxel_size_mm": "0"}, "its voxel size is 0.0 mm, not from 0.01 to 100"),
-        ({"voxel_size_mm": "inf"}, "its voxel_size_mm is 'inf', no number"),
+        ({"voxel_size_mm": "inf"}, "its voxel_size_mm is 'inf', not a number"),
     ],
 )
 def test_a_note_without_sense_is_refused(note: dict[str, str], reason: str, tmp_path: Path) -> None:

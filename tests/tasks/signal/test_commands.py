@@ -245,7 +245,7 @@ def test_other_tasks_take_no_directions(call: Call, tmp_path: Path) -> None:  # 
     write_table(tmp_path / "other.bvec", 6)
     given = ("predict", scan, "--weights", weights, "-o", tmp_path / "out")
     for option in (("--directions", tmp_path / "other.bvec"), ("--denoise",)):
-        expected = f"{option[0]}: {weights} is of the task lesions, which predicts no signal"
+        expected = f"{option[0]}: {weights} is of the task lesions, which does not predict signal"
         assert expected in failure(call(*given, *option))
 
 

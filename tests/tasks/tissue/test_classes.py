@@ -46,16 +46,16 @@ def test_a_table_that_is_written_is_read_again(tmp_path: Path) -> None:
     [
         (["index label", "1 white"], "it needs the columns index and name"),
         (["index name"], "a row for every class"),
-        (["index name", "one white"], "the index 'one' is no whole number"),
-        (["index name", "1.5 white"], "the index '1.5' is no whole number"),
+        (["index name", "one white"], "the index 'one' is not a whole number"),
+        (["index name", "1.5 white"], "the index '1.5' is not a whole number"),
         (["index name", "1 white", "1 grey"], "two rows have the index 1"),
         (["index name", "1 white", "2 White"], "two classes have the name 'white'"),
         (["index name abbreviation", "1 a x", "2 b X"], "two classes have the label 'x'"),
-        (["index name abbreviation", "1 a ../x", "2 b ?"], "'' is no label of the class 'b'"),
+        (["index name abbreviation", "1 a ../x", "2 b ?"], "'' is not a label of the class 'b'"),
         (["index name", "-1 white"], "the index -1 is that of voxels without a label"),
         (["index name", "0 unlabelled"], "0 classes; from 1 to 100 are possible"),
         (["index name", *(f"{n} n{n}" for n in range(101))], "101 classes; from 1 to 100"),
-        (["index name", "1"], "'' is no name of a class"),
+        (["index name", "1"], "'' is not a name of a class"),
     ],
 )
 def test_a_table_that_makes_no_sense_is_refused(
@@ -95,11 +95,11 @@ def test_a_checkpoint_keeps_the_classes() -> None:
     ("notes", "reason"),
     [
         ({}, "missing"),
-        ({"classes": "[]"}, "no JSON with names"),
+        ({"classes": "[]"}, "not valid JSON: no object with names"),
         ({"classes": "{}"}, "0 classes"),
-        ({"classes": '{"white": 1}'}, "a label is no text"),
-        ({"classes": '{"white": "../../white"}'}, "is no label of the class 'white'"),
-        ({"classes": '{"\\u001b[2J": "white"}'}, "is no name of a class"),
+        ({"classes": '{"white": 1}'}, "a label is not text"),
+        ({"classes": '{"white": "../../white"}'}, "is not a label of the class 'white'"),
+        ({"classes": '{"\\u001b[2J": "white"}'}, "is not a name of a class"),
     ],
 )
 def test_classes_of_a_stranger_are_checked(notes: dict[str, str], reason: str) -> None:

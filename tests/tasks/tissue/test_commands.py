@@ -121,7 +121,7 @@ def test_a_class_that_no_scan_has_is_a_warning(call: Call, tmp_path: Path) -> No
     [
         ({}, "its classes: missing"),
         (CLASSES.notes, r"4 classes, but the network gives \(3,\) values"),
-        ({"classes": '{"a": "a", "b": "../b", "c": "c"}'}, "is no label of the class 'b'"),
+        ({"classes": '{"a": "a", "b": "../b", "c": "c"}'}, "is not a label of the class 'b'"),
     ],
 )
 def test_a_checkpoint_without_its_classes_is_refused(

@@ -53,9 +53,9 @@ def convolve(x: Tensor, operands: Operands, layout: Layout, tiles: Tiles, budget
     operands : Operands
         Tensors.
     layout : Layout
-        What meets what.
+        Index layout of inputs and output shells.
     tiles : Tiles
-        Where the voxels stand.
+        Positions of the voxels.
     budget : int
         Bytes that temporary arrays may take, if single tiles and frequencies fit.
 
@@ -70,7 +70,7 @@ def convolve(x: Tensor, operands: Operands, layout: Layout, tiles: Tiles, budget
 
 
 def convolve_twin(x: Tensor, operands: Operands, layout: Layout, tiles: Tiles) -> Tensor:
-    """What `convolve` computes, for all tiles and frequencies at once."""
+    """The torch twin of `convolve`, for all tiles and frequencies at once."""
     padded = torch.cat([x, x.new_zeros(1, *x.shape[1:])])
     aggregated = []
     for channels, directions, embedding in zip(
@@ -98,7 +98,7 @@ def convolve_twin(x: Tensor, operands: Operands, layout: Layout, tiles: Tiles) -
 
 
 def bytes_per_place(x: Tensor, n_out: int, dim_out: int) -> int:
-    """Memory that a place of a tile takes: spectra, and what the transforms work with."""
+    """Memory per place of a tile: spectra, and working arrays of the transforms."""
     return 3 * x.element_size() * (x.shape[1] * x.shape[2] + n_out * dim_out)
 
 

@@ -20,7 +20,7 @@ _CACHED = 1 << 22
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """What meets what.
+    """Index layout of inputs and output shells.
 
     Attributes
     ----------
@@ -29,7 +29,7 @@ class Layout:
     runs : tuple of S slices
         The output directions of each shell.
     order : Tensor of shape (Q_out,), int64
-        Which output direction stands where in these runs.
+        Index of each output direction in these runs.
     n_even : int
         How many functions of the p-offset are even.
     """

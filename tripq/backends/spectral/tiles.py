@@ -152,7 +152,7 @@ def _tile_shape(core: Sequence[int], extent: Sequence[int], margin: Shape) -> Sh
 
 
 def _smooth(n: int) -> int:
-    """The next number that a fast Fourier transform likes."""
+    """The next number with small prime factors, for a fast Fourier transform."""
     while True:
         rest = n
         for p in (2, 3, 5, 7):

@@ -1,23 +1,23 @@
-r"""Imperfections of a scan, each of which is one function; `Artefacts` are those of one scan.
+r"""Artefacts of a scan, one function for each; `Artefacts` are those of one scan.
 
-`tripq.simulate.simulate_scan` applies them where they arise:
+`tripq.simulate.simulate_scan` applies them at these stages:
 
 1. *Tissue maps of the anatomy*: `sharpen` and `blur` set the partial volume with fluid, and
    `coherence` scales the weights of the fibres.
-2. *Position*: `displacement_field` says how far from its voxel a signal arises along the phase
-   axis.  Tissue, modifiers and mask are read at the displaced points, so all of them move alike:
-   the coverage of a modifier is where it is **seen in the distorted scan**.  Directions of fibres
-   are those at the displaced point, unchanged, as distortion rotates no gradient.
+2. *Position*: `displacement_field` gives the displacement of the signal from its voxel along the
+   phase axis.  Tissue, modifiers and mask are read at the displaced points, so all of them move
+   alike: the coverage of a modifier is where it is **seen in the distorted scan**.  Directions of
+   fibres are those at the displaced point, unchanged, as distortion rotates no gradient.
 3. *Signal without noise*, (V, N): `spread_diffusivities`, compression by the distortion, `drift`.
-4. *Images*, one volume after the other on the whole grid: `move` (eddy currents and motion left
-   over, relative to the first volume), loss of signal (`slice_gains`), `add_ghost`, and
-   `truncate` for Gibbs ringing, of the noise as well: it is correlated like the signal.
+4. *Images*, one volume after the other on the whole grid: `move` (residual eddy currents and
+   motion, relative to the first volume), loss of signal (`slice_gains`), `add_ghost`, and
+   `truncate` for Gibbs ringing, also of the noise, which becomes correlated like the signal.
 5. *Magnitude*: `tripq.simulate.noise.add_chi_noise`, with a standard deviation for each voxel.
 6. *Mask*: `inexact_mask` is too wide or too tight, with a rough edge.
 
-Every effect of a scan has its own stream of random numbers.  `Artefacts()` has none of them, and
-gives a scan of the same bytes as no artefacts.  In plane are the first two axes of the grid;
-slices lie along the third.
+Every effect of a scan has its own stream of random numbers.  `Artefacts()` has no effects, and
+gives exactly the scan without artefacts.  The first two axes of the grid are in plane; slices are
+along the third.
 
 Not simulated: rotation of the gradients by motion (below 2 degrees in the ranges of
 `tripq.simulate.Randomisation`), signal of skull and scalp, pulsation, fat shift, gradient

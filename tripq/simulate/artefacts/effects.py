@@ -37,7 +37,7 @@ EDGE_SCALE = 15.0
 
 
 def sharpen(fractions: Sequence[NDArray[np.float32]], power: float) -> list[NDArray[np.float32]]:
-    """Make tissue maps crisper, or less crisp, by a power of each; their sum stays.
+    """Make tissue maps crisper, or less crisp, by a power of each; their sum does not change.
 
     Parameters
     ----------
@@ -423,7 +423,7 @@ def inexact_mask(
     roughness: float,
     rng: np.random.Generator,
 ) -> NDArray[np.bool_]:
-    """Mask of a brain as programs find it: too wide or too tight, with a rough edge.
+    """Mask of a brain with the errors of automatic masks: too wide or too tight, with a rough edge.
 
     Parameters
     ----------

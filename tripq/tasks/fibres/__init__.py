@@ -1,1 +1,1 @@
-"""The task of fibre orientations: distributions on the sphere, and their peaks."""
+"""The task `fibres`: orientation distributions on the sphere, and their peaks."""

@@ -64,8 +64,9 @@ class FibreCommands(TaskCommands["FibreConfig"]):
 
         found = FibreFiles.find(data, truth, frame)
         read = in_memory(partial(FibreFiles.read, frame=frame), memory)
-        quadrature = settings.network.quadrature
-        return read_cohort(data, found, settings.split, read, bar, quadrature=quadrature)
+        return read_cohort(
+            data, found, settings.split, read, bar, quadrature=settings.network.quadrature
+        )
 
     def build_network(self, settings: FibreConfig, cohort: Cohort) -> FibreNetwork:
         """A network for orientation distributions."""

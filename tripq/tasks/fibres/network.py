@@ -1,4 +1,4 @@
-r"""The network: fibre orientations from the harmonics of the signal, in a voxel and around it.
+r"""The network: fibre orientations from the harmonics of the signal of a voxel and its neighbours.
 
 The signal of a shell is a function on the sphere with the coefficients c of
 `tripq.so3.fit`.  The orientation distribution has the coefficients
@@ -8,10 +8,10 @@ The signal of a shell is a function on the sphere with the coefficients c of
 
 where X are features of order l of the voxel: the coefficients of the fit, and their products.  The
 first part is linear in them.  Its weights are solved by least squares on the first batch
-(`FibreNetwork.solve`): spherical deconvolution by harmonics, with second-order terms that give
-orders that the fit does not have.  g is an equivariant network on p-space, which also takes noise
-and table.  Its last layer starts at 0, and :math:`\sigma_l` is the error of the first part.  So
-training starts at a deconvolution, with the isotropic part and all scales solved.
+(`FibreNetwork.solve`): spherical deconvolution by harmonics, with second-order terms for orders
+above those of the fit.  g is an equivariant network on p-space, which also takes the noise and the
+properties of the table.  Its last layer starts at 0, and :math:`\sigma_l` is the error of the first
+part.  So training starts at a deconvolution, and typical corrections are of size 1.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from tripq.domain.scan_graph import ScanGraph
 from tripq.filters.radial import Radial
 from tripq.infra.e3nn import o3
 from tripq.networks.shell import (
-    HIGHEST_ORDER,
     ShellNetwork,
+    check_orders,
     shared_directions,
     shells,
 )
@@ -92,9 +92,7 @@ class FibreNetwork(ShellNetwork):
         p_radial: Radial = Radial("cosine", 2),
         quadrature: Quadrature = "integral",
     ) -> None:
-        for name, value in (("order", order), ("fit_order", fit_order)):
-            if value not in range(2, HIGHEST_ORDER + 1, 2):
-                raise ValueError(f"{name} must be 2, 4, 6 or 8, not {value}")
+        check_orders(order=order, fit_order=fit_order)
         irreps_out = o3.Irreps([(1, (l, 1)) for l in even_orders(order)])
         super().__init__(
             irreps_out,

@@ -1,7 +1,7 @@
-"""Peaks of orientation distributions, and how far they are from known fibres.
+"""Peaks of orientation distributions, and their angles to known fibres.
 
-The maxima on a sphere of 724 vertices are those of dipy, and Newton's method refines them.  So they
-do not depend on the vertices, and turn with the head.
+dipy finds the maxima on a sphere of 724 vertices, and Newton's method refines them.  So they do not
+depend on the vertices, and are equivariant.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _values(
 def angles_between(known: NDArray[np.floating], found: NDArray[np.floating]) -> NDArray[np.float64]:
     """Angle of every known fibre to the nearest of the largest peaks, as many as there are fibres.
 
-    More peaks than fibres do not help, and a missing one is far from its fibre.
+    Further peaks have no effect, and a missing one gives a large angle.
 
     Parameters
     ----------

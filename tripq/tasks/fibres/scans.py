@@ -93,5 +93,5 @@ def read_voxels(path: Path, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
         raise DWIError(f"{path}: {error}") from error
     values = np.stack([volume[mask] for volume in read_volumes(image, path)], axis=1)
     if not np.isfinite(values).all():
-        raise DWIError(f"{path}: some values in the brain are no numbers.")
+        raise DWIError(f"{path}: some values in the brain are not finite.")
     return values.astype(np.float32)

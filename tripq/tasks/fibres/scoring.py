@@ -43,7 +43,7 @@ _CAPTION = "crossings: two fibres at 60 to 90 degrees"
 
 @dataclass(frozen=True, eq=False)
 class FibreMap:
-    """Orientation distributions of a scan with what is known of its fibres, in V voxels.
+    """Orientation distributions of a scan with its known fibres, in V voxels.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ def _mean(values: NDArray[np.generic]) -> float:
 
 
 def _angles_figure(errors: _Errors) -> Figure:
-    """Share of the fibres whose error is at most so large."""
+    """Cumulative distribution of the angular errors of the fibres."""
     figure = Figure(figsize=(5.2, 4.4), layout="constrained")
     axes = figure.subplots()
     for label, values in (("single fibres", errors.single), ("crossings", errors.crossing)):

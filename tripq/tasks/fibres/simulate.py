@@ -1,10 +1,8 @@
 """Simulated scans with known fibres, and cohorts of them as BIDS datasets.
 
-The layout of a cohort::
+For the layout of a cohort see `tripq.tasks.layout`.  The truth of a head::
 
-    dataset_description.json
-    sub-01/dwi/sub-01_dwi.nii.gz  .bval  .bvec
-    derivatives/truth/dataset_description.json  .bidsignore
+    derivatives/truth/.bidsignore
     derivatives/truth/sub-01/dwi/sub-01_desc-brain_mask.nii.gz
                                  sub-01_model-fibres_param-fodf_dwimap.nii.gz   .json
                                  sub-01_model-fibres_param-peaks_dwimap.nii.gz  .json
@@ -14,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -22,17 +20,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tripq.infra.files import write_json, write_text
+from tripq.infra.files import write_json
 from tripq.scans import write_dwi, write_map
-from tripq.scans.bids import BIDS_VERSION, IGNORED_MAPS
+from tripq.scans.bids import IGNORED_MAPS
 from tripq.simulate import Anatomy, GradientTable, default_anatomy, random_settings, simulate_scan
 from tripq.simulate.orientations import Crossings, fibre_odf, fibre_peaks
 from tripq.so3.mrtrix import to_mrtrix
 from tripq.tasks.fibres.names import FODF, PEAKS, describe_fodf, describe_peaks
 from tripq.tasks.fibres.scans import FibreScan
+from tripq.tasks.layout import ICBM, Layout
 
-TRUTH = Path("derivatives") / "truth"
-"""Folder of the known fibres in a cohort."""
+_LAYOUT = Layout(
+    title="SIMULATED heads with known fibres",
+    truth_title="Fibres and brains of the simulated heads",
+    notice="SIMULATED scans: heads are random deformations of one template, and a model generates "
+    "fibre directions, tissue, signal and noise. For research on methods only: nothing in it is a "
+    "measurement of a person.",
+    kind="a simulated",
+    section="Simulation",
+    licences=(ICBM,),
+    ignored=IGNORED_MAPS,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,32 +141,26 @@ def write_cohort(scans: Iterable[SimulatedFibres], folder: str | PathLike[str]) 
     scans : iterable of SimulatedFibres
         Of different names; each is written before the next is drawn.
     folder : path
-        Of the dataset; created if it does not exist.  Files of the same names are replaced.
+        Of the dataset; created if it does not exist.  Scans of the same names are replaced.
+
+    Raises
+    ------
+    tripq.tasks.layout.DatasetError
+        If the folder contains other files.
     """
     root = Path(folder)
-    common = {
-        "BIDSVersion": BIDS_VERSION,
-        "GeneratedBy": [{"Name": "tripq", "Version": version("tripq")}],
-        "Simulation": "fibre directions, tissue and signal are modelled",
-    }
-    title = "Simulated fibres"
-    write_json(root / "dataset_description.json", {"Name": title, "DatasetType": "raw", **common})
-    about = {"Name": f"{title}: truth", "DatasetType": "derivative", **common}
-    write_json(root / TRUTH / "dataset_description.json", about)
-    write_text(root / TRUTH / ".bidsignore", f"{IGNORED_MAPS}\n")
+    _LAYOUT.describe(root, {})
     for scan in scans:
-        write_dwi(scan.dwi, root / scan.name / "dwi" / f"{scan.name}_dwi.nii.gz")
-        write_truth(scan, root / TRUTH / scan.name / "dwi")
+        _LAYOUT.write_subject(root, scan.name, partial(_write, scan), {}, {})
 
 
-def write_truth(scan: SimulatedFibres, folder: Path) -> None:
-    """Write the known fibres of a scan, and the mask of its voxels, in a folder."""
-    start = folder / scan.name
-    folder.mkdir(parents=True, exist_ok=True)
-    voxels = len(scan.dwi.b0)
-    write_map(np.ones(voxels, bool), scan.dwi, f"{start}_desc-brain_mask.nii.gz")
-    write_map(to_mrtrix(scan.fodf), scan.dwi, f"{start}_{FODF}.nii.gz")
-    write_map(scan.peaks.reshape(voxels, -1), scan.dwi, f"{start}_{PEAKS}.nii.gz")
+def _write(scan: SimulatedFibres, folder: Path, truth: Path) -> None:
+    """Write a scan in one folder, and its known fibres and the mask of its voxels in another."""
+    dwi, start = scan.dwi, truth / scan.name
+    write_dwi(dwi, folder / f"{scan.name}_dwi.nii.gz")
+    write_map(np.ones(len(dwi.b0), bool), dwi, f"{start}_desc-brain_mask.nii.gz")
+    write_map(to_mrtrix(scan.fodf), dwi, f"{start}_{FODF}.nii.gz")
+    write_map(scan.peaks.reshape(len(dwi.b0), -1), dwi, f"{start}_{PEAKS}.nii.gz")
     described = {"Description": "simulated truth"}
     write_json(Path(f"{start}_{FODF}.json"), describe_fodf(scan.fodf.shape[1], described))
     write_json(Path(f"{start}_{PEAKS}.json"), describe_peaks(described))

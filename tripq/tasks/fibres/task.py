@@ -1,4 +1,4 @@
-"""The task: orientation distributions, and how far those of a network are from the truth."""
+"""The task: prediction of orientation distributions, and their distance from the truth."""
 
 from __future__ import annotations
 

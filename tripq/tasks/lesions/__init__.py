@@ -1,1 +1,1 @@
-"""The task of the included network: segmentation of multiple sclerosis lesions."""
+"""The task `lesions`, that of the included network: segmentation of multiple sclerosis lesions."""

@@ -67,8 +67,9 @@ class LesionCommands(TaskCommands["LesionConfig"]):
         found = find_labelled(data, truth, frame)
         shelf = Shelf(kept, memory, LabelledSubject)
         read = on_shelf(partial(read_labelled, frame=frame), shelf, frame)
-        quadrature = settings.network.quadrature
-        cohort = read_cohort(data, found, settings.split, read, bar, quadrature=quadrature)
+        cohort = read_cohort(
+            data, found, settings.split, read, bar, quadrature=settings.network.quadrature
+        )
         if not any(scan.lesion.any() for scan in cohort.validation):
             raise ConfigError(
                 f"[split]: the validation participants ({', '.join(cohort.held_out)}) have no "

@@ -1,6 +1,6 @@
 """Pictures of lesion maps over axial slices, and of the curves that score them.
 
-For the slices see `tripq.report.slices`.  The colours can be told apart with any colour vision.
+For the slices see `tripq.report.slices`.  The colours are distinguishable with any colour vision.
 """
 
 from __future__ import annotations

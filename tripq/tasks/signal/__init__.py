@@ -1,1 +1,1 @@
-"""The task of the signal itself: directions that were not measured, from those that were."""
+"""The task `signal`: prediction of the signal along directions that were not measured."""

@@ -68,8 +68,9 @@ class SignalCommands(TaskCommands["SignalConfig"]):
 
         found = MeasuredFiles.find(data, truth, frame)
         read = in_memory(partial(MeasuredFiles.read, frame=frame), memory)
-        quadrature = settings.network.quadrature
-        return read_cohort(data, found, settings.split, read, bar, quadrature=quadrature)
+        return read_cohort(
+            data, found, settings.split, read, bar, quadrature=settings.network.quadrature
+        )
 
     def build_network(self, settings: SignalConfig, cohort: Cohort) -> SignalPredictor:
         """A network for the signal along any direction."""

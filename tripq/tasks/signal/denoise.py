@@ -7,11 +7,11 @@ predicted from all others:
     \hat s_k = f(s_{j},\ j \notin \text{fold}(k)).
 
 The prediction is therefore independent of the noise of the volume itself (the principle of Batson
-and Royer, "Noise2Self", ICML 2019, and of Fadnavis et al., "Patch2Self", NeurIPS 2020), and what
-remains, :math:`s_k - \hat s_k`, is that noise and the error of the prediction.  `FOLDS` predictions
-take the place of one for each volume, and hide an eighth of the directions.
+and Royer, "Noise2Self", ICML 2019, and of Fadnavis et al., "Patch2Self", NeurIPS 2020), and the
+residual :math:`s_k - \hat s_k` is that noise and the error of the prediction.  There are `FOLDS`
+predictions instead of one for each volume; each hides an eighth of the directions.
 
-The measurement is not mixed into the prediction again.  The best weight would be
+The measurement is not averaged with the prediction.  The best weight would be
 :math:`\tau^2 / (\tau^2 + \sigma^2)` for noise :math:`\sigma` and errors :math:`\tau` of the
 prediction, but both can only be estimated together, from the same residual; a wrong estimate would
 return noise, and the result would no longer be independent of it.

@@ -7,9 +7,9 @@ On a shell the signal of a voxel is a function on the sphere, with the coefficie
 
 :math:`F` is the fit of `tripq.so3.fit`.  g is an equivariant network on p-space: it
 takes the coefficients of the fit as features of order 0, 2, 4 of the voxel and of its neighbours.
-Its last layer starts at 0, so that training starts at the fit, and :math:`\sigma` is the standard
-error of the coefficients, so that first corrections have the size of the errors: both the large
-isotropic part and the initial scale are solved by this.
+Its last layer starts at 0, so that training starts at the fit, which includes the large isotropic
+part.  :math:`\sigma` is the standard error of the coefficients, so that typical corrections are of
+size 1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tripq.domain.quadrature import Quadrature
 from tripq.filters.radial import Radial
 from tripq.infra.e3nn import o3
 from tripq.networks.harmonics import on_shells
-from tripq.networks.shell import HIGHEST_ORDER, ShellNetwork
+from tripq.networks.shell import ShellNetwork, check_orders
 from tripq.nn.residual import per_component
 from tripq.so3.fit import even_orders, harmonics_at
 
@@ -70,8 +70,7 @@ class SignalPredictor(ShellNetwork):
         p_radial: Radial = Radial("cosine", 2),
         quadrature: Quadrature = "integral",
     ) -> None:
-        if order not in range(2, HIGHEST_ORDER + 1, 2):
-            raise ValueError(f"order must be 2, 4, 6 or 8, not {order}")
+        check_orders(order=order)
         super().__init__(
             o3.Irreps([(1, (l, 1)) for l in even_orders(order)]),
             product_order=order,
@@ -86,25 +85,9 @@ class SignalPredictor(ShellNetwork):
         self.order = order
 
     def forward(self, signal: Tensor, graph: PQGraph) -> Tensor:
-        """The signal, divided by b0, at the output directions of a graph.
+        """The signal (V, Q_out), divided by b0, from the signal (V, Q).
 
-        Parameters
-        ----------
-        signal : Tensor of shape (V, Q)
-            Signal divided by b0, at the input directions.
-        graph : PQGraph
-            Made with ``q_out``.  Without it the output directions are those of the input; each is
-            predicted from all of them.
-
-        Returns
-        -------
-        Tensor of shape (V, Q_out)
-            1 at q = 0.
-
-        Raises
-        ------
-        DWIError
-            If an output direction has another b-value than all input directions.
+        Arguments and errors are those of `tripq.networks.harmonics.on_shells`.
         """
         return on_shells(self.along, signal, graph)
 

@@ -1,4 +1,4 @@
-"""The task: the signal along directions that a network was not shown, as it was measured."""
+"""The task: prediction of measured signal along directions that are hidden from the network."""
 
 from __future__ import annotations
 

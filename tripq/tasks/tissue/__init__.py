@@ -1,1 +1,1 @@
-"""The task of tissue: one of several classes in every voxel, from any labelled dataset."""
+"""The task `tissue`: one of several classes in every voxel, from any labelled dataset."""

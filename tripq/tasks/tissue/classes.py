@@ -1,7 +1,7 @@
 """Classes of label images: their names, and the tables that give them numbers.
 
-A label image has a number in every voxel, and the table beside it a name for every number, as BIDS
-has it (https://bids-specification.readthedocs.io, *Image-derived labels*)::
+A label image has a number in every voxel, and the table beside it a name for every number, as in
+BIDS (https://bids-specification.readthedocs.io, *Image-derived labels*)::
 
     index   name            abbreviation
     1       white matter    WM
@@ -79,12 +79,12 @@ class Classes:
             raise ValueError(f"{len(self.names)} classes; from 1 to {MOST_CLASSES} are possible")
         for name in self.names:
             if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
-                raise ValueError(f"{shortened(printable(name))!r} is no name of a class")
+                raise ValueError(f"{shortened(printable(name))!r} is not a name of a class")
         for name, label in zip(self.names, self.labels, strict=True):
             if not re.fullmatch(f"[A-Za-z0-9]{{1,{MAX_NAME}}}", label):
                 raise ValueError(
-                    f"{shortened(printable(label))!r} is no label of the class "
-                    f"{shortened(name)!r}: letters and digits, such as an abbreviation"
+                    f"{shortened(printable(label))!r} is not a label of the class "
+                    f"{shortened(name)!r}: a label has letters and digits only"
                 )
         for kind, values in (("name", self.names), ("label", self.labels)):
             folded = [value.casefold() for value in values]
@@ -112,7 +112,7 @@ class Classes:
         try:
             note = parse_json(model.notes[_NOTE], _NOTE)
             if not all(isinstance(label, str) for label in note.values()):
-                raise ValueError("a label is no text")
+                raise ValueError("a label is not text")
             return cls(tuple(note), tuple(note.values()))
         except (LookupError, ValueError) as error:
             reason = "missing" if isinstance(error, LookupError) else error
@@ -221,7 +221,7 @@ def _cell(row: Mapping[str, str | None], column: str) -> str:
 def _index(row: Mapping[str, str | None]) -> int:
     text = _cell(row, "index")
     if not re.fullmatch(r"-?[0-9]{1,9}", text):
-        raise BIDSError(f"the index {shortened(printable(text))!r} is no whole number")
+        raise BIDSError(f"the index {shortened(printable(text))!r} is not a whole number")
     return int(text)
 
 

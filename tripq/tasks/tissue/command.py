@@ -74,8 +74,9 @@ class TissueCommands(TaskCommands["TissueConfig"]):
         shelf = Shelf(kept, memory, partial(LabelledScan, classes=classes))
         of_classes = partial(read_labelled, classes=classes, frame=frame)
         read = on_shelf(of_classes, shelf, frame, *classes.names)
-        quadrature = settings.network.quadrature
-        cohort = read_cohort(data, found, settings.split, read, bar, quadrature=quadrature)
+        cohort = read_cohort(
+            data, found, settings.split, read, bar, quadrature=settings.network.quadrature
+        )
         present = {int(label) for scan in cohort.training for label in np.unique(scan.labels)}
         for number, name in enumerate(classes.names):
             if number not in present:

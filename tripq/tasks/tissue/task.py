@@ -7,10 +7,10 @@ The loss of a batch is the cross-entropy, weighted against imbalance, and the so
       + 1 - \frac{1}{|C'|} \sum_{c \in C'} \frac{2 \sum_v p_{vc} t_{vc}}{\sum_v p_{vc} + t_{vc}}
 
 over the V labelled voxels, with probabilities p, labels t of 0 and 1, and the classes C' that occur
-among the labels of the batch: a class that is missing there has no Dice, and is not punished for it
-(Milletari et al., 3DV 2016; Sudre et al., DLMIA 2017).  With the fraction :math:`f_c` of a class in
-the training scans its weight is :math:`w_c \propto f_c^{-\beta}`, such that a voxel has the mean
-weight 1.
+among the labels of the batch: the Dice of a class that is missing there is undefined and is left
+out (Milletari et al., 3DV 2016; Sudre et al., DLMIA 2017).  With the fraction :math:`f_c` of a
+class in the training scans its weight is :math:`w_c \propto f_c^{-\beta}`, such that a voxel has
+the mean weight 1.
 """
 
 from __future__ import annotations

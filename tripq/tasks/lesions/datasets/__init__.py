@@ -14,13 +14,13 @@ In the cohort, lesion outlines and fibre directions are real, and the diffusion 
 from __future__ import annotations
 
 from tripq.tasks.datasets import draw_validation, range_of_voxels
+from tripq.tasks.layout import DatasetError, Licence
 from tripq.tasks.lesions.datasets.cohort import (
     LabelledSubject,
     load_cohort,
     load_subject,
     write_cohort,
 )
-from tripq.tasks.lesions.datasets.errors import DatasetError
 from tripq.tasks.lesions.datasets.heads import (
     brain_scale,
     cohort_anatomy,
@@ -41,7 +41,7 @@ from tripq.tasks.lesions.datasets.labelled import (
     find_labelled,
     read_labelled,
 )
-from tripq.tasks.lesions.datasets.sources import LICENCES, SOURCES, Licence, OpenMS, Source, open_ms
+from tripq.tasks.lesions.datasets.sources import LICENCES, SOURCES, OpenMS, Source, open_ms
 
 __all__ = [
     "LICENCES",

@@ -1,6 +1,6 @@
 """The cohort as a BIDS dataset, read in the same way as user data.
 
-For the layout see `tripq.tasks.lesions.datasets.layout`.
+For the layout see `tripq.tasks.layout`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from tripq.simulate import (
     ScanConditions,
     random_rotation,
 )
-from tripq.tasks.lesions.datasets.errors import DatasetError
+from tripq.tasks.layout import TRUTH, DatasetError, Layout, digest, finished
 from tripq.tasks.lesions.datasets.heads import brain_scale, cohort_anatomy, lesion_coverage
-from tripq.tasks.lesions.datasets.layout import TRUTH, Layout, digest, finished, volume_ml
-from tripq.tasks.lesions.datasets.sources import OpenMS
+from tripq.tasks.lesions.datasets.layout import volume_ml, write_files
+from tripq.tasks.lesions.datasets.sources import LICENCES, OpenMS
 from tripq.tasks.lesions.simulate import LesionStatistics, simulate_subject
 
 NOTICE = (
@@ -45,6 +45,7 @@ _LAYOUT = Layout(
     notice=NOTICE,
     kind="a simulated",
     section="Simulation",
+    licences=LICENCES,
     columns={
         "patient": "Number of the patient of Lesjak et al. (2017) whose lesions they are",
         "age": "Age of that patient in years",
@@ -198,7 +199,7 @@ def write_cohort(
                 "lesion_ml": f"{volume_ml(subject):.3f}",
             }
             drawn = {} if randomisation is None else _drawn(conditions, table)
-            _LAYOUT.write_subject(folder, name, subject, {**settings, **drawn}, about)
+            write_files(_LAYOUT, folder, name, subject, {**settings, **drawn}, about)
         _LAYOUT.write_participants(folder)
     return [f"sub-{patient}" for patient in chosen]
 

@@ -18,7 +18,7 @@ from scipy.io import loadmat
 from tripq.scans.nifti import open_nifti, read_volumes
 from tripq.simulate import Anatomy, Grid, default_anatomy, fibres_from_peaks, read_coverage
 from tripq.simulate.grid import nearest
-from tripq.tasks.lesions.datasets.errors import DatasetError
+from tripq.tasks.layout import DatasetError
 from tripq.tasks.lesions.datasets.sources import OpenMS
 
 LPS_TO_RAS = np.array([-1, -1, 1], dtype=np.float32)

@@ -29,11 +29,11 @@ from tripq.scans.tensor import tensor_maps
 from tripq.simulate import Anatomy
 from tripq.simulate.grid import interpolate
 from tripq.simulate.registration import VOXEL_SIZE, register_anatomy
+from tripq.tasks.layout import TRUTH, DatasetError, Layout, digest
 from tripq.tasks.lesions.datasets.cohort import LabelledSubject
-from tripq.tasks.lesions.datasets.errors import DatasetError
 from tripq.tasks.lesions.datasets.heads import cohort_anatomy, lesion_coverage
-from tripq.tasks.lesions.datasets.layout import TRUTH, Layout, digest, volume_ml
-from tripq.tasks.lesions.datasets.sources import OpenMS
+from tripq.tasks.lesions.datasets.layout import volume_ml, write_files
+from tripq.tasks.lesions.datasets.sources import LICENCES, OpenMS
 from tripq.tasks.lesions.simulate import ImplantStatistics, Subject, draw_effects, implant_lesions
 
 SOLID, FLUID = 1.1e-3, 1.6e-3
@@ -53,6 +53,7 @@ _LAYOUT = Layout(
     notice=IMPLANTED,
     kind="an implanted",
     section="Implantation",
+    licences=LICENCES,
     columns={
         "head": "Name of the scan into which the lesions were implanted",
         "person": "The healthy person; one person can have several scans",
@@ -198,7 +199,8 @@ def write_implanted(
                 "seed": str(seed),
                 "lesion_ml": f"{volume_ml(subject):.3f}",
             }
-            _LAYOUT.write_subject(folder, name_of(head, patient, seed), subject, settings, about)
+            name = name_of(head, patient, seed)
+            write_files(_LAYOUT, folder, name, subject, settings, about)
             _LAYOUT.write_participants(folder)
     return names
 

@@ -16,8 +16,8 @@ from tripq.scans import Frame, read_dwi
 from tripq.scans.bids import BIDSScan
 from tripq.scans.nifti import open_nifti, read_mask
 from tripq.tasks.datasets import FoundScans, ScanFiles
+from tripq.tasks.layout import DatasetError
 from tripq.tasks.lesions.datasets.cohort import LabelledSubject
-from tripq.tasks.lesions.datasets.errors import DatasetError
 from tripq.tasks.lesions.names import lesion_mask
 
 

@@ -1,6 +1,6 @@
 """A cohort whose heads, lesions and signal are all simulated, as a BIDS dataset.
 
-For the layout see `tripq.tasks.lesions.datasets.layout`.
+For the layout see `tripq.tasks.layout`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from tripq.simulate import (
     default_anatomy,
     random_settings,
 )
-from tripq.tasks.lesions.datasets.layout import Layout, digest, volume_ml
-from tripq.tasks.lesions.datasets.sources import ICBM
+from tripq.tasks.layout import ICBM, Layout, digest
+from tripq.tasks.lesions.datasets.layout import volume_ml, write_files
 from tripq.tasks.lesions.simulate import simulate_subject
 
 NOTICE = (
@@ -80,7 +80,7 @@ def write_simulated(
         Ranges from which tissue, noise and artefacts of every scan are drawn, by default none.
         They replace `snr`.
     report : callable, optional
-        Is told the number of finished subjects and of all.
+        Called with the number of finished subjects and of all.
 
     Returns
     -------
@@ -125,7 +125,7 @@ def write_simulated(
             arguments = {**arguments, **vars(randomisation.draw(rng))}
         subject = simulate_subject(anatomy, **arguments)
         about = {"snr": f"{arguments['snr']:.2f}", "lesion_ml": f"{volume_ml(subject):.3f}"}
-        _LAYOUT.write_subject(folder, name, subject, settings, about)
+        write_files(_LAYOUT, folder, name, subject, settings, about)
         _LAYOUT.write_participants(folder)
     report(n, n)
     return names

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from tripq.infra.files import read_text
-from tripq.tasks.lesions.datasets.errors import DatasetError
+from tripq.tasks.layout import DatasetError, Licence
 
 _OPEN_MS = (
     "https://raw.githubusercontent.com/muschellij2/open_ms_data/"
@@ -22,28 +22,6 @@ _ATLAS = (
     "https://raw.githubusercontent.com/frankyeh/DSI-Studio-atlas/"
     "bf5afab9b2405f076b1acdf4706c9688525eb713/ICBM152_adult"
 )
-
-
-@dataclass(frozen=True)
-class Licence:
-    """Terms of use of files.
-
-    Parameters
-    ----------
-    name : str
-        Name of the licence.
-    covers : str
-        Material under this licence.
-    terms : str
-        Its conditions.
-    """
-
-    name: str
-    covers: str
-    terms: str
-
-    def __str__(self) -> str:
-        return f"{self.name}, for {self.covers}: {self.terms}"
 
 
 LICENCES = (
@@ -61,13 +39,6 @@ LICENCES = (
     ),
 )
 """Licences of all sources of the cohort."""
-
-ICBM = Licence(
-    "ICBM 152 template licence",
-    "the template of the heads (ICBM 2009a symmetric, as included in nilearn)",
-    "cite Fonov et al., NeuroImage 54:313-327 (2011).",
-)
-"""Of cohorts that are simulated from the template alone."""
 
 
 @dataclass(frozen=True)
