@@ -20,7 +20,7 @@ from paper.head_page import found_in_healthy_heads, people_table, summary
 from paper.head_tests import Tests, simulated_scores
 from paper.mixture import GRIDS
 from paper.plan import OTHER_TABLES, ROTATED, USUAL, Condition
-from paper.real_heads import Heads
+from paper.real_heads import Heads, list_licences
 from rich.console import Console
 from train_on_heads import NETWORK, OUT, Cohorts, Studio
 
@@ -99,11 +99,7 @@ def ship(
             summary=summary(real),
             people_table=people_table(real),
             rows="\n".join(rows),
-            licences="\n".join(
-                f"- {licence}: {', '.join(dict.fromkeys(h.scanner for h in some))}"
-                for licence in dict.fromkeys(head.licence for head in heads)
-                for some in [[head for head in heads if head.licence == licence]]
-            ),
+            licences=list_licences(heads),
         ),
         encoding="utf-8",
     )

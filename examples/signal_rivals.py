@@ -1,7 +1,7 @@
 """Directions that were not shown, and denoising, on real heads of other scanners, with rivals.
 
     python examples/signal_rivals.py --heads FOLDER
-    python examples/signal_rivals.py --heads FOLDER --save
+    python examples/signal_rivals.py --heads FOLDER --save --ship
 
 FOLDER holds one folder for each source of `paper.real_heads.HEADS`.  For each fold of `FOLDS` a
 network is trained on some people and applied to the others, whom and whose scanners it has not
@@ -19,11 +19,13 @@ seen.  Every rival is tuned on the heads of the training, too:
 
 Denoising is scored against the mean of repetitions, registered to the scan.  Networks and results
 are kept in the folder of the results: finished ones are read, and an interrupted training goes on.
-``--save`` writes the tables of docs/signal.md.
+``--save`` writes the tables of docs/signal.md.  ``--ship`` trains with all heads, and writes the
+network that comes with tripq and its card.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +34,7 @@ from typing import Annotated
 import torch
 import typer
 from paper.command import start
-from paper.real_heads import Heads, RealHead, choose_heads
+from paper.real_heads import Heads, RealHead, choose_heads, list_licences
 from rich.console import Console
 from signal_study.heads import Crop, Denoise, Repeated, floor, middle, slabs, trials
 from signal_study.results import (
@@ -41,6 +43,7 @@ from signal_study.results import (
     Row,
     denoising_table,
     directions_table,
+    summary,
     tensors_table,
     write_page,
 )
@@ -54,15 +57,23 @@ from signal_study.rivals import (
     tune_denoiser,
 )
 
+from tripq.infra.files import write_text
 from tripq.networks import load_network, save_network
 from tripq.networks.blocks import graph_radius, predict_blocks
+from tripq.networks.card import card_header
+from tripq.networks.checkpoint import read_notes
+from tripq.tasks.signal.command import SignalCommands
 from tripq.tasks.signal.denoise import Denoiser
 from tripq.tasks.signal.network import SignalPredictor
 from tripq.tasks.signal.scoring import Differences
-from tripq.tasks.signal.task import SignalTask
+from tripq.tasks.signal.task import FEWEST, SignalTask
 from tripq.training import Budget, PatchDataModule, Progress, train
 
-PAGE = Path(__file__).parents[1] / "docs" / "signal.md"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "signal.md"
+CARD = ROOT / "docs" / "signal-weights.md"
+TEMPLATE = Path(__file__).parent / "signal_study" / "card.md"
+WEIGHTS = ROOT / "tripq" / "tasks" / "signal" / "weights" / SignalCommands.weights
 
 OUT = Path("runs/signal")
 
@@ -245,11 +256,42 @@ def compare(network: SignalPredictor, rivals: Rivals, one: Crop) -> list[Row]:
 def notes(crops: Sequence[Crop]) -> dict[str, str]:
     """What the file of a network says about its training."""
     edges = [edge for crop in crops for edge in crop.dwi.voxel_size]
+    b_values = {round(s.b_value / 10) * 10 for crop in crops for s in crop.dwi.shells}
     return {
-        "task": "signal",
+        "task": SignalTask.name,
         "voxel_size_mm": f"{min(edges):.3g} {max(edges):.3g}",
+        "b_values": " ".join(map(str, sorted(b_values))),
+        "fewest_directions": str(FEWEST),
+        "caution": "predicted signal is no measurement; for research only, not for diagnosis",
         "data": "healthy real heads",
     }
+
+
+def ship(study: Study, results: Sequence[Results], weights: Path, card: Path) -> None:
+    """Train with all heads, and write the network that comes with tripq and its card."""
+    heads = choose_heads(USED)
+    crops = study.training(heads)
+    network, about = study.network("all", crops), notes(crops)
+    save_network(network, weights, about)
+    directions = [len(shell) for crop in crops for shell in crop.dwi.shells]
+    smallest, largest = about["voxel_size_mm"].split()
+    text = TEMPLATE.read_text(encoding="utf-8").format(
+        summary=summary(results),
+        weights=sum(values.numel() for values in network.parameters()),
+        kilobytes=os.path.getsize(weights) / 1000,
+        scans=len(heads),
+        people=len({head.person for head in heads}),
+        smallest=smallest,
+        largest=largest,
+        b_values=about["b_values"].replace(" ", ", "),
+        fewest=min(directions),
+        most=max(directions),
+        steps=study.steps,
+        box=BOX_SIZE,
+        licences=list_licences(heads),
+    )
+    header = card_header(read_notes(weights), tags=["denoising", "angular-super-resolution"])
+    write_text(card, f"{header}\n{text}")
 
 
 def report(progress: Progress) -> None:
@@ -266,6 +308,9 @@ def main(
     voxels: Annotated[int, typer.Option(help="Of a slab of a head.")] = 20_000,
     steps: Annotated[int, typer.Option(help="Of each training.")] = STEPS,
     save: Annotated[bool, typer.Option("--save", help="Write the tables of the page.")] = False,
+    to_ship: Annotated[
+        bool, typer.Option("--ship", help="Write the network that comes with tripq, and its card.")
+    ] = False,
 ) -> None:
     """Train, compare, and keep the results."""
     study = Study(heads, out, voxels, steps)
@@ -275,6 +320,8 @@ def main(
     console.print(*(table(results) for table in tables), sep="\n\n", markup=False)
     if save:
         write_page(results, PAGE)
+    if to_ship:
+        ship(study, results, WEIGHTS, CARD)
 
 
 if __name__ == "__main__":

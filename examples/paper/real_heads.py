@@ -118,3 +118,12 @@ def choose_heads(names: Sequence[str] | None) -> list[RealHead]:
     if wrong := sorted(set(names or ()) - set(known)):
         raise typer.BadParameter(f"no head {', '.join(wrong)}; there are {', '.join(known)}.")
     return [known[name] for name in names or known]
+
+
+def list_licences(heads: Sequence[RealHead]) -> str:
+    """A line for each licence, with its scanners."""
+    return "\n".join(
+        f"- {licence}: {', '.join(dict.fromkeys(h.scanner for h in some))}"
+        for licence in dict.fromkeys(head.licence for head in heads)
+        for some in [[head for head in heads if head.licence == licence]]
+    )

@@ -160,6 +160,20 @@ def denoising_table(results: Sequence[Results]) -> str:
     )
 
 
+def summary(results: Sequence[Results]) -> str:
+    """Errors of the network, and of the best rival on each head."""
+    return table(
+        "head | scanner | directions shown | RMS error | best other method",
+        [
+            f"{row.head} | {row.scanner} | {row.shown} | {row.scores['network']['rms_error']:.4f}"
+            f" | {row.scores[rival]['rms_error']:.4f} ({rival})"
+            for one in results
+            for row in one.rows
+            for rival in [row.best_rival()]
+        ],
+    )
+
+
 def write_page(results: Sequence[Results], page: Path) -> None:
     """Put the tables into a page."""
     for name, text in (

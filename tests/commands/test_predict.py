@@ -41,6 +41,24 @@ def test_maps_of_lesions_are_those_of_segment(
     assert not (tmp_path / "results/dwi_maps.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ((), "Give --weights FILE or --task NAME"),
+        (("--task", "tissue"), "no trained network of the task tissue comes with tripq"),
+        (("--task", "none"), "unknown task 'none'; known: fibres, lesions, signal, tissue"),
+        (("--task", "lesions", "--weights", "a.safetensors"), "omit --task"),
+    ],
+)
+def test_a_network_is_named_by_its_file_or_by_its_task(
+    call: Call, scan: Path, tmp_path: Path, options: tuple[str, ...], says: str
+) -> None:
+    done = call("predict", scan, *options, "-o", tmp_path / "maps")
+    assert done.status == 2
+    assert says in " ".join(done.stderr.replace("│", " ").split())
+    assert not (tmp_path / "maps").exists()
+
+
 def test_a_network_of_an_unknown_task_is_refused_by_name(
     call: Call, scan: Path, mask: Path, tmp_path: Path
 ) -> None:

@@ -16,15 +16,29 @@ from tripq.commands.files import ScanFiles
 from tripq.commands.session import session
 from tripq.infra.files import staged, write_json, write_text
 from tripq.scans.nifti import split_name
-from tripq.tasks import DEFAULT_TASK, find_task
+from tripq.tasks import DEFAULT_TASK, SIGNAL_TASK, find_task
 
 
 def predict(
     scan: options.ScanFile,
-    weights: Annotated[
-        Path, typer.Option(metavar="FILE", help="Checkpoint, .safetensors, of any task.")
-    ],
     out: Annotated[Path, options.output("maps")],
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Checkpoint, .safetensors, of any task.",
+            show_default="the network of --task that comes with tripq",
+        ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            callback=lambda name: name and options.check_task(name),
+            help="Use the trained network of this task that comes with tripq.",
+            show_default="signal, with --directions or --denoise",
+        ),
+    ] = None,
     bval: options.BVal = None,
     bvec: options.BVec = None,
     mask: options.Mask = None,
@@ -68,14 +82,18 @@ def predict(
 
         tripq predict dwi.nii.gz --weights trained/network.safetensors -o maps
 
-        tripq predict dwi.nii.gz --weights signal.safetensors --directions 90.bvec -o predicted
+        tripq predict dwi.nii.gz --directions 90.bvec -o predicted
 
-        tripq predict dwi.nii.gz --weights signal.safetensors --denoise -o denoised
+        tripq predict dwi.nii.gz --denoise -o denoised
     """
     if denoise and directions is not None:
         raise typer.BadParameter(
             "--denoise predicts the directions of the scan itself: omit --directions."
         )
+    if weights is not None and task is not None:
+        raise typer.BadParameter("--weights records the task of its network: omit --task.")
+    if weights is None:
+        weights = _included_weights(task or (SIGNAL_TASK if denoise or directions else None))
     with session(quiet=quiet, verbose=verbose, log_file=log) as screen:
         stem = split_name(scan)[0].removesuffix("_dwi")
         about_file, page = out / f"{stem}_maps.json", out / f"{stem}_maps.html"
@@ -99,32 +117,33 @@ def predict(
         chosen, memory = choose_resources(device, memory, threads)
         model = load_model(weights)
         try:
-            task = find_task(model.task or DEFAULT_TASK)
+            commands = find_task(model.task or DEFAULT_TASK)
         except LookupError as error:
             raise CheckpointError(f"{weights}: {error.args[0]}.") from error
-        if (denoise or directions is not None) and not task.predicts_signal:
+        if (denoise or directions is not None) and not commands.predicts_signal:
             option = "--denoise" if denoise else "--directions"
             raise ValueError(
-                f"{option}: {weights} is of the task {task.name}, which does not predict signal."
+                f"{option}: {weights} is of the task {commands.name}, which does not predict "
+                "signal."
             )
         tell_caution(model)
         with naming_scan(scan):
             given = read_input(files, frame, shell or (), chosen, memory, screen)
             dwi = given.dwi
-            use, known, q_out = task.predict, dwi, None
-            if task.predicts_signal:
+            use, known, q_out = commands.predict, dwi, None
+            if commands.predicts_signal:
                 known, _ = trained_shells(dwi, model.b_values)
             if directions is not None:
                 q_out = read_directions(directions, known, frame)
-                use = partial(task.predict, q_out=q_out)
+                use = partial(commands.predict, q_out=q_out)
             if denoise:
-                use = partial(task.predict, denoise=True)
+                use = partial(commands.predict, denoise=True)
             with screen.bar(f"applying the network to {scan.name}", "voxels") as report:
                 found = apply_model(
                     model,
                     dwi,
                     predict=use,
-                    quantity=task.quantity,
+                    quantity=commands.quantity,
                     voxel_size=voxel_size,
                     memory=memory,
                     device=chosen,
@@ -132,17 +151,17 @@ def predict(
                 )
         cautions = given.tell(found.notes, found.cautions)
         found = replace(found, dwi=known, q_out=q_out, denoised=denoise)
-        predicted = task.signal(found)
+        predicted = commands.signal(found)
         notes = found.notes if predicted is None else predicted.notes
         predicted_stem = f"{stem}_desc-{'denoised' if denoise else 'predicted'}_dwi"
-        by_ending = task.maps(model, found)
+        by_ending = commands.maps(model, found)
         maps = {f"{stem}_{ending}.nii.gz": values for ending, values in by_ending.items()}
         # Another command may have written maps of these names, with a different sidecar.
         scans = [] if predicted is None else [f"{predicted_stem}.nii.gz"]
         made_by = {"GeneratedBy": [{"Name": "tripq", "Version": __version__}]}
         about = {
             **made_by,
-            "Task": task.name,
+            "Task": commands.name,
             **describe_settings(model, frame, sorted(set(shell or ())), voxel_size),
             "Device": chosen,
             **given.described,
@@ -154,7 +173,7 @@ def predict(
         }
         sidecars: dict[str, str | dict[str, Any]] = {
             f"{stem}_{ending}": content if isinstance(content, str) else {**content, **made_by}
-            for ending, content in task.sidecars(model, found).items()
+            for ending, content in commands.sidecars(model, found).items()
         }
         if predicted is not None:
             sidecars[f"{predicted_stem}.json"] = {**about, "SkullStripped": True}
@@ -169,8 +188,8 @@ def predict(
                     write_json(part / name, content)
             if predicted is not None:
                 write_dwi(predicted, part / scans[0], frame)
-            settings = {"Task": task.name, **page_settings(about, notes)}
-            task.write_page(part / page.name, model, found, by_ending, settings)
+            settings = {"Task": commands.name, **page_settings(about, notes)}
+            commands.write_page(part / page.name, model, found, by_ending, settings)
             write_json(part / about_file.name, about)
         if not quiet:
             screen.show(
@@ -179,3 +198,14 @@ def predict(
                     for name in (*maps, *scans, *sidecars, page.name, about_file.name)
                 )
             )
+
+
+def _included_weights(task: str | None) -> Path:
+    if task is None:
+        raise typer.BadParameter("which network? Give --weights FILE or --task NAME.")
+    weights = find_task(task).included_weights()
+    if weights is None:
+        raise typer.BadParameter(
+            f"no trained network of the task {task} comes with tripq: give one, --weights FILE."
+        )
+    return weights

@@ -19,6 +19,7 @@ nothing in the file is executed.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -44,6 +45,9 @@ GROUP = "tripq.tasks"
 
 DEFAULT_TASK = "lesions"
 """The task of the command where none is named, and of a file of weights that names none."""
+
+SIGNAL_TASK = "signal"
+"""The task of `tripq predict` where directions are named but no network."""
 
 Config = TypeVar("Config", bound="TrainingConfig")
 Bar = Callable[[str, str], AbstractContextManager[Callable[[int, int], None]]]
@@ -151,6 +155,14 @@ class TaskCommands(ABC, Generic[Config]):
     units: ClassVar[Mapping[str, str]] = {}
     predicts_signal: ClassVar[bool] = False
     scored: ClassVar[str] = ""
+
+    def included_weights(self) -> Path | None:
+        """File of the trained network that comes with the task; None without one.
+
+        Its name is `weights`, and it lies in the folder ``weights`` beside the module of the class.
+        """
+        path = Path(inspect.getfile(type(self))).parent / "weights" / self.weights
+        return path if path.is_file() else None
 
     @property
     @abstractmethod
