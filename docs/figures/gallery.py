@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from tripq.networks import VoxelNetwork
+from tripq.networks import VoxelNetwork, load_network
 from tripq.networks.blocks import graph_radius, predict_blocks
 from tripq.scans import DWI
 from tripq.simulate import Anatomy, GradientTable, default_anatomy, simulate_scan
@@ -19,7 +19,7 @@ from tripq.tasks.fibres.peaks import find_peaks
 from tripq.tasks.fibres.simulate import simulate_fibres
 from tripq.tasks.fibres.task import FibreTask
 from tripq.tasks.lesions.simulate import simulate_subject
-from tripq.tasks.signal.network import SignalPredictor
+from tripq.tasks.signal.command import SignalCommands
 from tripq.tasks.tissue.simulated import label_scan
 from tripq.tasks.tissue.task import TissueTask
 from tripq.training import Budget, PatchDataModule, train
@@ -57,12 +57,13 @@ def simulate_figure(anatomy: Anatomy) -> Figure:
 
 
 def signal_figure(anatomy: Anatomy) -> Figure:
-    """A direction that was not given: measured and predicted by spherical harmonics."""
-    torch.manual_seed(0)
+    """A direction that was not given: measured, and predicted by the network that comes with tripq."""
     table = GradientTable.from_shells([1000.0], [13])
     dwi = simulate_subject(anatomy, table, seed=3).dwi
     given = dwi.with_samples(list(range(13)))
-    network = SignalPredictor(p_radius=6.0, p_features="4x0e + 2x2e").eval()
+    weights = SignalCommands().included_weights()
+    assert weights is not None
+    network = load_network(weights).eval()
     predicted = predict_blocks(network, given, q_out=np.stack([np.zeros(3), dwi.q[13]]))[:, 1]
     measured = dwi.signal[:, 13]
     pictures = {
