@@ -57,7 +57,7 @@ def simulate_figure(anatomy: Anatomy) -> Figure:
 
 
 def signal_figure(anatomy: Anatomy) -> Figure:
-    """A direction that was not given: measured, and predicted by the network that comes with tripq."""
+    """A direction that was not given: measured, and predicted by the included network."""
     table = GradientTable.from_shells([1000.0], [13])
     dwi = simulate_subject(anatomy, table, seed=3).dwi
     given = dwi.with_samples(list(range(13)))
