@@ -79,7 +79,7 @@ OUT = Path("runs/signal")
 
 NETWORK = "network.safetensors"
 
-STEPS, BOX_SIZE, LEARNING_RATE = 4500, 12, 4e-3
+STEPS, BOX_SIZE, LEARNING_RATE = 3000, 12, 4e-3
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console()
@@ -125,7 +125,7 @@ class Fold:
 
 FOLDS = (
     Fold("validation", ("ph1201", "pd701"), chosen=True),
-    Fold("first", ("tractseg", "uih")),
+    Fold("first", ("tractseg", "uih"), chosen=True),
     Fold("second", ("nlsam", "ph601", "canon")),
 )
 
@@ -141,7 +141,7 @@ class Study:
     folder : Path
         Of networks and results.
     voxels : int
-        Of the middle slices of a head that is tested, and of a slab in the training.
+        Of the middle slices of a head that is tested.
     steps : int
         Of each training.
     """
@@ -156,10 +156,8 @@ class Study:
         return [middle(head.name, head.read(self.data), self.voxels) for head in fold.tests()]
 
     def training(self, heads: Sequence[RealHead]) -> list[Crop]:
-        """Whole heads in slabs: those of many voxels are seen more often."""
-        return [
-            slab for head in heads for slab in slabs(head.name, head.read(self.data), self.voxels)
-        ]
+        """Whole heads in slabs."""
+        return [slab for head in heads for slab in slabs(head.name, head.read(self.data))]
 
     def network(self, name: str, crops: Sequence[Crop]) -> SignalPredictor:
         """A network that is trained on some heads."""
@@ -305,7 +303,7 @@ def main(
     heads: Heads,
     out: Annotated[Path, typer.Option(help="Folder of networks and results.")] = OUT,
     fold: Annotated[list[str] | None, typer.Option(help="Some folds; again for more.")] = None,
-    voxels: Annotated[int, typer.Option(help="Of a slab of a head.")] = 20_000,
+    voxels: Annotated[int, typer.Option(help="Of the middle of a head that is tested.")] = 20_000,
     steps: Annotated[int, typer.Option(help="Of each training.")] = STEPS,
     save: Annotated[bool, typer.Option("--save", help="Write the tables of the page.")] = False,
     to_ship: Annotated[

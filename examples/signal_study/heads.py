@@ -23,6 +23,8 @@ from tripq.training.patches import hide
 DARK = 0.25
 """Voxels whose noise is more than this, relative to b0, are left out: edges of the mask."""
 
+DIRECTIONS_OF_A_SLAB = 8
+
 LARGEST = 2.0
 """Signal divided by b0 is at most this."""
 
@@ -52,11 +54,14 @@ def middle(name: str, dwi: DWI, voxels: int) -> Crop:
     return _slices(name, dwi, inside, order[:number].min(), order[:number].max() + 1)
 
 
-def slabs(name: str, dwi: DWI, voxels: int) -> list[Crop]:
-    """A whole head in slabs of about so many voxels."""
+def slabs(name: str, dwi: DWI) -> list[Crop]:
+    """A whole head in slabs of equal volume, one for every `DIRECTIONS_OF_A_SLAB`.
+
+    A training draws all slabs equally often: a head counts as much as it has directions.
+    """
     inside = _bright(dwi)
     before = np.cumsum(inside.sum(axis=(0, 1)))
-    number = max(1, round(before[-1] / voxels))
+    number = -(-(len(dwi.b_values) - 1) // DIRECTIONS_OF_A_SLAB)
     edges = np.searchsorted(before, before[-1] * np.arange(1, number) / number)
     return [
         _slices(name, dwi, inside, first, last)
