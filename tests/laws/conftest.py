@@ -21,6 +21,7 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
+from tests.conftest import built
 from tests.scans.conftest import Scan
 from tripq.commands import app, segmenting
 from tripq.simulate import Anatomy, GradientTable
@@ -190,6 +191,7 @@ def quick() -> Iterator[None]:
     """Leave out what takes longer than all else: pages, and reading the network every time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segmenting, "load_model", cache(segmenting.load_model))
+        patch.setattr("typer.testing._get_command", built, raising=False)
         patch.setattr(
             segmenting,
             "write_subject_report",
