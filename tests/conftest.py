@@ -33,11 +33,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Compiling an e3nn module can take a second: neither deadlines nor the speed of drawing tell much.
 settings.register_profile(
     "ci",
-    max_examples=25,
+    max_examples=10,
     derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
+# `make test-all`
+settings.register_profile("all", settings.get_profile("ci"), max_examples=25)
 settings.register_profile(
     "thorough", settings.get_profile("ci"), max_examples=500, derandomize=False, print_blob=True
 )

@@ -75,8 +75,8 @@ def test_tiles_leave_empty_space_out():
 @pytest.mark.parametrize(
     "graph",
     [
-        patches((5, 4, 4), radius=2.8),
-        patches((3, 4, 4), (2, 5, 4), radius=2.7),
+        patches((4, 3, 3), radius=2.8),
+        patches((2, 3, 3), (3, 2, 2), radius=2.7),
         patches((6, 1, 1), radius=4.1),
     ],
     ids=["a box", "two patches", "a row of voxels"],

@@ -448,7 +448,11 @@ def evaluated(backend, x, scan, filter):
 
 @pytest.mark.parametrize(
     ("form", "dtype"),
-    [("points", torch.float64), *product(("grid", "nodes"), (torch.float32, torch.float64))],
+    [
+        *(("points", torch.float64), ("grid", torch.float32), ("nodes", torch.float64)),
+        pytest.param("grid", torch.float64, marks=pytest.mark.exhaustive),
+        pytest.param("nodes", torch.float32, marks=pytest.mark.exhaustive),
+    ],
 )
 @pytest.mark.parametrize("kind", ["tp", "diff", "p", "q"])
 def test_back_ends_agree_on_every_path_alone(kind, form, dtype):
@@ -995,7 +999,7 @@ def test_types_that_do_not_go_together_are_named(backend, features_in, weights_i
 @pytest.mark.parametrize("q", [{}, {"q_out": None}, {"q_in": None}])
 def test_autocast_takes_no_more_than_rounding_to_bfloat16(q, backend):
     table = table_of(0, 5)
-    domain = Grid(np.ones((4, 4, 3), bool), affine_of(np.diag([2.0, 2.0, 2.0])), table)
+    domain = Grid(np.ones((3, 2, 2), bool), affine_of(np.diag([2.0, 2.0, 2.0])), table)
     graph = domain.graph(RADIUS)
     layer = PQTensorFieldLayer(
         "2x0e + 1x1o",
@@ -1007,7 +1011,7 @@ def test_autocast_takes_no_more_than_rounding_to_bfloat16(q, backend):
         **q,
         quadrature="sum",
     )
-    x = torch.randn(48, 5, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
     x = x if "q_in" in q else x[:, None].expand(-1, len(table), -1).clone()
     results = []
     for enabled in (False, True):
