@@ -60,12 +60,16 @@ def write_mask(path: Path, scan: Path) -> Path:
     return path
 
 
-def write_weights(path: Path, **notes: str) -> Path:
+@cache
+def tiny_network() -> LesionSegmenter:
     torch.manual_seed(0)
-    network = LesionSegmenter(
+    return LesionSegmenter(
         p_radius=2.9, q_features="4x0e+2x2e", p_features="3x0e+2x1o", n_p_layers=1
     )
-    save_network(network, path, {"voxel_size_mm": "2", "threshold": "0.5", **notes})
+
+
+def write_weights(path: Path, **notes: str) -> Path:
+    save_network(tiny_network(), path, {"voxel_size_mm": "2", "threshold": "0.5", **notes})
     return path
 
 
