@@ -178,7 +178,7 @@ def test_learnt_radial_functions_have_the_gradients_of_the_definition(filter, an
     q[0] = 0
     affine = np.eye(4)
     affine[:3, :3] = GRIDS["sheared"] @ rotation_of(4)
-    mask, lmax = (np.ones((2, 1, 1)), 1) if filter == "diff" else (np.ones((2, 2, 2)), 2)
+    mask, lmax = (np.ones((2, 1, 1)), 1) if filter == "diff" else (np.ones((2, 2, 1)), 2)
     radius = 4.0  # 125 points
     graph = PQGraph.from_grid(mask, affine, q, radius)
     torch.manual_seed(0)
