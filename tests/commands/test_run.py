@@ -53,7 +53,12 @@ def test_statuses_are_those_of_a_well_behaved_program(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 128 + signal.SIGTERM)]
+    ("number", "status"),
+    [
+        (signal.SIGTERM, 128 + signal.SIGTERM),
+        # quick: tests/commands/test_train.py
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_an_interrupted_run_leaves_nothing(
     number: signal.Signals, status: int, tmp_path: Path

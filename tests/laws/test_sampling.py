@@ -141,7 +141,7 @@ def test_an_integral_is_the_sum_over_the_points_of_all_voxels():
         q_radial=Radial("gaussian", 1),
         quadrature="integral",
     ).double()
-    mask = np.ones((1, 2, 2))
+    mask = np.ones((1, 2, 1))
     graph = PQGraph.from_grid(mask, affine, q, radius)
     p = torch.from_numpy(np.argwhere(mask) @ linear.T)
     x = torch.randn(len(p), len(q), 4, dtype=torch.float64)
