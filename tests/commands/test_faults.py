@@ -366,9 +366,9 @@ def stopped(tmp_path: Path, raw: Path, weights: Path) -> Callable[..., int]:
 @pytest.mark.parametrize(
     ("where", "number", "status"),
     [
-        ("inside", signal.SIGINT, 130),
-        pytest.param("inside", signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.exhaustive),
-        ("between", signal.SIGKILL, -signal.SIGKILL),
+        ("inside", signal.SIGKILL, -signal.SIGKILL),
+        pytest.param("inside", signal.SIGINT, 130, marks=pytest.mark.exhaustive),
+        pytest.param("between", signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_run_that_was_stopped_is_finished_by_the_next(
