@@ -946,9 +946,13 @@ def test_features_and_graphs_that_do_not_fit_are_refused():
     refused("built without q-space", expanding, torch.ones(3, 2), without)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    ("filter", "form", "backend"), [c for f in ("tp", "diff") for c in combinations(f)]
+    ("filter", "form", "backend", "dtype"),
+    [  # every combination in one of the types or, in `make test-all`, in both
+        pytest.param(*c, dtype, marks=() if n % 2 == i else pytest.mark.exhaustive)
+        for n, c in enumerate(c for f in ("tp", "diff") for c in combinations(f))
+        for i, dtype in enumerate((torch.bfloat16, torch.float16))
+    ],
 )
 def test_half_precision_takes_no_more_than_its_rounding(backend, filter, form, dtype):
     """Measured by the definition in float64, with the same rounded weights."""
