@@ -186,7 +186,7 @@ def assert_same(found: NDArray[np.float32], expected: NDArray[np.float32]) -> No
     np.testing.assert_allclose(found, expected, rtol=0, atol=ROUNDING)
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
     """Leave out what takes longer than all else: pages, and reading the network every time."""
     with pytest.MonkeyPatch.context() as patch:
@@ -200,7 +200,7 @@ def quick() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="package")
-def written(quick: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Head], Map]:
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Head], Map]:
     """The map of a head as it is written first: what every other map of it is held to."""
     return cache(lambda head: segment(head, tmp_path_factory.mktemp("first")))
