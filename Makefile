@@ -15,13 +15,16 @@ demo: .venv/.installed-ms
 # Not `python -m pytest`: that would put this folder on the path, and kernels/ with it.
 test: .venv/.installed-dev
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
-	TRITON_INTERPRET=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal -m interpreter tests/kernels
+	TRITON_INTERPRET=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal \
+		-m "interpreter and not exhaustive" tests/kernels
 
 # Everything: long runs of the experiment and of several processes, and all 48 storages and 24
 # rotations through files, of which `test` takes a handful.
 test-all: .venv/.installed-dev
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not interpreter" $(ARGS)
-	TRITON_INTERPRET=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal -m interpreter tests/kernels
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal --hypothesis-profile all \
+		-m "not interpreter" $(ARGS)
+	TRITON_INTERPRET=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal --hypothesis-profile all \
+		-m interpreter tests/kernels
 
 # Thousands of damaged files, other ones each time; a few run with the tests.
 fuzz: .venv/.installed-dev

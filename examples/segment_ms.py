@@ -220,7 +220,7 @@ def make_cohort(plan: Plan, seed: int) -> Cohort:
         table = GradientTable.from_shells([B_VALUE], [N_DIRECTIONS])
         anatomy = default_anatomy(plan.voxel_size)
         if not plan.whole_head:
-            anatomy = anatomy.within((-40, -50, 0), (40, 30, 40))
+            anatomy = anatomy.within((-30, -40, 5), (30, 10, 25))
         subjects = []
         cohort = simulate_cohort(
             total, seed, anatomy=anatomy, table=table, vary_table=False, statistics=LOADS

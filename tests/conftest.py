@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import signal
+import sys
+import warnings
 from collections.abc import Iterator
+from contextlib import redirect_stdout
+from functools import cache
+from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from selenium.webdriver.chrome.webdriver import WebDriver
+    from typer import Typer
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One thread for each worker; read by torch and BLAS when they are first imported.
@@ -26,11 +33,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Compiling an e3nn module can take a second: neither deadlines nor the speed of drawing tell much.
 settings.register_profile(
     "ci",
-    max_examples=25,
+    max_examples=10,
     derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
+# `make test-all`
+settings.register_profile("all", settings.get_profile("ci"), max_examples=25)
 settings.register_profile(
     "thorough", settings.get_profile("ci"), max_examples=500, derandomize=False, print_blob=True
 )
@@ -86,7 +95,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
         *("headless", "no-sandbox", "disable-gpu-sandbox", "no-first-run"),
         *("disable-background-networking", "disable-component-update", "disable-sync"),
         *("use-gl=angle", "use-angle=swiftshader", "enable-unsafe-swiftshader"),
-        *("window-size=1200,1000", f"user-data-dir={tmp_path_factory.mktemp('chromium')}"),
+        *("window-size=800,700", f"user-data-dir={tmp_path_factory.mktemp('chromium')}"),
     ):
         options.add_argument(f"--{argument}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
@@ -102,6 +111,37 @@ FEW_SETTLING = 3
 def few_settling(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settle batch norms over few batches: else this takes most of the time of a short training."""
     monkeypatch.setattr("tripq.training.module.N_SETTLING", FEW_SETTLING)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the pictures of pages empty: to draw them takes most of the time of a page."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
+
+
+@cache
+def built(app: Typer) -> Any:
+    """The commands of an application, which `typer.testing` would build for each of its calls."""
+    from typer.main import get_command
+
+    return get_command(app)
+
+
+def run_program(path: Path, *arguments: object) -> str:
+    """What a program prints, run in this process: one of its own would import everything again.
+
+    What Python would tell of on stderr is an error.
+    """
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(StringIO()) as shown,
+        warnings.catch_warnings(),
+    ):
+        for category in (UserWarning, RuntimeWarning, FutureWarning):
+            warnings.simplefilter("error", category)
+        patch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        runpy.run_path(str(path), run_name="__main__")
+    return shown.getvalue()
 
 
 @pytest.fixture(scope="session")

@@ -48,6 +48,7 @@ def scan_folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.usefixtures("few_settling")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_python_on_a_page_runs_and_gives_what_is_shown(page, scan_folder, monkeypatch):
     monkeypatch.chdir(scan_folder)
@@ -177,11 +178,12 @@ class Fetched(HTMLParser):
             self.addresses.append(values.get("href") or "")
 
 
-@pytest.mark.parametrize(
-    "run_notebook", ["false", pytest.param("true", marks=pytest.mark.exhaustive)]
-)
-def test_the_site_is_whole(run_notebook, tmp_path):
-    """One test, as it builds only once: every name and link leads somewhere."""
+@pytest.mark.parametrize("slow", ["false", pytest.param("true", marks=pytest.mark.exhaustive)])
+def test_the_site_is_whole(slow, tmp_path):
+    """One test, as it builds only once: every name and link leads somewhere.
+
+    Slow are what the notebook gives and the source code of all functions.
+    """
     site = tmp_path / "site"
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", site],
@@ -192,7 +194,8 @@ def test_the_site_is_whole(run_notebook, tmp_path):
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "NO_MKDOCS_2_WARNING": "1",
-            "TRIPQ_RUN_NOTEBOOK": run_notebook,
+            "TRIPQ_RUN_NOTEBOOK": slow,
+            "TRIPQ_SHOW_SOURCE": slow,
         },
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ import torch
 from monai.bundle import ConfigParser, verify_metadata, verify_net_in_out
 from monai.data import MetaTensor, decollate_batch, list_data_collate
 
+from tests.conftest import run_program
 from tripq import PQGraph
 from tripq.monai import LoadDWId, VolumeNetwork, apply_network, load_volume_network
 from tripq.networks import VoxelNetwork
@@ -27,7 +25,7 @@ from tripq.simulate import GradientTable, default_anatomy
 from tripq.tasks.lesions.simulate import simulate_subject, write_subject
 from tripq.tasks.lesions.weights import default_weights
 
-ROOT = Path(__file__).parents[1]
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 #: What the specification of bundles demands of metadata.json.  MONAI's own schema is fetched from
 #: the network, and is not part of its package.
@@ -73,19 +71,6 @@ DEMANDED = {
 }
 
 
-def run(name: str, *arguments: object) -> str:
-    """Run an example; its output."""
-    done = subprocess.run(
-        [sys.executable, ROOT / "examples" / name, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a small simulated scan of the voxels that the included network was trained on."""
@@ -99,7 +84,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle")
-    run("monai_bundle.py", folder)
+    run_program(EXAMPLES / "monai_bundle.py", folder)
     return folder
 
 
@@ -246,5 +231,6 @@ def test_the_card_of_the_bundle_has_a_header_and_the_page(bundle: Path) -> None:
 
 
 def test_a_loop_of_monai_trains() -> None:
-    before, after = map(float, re.findall(r"\d\.\d+", run("monai_training.py", "--steps", 4)))
+    told = run_program(EXAMPLES / "monai_training.py", "--steps", 4)
+    before, after = map(float, re.findall(r"\d\.\d+", told))
     assert after < before

@@ -16,10 +16,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from tests.conftest import built
 from tripq.commands import app, applying, scans, segmenting
 from tripq.infra import files
 from tripq.networks.checkpoint import save_network
-from tripq.report.page import Picture
 from tripq.scans import DWI, Frame, read_dwi
 from tripq.tasks.lesions import segmentation
 from tripq.tasks.lesions.segmenter import LesionSegmenter
@@ -60,13 +60,22 @@ def write_mask(path: Path, scan: Path) -> Path:
     return path
 
 
-def write_weights(path: Path, **notes: str) -> Path:
+@cache
+def tiny_network() -> LesionSegmenter:
     torch.manual_seed(0)
-    network = LesionSegmenter(
+    return LesionSegmenter(
         p_radius=2.9, q_features="4x0e+2x2e", p_features="3x0e+2x1o", n_p_layers=1
     )
-    save_network(network, path, {"voxel_size_mm": "2", "threshold": "0.5", **notes})
+
+
+def write_weights(path: Path, **notes: str) -> Path:
+    save_network(tiny_network(), path, {"voxel_size_mm": "2", "threshold": "0.5", **notes})
     return path
+
+
+@pytest.fixture(autouse=True)
+def _plain_pages(undrawn: None) -> None:
+    """Of the commands in this process; `test_run` and `tests/report` draw."""
 
 
 @pytest.fixture
@@ -119,8 +128,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         files.write_text(path, "<html></html>")
 
     monkeypatch.setattr(segmenting, "write_subject_report", write_page)
-    drawn = Picture("data:,", "a picture", 1, 1)
-    monkeypatch.setattr("tripq.tasks.lesions.pages.group.make_picture", lambda *_: drawn)
     monkeypatch.setattr(segmenting, "load_model", cache(segmentation.load_model))
 
 
@@ -157,6 +164,7 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Call:
     """Run ``tripq`` with arguments, in this process."""
     monkeypatch.setenv("COLUMNS", "150")
     monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr("typer.testing._get_command", built, raising=False)
 
     def run(*arguments: object) -> Outcome:
         done = CliRunner().invoke(app, [str(argument) for argument in arguments])

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from tests.commands.conftest import Call, start, write_scan, write_weights
+from tests.commands.conftest import Call, start, write_mask, write_scan, write_weights
 from tests.commands.test_train import CONFIG, write_labelled
 
 SUBJECTS = [f"{number:02}" for number in range(1, 6)]
@@ -65,6 +65,8 @@ def test_scans_are_divided_and_the_maps_are_the_same(
     broken = raw / "sub-04/dwi/sub-04_dwi.bval"
     broken.write_text("what?")
     twin = write_scan(raw / "sub-05/dwi/sub-05_dwi.nii")
+    for scan in raw.glob("*/dwi/*_dwi.nii.gz"):
+        write_mask(scan.with_name(scan.name.replace("_dwi", "_desc-brain_mask")), scan)
     monkeypatch.chdir(tmp_path)
     common = ("participant", "--weights", weights, "--nthreads", 1, "--devices")
     two = start("segment-bids", raw, "out-2", *common, 2, cwd=tmp_path)

@@ -53,17 +53,22 @@ def test_statuses_are_those_of_a_well_behaved_program(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 128 + signal.SIGTERM)]
+    ("number", "status"),
+    [
+        (signal.SIGTERM, 128 + signal.SIGTERM),
+        # quick: tests/commands/test_train.py
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_an_interrupted_run_leaves_nothing(
     number: signal.Signals, status: int, tmp_path: Path
 ) -> None:
-    data = np.random.default_rng(0).uniform(100, 900, size=(48, 48, 48, 30)).astype(np.float32)
+    data = np.random.default_rng(0).uniform(100, 900, size=(32, 32, 32, 30)).astype(np.float32)
     scan = write_scan(tmp_path / "dwi.nii.gz", b_values=(0, *29 * (1000,)))
     nib.Nifti1Image(data, nib.load(scan).affine).to_filename(scan)
     save_network(PaperSegmenter(p_radius=4.0), tmp_path / "slow.safetensors")
     whole = tmp_path / "mask.nii.gz"
-    nib.Nifti1Image(np.ones((48, 48, 48), np.uint8), nib.load(scan).affine).to_filename(whole)
+    nib.Nifti1Image(np.ones((32, 32, 32), np.uint8), nib.load(scan).affine).to_filename(whole)
     out, log = tmp_path / "out", tmp_path / "log.txt"
     process = start(
         *("segment", scan, "--mask", whole, "--weights", tmp_path / "slow.safetensors"),

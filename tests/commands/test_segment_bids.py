@@ -94,7 +94,7 @@ def test_every_scan_has_its_results_by_the_rules_of_derivatives(
     )
 
 
-def test_it_goes_on_where_it_stopped(segment_all, out: Path) -> None:
+def test_it_goes_on_where_it_stopped(quick: None, segment_all, out: Path) -> None:
     segment_all()
     times = {name: (out / name).stat().st_mtime_ns for name in written(out)}
     (out / f"{RESULTS[1]}_probseg.json").unlink()  # as if interrupted before the end
@@ -111,7 +111,7 @@ def test_it_goes_on_where_it_stopped(segment_all, out: Path) -> None:
 
 
 def test_one_bad_scan_is_reported_and_does_not_stop_the_rest(
-    segment_all, raw: Path, out: Path
+    quick: None, segment_all, raw: Path, out: Path
 ) -> None:
     (raw / SCANS[0]).write_bytes(b"no image")
     (raw / "sub-02_ses-a_dwi.bval").unlink()
@@ -127,7 +127,7 @@ def test_one_bad_scan_is_reported_and_does_not_stop_the_rest(
 
 
 def test_even_a_mistake_in_the_program_does_not_stop_the_rest(
-    segment_all, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quick: None, segment_all, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read_scan = applying.read_scan
 
@@ -145,7 +145,7 @@ def test_even_a_mistake_in_the_program_does_not_stop_the_rest(
 
 
 def test_an_interruption_keeps_what_is_finished_and_leaves_nothing_else(
-    segment_all, out: Path, monkeypatch: pytest.MonkeyPatch
+    quick: None, segment_all, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_map = segmenting.write_map
 
@@ -222,7 +222,9 @@ def test_the_summary_is_written_in_linear_time_and_is_whole_at_the_end(
     assert sum(written) < 2 * len(names)
 
 
-def test_participants_and_sessions_are_chosen_as_in_bids_apps(segment_all, out: Path) -> None:
+def test_participants_and_sessions_are_chosen_as_in_bids_apps(
+    quick: None, segment_all, out: Path
+) -> None:
     def done() -> set[str]:
         return {name.rpartition("_")[0] for name in written(out)}
 
@@ -235,7 +237,9 @@ def test_participants_and_sessions_are_chosen_as_in_bids_apps(segment_all, out: 
     assert "no diffusion scan of participant 07; there are 01, 02." in missing.error
 
 
-def test_scans_for_distortion_correction_are_left_out(segment_all, raw: Path, out: Path) -> None:
+def test_scans_for_distortion_correction_are_left_out(
+    quick: None, segment_all, raw: Path, out: Path
+) -> None:
     write_scan(raw / "sub-01/dwi/sub-01_dir-PA_dwi.nii.gz", b_values=(0, 0, 5))
     assert segment_all().status == 0
     row = summary(out)["sub-01/dwi/sub-01_dir-PA_dwi.nii.gz"]
@@ -349,7 +353,7 @@ def test_names_of_files_are_words_wherever_they_are_shown(
     ],
 )
 def test_damaged_results_are_named(
-    name: str, content: bytes, reason: str, segment_all, out: Path
+    name: str, content: bytes, reason: str, quick: None, segment_all, out: Path
 ) -> None:
     only = ("--participant-label", "01")
     segment_all(*only)

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 
+from tests.conftest import run_program
 from tests.tasks.signal.conftest import fibres
 from tripq.scans import write_dwi, write_map
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "beat_harmonics.py"
 
 
-def test_it_is_close_to_harmonics_from_the_start(tmp_path: Path) -> None:
+def test_it_is_close_to_harmonics_from_the_start(few_settling: None, tmp_path: Path) -> None:
     dwi = fibres(0, (14,)).dwi
     write_dwi(dwi, tmp_path / "dwi.nii.gz")
     write_map(np.ones(len(dwi.b0), bool), dwi, tmp_path / "mask.nii.gz")
     files = [tmp_path / name for name in ("dwi.nii.gz", "dwi.bval", "dwi.bvec", "mask.nii.gz")]
-    done = subprocess.run(
-        [sys.executable, EXAMPLE, *files, "--seconds", "1"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    told = run_program(EXAMPLE, *files, "--seconds", 1)
     line = r"(\d+) directions: network (0\.\d{4}), harmonics (0\.\d{4})"
-    rows = [tuple(map(float, row)) for row in re.findall(line, done.stdout)]
+    rows = [tuple(map(float, row)) for row in re.findall(line, told)]
     assert [number for number, *_ in rows] == [6, 12]  # of 14
     for _, network, harmonics in rows:
         assert network < 1.5 * harmonics

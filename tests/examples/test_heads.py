@@ -47,7 +47,7 @@ def studio(program: ModuleType, tmp_path_factory: pytest.TempPathFactory):  # ty
     from train_on_heads import PLAN, Cohorts, Schedule, Stage, Studio
 
     folder = tmp_path_factory.mktemp("weights")
-    write_sources(folder / "sources", CENTRES)
+    write_sources(folder / "sources", CENTRES, radius=45)
     anatomy = default_anatomy(4.0).within((-50, -50, 0), (50, 20, 50))
     for name, number in (("a", 12), ("b", 15)):
         table = GradientTable.from_shells([1000.0], [number])

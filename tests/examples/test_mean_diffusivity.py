@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
+
+from tests.conftest import run_program
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "mean_diffusivity.py"
 
 
-def test_it_learns_what_a_tensor_fit_says() -> None:
-    done = subprocess.run(
-        [sys.executable, EXAMPLE, "--steps", "4"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr == ""
-    before, after = map(float, re.findall(r"(?:before|after): ([\d.]+) um2/ms", done.stdout))
+def test_it_learns_what_a_tensor_fit_says(few_settling: None) -> None:
+    told = run_program(EXAMPLE, "--steps", 4)
+    before, after = map(float, re.findall(r"(?:before|after): ([\d.]+) um2/ms", told))
     assert after < before
 
 

@@ -46,7 +46,7 @@ def program() -> Iterator[ModuleType]:
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> OpenMS:
     folder = tmp_path_factory.mktemp("made-up") / "sources"
-    write_sources(folder, CENTRES)
+    write_sources(folder, CENTRES, radius=38)
     return open_ms(local=folder, accept_licences=True)
 
 
@@ -90,6 +90,7 @@ def out(program, plan, sources, tmp_path_factory) -> Path:  # type: ignore[no-un
     folder = tmp_path_factory.mktemp("paper")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("paper.schedule.ProcessPoolExecutor", ThisProcess)
+        patch.setattr("paper.statistics._RESAMPLES", 50)
         patch.setattr("tripq.training.module.N_SETTLING", FEW_SETTLING)
         assert program.reproduce(plan, sources, folder, jobs=2) == []
     return folder

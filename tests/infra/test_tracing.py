@@ -100,7 +100,9 @@ def test_a_layer_compiles_whole_by_every_back_end(graph: str, backend: str, filt
     assert_compiles(layer.bind(domain), features(domain, 1))
 
 
-@pytest.mark.parametrize("backend", ["dense", "recoupled"])
+@pytest.mark.parametrize(
+    "backend", ["recoupled", pytest.param("dense", marks=pytest.mark.exhaustive)]
+)
 def test_a_layer_compiles_in_parts_that_fit_a_budget(backend: str) -> None:
     graph = grid(2, 2, 1)
     layer = small(backend=backend, filter="p", memory_budget=1000)

@@ -294,13 +294,14 @@ def test_kernels_of_radial_functions(number, scaled, shifted, kind, dtype, trito
         assert relative_error(gradient, reference) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("number", [8, pytest.param(30, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("kind", ["cosine", "bessel"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_kernels_agree_where_functions_end(dtype, kind, triton_device):
+def test_kernels_agree_where_functions_end(dtype, kind, number, triton_device):
     # Voxels of a grid lie at the very lengths where these have a kink: on either side of it the
     # slope is another. On a GPU torch divides by a number as it multiplies by its rounded inverse,
     # so the twin that the kernels are held to is that of the CPU.
-    for end in torch.linspace(2, 8, 30).tolist():
+    for end in torch.linspace(2, 8, number).tolist():
         lengths = torch.linspace(-end / 3, end, 5, dtype=dtype)
         arguments = family(kind, 3, end)
         _, (slope,) = value_and_gradients(

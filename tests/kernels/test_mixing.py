@@ -27,7 +27,6 @@ SHAPES = [
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3}
 
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
-precisions = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 
 
 def operands(shape, dtype=torch.float64, device="cpu", seed=0):
@@ -143,8 +142,15 @@ def test_autocast_leaves_double_precision():
 # -- the kernels -----------------------------------------------------------------------------------
 
 
-@precisions
-@shapes
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [  # every shape and every precision or, in `make test-all`, all of them together
+        pytest.param(shape, dtype, marks=() if n % 3 == i else pytest.mark.exhaustive)
+        for n, shape in enumerate(SHAPES)
+        for i, dtype in enumerate(TOLERANCE)
+    ],
+    ids=str,
+)
 def test_kernels(shape, dtype, triton_device, poisoned):
     inputs = operands(shape, dtype, triton_device)
     results = value_and_gradients(mix, *inputs)

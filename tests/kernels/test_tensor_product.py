@@ -167,7 +167,7 @@ def gradients_of(problem):
 
 
 def test_first_and_second_derivatives():
-    for function, inputs in gradients_of(Problem(**SMALLER)):
+    for function, inputs in gradients_of(Problem(**SMALLER, n_out=2, n_in=2)):
         assert torch.autograd.gradcheck(function, inputs)
         assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
@@ -405,9 +405,9 @@ def test_triton_with_strided_features_and_tables(triton_device):
 
 
 def test_triton_repeats_itself_bit_for_bit(triton_device):
-    problem = Problem(
-        n_edges=20, groups=((1, 2),), orders=(0,), dtype=torch.float32, device=triton_device
-    )
+    n_edges = 5 if triton_device.type == "cpu" else 20  # one after the other, or all at once
+    sizes = {"n_edges": n_edges, "groups": ((1, 2),), "orders": (0,)}
+    problem = Problem(**sizes, dtype=torch.float32, device=triton_device)
 
     def outcome():
         results = []

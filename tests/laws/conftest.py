@@ -21,6 +21,7 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
+from tests.conftest import built
 from tests.scans.conftest import Scan
 from tripq.commands import app, segmenting
 from tripq.simulate import Anatomy, GradientTable
@@ -185,11 +186,12 @@ def assert_same(found: NDArray[np.float32], expected: NDArray[np.float32]) -> No
     np.testing.assert_allclose(found, expected, rtol=0, atol=ROUNDING)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
     """Leave out what takes longer than all else: pages, and reading the network every time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segmenting, "load_model", cache(segmenting.load_model))
+        patch.setattr("typer.testing._get_command", built, raising=False)
         patch.setattr(
             segmenting,
             "write_subject_report",
@@ -199,6 +201,6 @@ def quick() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def written(quick: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Head], Map]:
+def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Head], Map]:
     """The map of a head as it is written first: what every other map of it is held to."""
     return cache(lambda head: segment(head, tmp_path_factory.mktemp("first")))

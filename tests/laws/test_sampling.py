@@ -141,7 +141,7 @@ def test_an_integral_is_the_sum_over_the_points_of_all_voxels():
         q_radial=Radial("gaussian", 1),
         quadrature="integral",
     ).double()
-    mask = np.ones((1, 2, 2))
+    mask = np.ones((1, 2, 1))
     graph = PQGraph.from_grid(mask, affine, q, radius)
     p = torch.from_numpy(np.argwhere(mask) @ linear.T)
     x = torch.randn(len(p), len(q), 4, dtype=torch.float64)
@@ -178,7 +178,7 @@ def test_learnt_radial_functions_have_the_gradients_of_the_definition(filter, an
     q[0] = 0
     affine = np.eye(4)
     affine[:3, :3] = GRIDS["sheared"] @ rotation_of(4)
-    mask, lmax = (np.ones((2, 1, 1)), 1) if filter == "diff" else (np.ones((2, 2, 2)), 2)
+    mask, lmax = (np.ones((2, 1, 1)), 1) if filter == "diff" else (np.ones((2, 2, 1)), 2)
     radius = 4.0  # 125 points
     graph = PQGraph.from_grid(mask, affine, q, radius)
     torch.manual_seed(0)

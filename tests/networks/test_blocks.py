@@ -61,7 +61,9 @@ def networks(normalize: Normalization = "scan") -> list[nn.Module]:
 
 
 @pytest.mark.parametrize("network", networks(), ids=lambda network: type(network).__name__)
-@pytest.mark.parametrize("max_voxels", [pytest.param(300, marks=pytest.mark.exhaustive), 400, 500])
+@pytest.mark.parametrize(
+    "max_voxels", [500, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (300, 400))]
+)
 def test_blocks_equal_the_whole(network: nn.Module, max_voxels: int) -> None:
     network.eval()
     dwi = make_scan(head())

@@ -13,10 +13,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from tests.conftest import FEW_SETTLING
 from tests.training.test_training import equivariant, labelled_scan
 from tripq.infra.rank import Rank
 from tripq.tasks.lesions.task import LesionTask
-from tripq.training import Budget, PatchDataModule, Stopping, train
+from tripq.training import Budget, PatchDataModule, Stopping, module, train
 
 
 def main(out: Path, n_validation: int, seconds: float | None = None) -> None:
@@ -38,4 +39,5 @@ def main(out: Path, n_validation: int, seconds: float | None = None) -> None:
 
 
 if __name__ == "__main__":
+    module.N_SETTLING = FEW_SETTLING
     main(Path(sys.argv[1]), int(sys.argv[2]), *map(float, sys.argv[3:]))

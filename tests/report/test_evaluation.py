@@ -12,6 +12,8 @@ import pytest
 from tripq.tasks.lesions.pages.evaluation import EvaluatedSubject, write_evaluation_report
 from tripq.tasks.lesions.scores import calibration_error, count_lesions, evaluate
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def test_the_scores_are_those_of_the_maps(
     tmp_path: Path, case: Any, read: Callable[[Path], Any]

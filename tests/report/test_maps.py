@@ -14,6 +14,16 @@ from tripq.report.maps import ShownMap, maps_figure, values_figure, write_maps_r
 from tripq.report.slices import AxialSlices
 
 
+def test_the_pictures_of_a_map_are_drawn(read: Any, tmp_path: Path) -> None:
+    dwi = make_scan()
+    write_maps_report(tmp_path / "maps.html", dwi, [ShownMap("b0", dwi.b0)], {}, network={})
+    sources = [img.get("src") for img in read(tmp_path / "maps.html").root.iter("img")]
+    kinds = [source.partition(";base64,")[0] for source in sources]
+    assert {"data:image/png", "data:image/svg+xml"} == set(kinds)
+    assert min(map(len, sources)) > 5_000
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_has_each_map_the_network_and_the_scan(
     case: Any, read: Any, tmp_path: Path
 ) -> None:

@@ -155,6 +155,7 @@ def test_where_nothing_can_be_written_nothing_is_left(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "page.html"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_name_that_is_no_text_is_shown(
     tmp_path: Path, case: Any, read: Callable[[Path], Any]
 ) -> None:

@@ -110,6 +110,7 @@ def test_the_view_opens_in_the_first_candidate(page: Any, case: Any) -> None:
     assert settings["threshold"] == 0.5
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("highest", [0.3, 0.0])
 def test_where_nothing_is_found_the_page_says_so(
     tmp_path: Path, case: Any, read: Callable[[Path], Any], highest: float
@@ -126,6 +127,7 @@ def test_where_nothing_is_found_the_page_says_so(
     assert len([e for e in page.root.iter("img") if "no candidate" in e.get("alt")]) >= 1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_candidates_below_the_minimum_volume_are_not_listed(
     tmp_path: Path, case: Any, read: Callable[[Path], Any]
 ) -> None:
@@ -149,6 +151,7 @@ def test_candidates_below_the_minimum_volume_are_not_listed(
     assert "Healthy heads" not in page.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_candidates_are_numbered_by_probability_times_volume(
     tmp_path: Path, case: Any, read: Callable[[Path], Any]
 ) -> None:
@@ -173,6 +176,7 @@ def test_a_map_of_another_scan_is_refused(tmp_path: Path, case: Any) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_scan_without_a_file_has_a_page(
     tmp_path: Path, case: Any, read: Callable[[Path], Any]
 ) -> None:

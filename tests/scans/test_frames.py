@@ -50,8 +50,14 @@ def assert_same_scan(first, second):
     np.testing.assert_array_equal(first.b0, second.b0[partner])
 
 
-@pytest.mark.parametrize("frame", FRAMES)
-@pytest.mark.parametrize(("axes", "signs"), STORAGES)
+@pytest.mark.parametrize(
+    ("axes", "signs", "frame"),
+    [  # every storage with a frame or, in `make test-all`, with each
+        pytest.param(*storage, frame, marks=() if n % 3 == i else pytest.mark.exhaustive)
+        for n, storage in enumerate(STORAGES)
+        for i, frame in enumerate(FRAMES)
+    ],
+)
 @settings(max_examples=4)
 @given(seed=seeds)
 def test_storage_of_a_scan_does_not_matter(make_scan, axes, signs, frame, seed):

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 
 from tripq.commands import applying
-from tripq.report.page import Picture
 from tripq.tasks import TaskCommands
 
 
 @pytest.fixture
-def plain_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+def plain_pages(monkeypatch: pytest.MonkeyPatch, undrawn: None) -> None:
     """Pages without pictures, which take most of the time; other tests are about them."""
 
     def write_page(self: TaskCommands[Any], path: Path, *_: object) -> None:
@@ -21,5 +20,3 @@ def plain_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(TaskCommands, "write_page", write_page)
     monkeypatch.setattr(applying, "check_table", lambda dwi, frame: ())
-    drawn = Picture("data:,", "a picture", 1, 1)
-    monkeypatch.setattr("tripq.report.scores.make_picture", lambda *_: drawn)

@@ -187,8 +187,15 @@ def test_the_learning_rate_stays_or_falls_with_the_budget(
         assert rates == pytest.approx([*risen, *[0.01] * 16])
 
 
-@pytest.mark.parametrize("falling", [False, True])
-@pytest.mark.parametrize("settle", [False, True])
+@pytest.mark.parametrize(
+    ("settle", "falling"),
+    [
+        (False, True),
+        (True, False),
+        pytest.param(False, False, marks=pytest.mark.exhaustive),
+        pytest.param(True, True, marks=pytest.mark.exhaustive),
+    ],
+)
 @pytest.mark.parametrize("make", [equivariant, convolutional])
 def test_interrupted_training_goes_on_as_if_it_had_not_been(  # type: ignore[no-untyped-def]
     make, settle: bool, falling: bool, tmp_path: Path

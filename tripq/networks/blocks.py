@@ -13,7 +13,7 @@ whole scan.
 ...     affine=np.diag([3.0, 3.0, 3.0, 1.0]),
 ...     b0=np.ones(216, np.float32),
 ... )
->>> predict_blocks(PaperSegmenter().eval(), dwi, max_voxels=100).shape
+>>> predict_blocks(PaperSegmenter().eval(), dwi).shape
 (216,)
 """
 

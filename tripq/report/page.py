@@ -125,10 +125,7 @@ def write_page(
                 if line.strip()
             ],
             settings={name: value for name, value in settings.items() if not _is_caution(name)},
-            versions={
-                **{name: version(name) for name in _PACKAGES},
-                "Python": platform.python_version(),
-            },
+            versions=_versions(),
             written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
             **content,
         )
@@ -160,6 +157,13 @@ def plural(count: int, noun: str) -> str:
     ('1 voxel', '2,000 voxels')
     """
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Of the packages that a page depends on, by name; a search of the installed ones."""
+    found = {name: version(name) for name in _PACKAGES}
+    return {**found, "Python": platform.python_version()}
 
 
 def _is_caution(setting: str) -> bool:

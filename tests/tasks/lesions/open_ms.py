@@ -11,11 +11,13 @@ import numpy as np
 from scipy.io import savemat
 
 
-def write_sources(folder: Path, lesions: Mapping[str, tuple[float, float, float]]) -> None:
-    """Patients with round brains of 60 mm and a lesion each, given by its centre in mm."""
+def write_sources(
+    folder: Path, lesions: Mapping[str, tuple[float, float, float]], radius: float = 60
+) -> None:
+    """Patients with round brains of a radius and a lesion each, given by its centre, all in mm."""
     (folder / "open_ms").mkdir(parents=True)
     for patient, centre in lesions.items():
-        write_ball(folder / f"open_ms/patient{patient}_brainmask.nii.gz", (0, -20, 10), 60)
+        write_ball(folder / f"open_ms/patient{patient}_brainmask.nii.gz", (0, -20, 10), radius)
         write_ball(folder / f"open_ms/patient{patient}_lesions_MNIrigid_1mm.nii.gz", centre, 7)
     write_fibres(folder / "ICBM152_adult.fib.gz")
 
@@ -24,10 +26,9 @@ def write_ball(path: Path, centre: tuple[float, float, float], radius: float) ->
     """Write a mask at 1 mm, stored from right to left as the real ones are."""
     affine = np.diag([-1.0, 1.0, 1.0, 1.0])
     affine[:3, 3] = 70, -90, -50
-    index = np.indices((140, 140, 120)).reshape(3, -1).T
-    distance = np.linalg.norm(nib.affines.apply_affine(affine, index) - centre, axis=1)
-    ball = (distance < radius).reshape(140, 140, 120).astype(np.uint8)
-    nib.Nifti1Image(ball, affine).to_filename(path)
+    x, y, z = np.ogrid[:140, :140, :120]
+    distance = np.hypot(np.hypot(70 - x - centre[0], y - 90 - centre[1]), z - 50 - centre[2])
+    nib.Nifti1Image((distance < radius).astype(np.uint8), affine).to_filename(path)
 
 
 def write_fibres(path: Path, shape: tuple[int, int, int] = (80, 100, 80)) -> None:

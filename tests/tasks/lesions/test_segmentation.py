@@ -179,7 +179,7 @@ from tripq.tasks.lesions.segmenter import LesionSegmenter
 from tripq.networks.paper import PaperSegmenter
 from tripq.tasks.lesions.segmentation import Model, segment_scan
 network = {"lesion": LesionSegmenter, "paper": PaperSegmenter}[sys.argv[1]]().eval()
-n, q = 36, 33
+n, q = int(sys.argv[3]), 33
 rng = np.random.default_rng(0)
 directions = rng.normal(size=(q, 3))
 directions /= np.linalg.norm(directions, axis=1, keepdims=True)
@@ -199,12 +199,14 @@ print(1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").rea
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc/self/status")
 @pytest.mark.parametrize(
-    ("network", "memory"),
-    [("lesion", 0.7e9), pytest.param("paper", 1.5e9, marks=pytest.mark.exhaustive)],
+    ("network", "memory", "edge"),
+    [("lesion", 0.7e9, 26), pytest.param("paper", 1.5e9, 36, marks=pytest.mark.exhaustive)],
 )
-def test_the_program_stays_within_the_memory(network: str, memory: float, tmp_path: Path) -> None:
+def test_the_program_stays_within_the_memory(
+    network: str, memory: float, edge: int, tmp_path: Path
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PROBE, network, str(memory)],
+        [sys.executable, "-c", PROBE, network, str(memory), str(edge)],
         cwd=tmp_path,
         capture_output=True,
         text=True,
