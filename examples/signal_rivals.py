@@ -79,6 +79,9 @@ OUT = Path("runs/signal")
 
 NETWORK = "network.safetensors"
 
+DENOISED_VOXELS = 5000
+"""Of each head on which denoisers are tuned: MP-PCA of large patches is slow."""
+
 STEPS, BOX_SIZE, LEARNING_RATE = 3000, 12, 4e-3
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -194,14 +197,15 @@ class Study:
             rows = [row for one in tests for row in compare(network, rivals, one)]
             denoised: tuple[Denoised, ...] = ()
             if choose_heads(REPEATS)[0].person in fold.people:
-                denoised = self.denoised(network, rivals, training)
+                denoised = self.denoised(network, rivals, fold.training())
             Results(fold.name, fold.chosen, tuple(rows), denoised).write(path)
         return Results.read(path)
 
     def denoised(
-        self, network: SignalPredictor, rivals: Rivals, training: Sequence[Crop]
+        self, network: SignalPredictor, rivals: Rivals, heads: Sequence[RealHead]
     ) -> tuple[Denoised, ...]:
-        """Errors of denoised scans against the mean of repetitions."""
+        """Errors of denoised scans against the mean of repetitions; denoisers tuned on heads."""
+        training = [middle(h.name, h.read(self.data), DENOISED_VOXELS) for h in heads]
         first, *others = (head.read(self.data) for head in choose_heads(REPEATS))
         repeated = Repeated.of(first, others)
         tuned = rivals.harmonics[max(rivals.harmonics)]
