@@ -19,8 +19,8 @@ seen.  Every rival is tuned on the heads of the training, too:
 
 Denoising is scored against the mean of repetitions, registered to the scan.  Networks and results
 are kept in the folder of the results: finished ones are read, and an interrupted training goes on.
-``--save`` writes the tables of docs/signal.md.  ``--ship`` trains with all heads, and writes the
-network that comes with tripq and its card.
+``--save`` writes the tables of docs/signal.md and all results in one file.  ``--ship`` trains with
+all heads, and writes the network that comes with tripq and its card.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ from signal_study.results import (
     directions_table,
     summary,
     tensors_table,
+    write_all,
     write_page,
 )
 from signal_study.rivals import (
@@ -72,6 +73,7 @@ from tripq.training import Budget, PatchDataModule, Progress, train
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "signal.md"
 CARD = ROOT / "docs" / "signal-weights.md"
+RESULTS = ROOT / "perf" / "results" / "signal.json"
 TEMPLATE = Path(__file__).parent / "signal_study" / "card.md"
 WEIGHTS = ROOT / "tripq" / "tasks" / "signal" / "weights" / SignalCommands.weights
 
@@ -321,6 +323,7 @@ def main(
     tables = (directions_table, tensors_table, denoising_table)
     console.print(*(table(results) for table in tables), sep="\n\n", markup=False)
     if save:
+        write_all(results, RESULTS)
         write_page(results, PAGE)
     if to_ship:
         ship(study, results, WEIGHTS, CARD)

@@ -113,6 +113,11 @@ class Results:
         return cls(**found, rows=rows, denoised=denoised)
 
 
+def write_all(results: Sequence[Results], path: Path) -> None:
+    """Write those of all folds into one file, JSON."""
+    write_text(path, json.dumps([asdict(one) for one in results], indent=1) + "\n")
+
+
 def directions_table(results: Sequence[Results]) -> str:
     """Errors at the directions that are not shown."""
     return table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -158,6 +159,7 @@ def test_results_are_kept_and_written_into_the_page(
 ) -> None:
     page = tmp_path / "page.md"
     monkeypatch.setattr(study, "PAGE", page)
+    monkeypatch.setattr(study, "RESULTS", tmp_path / "all.json")
     markers = [
         f"<!-- {name} -->\n\n<!-- end of {name} -->"
         for name in ("directions", "tensors", "denoising")
@@ -175,6 +177,7 @@ def test_results_are_kept_and_written_into_the_page(
         / (row.scores[row.best_rival()]["rms_error"] ** 2 - row.floor**2)
     )
     assert results.denoised[0].method == "nothing"
+    assert [one["fold"] for one in json.loads((tmp_path / "all.json").read_text())] == ["one"]
     written = page.read_text()
     assert written.count(f"| a | 6 | 25 | {row.scores['network']['rms_error']:.4f} |") == 1
     monkeypatch.setattr(study.Study, "training", None)  # nothing is trained or read again
