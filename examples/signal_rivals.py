@@ -73,7 +73,7 @@ from tripq.training import Budget, PatchDataModule, Progress, train
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "signal.md"
 CARD = ROOT / "docs" / "signal-weights.md"
-RESULTS = ROOT / "perf" / "results" / "signal.json"
+RESULTS = ROOT / "perf" / "results" / "signal" / "rivals.json"
 TEMPLATE = Path(__file__).parent / "signal_study" / "card.md"
 WEIGHTS = ROOT / "tripq" / "tasks" / "signal" / "weights" / SignalCommands.weights
 

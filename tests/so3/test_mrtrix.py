@@ -70,5 +70,5 @@ def test_the_function_turns_in_world_axes() -> None:
 
 @pytest.mark.parametrize("n", [0, 2, 3, 44, 46])
 def test_other_numbers_of_coefficients_are_refused(n: int) -> None:
-    with pytest.raises(ValueError, match="no even order"):
+    with pytest.raises(ValueError, match="do not match an even order"):
         highest_order(n)
