@@ -132,9 +132,13 @@ def sizes_of(graph: PQGraph, layer: PQTensorFieldLayer) -> dict[str, float]:
 
 
 def segmenter(backend: str) -> LesionSegmenter:
-    """The default network, its first weights scaled as for training: logits of order 1."""
+    """The default network but for its norms, its first weights scaled: logits of order 1.
+
+    Batch norms have fixed statistics when a network is applied.  Those of a whole scan, the
+    default, would not be the same in the part of the scan from which a logit is checked.
+    """
     torch.manual_seed(0)
-    network = LesionSegmenter()
+    network = LesionSegmenter(normalize="batch")
     q = directions((1, 32))
     affine = np.diag([VOXEL, VOXEL, VOXEL, 1.0])
     graph = PQGraph.from_grid(np.ones((6, 6, 6)), affine, q, network.p_radius)
