@@ -214,7 +214,11 @@ class ShellNetwork(Bindable):
         """
         rough = ShellFit.of(q, self._orders[-1], _ROUGH * self.smoothing)
         removed = signal @ rough.matrix.T.to(signal) - fitted
-        return removed / per_component(self.noise * fit.errors.to(signal), self.irreps_shell)
+        return removed / self.standard_errors(fit.errors.to(signal))
+
+    def standard_errors(self, errors: Tensor) -> Tensor:
+        """Those of all coefficients for the usual noise, from the `FittedShell.errors`."""
+        return per_component(self.noise * errors, self.irreps_shell)
 
     @torch.no_grad()
     def measure(self, signal: Tensor, graph: PQGraph) -> None:

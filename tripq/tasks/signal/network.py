@@ -22,7 +22,6 @@ from tripq.filters.radial import Radial
 from tripq.infra.e3nn import o3
 from tripq.networks.harmonics import on_shells
 from tripq.networks.shell import ShellNetwork, check_orders
-from tripq.nn.residual import per_component
 from tripq.so3.fit import even_orders, harmonics_at
 
 
@@ -127,6 +126,4 @@ class SignalPredictor(ShellNetwork):
         """
         shell = self.fit_shell(signal, q)
         correction = self.on_voxels(shell.features, graph)
-        return shell.coefficients + correction * per_component(
-            self.noise * shell.errors, self.irreps_shell
-        )
+        return shell.coefficients + correction * self.standard_errors(shell.errors)
