@@ -18,14 +18,15 @@ seen.  Every rival is tuned on the heads of the training, too:
   not given, whose noise is independent of it.
 
 Denoising is scored against the mean of repetitions, registered to the scan.  Networks and results
-are kept in the folder of the results: finished ones are read, and an interrupted training goes on.
-``--save`` writes the tables of docs/signal.md and all results in one file.  ``--ship`` trains with
-all heads, and writes the network that comes with tripq and its card.
+are kept in the folder of the results: finished ones are read, and an interrupted training starts
+again.  ``--save`` writes the tables of docs/signal.md and all results in one file.  ``--ship``
+trains with all heads, and writes the network that comes with tripq and its card.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +37,7 @@ import typer
 from paper.command import start
 from paper.real_heads import Heads, RealHead, choose_heads, list_licences
 from rich.console import Console
-from signal_study.heads import Crop, Denoise, Repeated, floor, middle, slabs, trials
+from signal_study.heads import Crop, Denoise, Repeated, middle, noise_floor, slabs, trials
 from signal_study.results import (
     Denoised,
     Results,
@@ -84,6 +85,9 @@ NETWORK = "network.safetensors"
 DENOISED_VOXELS = 5000
 """Of each head on which denoisers are tuned: MP-PCA of large patches is slow."""
 
+VOXELS = 20_000
+"""Of the middle of a head that is tested."""
+
 STEPS, BOX_SIZE, LEARNING_RATE = 3000, 12, 4e-3
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -111,7 +115,7 @@ class Fold:
     people : tuple of str
         Who is tested.
     chosen : bool
-        The settings of the network and of its training were chosen on this fold.
+        Its results were seen when the settings of the network and of its training were chosen.
     """
 
     name: str
@@ -153,12 +157,12 @@ class Study:
 
     data: Path
     folder: Path
-    voxels: int = 20_000
-    steps: int = STEPS
+    voxels: int
+    steps: int
 
-    def tests(self, fold: Fold) -> list[Crop]:
-        """The middle of each head that is tested."""
-        return [middle(head.name, head.read(self.data), self.voxels) for head in fold.tests()]
+    def middles(self, heads: Sequence[RealHead], voxels: int) -> list[Crop]:
+        """The middle of heads."""
+        return [middle(head.name, head.read(self.data), voxels) for head in heads]
 
     def training(self, heads: Sequence[RealHead]) -> list[Crop]:
         """Whole heads in slabs."""
@@ -169,8 +173,7 @@ class Study:
         path = self.folder / name / NETWORK
         if not path.is_file():
             console.print(f"training: {name}, {len(crops)} slabs", markup=False)
-            network = self._trained(crops)
-            save_network(network, path, notes(crops))
+            save_network(self._trained(crops), path, notes(crops))
         found = load_network(path)
         assert isinstance(found, SignalPredictor)
         return found.eval()
@@ -179,10 +182,7 @@ class Study:
         torch.manual_seed(0)
         network = SignalPredictor()
         patches = PatchDataModule(
-            crops,
-            SignalTask(),
-            radius=graph_radius(network),
-            box_size=BOX_SIZE,
+            crops, SignalTask(), radius=graph_radius(network), box_size=BOX_SIZE
         )
         budget = Budget(steps=self.steps)
         train(network, patches, budget, learning_rate=LEARNING_RATE, report=report)
@@ -192,10 +192,11 @@ class Study:
         """Scores of a network and of its rivals on heads that they have not seen."""
         path = self.folder / fold.name / "results.json"
         if not path.is_file():
-            training, tests = self.training(fold.training()), self.tests(fold)
+            training = self.training(fold.training())
             network = self.network(fold.name, training)
             console.print(f"rivals: {fold.name}", markup=False)
             rivals = Rivals.tuned(training)
+            tests = self.middles(fold.tests(), self.voxels)
             rows = [row for one in tests for row in compare(network, rivals, one)]
             denoised: tuple[Denoised, ...] = ()
             if choose_heads(REPEATS)[0].person in fold.people:
@@ -207,7 +208,7 @@ class Study:
         self, network: SignalPredictor, rivals: Rivals, heads: Sequence[RealHead]
     ) -> tuple[Denoised, ...]:
         """Errors of denoised scans against the mean of repetitions; denoisers tuned on heads."""
-        training = [middle(h.name, h.read(self.data), DENOISED_VOXELS) for h in heads]
+        training = self.middles(heads, DENOISED_VOXELS)
         first, *others = (head.read(self.data) for head in choose_heads(REPEATS))
         repeated = Repeated.of(first, others)
         tuned = rivals.harmonics[max(rivals.harmonics)]
@@ -233,8 +234,8 @@ def by_network(network: SignalPredictor) -> Denoise:
 
 def compare(network: SignalPredictor, rivals: Rivals, one: Crop) -> list[Row]:
     """Scores by the number of directions shown; tensors of the prediction of all directions."""
-    dwi, least = one.dwi, floor(one.dwi)
-    head = choose_heads([one.name])[0]
+    dwi, noise = one.dwi, noise_floor(one.dwi)
+    (head,) = choose_heads([one.name])
     rows = []
     for trial in trials(dwi):
         methods: dict[str, Predict] = {
@@ -243,14 +244,12 @@ def compare(network: SignalPredictor, rivals: Rivals, one: Crop) -> list[Row]:
             "process": rivals.processes[trial.number],
             "tensor": tensor,
         }
-        scores = {}
+        both, scores = (trial.hidden, trial.hidden), {}
         for name, predict in methods.items():
             everything = dwi.signal.copy()
             everything[:, 1:] = predict(trial.shown, dwi.q[1:])
             predicted = replace(dwi, signal=everything)
-            both = (trial.hidden, trial.hidden)
             scores[name] = dict(Differences.of(predicted, dwi, both).scores)
-        noise = None if least is None else least**0.5
         voxels, hidden = len(dwi.b0), len(trial.hidden)
         rows.append(Row(one.name, head.scanner, trial.number, hidden, voxels, noise, scores))
         console.print(rows[-1], markup=False)
@@ -275,8 +274,9 @@ def ship(study: Study, results: Sequence[Results], weights: Path, card: Path) ->
     """Train with all heads, and write the network that comes with tripq and its card."""
     heads = choose_heads(USED)
     crops = study.training(heads)
-    network, about = study.network("all", crops), notes(crops)
-    save_network(network, weights, about)
+    network = study.network("all", crops)
+    shutil.copyfile(study.folder / "all" / NETWORK, weights)
+    about = read_notes(weights)
     directions = [len(shell) for crop in crops for shell in crop.dwi.shells]
     smallest, largest = about["voxel_size_mm"].split()
     text = TEMPLATE.read_text(encoding="utf-8").format(
@@ -294,7 +294,7 @@ def ship(study: Study, results: Sequence[Results], weights: Path, card: Path) ->
         box=BOX_SIZE,
         licences=list_licences(heads),
     )
-    header = card_header(read_notes(weights), tags=["denoising", "angular-super-resolution"])
+    header = card_header(about, tags=["denoising", "angular-super-resolution"])
     write_text(card, f"{header}\n{text}")
 
 
@@ -309,7 +309,7 @@ def main(
     heads: Heads,
     out: Annotated[Path, typer.Option(help="Folder of networks and results.")] = OUT,
     fold: Annotated[list[str] | None, typer.Option(help="Some folds; again for more.")] = None,
-    voxels: Annotated[int, typer.Option(help="Of the middle of a head that is tested.")] = 20_000,
+    voxels: Annotated[int, typer.Option(help="Of the middle of a head that is tested.")] = VOXELS,
     steps: Annotated[int, typer.Option(help="Of each training.")] = STEPS,
     save: Annotated[bool, typer.Option("--save", help="Write the tables of the page.")] = False,
     to_ship: Annotated[

@@ -127,14 +127,14 @@ def trials(dwi: DWI) -> Iterator[Trial]:
         yield Trial(number, shown, hidden, q_out, known)
 
 
-def floor(dwi: DWI) -> float | None:
-    """Mean square of the noise; None with too few directions."""
+def noise_floor(dwi: DWI) -> float | None:
+    """Root mean square of the noise; None with too few directions."""
     if len(dwi.b_values) - 1 < FLOOR_DIRECTIONS:
         return None
     fit = ShellFit.of(torch.from_numpy(dwi.q[1:]), FLOOR_ORDER, 1e-9)
     matrix = (fit.basis @ fit.matrix).numpy()
     residual = dwi.signal[:, 1:] - dwi.signal[:, 1:] @ matrix.T
-    return float(np.mean(residual**2) * len(matrix) / fit.freedom)
+    return float(np.mean(residual**2) * len(matrix) / fit.freedom) ** 0.5
 
 
 @dataclass(frozen=True, eq=False)

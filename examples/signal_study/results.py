@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -88,7 +88,7 @@ class Results:
     fold : str
         Its name.
     chosen : bool
-        Settings of the network were chosen on it.
+        It was seen when the settings of the network were chosen.
     rows : tuple of Row
         One for each head and number of directions.
     denoised : tuple of Denoised
@@ -118,17 +118,23 @@ def write_all(results: Sequence[Results], path: Path) -> None:
     write_text(path, json.dumps([asdict(one) for one in results], indent=1) + "\n")
 
 
+def _rows(results: Sequence[Results]) -> Iterator[tuple[str, Row]]:
+    """All rows with the names of their heads, those of chosen folds with a star."""
+    for one in results:
+        for row in one.rows:
+            yield f"{row.head}{' *' if one.chosen else ''}", row
+
+
 def directions_table(results: Sequence[Results]) -> str:
     """Errors at the directions that are not shown."""
     return table(
         "head | shown | hidden | network | harmonics | Gaussian process | tensor | noise | excess "
         "of the network",
         [
-            f"{row.head}{' *' if one.chosen else ''} | {row.shown} | {row.hidden} | "
+            f"{head} | {row.shown} | {row.hidden} | "
             + " | ".join(f"{row.scores[name]['rms_error']:.4f}" for name in ("network", *RIVALS))
             + f" | {_number(row.floor, '.4f')} | {_number(row.excess, '.2f')}"
-            for one in results
-            for row in one.rows
+            for head, row in _rows(results)
         ],
     )
 
@@ -136,16 +142,13 @@ def directions_table(results: Sequence[Results]) -> str:
 def tensors_table(results: Sequence[Results]) -> str:
     """Errors of FA and of the main direction, of the network and of the best rival in each."""
     lines = []
-    for one in results:
-        for row in one.rows:
-            cells = []
-            for score in ("fa_error", "main_direction_error"):
-                rival = row.best_rival(score)
-                ours, theirs = (row.scores[name][score] for name in ("network", rival))
-                digits = ".3f" if score == "fa_error" else ".1f"
-                cells.append(f"{ours:{digits}} | {theirs:{digits}} ({rival})")
-            star = " *" if one.chosen else ""
-            lines.append(f"{row.head}{star} | {row.shown} | {' | '.join(cells)}")
+    for head, row in _rows(results):
+        cells = []
+        for score, digits in (("fa_error", ".3f"), ("main_direction_error", ".1f")):
+            rival = row.best_rival(score)
+            ours, theirs = (row.scores[name][score] for name in ("network", rival))
+            cells.append(f"{ours:{digits}} | {theirs:{digits}} ({rival})")
+        lines.append(f"{head} | {row.shown} | {' | '.join(cells)}")
     return table(
         "head | shown | error of FA: network | best rival | angle of the main direction, degrees: "
         "network | best rival",
@@ -170,10 +173,9 @@ def summary(results: Sequence[Results]) -> str:
     return table(
         "head | scanner | directions shown | RMS error | best other method",
         [
-            f"{row.head} | {row.scanner} | {row.shown} | {row.scores['network']['rms_error']:.4f}"
+            f"{head} | {row.scanner} | {row.shown} | {row.scores['network']['rms_error']:.4f}"
             f" | {row.scores[rival]['rms_error']:.4f} ({rival})"
-            for one in results
-            for row in one.rows
+            for head, row in _rows(results)
             for rival in [row.best_rival()]
         ],
     )
