@@ -12,6 +12,7 @@ from paper.head_page import table, write_between
 
 from tissue_study.heads import CLASSES, TESTS, TRAINING
 from tripq.infra.files import write_text
+from tripq.tasks.tissue.simulated import TISSUE
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,11 @@ class Row:
         """Mean of the classes."""
         return float(np.mean(list(self.dice.values())))
 
+    @property
+    def tissue(self) -> float:
+        """Mean of the classes of tissue, without that of lesions."""
+        return float(np.mean([self.dice[label] for _, label in TISSUE]))
+
 
 @dataclass(frozen=True)
 class Results:
@@ -173,49 +179,46 @@ def trainings_table(results: Sequence[Results]) -> str:
 
 
 def dice_table(results: Sequence[Results]) -> str:
-    """Dice of every class and mean, over the heads of each condition; lowest and highest head."""
+    """Dice over the heads of each condition."""
     lines = []
     for test in TESTS:
         for one in results:
-            rows = one.of(test.name)
-            resampled = any(row.resampled for row in rows)
+            rows, poses = one.of(test.name), _poses(one.trained)
             name = f"{test.says} | {one.trained.says}"
-            poses = _poses(one.trained)
-            if resampled:
-                lines.append(f"{name} | {poses} | cannot" + " | -" * len(CLASSES.labels))
+            if any(row.resampled for row in rows):
+                lines.append(f"{name} | {poses} | cannot" + " | -" * (1 + len(CLASSES.labels)))
                 name += ", resampled"
-            cells = [_spread(rows)]
-            cells += [
-                f"{np.mean([row.dice[label] for row in rows]):.3f}" for label in CLASSES.labels
-            ]
-            lines.append(f"{name} | {poses} | {' | '.join(cells)}")
-    return table(
-        "unseen heads | network | heads of the training | mean (heads) | "
-        + " | ".join(CLASSES.labels),
-        lines,
-    )
+            lines.append(f"{name} | {poses} | {_cells(rows)}")
+    return table(f"unseen heads | network | heads of the training | {_HEADS}", lines)
 
 
 def summary(ours: Results, others: Sequence[Results]) -> str:
-    """Dice of a network in every condition, and of the best other one there."""
+    """Dice of a network in every condition, and means of the best other one there."""
     lines = []
     for test in TESTS:
-        rows = ours.of(test.name)
         best = max(others, key=lambda one: one.mean(test.name))
-        cells = [f"{np.mean([row.dice[label] for row in rows]):.3f}" for label in CLASSES.labels]
+        rows = best.of(test.name)
         lines.append(
-            f"{test.says} | {_spread(rows)} | {' | '.join(cells)} | {_spread(best.of(test.name))}, "
-            f"{best.trained.says}, {_poses(best.trained)}"
+            f"{test.says} | {_cells(ours.of(test.name))} | {best.trained.says}, "
+            f"{_poses(best.trained)}: {_spread([row.mean for row in rows])}, tissue "
+            f"{_spread([row.tissue for row in rows])}"
         )
-    return table(
-        f"unseen heads | mean (heads) | {' | '.join(CLASSES.labels)} | best other network", lines
-    )
+    return table(f"unseen heads | {_HEADS} | best other network", lines)
 
 
-def _spread(rows: Sequence[Row]) -> str:
-    """Mean over heads of the mean Dice, and the lowest and the highest head."""
-    means = [row.mean for row in rows]
-    return f"{np.mean(means):.3f} ({min(means):.3f} to {max(means):.3f})"
+_HEADS = " | ".join(["all classes (heads)", "tissue (heads)", *CLASSES.labels])
+
+
+def _cells(rows: Sequence[Row]) -> str:
+    """Dice of all classes, of tissue, and of each class."""
+    means = (_spread([row.mean for row in rows]), _spread([row.tissue for row in rows]))
+    classes = (f"{np.mean([row.dice[label] for row in rows]):.3f}" for label in CLASSES.labels)
+    return " | ".join([*means, *classes])
+
+
+def _spread(scores: Sequence[float]) -> str:
+    """Mean over heads, and the lowest and the highest head."""
+    return f"{np.mean(scores):.3f} ({min(scores):.3f} to {max(scores):.3f})"
 
 
 def _poses(trained: Trained) -> str:
