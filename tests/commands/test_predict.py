@@ -45,7 +45,6 @@ def test_maps_of_lesions_are_those_of_segment(
     ("options", "says"),
     [
         ((), "Give --weights FILE or --task NAME"),
-        (("--task", "tissue"), "no trained network of the task tissue comes with tripq"),
         (("--task", "none"), "unknown task 'none'; known: fibres, lesions, signal, tissue"),
         (("--task", "lesions", "--weights", "a.safetensors"), "omit --task"),
     ],
@@ -56,6 +55,16 @@ def test_a_network_is_named_by_its_file_or_by_its_task(
     done = call("predict", scan, *options, "-o", tmp_path / "maps")
     assert done.status == 2
     assert says in " ".join(done.stderr.replace("│", " ").split())
+    assert not (tmp_path / "maps").exists()
+
+
+def test_a_task_without_a_network_asks_for_one(
+    call: Call, scan: Path, own_task: str, tmp_path: Path
+) -> None:
+    done = call("predict", scan, "--task", own_task, "-o", tmp_path / "maps")
+    assert done.status == 2
+    expected = f"no trained network of the task {own_task} comes with tripq"
+    assert expected in " ".join(done.stderr.replace("│", " ").split())
     assert not (tmp_path / "maps").exists()
 
 
