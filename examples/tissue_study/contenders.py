@@ -51,7 +51,10 @@ VALIDATIONS = 5
 NETWORK = "network.safetensors"
 """File of a network in its folder."""
 
-CAUTION = "trained on simulated heads only; for research only, not for diagnosis"
+CAUTION = (
+    "trained on simulated heads only; its lesions are mostly false; for research only, not for "
+    "diagnosis"
+)
 
 
 @dataclass(frozen=True)
