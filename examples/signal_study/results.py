@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from paper.head_page import table, write_between
 
@@ -107,15 +108,24 @@ class Results:
     @classmethod
     def read(cls, path: Path) -> Results:
         """Read them."""
-        found = json.loads(path.read_text(encoding="utf-8"))
-        rows = tuple(Row(**row) for row in found.pop("rows"))
-        denoised = tuple(Denoised(**row) for row in found.pop("denoised"))
-        return cls(**found, rows=rows, denoised=denoised)
+        return cls.of(json.loads(path.read_text(encoding="utf-8")))
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> Results:
+        """Those of a JSON object."""
+        rows = tuple(Row(**row) for row in found["rows"])
+        denoised = tuple(Denoised(**row) for row in found["denoised"])
+        return cls(found["fold"], found["chosen"], rows, denoised)
 
 
 def write_all(results: Sequence[Results], path: Path) -> None:
     """Write those of all folds into one file, JSON."""
     write_text(path, json.dumps([asdict(one) for one in results], indent=1) + "\n")
+
+
+def read_all(path: Path) -> list[Results]:
+    """Read those of all folds from one file."""
+    return [Results.of(found) for found in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def _rows(results: Sequence[Results]) -> Iterator[tuple[str, Row]]:
