@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import runpy
 import shutil
@@ -64,6 +65,22 @@ def has_chromium() -> bool:
 
 
 NEEDS = {"gpu": has_cuda, "browser": has_chromium}
+
+
+# What is loaded and collected stays to the end: the garbage collector need not look through it,
+# neither while it grows nor every few thousand objects in the tests.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage from here on, among new objects only."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    """Let all be collected at the end; bindings of some libraries report what is not."""
+    gc.unfreeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -140,7 +157,11 @@ def run_program(path: Path, *arguments: object) -> str:
         for category in (UserWarning, RuntimeWarning, FutureWarning):
             warnings.simplefilter("error", category)
         patch.setattr(sys, "argv", [str(path), *map(str, arguments)])
-        runpy.run_path(str(path), run_name="__main__")
+        try:
+            runpy.run_path(str(path), run_name="__main__")
+        except SystemExit as end:
+            if end.code:
+                raise
     return shown.getvalue()
 
 
