@@ -90,10 +90,10 @@ class GaussianProcess:
         return mean + (dwi.signal[:, 1:] - mean) @ to.astype(np.float32)
 
     def fitted(self, scans: Sequence[DWI]) -> GaussianProcess:
-        """With the angle and the size of the largest marginal likelihood, for its noise.
+        """The process with the angle and size of the largest marginal likelihood, for its noise.
 
-        Each scan counts the same.  The noise cannot be had in this way: the covariances have a
-        kink at 0, which takes its place.
+        All scans count equally.  The noise cannot be estimated in this way, because the kink of the
+        covariances at 0 has the same effect.
         """
         products = []
         for dwi in scans:
@@ -197,7 +197,7 @@ def tune_process(shown: Sequence[Trial]) -> GaussianProcess:
 
 @dataclass(frozen=True)
 class Rivals:
-    """What predicts directions, by the number of directions shown.
+    """The tuned methods, by the number of directions shown.
 
     Parameters
     ----------
@@ -224,7 +224,7 @@ class Rivals:
 def tune_denoiser(
     rivals: Sequence[Denoiser], crops: Sequence[Crop], harmonics: Mapping[int, Harmonics]
 ) -> Denoiser:
-    """The denoiser after which harmonics predict best what it was not given."""
+    """The denoiser after which harmonics best predict the directions that it was not given."""
 
     def size(denoise: Denoise) -> float:
         errors = []

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from tripq.training import Progress, Scan, Task, TrainingRecord
     from tripq.training.config import TrainingConfig
 
-#: Of the entry points.
+#: Group of the entry points.
 GROUP = "tripq.tasks"
 
 DEFAULT_TASK = "lesions"
