@@ -76,6 +76,35 @@ def pytest_collection_finish() -> None:
     """Collect garbage from here on, among new objects only."""
     gc.freeze()
     gc.enable()
+    if "torch" in sys.modules:
+        remember_contractions()
+
+
+def remember_contractions() -> None:
+    """Keep the orders of contractions that `torch.einsum` searches for in every call.
+
+    The search takes milliseconds, which is most of the time of a layer of a few voxels.
+    """
+    from torch import Tensor
+    from torch.backends import opt_einsum
+
+    module = opt_einsum.get_opt_einsum()
+    if module is None:
+        return
+    search, found = module.contract_path, {}
+
+    def contract_path(equation: str, *operands: Any, **options: Any) -> Any:
+        if not all(isinstance(operand, Tensor) for operand in operands):
+            return search(equation, *operands, **options)
+        sizes = [tuple(operand.shape) for operand in operands]
+        if any(type(size) is not int for shape in sizes for size in shape):
+            return search(equation, *operands, **options)  # symbols of a compiler
+        key = equation, *sizes, *options.items()
+        if key not in found:
+            found[key] = search(equation, *operands, **options)
+        return found[key]
+
+    module.contract_path = contract_path
 
 
 def pytest_unconfigure() -> None:

@@ -167,11 +167,11 @@ def dead_links(site, pages):
                 yield f"{page.relative_to(site)}: {target}"
 
 
-@pytest.mark.parametrize("slow", ["false", pytest.param("true", marks=pytest.mark.exhaustive)])
-def test_the_site_is_whole(slow, tmp_path):
+@pytest.mark.parametrize("whole", ["false", pytest.param("true", marks=pytest.mark.exhaustive)])
+def test_the_site_is_complete(whole, tmp_path):
     """One test, as it builds only once: every name and link leads somewhere.
 
-    Slow are what the notebook gives and the source code of all functions.
+    Only the whole site has outputs of the notebook, formatted signatures, source code and search.
     """
     site = tmp_path / "site"
     done = subprocess.run(
@@ -183,8 +183,7 @@ def test_the_site_is_whole(slow, tmp_path):
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "NO_MKDOCS_2_WARNING": "1",
-            "TRIPQ_RUN_NOTEBOOK": slow,
-            "TRIPQ_SHOW_SOURCE": slow,
+            "TRIPQ_WHOLE_SITE": whole,
         },
     )
     assert done.returncode == 0, done.stdout + done.stderr

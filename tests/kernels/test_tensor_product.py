@@ -462,7 +462,13 @@ def test_kernels_of_other_types_fit_the_registers(name, table, features):
     assert resources.spilled == 0
 
 
-@kernels
+@pytest.mark.parametrize(
+    "name",
+    [
+        "correlate",  # which takes most registers
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("expand", "contract")),
+    ],
+)
 def test_the_highest_order_that_orders_up_to_4_lead_to(name):
     resources = compile_for("sm_80", name, (4, 4, 8))
     print(resources)
