@@ -100,10 +100,10 @@ def test_a_finished_run_writes_all_and_says_so(scan: Path, weights: Path, tmp_pa
         assert (tmp_path / line.strip()).is_file()
 
 
-def test_a_full_device_behind_stdout_is_one_line(scan: Path, tmp_path: Path) -> None:
+def test_a_full_device_behind_stdout_is_one_line(weights: Path, tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "tripq", "info", scan],
+            [sys.executable, "-m", "tripq", "info", weights],
             cwd=tmp_path,
             stdout=full,
             stderr=subprocess.PIPE,
