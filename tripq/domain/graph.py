@@ -73,7 +73,7 @@ class PQGraph:
     def __eq__(self, other: object) -> bool:
         return self is other
 
-    # -- making one ----------------------------------------------------------------------------
+    # -- construction --------------------------------------------------------------------------
 
     @classmethod
     @ordinary_tensors()
@@ -229,7 +229,7 @@ class PQGraph:
                 scans[-1] = joined
         return cls(scans, [Extent.of(graph.scans) for graph in graphs])
 
-    # -- using one -----------------------------------------------------------------------------
+    # -- use -----------------------------------------------------------------------------------
 
     @property
     def n_voxels(self) -> int:

@@ -183,7 +183,7 @@ class _FixedLayer(nn.Module):
             self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor, table: _Table) -> Tensor:
-        # A voxel more, of zeros, stands for the neighbours that are not there.
+        # An additional voxel of zeros takes the place of missing neighbours.
         padded = F.pad(x.flatten(1), (0, 0, 0, 1))
         out = self.bias.expand(x.shape[0], -1)
         for column, matrix in zip(self.columns, self.kernel, strict=True):
