@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,9 +13,13 @@ from tripq.domain.graph import PQGraph
 from tripq.infra.distributed import sum_over_ranks
 from tripq.infra.e3nn import nn as e3nn_nn
 from tripq.infra.e3nn import o3
+from tripq.kernels.moments import column_moments
 
 #: How a network normalises its features: over each scan, over a batch of them, or not.
 Normalization = Literal["scan", "batch", "none"]
+
+#: A function of features, and of the factor and the constant of each component applied first.
+Following = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Moments(NamedTuple):
@@ -75,20 +79,41 @@ class BatchNorm(e3nn_nn.BatchNorm):
 
     def forward(self, x: Tensor, graph: PQGraph) -> Tensor:
         """Features of a layer on a graph, (V, Q, dim), (N, dim) or (V, dim); padding stays 0."""
+        return self.followed_by(_linear, x, graph)
+
+    def followed_by(self, function: Following, x: Tensor, graph: PQGraph) -> Tensor:
+        """A function of the normalised features, row by row, in one step with their normalisation.
+
+        Parameters
+        ----------
+        function : callable
+            Called with features, and the factor and the constant of each component that normalise
+            them; for example a `tripq.nn.GatedNonlinearity`.
+        x, graph : Tensor and PQGraph
+            As for `forward`.
+
+        Returns
+        -------
+        Tensor
+            What the function returns, with padding of 0.
+        """
         x = x.to(self.weight.dtype)  # under autocast a layer returns bfloat16: too coarse to sum
         if self.instance and self.whole is None and len(graph.merged) > 1:
-            return graph.stack([self._normalized(part) for part in graph.split(x)])
+            parts = [function(part, *self._affine(part)) for part in graph.split(x)]
+            return graph.stack(parts)
         filled = graph.filled(x)
         if filled is None:
-            return self._normalized(x)
-        values = self._normalized(x[filled])
-        return values.new_zeros(x.shape).index_put((filled,), values)
+            return function(x, *self._affine(x))
+        rows = x[filled]
+        values = function(rows, *self._affine(rows))
+        padded = values.new_zeros(*x.shape[:-1], values.shape[-1])
+        return padded.index_put((filled,), values)
 
-    def _normalized(self, x: Tensor) -> Tensor:
+    def _affine(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Factor and constant of each component that normalise some features."""
         moments = self._moments(x)
         scale = ((moments.power + self.eps).rsqrt() * self.weight)[self._feature]
-        shift = (-moments.mean * scale).index_add(0, self._scalar, self.bias)
-        return torch.addcmul(shift, x, scale)
+        return scale, (-moments.mean * scale).index_add(0, self._scalar, self.bias)
 
     def _moments(self, x: Tensor) -> Moments:
         """Statistics for some features: of these, of the whole scan, or of the training."""
@@ -111,8 +136,7 @@ class BatchNorm(e3nn_nn.BatchNorm):
 
     def moments(self, x: Tensor) -> Moments:
         """Statistics of features (..., dim)."""
-        # e3nn slices the features, and the gradient of each slice fills a whole tensor.
-        variance, averages = torch.var_mean(x.flatten(0, -2), dim=0, correction=0)
+        averages, variance = column_moments(x.flatten(0, -2))
         mean = x.new_zeros(x.shape[-1]).index_copy(0, self._scalar, averages[self._scalar])
         return Moments(mean, self._power(variance + (averages - mean).square()))
 
@@ -139,3 +163,7 @@ class BatchNorm(e3nn_nn.BatchNorm):
         scalars = (sums[:-1] / number)[self._scalar]
         mean = x.new_zeros(x.shape[-1]).index_copy(0, self._scalar, scalars)
         return mean, sum_over_ranks((x - mean).square().sum(dim=0)) / number
+
+
+def _linear(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return torch.addcmul(shift, x, scale)
