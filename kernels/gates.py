@@ -1,8 +1,8 @@
 r"""The gate: activation of scalars, products of other features with scalars, and their norms.
 
-A row of features holds s scalars, then one scalar g_f for each feature f of order l > 0 (its gate),
-then these features x_f.  With a factor and a constant for each component, h = scale x + shift, as a
-normalisation gives them, the result is
+A row of features holds s scalars, then one scalar g_f for each feature f of order l > 0, its gate,
+and then these features x_f.  With a factor and a constant for each component, h = scale x + shift,
+as the normalisation of each scan gives them, the result is
 
 .. math::
     c_s\, h_s\, \sigma(h_s), \qquad y_f = c_g\, \sigma(h_{g_f})\, h_f, \qquad
@@ -18,7 +18,7 @@ copies of a gate to them, are products with a matrix of zeros and ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -81,7 +81,11 @@ class Gates(NamedTuple):
 
 
 def gate(
-    x: Tensor, gates: Gates, scale: Tensor | None = None, shift: Tensor | None = None
+    x: Tensor,
+    gates: Gates,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    sizes: Sequence[int] = (),
 ) -> Tensor:
     """Activate features.
 
@@ -91,8 +95,10 @@ def gate(
         Features.
     gates : Gates
         What they are.
-    scale, shift : Tensors of shape (dim_in,), optional
-        Both or neither: a factor and a constant for each component, applied first.
+    scale, shift : Tensors of shape (S, dim_in), optional
+        Both or neither: a factor and a constant for each component and scan, applied first.
+    sizes : sequence of S int
+        Number of rows of each scan; not needed for one.
 
     Returns
     -------
@@ -107,17 +113,25 @@ def gate(
     """
     if scale is not None and shift is not None:
         scale, shift = scale.to(x.dtype), shift.to(x.dtype)
-    result: Tensor = _gate(x.reshape(-1, gates.dim_in), *gates, scale, shift)
+    rows = x.reshape(-1, gates.dim_in)
+    result: Tensor = _gate(rows, *gates, scale, shift, list(sizes))
     return result.view(*x.shape[:-1], gates.dim_out)
 
 
-def gate_twin(x: Tensor, gates: Gates, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+def gate_twin(
+    x: Tensor,
+    gates: Gates,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    sizes: Sequence[int] = (),
+) -> Tensor:
     """The torch twin of `gate`, (N, dim_in) -> (N, dim_out)."""
     h = x.to(accumulation_dtype(x.dtype))
     if scale is not None and shift is not None:
-        h = torch.addcmul(shift.to(h.dtype), h, scale.to(h.dtype))
-    sizes = [mul * dim for mul, dim in zip(gates.muls, gates.dims, strict=True)]
-    scalars, *rest = h.split([gates.scalars, *gates.muls, *sizes], dim=-1)
+        affine = zip(shift.to(h.dtype), segments(h, sizes), scale.to(h.dtype), strict=True)
+        h = torch.cat([torch.addcmul(constant, part, factor) for constant, part, factor in affine])
+    widths = [mul * dim for mul, dim in zip(gates.muls, gates.dims, strict=True)]
+    scalars, *rest = h.split([gates.scalars, *gates.muls, *widths], dim=-1)
     parts, norms = [gates.swish * functional.silu(scalars)], []
     shapes = list(zip(gates.muls, gates.dims, strict=True))
     for g, part, shape in zip(rest[: len(shapes)], rest[len(shapes) :], shapes, strict=True):
@@ -129,15 +143,23 @@ def gate_twin(x: Tensor, gates: Gates, scale: Tensor | None, shift: Tensor | Non
     return torch.cat(parts + norms if gates.norms else parts, dim=-1).to(x.dtype)
 
 
+def segments(x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+    """The rows of each scan; all of them without sizes."""
+    parts: Sequence[Tensor] = x.split(list(sizes)) if sizes else (x,)
+    return parts
+
+
 # -- on a CPU --------------------------------------------------------------------------------------
 
 
-def _gate_on_cpu(x: Tensor, gates: Gates, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+def _gate_on_cpu(
+    x: Tensor, gates: Gates, scale: Tensor | None, shift: Tensor | None, sizes: Sequence[int]
+) -> Tensor:
     out = x.new_empty(len(x), gates.dim_out)
     n, to_gates = gates.scalars, slice(gates.scalars, gates.scalars + gates.gated)
     copies, sums = _copies(gates.muls, gates.dims, accumulation_dtype(x.dtype))
-    for rows, h, _ in _rows(x, gates, scale, shift):
-        part = out[rows]
+    for some in _pieces(x, gates, scale, shift, sizes):
+        h, part = some.h, out[some.rows]
         part[:, :n] = functional.silu(h[:, :n]).mul_(gates.swish)
         y = (torch.sigmoid(h[:, to_gates]).mul_(gates.sigmoid) @ copies).mul_(h[:, to_gates.stop :])
         part[:, n : n + gates.components] = y
@@ -149,15 +171,20 @@ def _gate_on_cpu(x: Tensor, gates: Gates, scale: Tensor | None, shift: Tensor | 
 
 
 def _gate_backward_on_cpu(
-    grad: Tensor, x: Tensor, gates: Gates, scale: Tensor | None, shift: Tensor | None
+    grad: Tensor,
+    x: Tensor,
+    gates: Gates,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    sizes: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     dtype = accumulation_dtype(x.dtype)
     grad_x = x.new_empty(x.shape)
-    grad_affine = torch.zeros((2, gates.dim_in), dtype=dtype)
+    grad_affine = torch.zeros((2, len(sizes) or 1, gates.dim_in), dtype=dtype)
     n, to_gates = gates.scalars, slice(gates.scalars, gates.scalars + gates.gated)
     copies, sums = _copies(gates.muls, gates.dims, dtype)
-    for rows, h, features in _rows(x, gates, scale, shift):
-        g = grad[rows].to(dtype)
+    for some in _pieces(x, gates, scale, shift, sizes):
+        h, g = some.h, grad[some.rows].to(dtype)
         grad_h = torch.empty_like(h)
         grad_h[:, :n] = torch.ops.aten.silu_backward(g[:, :n], h[:, :n]).mul_(gates.swish)
         opened = torch.sigmoid(h[:, to_gates])
@@ -171,24 +198,42 @@ def _gate_backward_on_cpu(
         torch.mul(grad_y, factor, out=grad_h[:, to_gates.stop :])
         grad_factor = ((grad_y * gated) @ sums).mul_(gates.sigmoid)
         grad_h[:, to_gates] = torch.ops.aten.sigmoid_backward(grad_factor, opened)
-        if scale is not None:
-            grad_affine[0] += (features * grad_h).sum(dim=0)
-            grad_affine[1] += grad_h.sum(dim=0)
-            grad_h.mul_(scale.to(dtype))
-        grad_x[rows] = grad_h
+        if some.scale is not None:
+            grad_affine[0, some.scan] += (some.x * grad_h).sum(dim=0)
+            grad_affine[1, some.scan] += grad_h.sum(dim=0)
+            grad_h.mul_(some.scale)
+        grad_x[some.rows] = grad_h
     return grad_x, grad_affine.to(x.dtype)
 
 
-def _rows(
-    x: Tensor, gates: Gates, scale: Tensor | None, shift: Tensor | None
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """A few rows at a time: which, scale x + shift, and x, both in the type of sums."""
+class _Piece(NamedTuple):
+    """A few rows of one scan: which, features, features with factor and constant, the factor."""
+
+    scan: int
+    rows: slice
+    x: Tensor
+    h: Tensor
+    scale: Tensor | None
+
+
+def _pieces(
+    x: Tensor, gates: Gates, scale: Tensor | None, shift: Tensor | None, sizes: Sequence[int]
+) -> Iterator[_Piece]:
+    """Rows that fit the cache, in the type of sums."""
     dtype = accumulation_dtype(x.dtype)
-    affine = None if scale is None or shift is None else (shift.to(dtype), scale.to(dtype))
-    for rows in chunks(len(x), gates.dim_in * dtype.itemsize, _CACHED * torch.get_num_threads()):
-        features = x[rows].to(dtype)
-        h = features if affine is None else torch.addcmul(affine[0], features, affine[1])
-        yield rows, h, features
+    budget = _CACHED * torch.get_num_threads()
+    start = 0
+    for scan, size in enumerate(sizes or [len(x)]):
+        for some in chunks(size, gates.dim_in * dtype.itemsize, budget):
+            rows = slice(start + some.start, start + some.stop)
+            features = x[rows].to(dtype)
+            if scale is None or shift is None:
+                yield _Piece(scan, rows, features, features, None)
+            else:
+                factor = scale[scan].to(dtype)
+                h = torch.addcmul(shift[scan].to(dtype), features, factor)
+                yield _Piece(scan, rows, features, h, factor)
+        start += size
 
 
 @kept
@@ -208,33 +253,36 @@ def _copies(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, ctx.gates, scale, shift = _read(*inputs)
+    x, ctx.gates, scale, shift, ctx.sizes = _read(*inputs)
     ctx.save_for_backward(x, scale, shift)
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, scale, shift = ctx.saved_tensors
-    needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[-2:])
+    needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[-3:-1])
     if higher_derivatives():
         gradients = gradients_of_twin(
-            lambda: gate_twin(x, ctx.gates, scale, shift), (x, scale, shift), needed, grad
+            lambda: gate_twin(x, ctx.gates, scale, shift, ctx.sizes),
+            (x, scale, shift),
+            needed,
+            grad,
         )
     else:
-        grad_x, grad_affine = _gate_backward(grad, x, *ctx.gates, scale, shift)
+        grad_x, grad_affine = _gate_backward(grad, x, *ctx.gates, scale, shift, ctx.sizes)
         every = grad_x, *grad_affine
         gradients = [g if need else None for g, need in zip(every, needed, strict=True)]
-    return (gradients[0], *[None] * len(Gates._fields), *gradients[1:])
+    return (gradients[0], *[None] * len(Gates._fields), *gradients[1:], None)
 
 
 def _read(*args: Any) -> tuple[Any, ...]:
     """The arguments of an operator, with those of the gates as one."""
-    *tensors, scalars, muls, dims, norms, swish, sigmoid, scale, shift = args
+    *tensors, scalars, muls, dims, norms, swish, sigmoid, scale, shift, sizes = args
     gates = Gates(scalars, tuple(muls), tuple(dims), norms, swish, sigmoid)
-    return *tensors, gates, scale, shift
+    return *tensors, gates, scale, shift, sizes
 
 
 _GATES = "SymInt scalars, int[] muls, int[] dims, bool norms, float swish, float sigmoid"
-_AFFINE = "Tensor? scale, Tensor? shift"
+_AFFINE = "Tensor? scale, Tensor? shift, SymInt[] sizes"
 
 _gate = operator(
     "gate",
@@ -247,11 +295,14 @@ _gate = operator(
     keep=_keep,
     differentiate=_differentiate,
 )
-# Gradients for x (N, dim_in), and for scale and shift (2, dim_in).
+# Gradients for x (N, dim_in), and for scale and shift (2, S, dim_in).
 _gate_backward = operator(
     "gate_backward",
     f"(Tensor grad, Tensor x, {_GATES}, {_AFFINE}) -> (Tensor, Tensor)",
-    lambda grad, x, gates, *_: (x.new_empty(x.shape), x.new_empty(2, gates.dim_in)),
+    lambda grad, x, gates, scale, shift, sizes: (
+        x.new_empty(x.shape),
+        x.new_empty(2, len(sizes) or 1, gates.dim_in),
+    ),
     on_cpu=_gate_backward_on_cpu,
     kernel="gates_triton.gate_backward",
     read=_read,

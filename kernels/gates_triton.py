@@ -6,6 +6,7 @@ one component of all its features at a time.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tripq.kernels.gates import NORM_EPS, Gates
+from tripq.kernels.gates import NORM_EPS, Gates, segments
 from tripq.kernels.launch import accumulation_dtype
 
 # Bytes of one tile: rows times features.
@@ -270,38 +271,45 @@ def gate_backward_kernel(
         _run_backward(grad_rows, x_rows, affine, out, row, n_rows, program, C.runs[j], C, ACC)
 
 
-def gate(x: Tensor, gates: Gates, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    """Launch the forward kernel; (N, dim_in) -> (N, dim_out)."""
+def gate(
+    x: Tensor, gates: Gates, scale: Tensor | None, shift: Tensor | None, sizes: Sequence[int]
+) -> Tensor:
+    """Launch the forward kernel for each scan; (N, dim_in) -> (N, dim_out)."""
     out = torch.empty((len(x), gates.dim_out), dtype=x.dtype, device=x.device)
-    _launch(gate_kernel, (x.contiguous(), _affine(scale, shift), out), gates)
+    parts = zip(segments(x.contiguous(), sizes), segments(out, sizes), strict=True)
+    for scan, (part, of_part) in enumerate(parts):
+        _launch(gate_kernel, (part, _affine(scale, shift, scan), of_part), gates)
     return out
 
 
 def gate_backward(
-    grad: Tensor, x: Tensor, gates: Gates, scale: Tensor | None, shift: Tensor | None
+    grad: Tensor,
+    x: Tensor,
+    gates: Gates,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    sizes: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    """Launch the backward kernel; gradients for x, and for scale and shift (2, dim_in)."""
-    programs = triton.cdiv(len(x), Layout.of(gates).rows(x.dtype))
-    # Each program has its sums; added in a fixed order, they are the same in every run.
-    parts = torch.empty(
-        (2, programs if scale is not None else 0, gates.dim_in),
-        dtype=accumulation_dtype(x.dtype),
-        device=x.device,
-    )
+    """Launch the backward kernel for each scan; for x, and for scale and shift (2, S, dim_in)."""
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    sums = (None, None) if scale is None else (parts[0], parts[1])
-    arguments = (
-        grad.contiguous(),
-        x.contiguous(),
-        _affine(scale, shift),
-        Gradients(grad_x, *sums),
-    )
-    _launch(gate_backward_kernel, arguments, gates)
-    return grad_x, parts.sum(dim=1).to(x.dtype)
+    grad, x = grad.contiguous(), x.contiguous()
+    rows, dtype = Layout.of(gates).rows(x.dtype), accumulation_dtype(x.dtype)
+    sums = []
+    tensors = (segments(t, sizes) for t in (grad, x, grad_x))
+    for scan, (grad_part, part, grad_x_part) in enumerate(zip(*tensors, strict=True)):
+        # Each program has its sums; added in a fixed order, they are the same in every run.
+        programs = triton.cdiv(len(part), rows) if scale is not None else 0
+        of_programs = torch.empty((2, programs, gates.dim_in), dtype=dtype, device=x.device)
+        places = (None, None) if scale is None else (of_programs[0], of_programs[1])
+        affine = _affine(scale, shift, scan)
+        gradients = Gradients(grad_x_part, *places)
+        _launch(gate_backward_kernel, (grad_part, part, affine, gradients), gates)
+        sums.append(of_programs.sum(dim=1))
+    return grad_x, torch.stack(sums, dim=1).to(x.dtype)
 
 
-def _affine(scale: Tensor | None, shift: Tensor | None) -> Affine:
-    return Affine(*(None if v is None else v.contiguous() for v in (scale, shift)))
+def _affine(scale: Tensor | None, shift: Tensor | None, scan: int) -> Affine:
+    return Affine(*(None if v is None else v.contiguous()[scan] for v in (scale, shift)))
 
 
 def _launch(

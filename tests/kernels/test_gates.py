@@ -25,8 +25,11 @@ layouts = pytest.mark.parametrize("gates", LAYOUTS, ids=lambda gates: f"{gates[:
 affines = pytest.mark.parametrize("affine", [False, True], ids=["as-it-is", "normalised"])
 
 
+SIZES = (3, 4)
+
+
 def operands(gates, rows=7, affine=True, dtype=torch.float64, device="cpu", seed=0):
-    """Features, scale and shift, and the gradient of the result."""
+    """Features, scale and shift of two scans, and the gradient of the result."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*size):
@@ -34,7 +37,7 @@ def operands(gates, rows=7, affine=True, dtype=torch.float64, device="cpu", seed
         return x.to(dtype).to(device)
 
     x, grad = normal(rows, gates.dim_in), normal(rows, gates.dim_out)
-    return x, (normal(gates.dim_in), normal(gates.dim_in)) if affine else (None, None), grad
+    return x, [normal(2, gates.dim_in) for _ in "ab"] if affine else [None, None], grad
 
 
 def value_and_gradients(function, x, affine, grad):
@@ -44,20 +47,21 @@ def value_and_gradients(function, x, affine, grad):
     return out.detach(), *torch.autograd.grad(out, inputs, grad)
 
 
-def errors(gates, x, affine, grad):
+def normalised(function, gates, sizes=SIZES):
+    """A function of features, scale and shift of two scans, or of features alone."""
+    return lambda x, *affine: function(x, gates, *affine, *([sizes] if affine else []))
+
+
+def errors(gates, x, affine, grad, sizes=SIZES):
     """For value and gradients the largest error over columns, relative to each column."""
-    found = value_and_gradients(lambda x, *affine: gate(x, gates, *affine), x, affine, grad)
+    found = value_and_gradients(normalised(gate, gates, sizes), x, affine, grad)
     exact = [None if v is None else v.double() for v in affine]
-    references = value_and_gradients(
-        lambda x, *affine: gate_twin(x, gates, *affine or (None, None)),
-        x.double(),
-        exact,
-        grad.double(),
-    )
+    twin = normalised(gate_twin, gates, sizes)
+    references = value_and_gradients(twin, x.double(), exact, grad.double())
     assert all(value.dtype == x.dtype for value in found)
     for value, reference in zip(found, references, strict=True):
-        columns = reference.abs() if reference.ndim == 1 else reference.abs().amax(dim=0)
-        scale = columns.clamp(min=float(columns.max()) / 10) if columns.ndim else columns
+        columns = reference.abs().amax(dim=0)
+        scale = columns.clamp(min=float(columns.max()) / 10)
         yield float(((value.double() - reference).abs() / scale).max())
 
 
@@ -95,22 +99,19 @@ def test_features_of_length_zero_have_gradients():
 
 def test_rows_may_have_any_shape_and_strides():
     gates = LAYOUTS[-1]
-    x, (scale, shift), _ = operands(gates, rows=12)
-    expected = gate(x, gates, scale, shift)
-    assert torch.equal(gate(x.view(3, 4, -1), gates, scale, shift), expected.view(3, 4, -1))
-    torch.testing.assert_close(gate(x.T.contiguous().T, gates, scale, shift), expected)
+    x, _, _ = operands(gates, rows=12)
+    expected = gate(x, gates)
+    assert torch.equal(gate(x.view(3, 4, -1), gates), expected.view(3, 4, -1))
+    torch.testing.assert_close(gate(x.T.contiguous().T, gates), expected)
     assert gate(x[:0], gates).shape == (0, gates.dim_out)
 
 
 @affines
 def test_derivatives_of_all_kinds(affine):
     gates = LAYOUTS[1]
-    x, affine, grad = operands(gates, rows=2, affine=affine)
+    x, affine, grad = operands(gates, rows=3, affine=affine)
     inputs = [v.requires_grad_() for v in (x, *affine) if v is not None]
-
-    def function(x, *affine):
-        return gate(x, gates, *affine)
-
+    function = normalised(gate, gates, (1, 2))
     assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(function, inputs)
     rows = torch.func.vmap(lambda row: gate(row[None], gates)[0])(x)
@@ -121,9 +122,9 @@ def test_derivatives_of_all_kinds(affine):
 
 def test_autocast_does_not_round_the_sums():
     gates = LAYOUTS[-1]
-    x, (scale, shift), grad = operands(gates, dtype=torch.float32)
+    inputs = operands(gates, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        assert max(errors(gates, x, (scale, shift), grad)) < TOLERANCE[torch.float32]
+        assert max(errors(gates, *inputs)) < TOLERANCE[torch.float32]
 
 
 # -- what torch expects of an operator -------------------------------------------------------------
@@ -133,18 +134,19 @@ def test_autocast_does_not_round_the_sums():
 @affines
 def test_operators(gates, affine):
     x, affine, grad = operands(gates, affine=affine, dtype=torch.float32)
-    torch.library.opcheck(torch.ops.tripq.gate_backward.default, (grad, x, *gates, *affine))
+    torch.library.opcheck(
+        torch.ops.tripq.gate_backward.default, (grad, x, *gates, *affine, list(SIZES))
+    )
     inputs = [None if v is None else v.requires_grad_() for v in (x, *affine)]
-    torch.library.opcheck(torch.ops.tripq.gate.default, (inputs[0], *gates, *inputs[1:]))
+    torch.library.opcheck(
+        torch.ops.tripq.gate.default, (inputs[0], *gates, *inputs[1:], list(SIZES))
+    )
 
 
 def test_a_compiled_gate_is_the_same():
     gates = LAYOUTS[-1]
     x, affine, grad = operands(gates)
-
-    def function(x, *affine):
-        return gate(x, gates, *affine)
-
+    function = normalised(gate, gates)
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     for found, expected in zip(
         value_and_gradients(compiled, x, affine, grad),
@@ -186,9 +188,7 @@ def test_kernels_take_any_strides(triton_device, poisoned):
 def test_kernels_of_no_rows(affine, triton_device, poisoned):
     gates = LAYOUTS[-1]
     x, affine, grad = operands(gates, rows=0, affine=affine, device=triton_device)
-    _, grad_x, *sums = value_and_gradients(
-        lambda x, *affine: gate(x, gates, *affine), x, affine, grad
-    )
+    _, grad_x, *sums = value_and_gradients(normalised(gate, gates, (0, 0)), x, affine, grad)
     assert grad_x.shape == x.shape
     assert all(torch.equal(total, torch.zeros_like(total)) for total in sums)
 

@@ -60,6 +60,12 @@ class QSpace:
         one = torch.ones(1, 1, dtype=torch.float64, device=device)
         return cls(origin, origin, False, one, one)
 
+    def to_outputs(self, part: slice) -> QSpace:
+        """The q-edges to some of the outputs; itself, with all it has kept, for all of them."""
+        if part == slice(0, len(self.q_out)):
+            return self
+        return replace(self, q_out=self.q_out[part], weights=self.weights[part])
+
     @kept_property
     def reduced(self) -> QSpace:
         """The same input, joined to a single output at q = 0."""

@@ -13,13 +13,15 @@ from tripq.domain.graph import PQGraph
 from tripq.infra.distributed import sum_over_ranks
 from tripq.infra.e3nn import nn as e3nn_nn
 from tripq.infra.e3nn import o3
+from tripq.kernels.gates import segments
 from tripq.kernels.moments import column_moments
 
 #: How a network normalises its features: over each scan, over a batch of them, or not.
 Normalization = Literal["scan", "batch", "none"]
 
-#: A function of features, and of the factor and the constant of each component applied first.
-Following = Callable[[Tensor, Tensor, Tensor], Tensor]
+#: A function of features, of the factor and the constant of each component and scan applied first,
+#: and of the numbers of rows of the scans.
+Following = Callable[[Tensor, Tensor, Tensor, Sequence[int]], Tensor]
 
 
 class Moments(NamedTuple):
@@ -64,18 +66,20 @@ class BatchNorm(e3nn_nn.BatchNorm):
     def __init__(self, irreps: o3.Irreps | str, *, instance: bool = False) -> None:
         super().__init__(irreps, instance=instance)
         self.whole: Moments | None = None
-        features = [ir for mul, ir in self.irreps for _ in range(mul)]
-        of_component = [i for i, ir in enumerate(features) for _ in range(ir.dim)]
-        scalars = [i for i, feature in enumerate(of_component) if features[feature].is_scalar()]
-        self._feature: Tensor
+        dims = [ir.dim for mul, ir in self.irreps for _ in range(mul)]
+        scalar = [ir.is_scalar() for mul, ir in self.irreps for _ in range(mul)]
+        self._copies: Tensor
+        self._dims: Tensor
+        self._constants: Tensor
         self._scalar: Tensor
-        # The feature of each component, and the positions of the scalars.
-        feature = torch.tensor(of_component, dtype=torch.int64)
-        self.register_buffer("_feature", feature, persistent=False)
-        scalar = torch.tensor(scalars, dtype=torch.int64)
-        self.register_buffer("_scalar", scalar, persistent=False)
-        #: Multiplicity and number of components of each run of features, which are side by side.
-        self._runs = [(mul, ir.dim) for mul, ir in self.irreps]
+        # Matrices of zeros and ones that copy a number of each feature to its components, and a
+        # number of each scalar to its place.  A sum by index would have a random order on a GPU.
+        copies = torch.eye(len(dims)).repeat_interleave(torch.tensor(dims, dtype=torch.int64), 0)
+        self.register_buffer("_copies", copies, persistent=False)
+        self.register_buffer("_dims", copies.sum(dim=0), persistent=False)
+        constants = copies[:, torch.tensor(scalar, dtype=torch.bool)]
+        self.register_buffer("_constants", constants, persistent=False)
+        self.register_buffer("_scalar", constants.sum(dim=1), persistent=False)
 
     def forward(self, x: Tensor, graph: PQGraph) -> Tensor:
         """Features of a layer on a graph, (V, Q, dim), (N, dim) or (V, dim); padding stays 0."""
@@ -87,8 +91,9 @@ class BatchNorm(e3nn_nn.BatchNorm):
         Parameters
         ----------
         function : callable
-            Called with features, and the factor and the constant of each component that normalise
-            them; for example a `tripq.nn.GatedNonlinearity`.
+            Called with rows of features, the factor and the constant that normalise each component
+            in each scan, (scans, dim), and the number of rows of each scan (none for one); for
+            example a `tripq.nn.GatedNonlinearity`.
         x, graph : Tensor and PQGraph
             As for `forward`.
 
@@ -98,47 +103,52 @@ class BatchNorm(e3nn_nn.BatchNorm):
             What the function returns, with padding of 0.
         """
         x = x.to(self.weight.dtype)  # under autocast a layer returns bfloat16: too coarse to sum
-        if self.instance and self.whole is None and len(graph.merged) > 1:
-            parts = [function(part, *self._affine(part)) for part in graph.split(x)]
-            return graph.stack(parts)
         filled = graph.filled(x)
+        rows = x.flatten(0, -2) if filled is None else x[filled]
+        scans = self.instance and self.whole is None and len(graph.merged) > 1
+        sizes = graph.sizes(x) if scans else ()
+        values = function(rows, *self._affine(rows, sizes), sizes)
         if filled is None:
-            return function(x, *self._affine(x))
-        rows = x[filled]
-        values = function(rows, *self._affine(rows))
+            return values.view(*x.shape[:-1], values.shape[-1])
         padded = values.new_zeros(*x.shape[:-1], values.shape[-1])
         return padded.index_put((filled,), values)
 
-    def _affine(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Factor and constant of each component that normalise some features."""
-        moments = self._moments(x)
-        scale = ((moments.power + self.eps).rsqrt() * self.weight)[self._feature]
-        return scale, (-moments.mean * scale).index_add(0, self._scalar, self.bias)
+    def _affine(self, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Factor and constant of each component that normalise some features, (scans, dim)."""
+        moments = self._moments(x, sizes)
+        scale = ((moments.power + self.eps).rsqrt() * self.weight) @ self._copies.T
+        return scale, torch.addcmul(self._constants @ self.bias, moments.mean, scale, value=-1)
 
-    def _moments(self, x: Tensor) -> Moments:
+    def _moments(self, x: Tensor, sizes: Sequence[int]) -> Moments:
         """Statistics for some features: of these, of the whole scan, or of the training."""
         if self.instance:
             # In double precision afterwards, so that the order of the voxels does not matter.
-            mean, power = self.whole or self.moments(x if self.training else x.double())
-            return Moments(mean.to(x.dtype), power.to(x.dtype))
+            found = self.whole or self._of_scans(x if self.training else x.double(), sizes)
+            return Moments(*(torch.atleast_2d(moment.to(x.dtype)) for moment in found))
         if not self.training:
-            mean = x.new_zeros(x.shape[-1]).index_copy(0, self._scalar, self.running_mean)
-            return Moments(mean, self.running_var)
+            mean = self._constants @ self.running_mean
+            return Moments(mean[None], self.running_var[None])
         if dist.is_initialized():
-            mean, squares = self._moments_over_ranks(x.flatten(0, -2))
-            moments = Moments(mean, self._power(squares))
+            mean, squares = self._moments_over_ranks(x)
+            moments = Moments(mean[None], self._power(squares)[None])
         else:
-            moments = self.moments(x)
+            moments = self._of_scans(x)
         with torch.no_grad():
-            self.running_mean.lerp_(moments.mean[self._scalar], self.momentum)
-            self.running_var.lerp_(moments.power, self.momentum)
+            self.running_mean.lerp_(moments.mean[0] @ self._constants, self.momentum)
+            self.running_var.lerp_(moments.power[0], self.momentum)
         return moments
 
     def moments(self, x: Tensor) -> Moments:
         """Statistics of features (..., dim)."""
-        averages, variance = column_moments(x.flatten(0, -2))
-        mean = x.new_zeros(x.shape[-1]).index_copy(0, self._scalar, averages[self._scalar])
-        return Moments(mean, self._power(variance + (averages - mean).square()))
+        mean, power = self._of_scans(x.flatten(0, -2))
+        return Moments(mean[0], power[0])
+
+    def _of_scans(self, x: Tensor, sizes: Sequence[int] = ()) -> Moments:
+        """Statistics of the rows of each scan, (scans, dim) and (scans, features)."""
+        averages, variance = column_moments(x, sizes)
+        mean = averages * self._scalar.to(x.dtype)
+        other = averages - mean
+        return Moments(mean, self._power(torch.addcmul(variance, other, other)))
 
     def pooled(self, parts: Sequence[tuple[int, Moments]]) -> Moments:
         """Statistics of all features from those of parts, each with its number of rows."""
@@ -148,22 +158,18 @@ class BatchNorm(e3nn_nn.BatchNorm):
         return Moments(mean, sum(power, start=torch.zeros(())) / total)
 
     def _power(self, squares: Tensor) -> Tensor:
-        """Mean over the components of each feature: (dim,) -> (features,)."""
-        # A sum by index would be shorter, but its order on a GPU is random, and training would not
-        # be reproducible.
-        runs = squares.split([mul * dim for mul, dim in self._runs])
-        return torch.cat(
-            [run.view(shape).mean(dim=1) for run, shape in zip(runs, self._runs, strict=True)]
-        )
+        """Mean over the components of each feature: (..., dim) -> (..., features)."""
+        dtype = squares.dtype
+        return squares @ self._copies.to(dtype) / self._dims.to(dtype)
 
     def _moments_over_ranks(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean of the scalars, 0 for the others, and mean square about it; (N, dim) -> (dim,)."""
         sums = sum_over_ranks(torch.cat([x.sum(dim=0), x.new_tensor([float(len(x))])]))
         number = sums[-1]
-        scalars = (sums[:-1] / number)[self._scalar]
-        mean = x.new_zeros(x.shape[-1]).index_copy(0, self._scalar, scalars)
+        mean = sums[:-1] / number * self._scalar
         return mean, sum_over_ranks((x - mean).square().sum(dim=0)) / number
 
 
-def _linear(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return torch.addcmul(shift, x, scale)
+def _linear(x: Tensor, scale: Tensor, shift: Tensor, sizes: Sequence[int]) -> Tensor:
+    parts = zip(shift, segments(x, sizes), scale, strict=True)
+    return torch.cat([torch.addcmul(constant, part, factor) for constant, part, factor in parts])

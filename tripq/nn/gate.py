@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from tripq.filters.activation import of_size_one
+from tripq.filters.activation import factor_of_size_one
 from tripq.infra.e3nn import o3
 from tripq.kernels.gates import Gates, gate
 
@@ -48,16 +50,16 @@ class GatedNonlinearity(nn.Module):
             tuple(mul for mul, _ in gated),
             tuple(ir.dim for _, ir in gated),
             norms,
-            of_size_one(torch.nn.functional.silu).cst,
-            of_size_one(torch.sigmoid).cst,
+            factor_of_size_one(torch.nn.functional.silu),
+            factor_of_size_one(torch.sigmoid),
         )
 
     def forward(
-        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
+        self,
+        x: Tensor,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        sizes: Sequence[int] = (),
     ) -> Tensor:
-        """(..., irreps_in.dim) -> (..., irreps_out.dim).
-
-        Both or neither of `scale` and `shift`, (irreps_in.dim,): a factor and a constant for each
-        component, applied first.
-        """
-        return gate(x, self._gates, scale, shift)
+        """(..., irreps_in.dim) -> (..., irreps_out.dim); see `tripq.kernels.gates.gate`."""
+        return gate(x, self._gates, scale, shift, sizes)
