@@ -21,7 +21,7 @@ from tripq.kernels.operators import operator
 _CACHED = 1 << 19
 
 
-def column_moments(x: Tensor, sizes: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+def column_moments(x: Tensor, sizes: Sequence[int] = ()) -> Tensor:
     """Mean and variance of each column, without Bessel's correction.
 
     Parameters
@@ -33,19 +33,19 @@ def column_moments(x: Tensor, sizes: Sequence[int] = ()) -> tuple[Tensor, Tensor
 
     Returns
     -------
-    mean, variance : Tensors of shape (S, C)
+    Tensor of shape (2, S, C)
 
     Examples
     --------
-    >>> [v.tolist() for v in column_moments(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))]
+    >>> column_moments(torch.tensor([[1.0, 5.0], [3.0, 5.0]])).tolist()
     [[[2.0, 5.0]], [[1.0, 0.0]]]
     """
-    mean, variance = _moments(x, list(sizes))
-    return mean, variance
+    result: Tensor = _moments(x, list(sizes))
+    return result
 
 
 def moments_twin(x: Tensor, sizes: Sequence[int] = ()) -> Tensor:
-    """The torch twin: mean and variance, (2, S, C)."""
+    """The torch twin of `column_moments`."""
     moments = [torch.var_mean(part, dim=0, correction=0) for part in segments(x, sizes)]
     variances, means = zip(*moments, strict=True)
     return torch.stack([torch.stack(means), torch.stack(variances)])

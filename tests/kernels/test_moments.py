@@ -21,7 +21,7 @@ def test_moments_are_those_of_all_rows(dtype, tolerance, monkeypatch):
     x = rows(dtype=dtype)
     expected = moments_twin(x.double(), (19, 31))
     monkeypatch.setattr(moments, "_CACHED", 7 * 3 * dtype.itemsize // torch.get_num_threads())
-    found = torch.stack(column_moments(x, (19, 31)))
+    found = column_moments(x, (19, 31))
     torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=0)
 
 
@@ -30,8 +30,7 @@ def test_derivatives_of_all_kinds():
     assert torch.autograd.gradcheck(lambda x: column_moments(x, (1, 3)), x, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(lambda x: column_moments(x, (1, 3)), x)
     parts = rows(6).view(2, 3, 3)
-    mean, variance = torch.func.vmap(column_moments)(parts)
-    for part, of_part in zip(parts, torch.stack([mean, variance], dim=1), strict=True):
+    for part, of_part in zip(parts, torch.func.vmap(column_moments)(parts), strict=True):
         torch.testing.assert_close(of_part, moments_twin(part))
 
 
@@ -44,4 +43,4 @@ def test_moments_are_an_operator():
 def test_moments_of_bfloat16_are_summed_in_single_precision():
     x = torch.ones(1000, 1, dtype=torch.bfloat16)
     x[::2] = 3
-    assert [v.item() for v in column_moments(x)] == [2.0, 1.0]
+    assert column_moments(x).flatten().tolist() == [2.0, 1.0]

@@ -31,8 +31,11 @@ def embed_q(p_offset: Tensor, q: QSpace, filter: PQFilter) -> dict[int, Tensor]:
 
 def q_embedding(q: QSpace, filter: PQFilter, dtype: torch.dtype) -> dict[int, Tensor]:
     """`embed_q` of a filter whose inner harmonics are those of the q-offset; kept with `q`."""
-    origin = torch.zeros(3, dtype=dtype, device=q.q_in.device)
-    return keep(q, filter.constants_q(q, dtype), lambda: embed_q(origin, q, filter))
+
+    def make() -> dict[int, Tensor]:
+        return embed_q(torch.zeros(3, dtype=dtype, device=q.q_in.device), q, filter)
+
+    return keep(q, filter.constants_q(q, dtype), make)
 
 
 def radial_q_out(q: QSpace, filter: PQFilter, dtype: torch.dtype) -> Tensor:

@@ -15,6 +15,7 @@ from tripq.infra.e3nn import nn as e3nn_nn
 from tripq.infra.e3nn import o3
 from tripq.kernels.gates import segments
 from tripq.kernels.moments import column_moments
+from tripq.kernels.normalisation import Features, matrices, mean_squares, normalisation
 
 #: How a network normalises its features: over each scan, over a batch of them, or not.
 Normalization = Literal["scan", "batch", "none"]
@@ -66,20 +67,17 @@ class BatchNorm(e3nn_nn.BatchNorm):
     def __init__(self, irreps: o3.Irreps | str, *, instance: bool = False) -> None:
         super().__init__(irreps, instance=instance)
         self.whole: Moments | None = None
-        dims = [ir.dim for mul, ir in self.irreps for _ in range(mul)]
-        scalar = [ir.is_scalar() for mul, ir in self.irreps for _ in range(mul)]
+        self._features = Features(
+            tuple(mul for mul, _ in self.irreps),
+            tuple(ir.dim for _, ir in self.irreps),
+            tuple(ir.is_scalar() for _, ir in self.irreps),
+            self.eps,
+        )
+        copies, constants = matrices(self._features, self.weight.device, self.weight.dtype)
         self._copies: Tensor
-        self._dims: Tensor
         self._constants: Tensor
-        self._scalar: Tensor
-        # Matrices of zeros and ones that copy a number of each feature to its components, and a
-        # number of each scalar to its place.  A sum by index would have a random order on a GPU.
-        copies = torch.eye(len(dims)).repeat_interleave(torch.tensor(dims, dtype=torch.int64), 0)
-        self.register_buffer("_copies", copies, persistent=False)
-        self.register_buffer("_dims", copies.sum(dim=0), persistent=False)
-        constants = copies[:, torch.tensor(scalar, dtype=torch.bool)]
-        self.register_buffer("_constants", constants, persistent=False)
-        self.register_buffer("_scalar", constants.sum(dim=1), persistent=False)
+        self.register_buffer("_copies", copies.clone(), persistent=False)
+        self.register_buffer("_constants", constants.clone(), persistent=False)
 
     def forward(self, x: Tensor, graph: PQGraph) -> Tensor:
         """Features of a layer on a graph, (V, Q, dim), (N, dim) or (V, dim); padding stays 0."""
@@ -107,48 +105,41 @@ class BatchNorm(e3nn_nn.BatchNorm):
         rows = x.flatten(0, -2) if filled is None else x[filled]
         scans = self.instance and self.whole is None and len(graph.merged) > 1
         sizes = graph.sizes(x) if scans else ()
-        values = function(rows, *self._affine(rows, sizes), sizes)
+        moments = self._moments(rows, sizes)
+        scale, shift = normalisation(moments, self.weight, self.bias, self._features)
+        values = function(rows, scale, shift, sizes)
         if filled is None:
             return values.view(*x.shape[:-1], values.shape[-1])
         padded = values.new_zeros(*x.shape[:-1], values.shape[-1])
         return padded.index_put((filled,), values)
 
-    def _affine(self, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Factor and constant of each component that normalise some features, (scans, dim)."""
-        moments = self._moments(x, sizes)
-        scale = ((moments.power + self.eps).rsqrt() * self.weight) @ self._copies.T
-        return scale, torch.addcmul(self._constants @ self.bias, moments.mean, scale, value=-1)
-
-    def _moments(self, x: Tensor, sizes: Sequence[int]) -> Moments:
-        """Statistics for some features: of these, of the whole scan, or of the training."""
-        if self.instance:
+    def _moments(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Mean and variance of each component in each scan, (2, scans, dim)."""
+        if self.instance and self.whole is None:
             # In double precision afterwards, so that the order of the voxels does not matter.
-            found = self.whole or self._of_scans(x if self.training else x.double(), sizes)
-            return Moments(*(torch.atleast_2d(moment.to(x.dtype)) for moment in found))
+            return column_moments(x if self.training else x.double(), sizes).to(x.dtype)
+        if self.whole is not None:
+            mean, power = (moment.to(x.dtype) for moment in self.whole)
+            return torch.stack([mean, self._copies @ power])[:, None]
         if not self.training:
-            mean = self._constants @ self.running_mean
-            return Moments(mean[None], self.running_var[None])
-        if dist.is_initialized():
-            mean, squares = self._moments_over_ranks(x)
-            moments = Moments(mean[None], self._power(squares)[None])
-        else:
-            moments = self._of_scans(x)
+            mean, power = self._constants @ self.running_mean, self._copies @ self.running_var
+            return torch.stack([mean, power])[:, None]
+        moments = self._moments_over_ranks(x) if dist.is_initialized() else column_moments(x)
         with torch.no_grad():
-            self.running_mean.lerp_(moments.mean[0] @ self._constants, self.momentum)
-            self.running_var.lerp_(moments.power[0], self.momentum)
+            mean, power = self._moments_of(moments[:, 0])
+            self.running_mean.lerp_(mean @ self._constants, self.momentum)
+            self.running_var.lerp_(power, self.momentum)
         return moments
 
     def moments(self, x: Tensor) -> Moments:
         """Statistics of features (..., dim)."""
-        mean, power = self._of_scans(x.flatten(0, -2))
-        return Moments(mean[0], power[0])
+        return self._moments_of(column_moments(x.flatten(0, -2))[:, 0])
 
-    def _of_scans(self, x: Tensor, sizes: Sequence[int] = ()) -> Moments:
-        """Statistics of the rows of each scan, (scans, dim) and (scans, features)."""
-        averages, variance = column_moments(x, sizes)
-        mean = averages * self._scalar.to(x.dtype)
-        other = averages - mean
-        return Moments(mean, self._power(torch.addcmul(variance, other, other)))
+    def _moments_of(self, of_components: Tensor) -> Moments:
+        """From mean and variance of each component, (2, dim)."""
+        averages, variance = of_components
+        mean = averages * self._constants.sum(dim=1).to(averages.dtype)
+        return Moments(mean, self._power(variance + (averages - mean).square()))
 
     def pooled(self, parts: Sequence[tuple[int, Moments]]) -> Moments:
         """Statistics of all features from those of parts, each with its number of rows."""
@@ -158,16 +149,14 @@ class BatchNorm(e3nn_nn.BatchNorm):
         return Moments(mean, sum(power, start=torch.zeros(())) / total)
 
     def _power(self, squares: Tensor) -> Tensor:
-        """Mean over the components of each feature: (..., dim) -> (..., features)."""
-        dtype = squares.dtype
-        return squares @ self._copies.to(dtype) / self._dims.to(dtype)
+        return mean_squares(squares, self._copies.to(squares.dtype))
 
-    def _moments_over_ranks(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean of the scalars, 0 for the others, and mean square about it; (N, dim) -> (dim,)."""
+    def _moments_over_ranks(self, x: Tensor) -> Tensor:
+        """Mean and variance of each component over all processes, (2, 1, dim)."""
         sums = sum_over_ranks(torch.cat([x.sum(dim=0), x.new_tensor([float(len(x))])]))
         number = sums[-1]
-        mean = sums[:-1] / number * self._scalar
-        return mean, sum_over_ranks((x - mean).square().sum(dim=0)) / number
+        mean = sums[:-1] / number
+        return torch.stack([mean, sum_over_ranks((x - mean).square().sum(dim=0)) / number])[:, None]
 
 
 def _linear(x: Tensor, scale: Tensor, shift: Tensor, sizes: Sequence[int]) -> Tensor:
