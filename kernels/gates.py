@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -180,7 +181,7 @@ def _gate_backward_on_cpu(
 ) -> tuple[Tensor, Tensor]:
     dtype = accumulation_dtype(x.dtype)
     grad_x = x.new_empty(x.shape)
-    grad_affine = torch.zeros((2, len(sizes) or 1, gates.dim_in), dtype=dtype)
+    grad_affine = x.new_zeros((2, len(sizes) or 1, gates.dim_in), dtype=dtype)
     n, to_gates = gates.scalars, slice(gates.scalars, gates.scalars + gates.gated)
     copies, sums = _copies(gates.muls, gates.dims, dtype)
     for some in _pieces(x, gates, scale, shift, sizes):
@@ -241,12 +242,10 @@ def _copies(
     muls: tuple[int, ...], dims: tuple[int, ...], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """The matrix that copies a number of each feature to its components, and its transpose."""
-    of_feature = torch.tensor(
-        [dim for mul, dim in zip(muls, dims, strict=True) for _ in range(mul)]
-    )
-    identity = torch.eye(sum(muls), dtype=dtype)
-    matrix = identity.repeat_interleave(of_feature.to(torch.int64), dim=1)
-    return matrix, matrix.T.contiguous()
+    of_feature = np.repeat(np.array(dims, np.int64), np.array(muls, np.int64))
+    copies = np.repeat(np.eye(sum(muls)), of_feature, axis=1)
+    one, other = (torch.from_numpy(m.copy()).to(dtype) for m in (copies, copies.T))
+    return one, other
 
 
 # -- the operators ---------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -128,11 +129,12 @@ def _matrices(
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    number = torch.tensor(muls, dtype=torch.int64)
-    of_feature = torch.tensor(dims, dtype=torch.int64).repeat_interleave(number)
-    copies = torch.eye(int(number.sum()), dtype=dtype).repeat_interleave(of_feature, dim=0)
-    scalars = torch.tensor(constants, dtype=torch.bool).repeat_interleave(number)
-    return copies.to(device), copies[:, scalars].to(device)
+    number = np.array(muls, np.int64)
+    of_feature = np.repeat(np.array(dims, np.int64), number)
+    copies = np.repeat(np.eye(len(of_feature)), of_feature, axis=0)
+    both = copies, copies[:, np.repeat(np.array(constants, bool), number)]
+    one, other = (torch.from_numpy(matrix).to(device, dtype) for matrix in both)
+    return one, other
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

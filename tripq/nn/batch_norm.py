@@ -40,6 +40,12 @@ class Moments(NamedTuple):
     power: Tensor
 
 
+def normalised(x: Tensor, scale: Tensor, shift: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Features times the factors of their scan, plus its constants."""
+    parts = zip(shift, segments(x, sizes), scale, strict=True)
+    return torch.cat([torch.addcmul(constant, part, factor) for constant, part, factor in parts])
+
+
 class BatchNorm(e3nn_nn.BatchNorm):
     """e3nn's batch normalisation, applied to all features at once.
 
@@ -79,26 +85,24 @@ class BatchNorm(e3nn_nn.BatchNorm):
         self.register_buffer("_copies", copies.clone(), persistent=False)
         self.register_buffer("_constants", constants.clone(), persistent=False)
 
-    def forward(self, x: Tensor, graph: PQGraph) -> Tensor:
-        """Features of a layer on a graph, (V, Q, dim), (N, dim) or (V, dim); padding stays 0."""
-        return self.followed_by(_linear, x, graph)
-
-    def followed_by(self, function: Following, x: Tensor, graph: PQGraph) -> Tensor:
-        """A function of the normalised features, row by row, in one step with their normalisation.
+    def forward(self, x: Tensor, graph: PQGraph, function: Following = normalised) -> Tensor:
+        """Normalise features and, in the same step, evaluate a function of them.
 
         Parameters
         ----------
+        x : Tensor of shape (V, Q, dim), (N, dim) or (V, dim)
+            Features of a layer.
+        graph : PQGraph
+            Their graph.
         function : callable
             Called with rows of features, the factor and the constant that normalise each component
             in each scan, (scans, dim), and the number of rows of each scan (none for one); for
             example a `tripq.nn.GatedNonlinearity`.
-        x, graph : Tensor and PQGraph
-            As for `forward`.
 
         Returns
         -------
-        Tensor
-            What the function returns, with padding of 0.
+        Tensor of shape (V, Q, ...), (N, ...) or (V, ...)
+            The normalised features, or what the function returns for them; padding stays 0.
         """
         x = x.to(self.weight.dtype)  # under autocast a layer returns bfloat16: too coarse to sum
         filled = graph.filled(x)
@@ -157,8 +161,3 @@ class BatchNorm(e3nn_nn.BatchNorm):
         number = sums[-1]
         mean = sums[:-1] / number
         return torch.stack([mean, sum_over_ranks((x - mean).square().sum(dim=0)) / number])[:, None]
-
-
-def _linear(x: Tensor, scale: Tensor, shift: Tensor, sizes: Sequence[int]) -> Tensor:
-    parts = zip(shift, segments(x, sizes), scale, strict=True)
-    return torch.cat([torch.addcmul(constant, part, factor) for constant, part, factor in parts])

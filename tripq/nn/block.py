@@ -79,7 +79,5 @@ class Block(Bindable):
     def forward(self, x: Tensor, graph: PQGraph) -> Tensor:
         """Features on a graph, with the shapes of the layer."""
         y = self.layer(x, graph)
-        result: Tensor = (
-            self.gate(y) if self.norm is None else self.norm.followed_by(self.gate, y, graph)
-        )
+        result: Tensor = self.gate(y) if self.norm is None else self.norm(y, graph, self.gate)
         return result
