@@ -143,11 +143,11 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    tensors = ctx.saved_tensors
+    tensors = moments, weight, bias = ctx.saved_tensors
     needed = ctx.needs_input_grad[:3]
     if higher_derivatives():
         gradients = gradients_of_twin(
-            lambda: normalisation_twin(*tensors, ctx.features), tensors, needed, grad
+            lambda: normalisation_twin(moments, weight, bias, ctx.features), tensors, needed, grad
         )
     else:
         every = _normalisation_backward(grad, *tensors, *ctx.features)
