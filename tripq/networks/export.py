@@ -25,6 +25,7 @@ from tripq.domain.neighbours import grid_neighbours
 from tripq.domain.qspace import QSpace
 from tripq.domain.voxels import neighbour_steps
 from tripq.filters.filter import PQFilter
+from tripq.kernels.launch import plain_torch
 from tripq.networks.blocks import graph_radius
 from tripq.nn.layer import PQTensorFieldLayer
 
@@ -82,7 +83,7 @@ def export_network(network: nn.Module, q: ArrayLike | Tensor, affine: ArrayLike)
         torch.full((3, fixed.n_types), 3, dtype=torch.int64),
     )
     voxels = Dim("voxels", min=1)
-    with torch.no_grad():
+    with torch.no_grad(), plain_torch():
         return export(fixed, example, dynamic_shapes=({0: voxels}, {0: voxels}))
 
 
