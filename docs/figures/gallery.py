@@ -62,9 +62,7 @@ def signal_figure(anatomy: Anatomy) -> Figure:
     table = GradientTable.from_shells([1000.0], [13])
     dwi = simulate_subject(anatomy, table, seed=3).dwi
     given = dwi.with_samples(list(range(13)))
-    weights = SignalCommands().included_weights()
-    assert weights is not None
-    network = load_network(weights).eval()
+    network = load_network(SignalCommands().included_weights()).eval()
     predicted = predict_blocks(network, given, q_out=np.stack([np.zeros(3), dwi.q[13]]))[:, 1]
     measured = dwi.signal[:, 13]
     pictures = {
@@ -78,13 +76,13 @@ def signal_figure(anatomy: Anatomy) -> Figure:
 
 def tissue_figure(anatomy: Anatomy) -> Figure:
     """The classes of a head, known and found by the included network."""
-    weights = TissueCommands().included_weights()
-    assert weights is not None
     table = GradientTable.from_shells([1000.0], [20])
     scan = simulate_scan(anatomy, table, 3, [Lesions.draw(anatomy, 3)], snr=20.0)
     head = label_scan(scan, "sub-03", [("lesion", "L")])
-    predict = TissueCommands().predict
-    found = apply_model(load_model(weights), head.dwi, predict=predict).output
+    commands = TissueCommands()
+    found = apply_model(
+        load_model(commands.included_weights()), head.dwi, predict=commands.predict
+    ).output
     pictures = {
         "b0": head.dwi.b0,
         "known classes": 1 + head.labels,

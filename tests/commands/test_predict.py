@@ -16,6 +16,7 @@ from tripq.networks import VoxelNetwork, save_network
 from tripq.networks.blocks import predict_blocks
 from tripq.scans import read_dwi
 from tripq.tasks.lesions import segmentation
+from tripq.tasks.tissue.command import TissueCommands
 
 
 def test_maps_of_lesions_are_those_of_segment(
@@ -58,13 +59,13 @@ def test_a_network_is_named_by_its_file_or_by_its_task(
     assert not (tmp_path / "maps").exists()
 
 
-def test_a_task_without_a_network_asks_for_one(
-    call: Call, scan: Path, own_task: str, tmp_path: Path
+def test_a_task_without_a_trained_network_is_refused_by_name(
+    call: Call, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = call("predict", scan, "--task", own_task, "-o", tmp_path / "maps")
-    assert done.status == 2
-    expected = f"no trained network of the task {own_task} comes with tripq"
-    assert expected in " ".join(done.stderr.replace("│", " ").split())
+    monkeypatch.setattr(TissueCommands, "weights", "none.safetensors")
+    done = call("predict", scan, "--task", "tissue", "-o", tmp_path / "maps")
+    assert done.status == 1
+    assert "has no trained network of the task tissue. Give a checkpoint: --weights" in done.error
     assert not (tmp_path / "maps").exists()
 
 

@@ -24,9 +24,7 @@ from tripq.tasks.tissue.simulated import label_scan
 
 @pytest.fixture(scope="module")
 def weights() -> Path:
-    found = TissueCommands().included_weights()
-    assert found is not None
-    return found
+    return TissueCommands().included_weights()
 
 
 @pytest.fixture(scope="module")
