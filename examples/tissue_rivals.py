@@ -13,6 +13,10 @@ validation head; the weights with the best validation are kept.  Rivals:
   rotation changes;
 * convolutions on FA, MD, AD and RD.
 
+The network that comes with tripq is the equivariant one with the classes of tissue only: lesions of
+the training have no label.  It is trained as the one with the class lesion, without pilots of its
+own.
+
 Convolutions on maps that are trained in any pose see their boxes in the 48 ways that map a grid
 onto itself, too.  Heads, networks and results are kept in the folder of the results: finished ones
 are read.  ``--save`` writes the tables of docs/tissue.md and the results.  ``--ship FOLDER`` writes
@@ -31,7 +35,7 @@ from typing import Annotated
 import typer
 from paper.command import start
 from rich.console import Console
-from tissue_study.contenders import CONTENDERS, NETWORK, Study
+from tissue_study.contenders import CONTENDERS, NETWORK, SHIPPED, Study
 from tissue_study.heads import TURNED, USUAL
 from tissue_study.real import measure, read_volumes, simulated, volumes_table, write_volumes
 from tissue_study.results import Results, dice_table, summary, trainings_table, write_page
@@ -55,21 +59,15 @@ BOX_SIZE, SECONDS = 24, 240.0
 
 VOLUMES = "real-heads.json"
 
-SHIPPED = CONTENDERS[0].name
-
 SEEN = """\
-In the pictures of both heads white and grey matter follow the gyri, and wide ventricles and the
-fluid under the skull are found. The volumes are near those of adults (about 400 to 550 ml of white
+In the pictures of both heads white and grey matter follow the gyri, and the ventricles, also narrow
+ones, and the cisterns at the base of the brain are labelled fluid. The volumes are near those of adults (about 400 to 550 ml of white
 and 600 to 800 ml of grey matter); the grey matter of `tractseg` is too large. What is wrong:
 
-- **The class lesion is of no use.** Both people are healthy, and all their lesions are false. In
-  `tractseg` most of them are narrow ventricles: parts of the lateral and the third ventricle. In
-  `nlsam` they lie at the insula and the basal ganglia, beside the pons, and at the base of the
-  frontal lobe. On simulated heads the Dice of lesions is low, too. `tripq segment` is for lesions.
-- Fluid of sulci is labelled grey matter.
+- Fluid of sulci, and in `nlsam` that between the hemispheres, is labelled grey matter.
 - Parts of the thalami are labelled white matter, and much of the white matter of the cerebellum is
   labelled grey matter.
-- A rim at the border of the mask is labelled fluid, whatever is there."""
+- Much of the border of the mask is labelled fluid, whatever is there."""
 """What was seen in the pictures of the labels of `tissue_study.real.USED`."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -84,7 +82,7 @@ def kept_results() -> list[Results]:
 
 def write_card(results: Sequence[Results]) -> None:
     """Write the card of the network that comes with tripq, from what is kept."""
-    (ours,) = (one for one in results if one.trained.name == SHIPPED)
+    (ours,) = (one for one in results if one.trained.name == SHIPPED.name)
     about = read_notes(WEIGHTS)
     smallest, largest = about["voxel_size_mm"].split()
     text = TEMPLATE.read_text(encoding="utf-8").format(
@@ -139,7 +137,7 @@ def main(
         write_page(kept_results(), PAGE)
     if ship is not None:
         WEIGHTS.parent.mkdir(exist_ok=True)
-        shutil.copyfile(out / SHIPPED / NETWORK, WEIGHTS)
+        shutil.copyfile(out / SHIPPED.name / NETWORK, WEIGHTS)
         write_volumes([*measure(WEIGHTS, ship), *simulated(out / "heads")], RESULTS / VOLUMES)
         write_card(kept_results())
 

@@ -19,7 +19,7 @@ from tripq.tasks.fibres.network import FibreNetwork
 from tripq.tasks.fibres.peaks import find_peaks
 from tripq.tasks.fibres.simulate import simulate_fibres
 from tripq.tasks.fibres.task import FibreTask
-from tripq.tasks.lesions.simulate import Lesions, simulate_subject
+from tripq.tasks.lesions.simulate import simulate_subject
 from tripq.tasks.signal.command import SignalCommands
 from tripq.tasks.tissue.command import TissueCommands
 from tripq.tasks.tissue.simulated import label_scan
@@ -77,8 +77,7 @@ def signal_figure(anatomy: Anatomy) -> Figure:
 def tissue_figure(anatomy: Anatomy) -> Figure:
     """The classes of a head, known and found by the included network."""
     table = GradientTable.from_shells([1000.0], [20])
-    scan = simulate_scan(anatomy, table, 3, [Lesions.draw(anatomy, 3)], snr=20.0)
-    head = label_scan(scan, "sub-03", [("lesion", "L")])
+    head = label_scan(simulate_scan(anatomy, table, 3, snr=20.0), "sub-03")
     commands = TissueCommands()
     found = apply_model(
         load_model(commands.included_weights()), head.dwi, predict=commands.predict

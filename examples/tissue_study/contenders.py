@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,10 +16,12 @@ from torch import nn
 from tissue_study.heads import (
     CLASSES,
     TESTS,
+    TISSUE_CLASSES,
     TRAINING,
     at_usual_table,
     read_heads,
     usual_q,
+    without_lesions,
 )
 from tissue_study.results import Pilot, Results, Row, Trained, read_pilots, write_pilots
 from tripq.networks import VoxelNetwork, load_network, save_network
@@ -27,6 +29,7 @@ from tripq.networks.apply import load_model
 from tripq.networks.blocks import graph_radius, predict_blocks
 from tripq.networks.conv import ConvSegmenter
 from tripq.scans import voxel_ml
+from tripq.tasks.tissue.classes import Classes
 from tripq.tasks.tissue.config import TissueOptimisationConfig
 from tripq.tasks.tissue.scans import LabelledScan
 from tripq.tasks.tissue.scoring import LabelledMap, score_classes
@@ -51,10 +54,7 @@ VALIDATIONS = 5
 NETWORK = "network.safetensors"
 """File of a network in its folder."""
 
-CAUTION = (
-    "trained on simulated heads only; its lesions are mostly false; for research only, not for "
-    "diagnosis"
-)
+CAUTION = "trained on simulated heads only; for research only, not for diagnosis"
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,10 @@ class Contender:
     one_table : bool
         Whether the network takes the usual table only.  Scans with another one are resampled for
         training, and in tests.
+    classes : Classes
+        `CLASSES`, or `TISSUE_CLASSES`: lesions have no label, and are not scored.
+    tuned_as : Contender, optional
+        Its pilots are used instead of own ones.
     """
 
     name: str
@@ -90,17 +94,26 @@ class Contender:
     rates: tuple[float, ...]
     weight_decay: float = SETTINGS.weight_decay
     one_table: bool = False
+    classes: Classes = CLASSES
+    tuned_as: Contender | None = None
 
+    def sees(self, scan: LabelledScan) -> LabelledScan:
+        """A scan as the network takes it."""
+        if self.one_table:
+            scan = at_usual_table(scan)
+        return without_lesions(scan) if self.classes == TISSUE_CLASSES else scan
+
+
+_network = partial(
+    VoxelNetwork,
+    q_features="16x0e + 4x2e + 2x4e",
+    p_features="16x0e + 4x1o + 4x2e",
+    n_p_layers=2,
+)
 
 _equivariant = partial(
     Contender,
-    build=partial(
-        VoxelNetwork,
-        f"{N_CLASSES}x0e",
-        q_features="16x0e + 4x2e + 2x4e",
-        p_features="16x0e + 4x1o + 4x2e",
-        n_p_layers=2,
-    ),
+    build=partial(_network, f"{N_CLASSES}x0e"),
     pilot_steps=40,
     rates=(5e-3, 1e-2, 2e-2),
 )
@@ -113,8 +126,21 @@ _reference = partial(
     one_table=True,
 )
 
+_EQUIVARIANT = _equivariant("equivariant-any", "equivariant", "any")
+
+SHIPPED = replace(
+    _EQUIVARIANT,
+    name="tissue-any",
+    says="equivariant, three classes",
+    build=partial(_network, f"{len(TISSUE_CLASSES.names)}x0e"),
+    classes=TISSUE_CLASSES,
+    tuned_as=_EQUIVARIANT,
+)
+"""The network that comes with tripq."""
+
 CONTENDERS = (
-    _equivariant("equivariant-any", "equivariant", "any"),
+    _EQUIVARIANT,
+    SHIPPED,
     _reference("reference-usual", "CNN on directions", "usual"),
     _convolution(
         "invariants-any",
@@ -166,7 +192,9 @@ class Study:
         return Results.read(path)
 
     def pilots(self, contender: Contender) -> tuple[Pilot, ...]:
-        """Short trainings of a network, one for each learning rate."""
+        """Short trainings of a network, one for each learning rate; or those of `tuned_as`."""
+        if contender.tuned_as is not None:
+            return self.pilots(contender.tuned_as)
         path = self.folder / contender.name / "pilots.json"
         if not path.is_file():
             training, validation = self._heads(contender)
@@ -197,7 +225,7 @@ class Study:
             says=contender.says,
             poses=contender.poses,
             weights=sum(values.numel() for values in network.parameters()),
-            pilots=pilots,
+            pilots=() if contender.tuned_as else pilots,
             rate=best,
             steps=record.steps,
             seconds=round(seconds, 1),
@@ -211,10 +239,9 @@ class Study:
     def _heads(self, contender: Contender) -> tuple[list[LabelledScan], list[LabelledScan]]:
         """Training and validation heads, as the network takes them."""
         training, validation = (
-            read_heads(condition, self.folder / "heads") for condition in TRAINING[contender.poses]
+            list(map(contender.sees, read_heads(condition, self.folder / "heads")))
+            for condition in TRAINING[contender.poses]
         )
-        if contender.one_table:
-            return list(map(at_usual_table, training)), list(map(at_usual_table, validation))
         return training, validation
 
     def _fit(
@@ -229,7 +256,7 @@ class Study:
         """A trained network, its task, the record, and the processor's seconds that it took."""
         torch.manual_seed(0)
         network = contender.build()
-        task = TissueTask.of(training, N_CLASSES, SETTINGS.balance)
+        task = TissueTask.of(training, len(contender.classes.names), SETTINGS.balance)
         patches = PatchDataModule(
             training,
             task,
@@ -260,16 +287,20 @@ class Study:
         b_values = load_model(self.folder / contender.name / NETWORK).b_values
         for test in TESTS:
             for scan in read_heads(test, self.folder / "heads"):
-                shown = at_usual_table(scan) if contender.one_table else scan
+                shown = contender.sees(scan)
                 found = [shell.b_value for shell in shown.dwi.shells]
                 dwi = shown.dwi.with_shells(
                     [b for b in b_values if np.isclose(b, found, rtol=0.05).any()]
                 )
                 labels = predict_blocks(network, dwi).argmax(axis=1).astype(np.int8)
                 size = voxel_ml(scan.dwi.affine)
-                scores = score_classes(LabelledMap(scan.name, labels, scan.labels, size, CLASSES))
-                dice = {label: one.dice for label, one in zip(CLASSES.labels, scores, strict=True)}
-                yield Row(test.name, scan.name, shown is not scan, dice)
+                scores = score_classes(
+                    LabelledMap(scan.name, labels, shown.labels, size, shown.classes)
+                )
+                dice = {
+                    label: one.dice for label, one in zip(shown.classes.labels, scores, strict=True)
+                }
+                yield Row(test.name, scan.name, shown.dwi is not scan.dwi, dice)
                 self.report(f"{contender.name}: {test.name}, {scan.name}, {dice}")
 
 
@@ -278,7 +309,7 @@ def notes(scans: Sequence[LabelledScan]) -> dict[str, str]:
     edges = [edge for scan in scans for edge in scan.dwi.voxel_size]
     shells = [shell for scan in scans for shell in scan.dwi.shells]
     return {
-        **CLASSES.notes,
+        **scans[0].classes.notes,
         "task": TissueTask.name,
         "voxel_size_mm": f"{min(edges):.3g} {max(edges):.3g}",
         "b_values": " ".join(map(str, sorted({round(shell.b_value) for shell in shells}))),

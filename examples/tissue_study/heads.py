@@ -21,7 +21,7 @@ from tripq.simulate import (
 )
 from tripq.tasks.lesions.simulate import Lesions
 from tripq.tasks.shelf import Shelf, shelf_key
-from tripq.tasks.tissue.classes import Classes
+from tripq.tasks.tissue.classes import UNLABELLED, Classes
 from tripq.tasks.tissue.scans import LabelledScan
 from tripq.tasks.tissue.simulated import TISSUE, label_scan
 
@@ -29,6 +29,8 @@ LESION = ("lesion", "L")
 """Name and label of the class beside those of tissue."""
 
 CLASSES = Classes.named(*zip(*TISSUE, LESION, strict=True))
+
+TISSUE_CLASSES = Classes.named(*zip(*TISSUE, strict=True))
 
 Shells = dict[int, int]
 """Directions by b-value in s/mm2."""
@@ -139,6 +141,13 @@ def at_usual_table(scan: LabelledScan) -> LabelledScan:
     if has_usual_table(scan):
         return scan
     return replace(scan, dwi=resample_directions(scan.dwi, usual_q()))
+
+
+def without_lesions(scan: LabelledScan) -> LabelledScan:
+    """The scan with the classes of tissue; its lesions have no label."""
+    lesion = scan.labels == CLASSES.labels.index(LESION[1])
+    labels = np.where(lesion, UNLABELLED, scan.labels).astype(np.int8)
+    return replace(scan, labels=labels, classes=TISSUE_CLASSES)
 
 
 @cache  # it takes seconds

@@ -11,7 +11,7 @@ import numpy as np
 from paper.head_page import table
 from paper.real_heads import choose_heads
 
-from tissue_study.heads import CLASSES, USUAL, read_heads
+from tissue_study.heads import TISSUE_CLASSES, USUAL, read_heads, without_lesions
 from tripq.infra.files import write_text
 from tripq.networks.apply import apply_model, load_model
 from tripq.scans import voxel_ml
@@ -41,7 +41,7 @@ class Volumes:
 
     @property
     def total(self) -> float:
-        """Volume of the mask."""
+        """Volume of all classes."""
         return sum(self.ml.values())
 
 
@@ -51,26 +51,28 @@ def measure(weights: Path, data: Path) -> list[Volumes]:
     for head in choose_heads(USED):
         dwi = head.read(data)
         output = apply_model(model, dwi, predict=TissueCommands().predict).output
-        counts = np.bincount(output.argmax(axis=1), minlength=len(CLASSES.labels))
+        ml = _in_ml(output.argmax(axis=1), dwi.affine)
         edges = " x ".join(f"{edge:.3g}" for edge in dwi.voxel_size)
-        found.append(Volumes(head.name, head.scanner, edges, _in_ml(counts, dwi.affine)))
+        found.append(Volumes(head.name, head.scanner, edges, ml))
     return found
 
 
 def simulated(folder: Path) -> list[Volumes]:
-    """The known volumes of the unseen simulated heads."""
+    """The known volumes of the unseen simulated heads, without their lesions."""
     found = []
-    for scan in read_heads(USUAL, folder):
-        counts = np.bincount(scan.labels, minlength=len(CLASSES.labels))
+    for scan in map(without_lesions, read_heads(USUAL, folder)):
         edges = " x ".join(f"{edge:.3g}" for edge in scan.dwi.voxel_size)
-        ml = _in_ml(counts, scan.dwi.affine)
+        ml = _in_ml(scan.labels, scan.dwi.affine)
         found.append(Volumes(f"{scan.name}, known", "simulated", edges, ml))
     return found
 
 
-def _in_ml(counts: np.ndarray, affine: np.ndarray) -> dict[str, float]:
-    ml = counts * voxel_ml(affine)
-    return {label: round(float(one), 1) for label, one in zip(CLASSES.labels, ml, strict=True)}
+def _in_ml(labels: np.ndarray, affine: np.ndarray) -> dict[str, float]:
+    size = voxel_ml(affine)
+    return {
+        label: round(float(np.count_nonzero(labels == number) * size), 1)
+        for number, label in enumerate(TISSUE_CLASSES.labels)
+    }
 
 
 def write_volumes(volumes: Sequence[Volumes], path: Path) -> None:
@@ -84,15 +86,16 @@ def read_volumes(path: Path) -> list[Volumes]:
 
 
 def volumes_table(volumes: Sequence[Volumes]) -> str:
-    """Shares of the classes in the mask, and its volume."""
+    """Volumes of the classes, and their shares."""
     return table(
-        "head | scanner | voxels, mm | mask, ml | "
-        + " | ".join(f"{label}, %" for label in CLASSES.labels)
-        + f" | {CLASSES.labels[-1]}, ml",
+        "head | scanner | voxels, mm | "
+        + " | ".join(f"{label}, ml | {label}, %" for label in TISSUE_CLASSES.labels),
         [
-            f"{one.head} | {one.scanner} | {one.voxels} | {one.total:.0f} | "
-            + " | ".join(f"{100 * one.ml[label] / one.total:.1f}" for label in CLASSES.labels)
-            + f" | {one.ml[CLASSES.labels[-1]]:.1f}"
+            f"{one.head} | {one.scanner} | {one.voxels} | "
+            + " | ".join(
+                f"{one.ml[label]:.0f} | {100 * one.ml[label] / one.total:.1f}"
+                for label in TISSUE_CLASSES.labels
+            )
             for one in volumes
         ],
     )

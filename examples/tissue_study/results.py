@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from paper.head_page import table, write_between
 
-from tissue_study.heads import CLASSES, TESTS, TRAINING
+from tissue_study.heads import CLASSES, TESTS, TISSUE_CLASSES, TRAINING
 from tripq.infra.files import write_text
-from tripq.tasks.tissue.simulated import TISSUE
+from tripq.tasks.tissue.classes import Classes
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Trained:
     weights : int
         Their number.
     pilots : tuple of Pilot
-        One for each learning rate.
+        One for each learning rate; none if those of another network were used.
     rate : float
         The chosen learning rate.
     steps : int
@@ -111,7 +111,7 @@ class Row:
     resampled : bool
         Whether it was resampled to the table of the network.
     dice : mapping
-        By the labels of the classes.
+        By the labels of the classes of the network.
     """
 
     test: str
@@ -120,14 +120,16 @@ class Row:
     dice: Mapping[str, float]
 
     @property
-    def mean(self) -> float:
-        """Mean of the classes."""
+    def mean(self) -> float | None:
+        """Mean of all classes; none for a network without one of them."""
+        if any(label not in self.dice for label in CLASSES.labels):
+            return None
         return float(np.mean(list(self.dice.values())))
 
     @property
     def tissue(self) -> float:
         """Mean of the classes of tissue, without that of lesions."""
-        return float(np.mean([self.dice[label] for _, label in TISSUE]))
+        return float(np.mean([self.dice[label] for label in TISSUE_CLASSES.labels]))
 
 
 @dataclass(frozen=True)
@@ -149,9 +151,9 @@ class Results:
         """The heads of a condition."""
         return [row for row in self.rows if row.test == test]
 
-    def mean(self, test: str) -> float:
-        """Mean Dice of the classes and heads of a condition."""
-        return float(np.mean([row.mean for row in self.of(test)]))
+    def tissue(self, test: str) -> float:
+        """Mean Dice of tissue of the heads of a condition."""
+        return float(np.mean([row.tissue for row in self.of(test)]))
 
     def write(self, path: Path) -> None:
         """Write them as JSON."""
@@ -171,7 +173,7 @@ def trainings_table(results: Sequence[Results]) -> str:
         "validation",
         [
             f"{one.says} | {_poses(one)} | {one.weights:,} | {one.rate:g} | "
-            + ", ".join(f"{pilot.rate:g}: {pilot.score:.3f}" for pilot in one.pilots)
+            + (", ".join(f"{pilot.rate:g}: {pilot.score:.3f}" for pilot in one.pilots) or "-")
             + f" | {one.steps} | {one.best[0]} | {one.seconds:.0f} | {one.best[1]:.3f}"
             for one in (result.trained for result in results)
         ],
@@ -188,37 +190,45 @@ def dice_table(results: Sequence[Results]) -> str:
             if any(row.resampled for row in rows):
                 lines.append(f"{name} | {poses} | cannot" + " | -" * (1 + len(CLASSES.labels)))
                 name += ", resampled"
-            lines.append(f"{name} | {poses} | {_cells(rows)}")
-    return table(f"unseen heads | network | heads of the training | {_HEADS}", lines)
+            every = _spread([row.mean for row in rows])
+            lines.append(f"{name} | {poses} | {every} | {_cells(rows, CLASSES)}")
+    return table(
+        "unseen heads | network | heads of the training | all classes (heads) | " + _heads(CLASSES),
+        lines,
+    )
 
 
 def summary(ours: Results, others: Sequence[Results]) -> str:
-    """Dice of a network in every condition, and means of the best other one there."""
+    """Dice of tissue of a network in every condition, and that of the best other one there."""
     lines = []
     for test in TESTS:
-        best = max(others, key=lambda one: one.mean(test.name))
-        rows = best.of(test.name)
+        best = max(others, key=lambda one: one.tissue(test.name))
         lines.append(
-            f"{test.says} | {_cells(ours.of(test.name))} | {best.trained.says}, "
-            f"{_poses(best.trained)}: {_spread([row.mean for row in rows])}, tissue "
-            f"{_spread([row.tissue for row in rows])}"
+            f"{test.says} | {_cells(ours.of(test.name), TISSUE_CLASSES)} | {best.trained.says}, "
+            f"{_poses(best.trained)}: {_spread([row.tissue for row in best.of(test.name)])}"
         )
-    return table(f"unseen heads | {_HEADS} | best other network", lines)
+    return table(f"unseen heads | {_heads(TISSUE_CLASSES)} | best other network", lines)
 
 
-_HEADS = " | ".join(["all classes (heads)", "tissue (heads)", *CLASSES.labels])
+def _heads(classes: Classes) -> str:
+    return " | ".join(["tissue (heads)", *classes.labels])
 
 
-def _cells(rows: Sequence[Row]) -> str:
-    """Dice of all classes, of tissue, and of each class."""
-    means = (_spread([row.mean for row in rows]), _spread([row.tissue for row in rows]))
-    classes = (f"{np.mean([row.dice[label] for row in rows]):.3f}" for label in CLASSES.labels)
-    return " | ".join([*means, *classes])
+def _cells(rows: Sequence[Row], classes: Classes) -> str:
+    """Dice of tissue and of each class."""
+    means = (_mean([row.dice.get(label) for row in rows]) for label in classes.labels)
+    return " | ".join([_spread([row.tissue for row in rows]), *means])
 
 
-def _spread(scores: Sequence[float]) -> str:
+def _mean(scores: Sequence[float | None]) -> str:
+    known = [score for score in scores if score is not None]
+    return f"{np.mean(known):.3f}" if known else "-"
+
+
+def _spread(scores: Sequence[float | None]) -> str:
     """Mean over heads, and the lowest and the highest head."""
-    return f"{np.mean(scores):.3f} ({min(scores):.3f} to {max(scores):.3f})"
+    known = [score for score in scores if score is not None]
+    return f"{_mean(known)} ({min(known):.3f} to {max(known):.3f})" if known else "-"
 
 
 def _poses(trained: Trained) -> str:

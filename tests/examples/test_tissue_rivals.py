@@ -38,7 +38,7 @@ def heads(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def study(heads: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The program with two small networks, two training heads, and two tests of one head."""
+    """The program with three small networks, two training heads, and two tests of one head."""
     import tissue_rivals
     from tissue_study import contenders
 
@@ -47,14 +47,16 @@ def study(heads: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         poses: (replace(training, heads=2), validation)
         for poses, (training, validation) in heads.TRAINING.items()
     }
-    one, other = contenders.CONTENDERS[0], contenders.CONTENDERS[1]
-    small = partial(VoxelNetwork, "4x0e", q_features="4x0e", p_features="4x0e", n_p_layers=1)
+    one, shipped, other = contenders.CONTENDERS[:3]
+    small = partial(VoxelNetwork, q_features="4x0e", p_features="4x0e", n_p_layers=1)
     few = {"pilot_steps": 1, "rates": (1e-3, 1e-2)}
-    pair = (replace(one, build=small, **few), replace(other, **few))
+    one = replace(one, build=partial(small, "4x0e"), **few)
+    shipped = replace(shipped, build=partial(small, "3x0e"), tuned_as=one, **few)
+    some = (one, shipped, replace(other, **few))
     for module in (heads, contenders, sys.modules["tissue_study.results"]):
         monkeypatch.setattr(module, "TESTS", (usual, turned))
         monkeypatch.setattr(module, "TRAINING", training)
-    monkeypatch.setattr(tissue_rivals, "CONTENDERS", pair)
+    monkeypatch.setattr(tissue_rivals, "CONTENDERS", some)
     monkeypatch.setattr(tissue_rivals, "USUAL", usual)
     monkeypatch.setattr(sys.modules["tissue_study.real"], "USUAL", usual)
     monkeypatch.setattr(tissue_rivals, "BOX_SIZE", 6)
@@ -94,15 +96,24 @@ def test_no_head_is_in_two_parts_and_some_are_healthy(heads: ModuleType) -> None
     assert training.healthy > 1
 
 
+def test_lesions_have_no_label_in_the_scans_of_three_classes(heads: ModuleType) -> None:
+    scan = heads.simulate(heads.USUAL, 0)
+    found = heads.without_lesions(scan)
+    assert found.classes.labels == ("WM", "GM", "CSF")
+    lesion = scan.labels == 3
+    assert lesion.any()
+    np.testing.assert_array_equal(found.labels, np.where(lesion, -1, scan.labels))
+
+
 @pytest.mark.usefixtures("few_settling")
 def test_results_are_kept_and_written_into_the_page(
     study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     study.main(out, None, seconds=1e-3, save=True)
-    ours, reference = (
+    ours, shipped, reference = (
         study.Results.read(tmp_path / "kept" / f"{name}.json")
-        for name in ("equivariant-any", "reference-usual")
+        for name in ("equivariant-any", "tissue-any", "reference-usual")
     )
     assert [(row.test, row.resampled) for row in ours.rows] == [("usual", False), ("turned", False)]
     assert [row.resampled for row in reference.rows] == [False, True]
@@ -111,10 +122,16 @@ def test_results_are_kept_and_written_into_the_page(
             pilot.score for pilot in one.trained.pilots if pilot.rate == one.trained.rate
         )
         assert one.trained.best[1] == max(score for _, score in one.trained.validation)
+    assert (shipped.trained.pilots, shipped.trained.rate) == ((), ours.trained.rate)
+    assert shipped.trained.steps == ours.trained.steps
+    assert {tuple(row.dice) for row in shipped.rows} == {("WM", "GM", "CSF")}
     page = (tmp_path / "page.md").read_text()
     assert page.count("| cannot |") == 1
-    assert f"| {ours.mean('usual'):.3f} (" in page
-    assert read_notes(out / "equivariant-any" / "network.safetensors")["b_values"] == "1000"
+    assert f"| {ours.of('usual')[0].mean:.3f} (" in page
+    assert f"| - | {shipped.tissue('usual'):.3f} (" in page
+    notes = read_notes(out / "tissue-any" / "network.safetensors")
+    assert notes["b_values"] == "1000"
+    assert "lesion" not in notes["classes"]
 
     monkeypatch.setattr(study.Study, "_trained", None)  # nothing is trained again
     study.main(out, None, seconds=1e-3, save=True)
