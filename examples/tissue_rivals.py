@@ -61,8 +61,9 @@ VOLUMES = "real-heads.json"
 
 SEEN = """\
 In the pictures of both heads white and grey matter follow the gyri, and the ventricles, also narrow
-ones, and the cisterns at the base of the brain are labelled fluid. The volumes are near those of adults (about 400 to 550 ml of white
-and 600 to 800 ml of grey matter); the grey matter of `tractseg` is too large. What is wrong:
+ones, and the cisterns at the base of the brain are labelled fluid. The volumes are near those of
+adults (about 400 to 550 ml of white and 600 to 800 ml of grey matter); the grey matter of
+`tractseg` is too large. What is wrong:
 
 - Fluid of sulci, and in `nlsam` that between the hemispheres, is labelled grey matter.
 - Parts of the thalami are labelled white matter, and much of the white matter of the cerebellum is
@@ -100,6 +101,7 @@ def write_card(results: Sequence[Results]) -> None:
         fewest=about["fewest_directions"],
         most=max(number for shells in TURNED.shells for number in shells.values()),
         steps=ours.trained.steps,
+        kept=ours.trained.best[0],
         box=BOX_SIZE,
         seconds=ours.trained.seconds,
         licence=str(ICBM),
