@@ -42,6 +42,12 @@ class FibreNetworkConfig(ShellConfig):
     fit_order: Annotated[
         int, Field(ge=2, le=8, description="highest order of the signal: 2, 4, 6 or 8")
     ] = default_of(FibreNetwork, "fit_order")
+    channels: Annotated[
+        int, Field(ge=1, description="number of functions on the sphere in every voxel")
+    ] = default_of(FibreNetwork, "channels")
+    n_products: Annotated[
+        int, Field(ge=1, description="number of layers that multiply these functions")
+    ] = default_of(FibreNetwork, "n_products")
 
 
 @dataclass(frozen=True, config=CHECKED)
