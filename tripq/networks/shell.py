@@ -70,6 +70,8 @@ class ShellNetwork(Bindable):
     product_order : int
         Highest order of the products of coefficients among the features of a shell; the layers take
         those up to `order`.
+    head_on_neighbours : bool
+        Whether the last layer takes the neighbours of a voxel, too.
     p_radius : float
         Radius of a layer's neighbourhood in mm.
     p_features : Irreps or str
@@ -105,6 +107,7 @@ class ShellNetwork(Bindable):
         irreps_head: o3.Irreps | str,
         *,
         product_order: int,
+        head_on_neighbours: bool = True,
         p_radius: float = 4.0,
         p_features: o3.Irreps | str = "24x0e + 8x2e + 4x4e",
         n_p_layers: int = 1,
@@ -156,12 +159,12 @@ class ShellNetwork(Bindable):
         self.head = PQTensorFieldLayer(
             blocks[-1].irreps_out + given,
             irreps_head,
-            p_radius,
+            p_radius if head_on_neighbours else 0.0,
             q_in=None,
             lmax_p=2,
             bias=True,
             p_radial=p_radial,
-            quadrature=quadrature,
+            quadrature=quadrature if head_on_neighbours else "sum",
         )
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("size", torch.ones(len(orders)))

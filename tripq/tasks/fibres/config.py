@@ -36,6 +36,9 @@ class FibreNetworkConfig(ShellConfig):
         Field(ge=0, description="radius of the neighbourhood of a voxel in mm; 0 for none"),
     ] = default_of(FibreNetwork, "p_radius")
     p_features: Features = default_of(FibreNetwork, "p_features")
+    n_p_layers: Annotated[
+        int, Field(ge=1, description="number of layers that take a neighbourhood")
+    ] = default_of(FibreNetwork, "n_p_layers")
     order: Annotated[
         int, Field(ge=2, le=8, description="highest order of the distributions: 2, 4, 6 or 8")
     ] = default_of(FibreNetwork, "order")

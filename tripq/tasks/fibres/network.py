@@ -94,7 +94,7 @@ class FibreNetwork(ShellNetwork):
         *,
         p_radius: float = 4.0,
         p_features: o3.Irreps | str = "24x0e + 8x2e + 4x4e",
-        n_p_layers: int = 1,
+        n_p_layers: int = 2,
         order: int = 8,
         fit_order: int = 4,
         channels: int = 8,
@@ -112,6 +112,7 @@ class FibreNetwork(ShellNetwork):
         super().__init__(
             o3.Irreps([(_SCALARS, "0e"), *of_functions]).simplify(),
             product_order=order,
+            head_on_neighbours=False,
             p_radius=p_radius,
             p_features=p_features,
             n_p_layers=n_p_layers,
