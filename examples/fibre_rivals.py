@@ -83,7 +83,7 @@ WEIGHTS = ROOT / "tripq" / "tasks" / "fibres" / "weights" / FibreCommands.weight
 
 OUT = Path("runs/fibres")
 
-HEADS, TESTS, STEPS = 24, 3, 1800
+HEADS, TESTS, STEPS = 20, 3, 1200
 
 BOX_SIZE, N_BOXES, LEARNING_RATE = 10, 2, 8e-3
 
@@ -93,10 +93,13 @@ AUGMENTATION = Augmentation(noise=0.0, bias=0.0, b0_error=0.0, dropped=0.5)
 RADIUS = 4.0
 """Of a neighbourhood, in mm."""
 
+FOCUS_SHARE = 0.75
+"""Of the boxes, with a centre in white matter."""
+
 FIRST_BOXES = 16
 """The networks start at a deconvolution of so many boxes: one batch has too few b-values."""
 
-VALIDATIONS = 6
+VALIDATIONS = 4
 
 B_VALUES = (700.0, 1000.0, 3000.0)
 """Of the tests, in s/mm2."""
@@ -174,6 +177,7 @@ class Study:
                 radius=graph_radius(network),
                 box_size=BOX_SIZE,
                 n_boxes=number,
+                focus_share=FOCUS_SHARE,
                 augment=AUGMENTATION,
                 validation=shown_in_validation(self.validation(MAIN_B_VALUE)),
             )

@@ -55,12 +55,20 @@ class FibreNetworkConfig(ShellConfig):
 
 @dataclass(frozen=True, config=CHECKED)
 class FibreOptimisationConfig(ShellOptimisationConfig):
-    """Optimisation settings, with one for the directions."""
+    """Optimisation settings, with those for directions and boxes."""
 
     dropped: Annotated[
         float,
         Field(ge=0, lt=1, description="largest share of the directions that a box leaves out"),
     ] = 0.65
+    white_matter_share: Annotated[
+        float, Field(ge=0, le=1, description="fraction of boxes placed on white matter")
+    ] = 0.5
+
+    @property
+    def focus_share(self) -> float:
+        """Fraction of the boxes placed on white matter."""
+        return self.white_matter_share
 
     @property
     def augment(self) -> Augmentation:
