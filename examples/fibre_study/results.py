@@ -89,12 +89,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Training:
-    """A training: its heads, steps, seconds of one core, and weights of the network."""
+    """A training: its heads and steps, and the number of weights of the network."""
 
     network: str
     heads: int
     steps: int
-    seconds: float
     weights: int
 
 

@@ -22,8 +22,8 @@ from tripq.so3.fit import harmonics_at
 from tripq.so3.mrtrix import ORTHONORMAL
 
 ORDERS = (4, 6, 8)
-PENALTIES = (0.3, 1.0, 3.0)
-THRESHOLDS = (0.0, 0.1, 0.3)
+PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)
+THRESHOLDS = (0.0, 0.1, 0.3, 0.6)
 
 PATCH_RADII = (1, 2)
 """Of MP-PCA, in voxels."""
