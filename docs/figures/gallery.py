@@ -14,9 +14,10 @@ from tripq.networks import VoxelNetwork, load_network
 from tripq.networks.blocks import graph_radius, predict_blocks
 from tripq.scans import DWI
 from tripq.simulate import Anatomy, GradientTable, default_anatomy, simulate_scan
-from tripq.tasks.fibres.command import FibreCommands
+from tripq.tasks.fibres.network import FibreNetwork
 from tripq.tasks.fibres.peaks import find_peaks
 from tripq.tasks.fibres.simulate import simulate_fibres
+from tripq.tasks.fibres.task import FibreTask
 from tripq.tasks.lesions.simulate import simulate_subject
 from tripq.tasks.signal.command import SignalCommands
 from tripq.tasks.tissue.simulated import label_scan
@@ -99,11 +100,14 @@ def tissue_figure(anatomy: Anatomy) -> Figure:
 
 
 def fibres_figure(anatomy: Anatomy) -> Figure:
-    """The largest peak of white matter, known and found by the included network, on b0."""
-    unseen = simulate_fibres(anatomy, GradientTable.from_shells([1000.0], [20]), 2, snr=20.0)
-    weights = FibreCommands().included_weights()
-    assert weights is not None
-    found = find_peaks(predict_blocks(load_network(weights).eval(), unseen.dwi))
+    """The largest peak of every voxel of white matter, known and found, on b0."""
+    torch.manual_seed(0)
+    table = GradientTable.from_shells([1000.0], [20])
+    seen, unseen = (simulate_fibres(anatomy, table, seed, snr=20.0) for seed in (1, 2))
+    network = FibreNetwork(p_radius=6.0, p_features="8x0e + 4x2e + 2x4e")
+    patches = PatchDataModule([seen], FibreTask(), radius=graph_radius(network), box_size=10)
+    train(network, patches, Budget(steps=STEPS), learning_rate=4e-3)
+    found = find_peaks(predict_blocks(network, unseen.dwi))
     dwi, white = unseen.dwi, unseen.peaks[:, 0].any(axis=1)
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     middle = dwi.mask.shape[2] // 2
