@@ -37,9 +37,9 @@ from paper.real_heads import Heads
 from rich.console import Console
 from train_on_heads import OUT, Cohorts, Studio
 
+from tripq.tasks.lesions.command import LesionCommands
 from tripq.tasks.lesions.datasets import open_ms
 from tripq.tasks.lesions.segmentation import Model, load_model, segment_scan
-from tripq.tasks.lesions.weights import default_weights
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -75,7 +75,7 @@ def main(
 
     def unseen(person: str) -> Model:
         if left_out is None:
-            return load_model(network or default_weights())
+            return load_model(network or LesionCommands().included_weights())
         return load_model(Studio(replace(cohorts, folder=left_out)).network_without(person))
 
     tests = measure(cohorts, unseen, pictures)

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from tripq.networks.checkpoint import read_notes
+from tripq.tasks.lesions.command import LesionCommands
 from tripq.tasks.lesions.datasets import LICENCES
-from tripq.tasks.lesions.weights import default_weights, weights_header
+from tripq.tasks.lesions.weights import weights_header
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = (
@@ -144,7 +145,7 @@ def main() -> None:
     """Parse the arguments and assemble."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--weights", type=Path, default=default_weights())
+    parser.add_argument("--weights", type=Path, default=LesionCommands().included_weights())
     arguments = parser.parse_args()
     assemble(arguments.folder, arguments.weights)
     print(f"{arguments.folder}: a bundle of {arguments.weights.name}")

@@ -3,7 +3,7 @@
     python examples/segment_ms.py
     python examples/segment_ms.py --scan dwi.nii.gz --mask mask.nii.gz
 
-Everything that is learnt is learnt from simulated signal.  For research only.
+All training is on simulated signal.  For research only.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
-# Threads that wait for each other in a loop are many times slower where another program runs too.
-# Read when torch is imported.
+# Threads that wait actively are many times slower while another program runs.  Torch reads the
+# variable when it is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
@@ -35,7 +35,7 @@ from tripq.networks.apply import fits, load_model
 from tripq.networks.blocks import graph_radius
 from tripq.networks.checkpoint import CheckpointError, save_network
 from tripq.networks.conv import ConvSegmenter
-from tripq.scans import DWI, read_dwi, write_map
+from tripq.scans import DWI, cubic_edge, read_dwi, write_map
 from tripq.scans.brain import find_brain
 from tripq.simulate import GradientTable, default_anatomy
 from tripq.tasks.lesions.figures import comparison_figure, map_figure
@@ -157,13 +157,13 @@ def main(
     subjects), the two networks (.safetensors), and for the real scan the probability of a lesion
     in every voxel, on its own grid (.nii.gz), with a picture.
 
-    What is learnt is learnt from simulated diffusion signal: for research only.
+    Both networks are trained on simulated diffusion signal: for research only.
     """
     if scan is None and any((bval, bvec, mask)):
         raise typer.BadParameter("--bval, --bvec and --mask describe a --scan, which is missing")
     if device is Device.cuda and not torch.cuda.is_available():
         raise typer.BadParameter("there is no CUDA device", param_hint="--device")
-    # First of all: a scan that cannot be read should not be noticed after minutes of training.
+    # First, so that an unreadable scan is reported before minutes of training.
     real = read_real_scan(scan, bval, bvec, mask, frame)
     out.mkdir(parents=True, exist_ok=True)
     if network is not None:
@@ -196,7 +196,7 @@ def read_real_scan(
 
 def mean_voxel_size(dwi: DWI) -> float:
     """Edge in mm of a cube as large as a voxel; rounded, as headers are."""
-    return round(float(np.prod(dwi.voxel_size)) ** (1 / 3), 2)
+    return round(cubic_edge(dwi.affine), 2)
 
 
 def load_for_voxels(path: Path, dwi: DWI) -> nn.Module:
@@ -391,7 +391,7 @@ def segment_real_scan(network: nn.Module, dwi: DWI, out: Path, device: Device) -
 
 @contextmanager
 def progress_bar(name: str) -> Iterator[Callable[[float, str], None]]:
-    """A bar; call what is yielded with the share that is done and a word on it."""
+    """Show a bar; the yielded function takes the completed share and a short text."""
     columns = (
         TextColumn("{task.description:<26}"),
         BarColumn(),
@@ -404,7 +404,7 @@ def progress_bar(name: str) -> Iterator[Callable[[float, str], None]]:
 
 
 def run() -> None:
-    """The command; what is wrong with the input is told in one line."""
+    """The command; an error in the input is reported in one line."""
     try:
         app()
     except OSError as error:

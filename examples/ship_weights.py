@@ -25,10 +25,11 @@ from rich.console import Console
 from train_on_heads import NETWORK, OUT, Cohorts, Studio
 
 from tripq.networks.checkpoint import load_network, read_notes, save_network
+from tripq.tasks.lesions.command import LesionCommands
 from tripq.tasks.lesions.datasets import open_ms
 from tripq.tasks.lesions.segmentation import load_model
 from tripq.tasks.lesions.task import LesionTask
-from tripq.tasks.lesions.weights import default_weights, weights_header
+from tripq.tasks.lesions.weights import weights_header
 from tripq.training import read_record
 
 CARD = ROOT / "docs" / "weights.md"
@@ -48,7 +49,7 @@ def main(
     """Write the weights that come with tripq and their card."""
     sources = open_ms(accept_licences=accept_licences, local=data)
     studio = Studio(Cohorts.of_first_split(sources, out, heads))
-    weights = default_weights()
+    weights = LesionCommands().included_weights()
     ship(studio, Tests.read(RESULTS), CONDITIONS, weights, CARD)
     console.print(f"written: {weights}, {CARD}", markup=False)
 

@@ -2,6 +2,7 @@
 
     python examples/signal_rivals.py --heads FOLDER
     python examples/signal_rivals.py --heads FOLDER --save --ship
+    python examples/signal_rivals.py --save
 
 FOLDER holds one folder for each source of `paper.real_heads.HEADS`.  For each fold of `FOLDS` a
 network is trained on some people and applied to the others, whom and whose scanners it has not
@@ -19,8 +20,9 @@ seen.  Every rival is tuned on the heads of the training, too:
 
 Denoising is scored against the mean of repetitions, registered to the scan.  Networks and results
 are kept in the folder of the results: finished ones are read, and an interrupted training starts
-again.  ``--save`` writes the tables of docs/signal.md and all results in one file.  ``--ship``
-trains with all heads, and writes the network that comes with tripq and its card.
+again.  ``--save`` writes all results into perf/results/signal/rivals.json and the tables of
+docs/signal.md; without ``--heads`` the tables are written from this file.  ``--ship`` trains with
+all heads, and writes the network that comes with tripq and its card.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from typing import Annotated
 import torch
 import typer
 from paper.command import start
-from paper.real_heads import Heads, RealHead, choose_heads, list_licences
+from paper.real_heads import RealHead, choose_heads, list_licences
 from rich.console import Console
 from signal_study.heads import Crop, Denoise, Repeated, middle, noise_floor, slabs, trials
 from signal_study.results import (
@@ -44,6 +46,7 @@ from signal_study.results import (
     Row,
     denoising_table,
     directions_table,
+    read_all,
     summary,
     tensors_table,
     write_all,
@@ -306,7 +309,12 @@ def report(progress: Progress) -> None:
 
 @app.command()
 def main(
-    heads: Heads,
+    heads: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with the scans of the healthy heads.", show_default="only kept results"
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of networks and results.")] = OUT,
     fold: Annotated[list[str] | None, typer.Option(help="Some folds; again for more.")] = None,
     voxels: Annotated[int, typer.Option(help="Of the middle of a head that is tested.")] = VOXELS,
@@ -316,17 +324,24 @@ def main(
         bool, typer.Option("--ship", help="Write the network that comes with tripq, and its card.")
     ] = False,
 ) -> None:
-    """Train, compare, and keep the results."""
-    study = Study(heads, out, voxels, steps)
-    chosen = [one for one in FOLDS if fold is None or one.name in fold]
-    results = [study.results(one) for one in chosen]
+    """Train, compare, and keep the results; without heads, show the kept results."""
+    if fold and (save or to_ship):
+        raise typer.BadParameter("--save and --ship need all folds: omit --fold.")
+    if heads is None:
+        if fold or to_ship:
+            raise typer.BadParameter("training needs the scans: give --heads FOLDER.")
+        results = read_all(RESULTS)
+    else:
+        study = Study(heads, out, voxels, steps)
+        results = [study.results(one) for one in FOLDS if not fold or one.name in fold]
+        if save:
+            write_all(results, RESULTS)
+        if to_ship:
+            ship(study, results, WEIGHTS, CARD)
     tables = (directions_table, tensors_table, denoising_table)
     console.print(*(table(results) for table in tables), sep="\n\n", markup=False)
     if save:
-        write_all(results, RESULTS)
         write_page(results, PAGE)
-    if to_ship:
-        ship(study, results, WEIGHTS, CARD)
 
 
 if __name__ == "__main__":

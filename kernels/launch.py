@@ -11,7 +11,8 @@ twins, by autograd: forward mode, higher derivatives, and the transforms of `tor
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -27,12 +28,27 @@ def runs_in_triton(x: Tensor) -> bool:
 
 
 def needs_twin() -> bool:
-    """Whether plain torch is required: in forward-mode AD and in `torch.func` transforms.
+    """Whether plain torch is required: in forward-mode AD, `torch.func` transforms, `plain_torch`.
 
     An operator of `torch.library` drops tangents silently, and `torch.func` cannot transform an
     autograd function.  Tensors are not inspected: one may carry a tangent of an outer level.
     """
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    return _plain or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+# Not a context variable: compilers do not trace those.
+_plain = False
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """Evaluate operators by their twins, as a program that runs without this package needs it."""
+    global _plain
+    before, _plain = _plain, True
+    try:
+        yield
+    finally:
+        _plain = before
 
 
 def higher_derivatives() -> bool:

@@ -4,6 +4,7 @@ An operator ``torch.ops.tripq.NAME`` has a schema, the types of its arguments an
 notation of torch, and these parts:
 
 * the twin, which defines the result in plain torch, and a Triton kernel that computes the same;
+* where the twin is slow on a CPU, a function in torch for it, which need not be differentiable;
 * the shapes and types of the results, for compilers;
 * the tensors that the forward pass keeps, and the first derivative in the backward pass.
 
@@ -30,6 +31,7 @@ def operator(
     empty: Function,
     *,
     twin: Function | None = None,
+    on_cpu: Function | None = None,
     kernel: str | None = None,
     read: Function | None = None,
     keep: Function | None = None,
@@ -44,7 +46,10 @@ def operator(
     empty : callable
         The results without values, from the arguments of the twin.
     twin : callable, optional
-        The result in plain torch, outside of autocast.  Without it the operator is for Triton only.
+        The result in plain torch, outside of autocast.  Without it, and without `on_cpu`, the
+        operator is for Triton only.
+    on_cpu : callable, optional
+        What runs instead of the twin where nothing but the result is needed, outside of autocast.
     kernel : str, optional
         Module of this package and name of the function that launches the kernel; the module is
         imported at the first call.
@@ -57,17 +62,19 @@ def operator(
     def arguments(args: tuple[Any, ...]) -> Iterable[Any]:
         return args if read is None else read(*args)
 
-    def plain(*args: Any) -> Any:
-        assert twin is not None
+    in_torch = on_cpu or twin
+
+    def plain(function: Function | None, args: tuple[Any, ...]) -> Any:
+        assert function is not None
         with torch.autocast(_first_tensor(args).device.type, enabled=False):
-            return twin(*arguments(args))
+            return function(*arguments(args))
 
     def run(*args: Any) -> Any:
-        if kernel is not None and (twin is None or runs_in_triton(_first_tensor(args))):
+        if kernel is not None and (in_torch is None or runs_in_triton(_first_tensor(args))):
             module, function = kernel.split(".")
             launch = getattr(import_module(f"tripq.kernels.{module}"), function)
             return launch(*arguments(args))
-        return plain(*args)
+        return plain(in_torch, args)
 
     defined = torch.library.custom_op(f"tripq::{name}", run, mutates_args=(), schema=schema)
     defined.register_fake(lambda *args: empty(*arguments(args)))
@@ -75,7 +82,7 @@ def operator(
         defined.register_autograd(differentiate, setup_context=keep)
 
     def call(*args: Any) -> Any:
-        return plain(*args) if needs_twin() else defined(*args)
+        return plain(twin, args) if needs_twin() else defined(*args)
 
     return call
 

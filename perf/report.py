@@ -45,7 +45,7 @@ Method:
   tolerance. Methods that exceed the tolerance get no figures.
 * *Forward* is without gradient; *forward + backward* includes the gradients of features and weights
   (for the segmenter it is a training step). Both are medians, and both build every filter again, as
-  every call does: only tables that depend on the geometry and the orders are kept between calls.
+  every call does: only tables in which no weight enters are kept between calls.
   *First call* is the first forward pass of the process.
 * *Peak* is the additional memory since the process began to build graph and layer.
 * *Work* is the multiply-adds of a forward pass, as `layer.explain` counts them for that back end.

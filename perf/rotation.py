@@ -54,9 +54,9 @@ from tripq.networks.checkpoint import load_network
 from tripq.nn.layer import PQTensorFieldLayer
 from tripq.scans import DWI
 from tripq.simulate import Anatomy, GradientTable, Grid, default_anatomy
+from tripq.tasks.lesions.command import LesionCommands
 from tripq.tasks.lesions.segmentation import segment
 from tripq.tasks.lesions.simulate import simulate_subject
-from tripq.tasks.lesions.weights import default_weights
 
 VOXEL = 2.0  # mm, of the weights that come with tripq
 MARGIN = 4  # voxels around the ball, which interpolation looks into
@@ -137,7 +137,7 @@ class Head:
         snr: float = np.inf,
         fineness: int = 1,
     ) -> None:
-        self.network = load_network(default_weights())
+        self.network = load_network(LesionCommands().included_weights())
         layers = [m for m in self.network.modules() if isinstance(m, PQTensorFieldLayer)]
         with torch.no_grad():
             for layer in layers:

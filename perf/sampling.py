@@ -40,7 +40,7 @@ from tripq.networks.blocks import Part, graph_radius, receptive_field, whole_sca
 from tripq.networks.checkpoint import load_network
 from tripq.networks.encoder import VoxelNetwork
 from tripq.simulate import GradientTable
-from tripq.tasks.lesions.weights import default_weights
+from tripq.tasks.lesions.command import LesionCommands
 
 RESULTS = Path(__file__).parent / "results" / "laws" / "sampling.json"
 PAGE = Path(__file__).parents[1] / "docs" / "sampling.md"
@@ -266,7 +266,7 @@ def main(
         torch.set_num_threads(threads)
     scene = Scene(seed)
     drawn = np.random.default_rng(seed).uniform(-PLACES_WITHIN, PLACES_WITHIN, (places, 3))
-    path = default_weights() if network is None else network
+    path = LesionCommands().included_weights() if network is None else network
     trained = load_network(path)
     rows = [measure(path.stem, trained, scene, drawn, of_q=True)]
     if choices:

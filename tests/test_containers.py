@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 import sysconfig
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,13 @@ def test_python_and_all_packages_are_pinned(recipe: str) -> None:
 def test_both_variants_are_known_and_others_are_refused(recipe: str) -> None:
     assert {"cpu)", "cuda)", "*)"} <= set(RECIPES[recipe].split())
     assert 'cuda) index=https://pypi.org/simple extras="[cuda]"' in RECIPES[recipe]
+
+
+def test_the_test_of_the_image_reads_the_included_network() -> None:
+    (program,) = re.findall(r"python -c '([^']+)'", section("test"))
+    with redirect_stdout(StringIO()) as shown:
+        exec(program, {})
+    assert Path(shown.getvalue().strip()).is_file()
 
 
 def test_nobody_is_root() -> None:

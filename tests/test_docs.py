@@ -134,23 +134,28 @@ def inventory(site):
 
 
 class Links(HTMLParser):
-    """Targets of the links and images of a page, and the places that it offers."""
+    """Targets of the links and images of a page, the places that it offers, and what is fetched."""
 
     def __init__(self, page):
         super().__init__()
-        self.targets, self.places = [], set()
+        self.targets, self.places, self.fetched = [], set(), []
         self.feed(page.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
         values = dict(attrs)
         self.targets += [values[key] for key in ("href", "src") if values.get(key)]
         self.places |= {values[key] for key in ("id", "name") if values.get(key)}
+        if tag in ("img", "script", "iframe"):
+            self.fetched.append(values.get("src") or "")
+        if tag == "link" and values.get("rel") in ("stylesheet", "icon", "preload"):
+            self.fetched.append(values.get("href") or "")
 
 
-def dead_links(site):
-    """Links to files or places of the site that are not there, and whatever a page fetches."""
-    pages = {page: Links(page) for page in site.rglob("*.html") if page.name != "404.html"}
+def dead_links(site, pages):
+    """Links to files or places of the site that are not there."""
     for page, links in pages.items():
+        if page.name == "404.html":
+            continue
         for target in links.targets:
             url = urlsplit(target)
             if url.scheme or url.netloc:
@@ -162,27 +167,11 @@ def dead_links(site):
                 yield f"{page.relative_to(site)}: {target}"
 
 
-class Fetched(HTMLParser):
-    """What a browser fetches to show a page."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.addresses = []
-        self.feed(page.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag, attrs):
-        values = dict(attrs)
-        if tag in ("img", "script", "iframe"):
-            self.addresses.append(values.get("src") or "")
-        if tag == "link" and values.get("rel") in ("stylesheet", "icon", "preload"):
-            self.addresses.append(values.get("href") or "")
-
-
-@pytest.mark.parametrize("slow", ["false", pytest.param("true", marks=pytest.mark.exhaustive)])
-def test_the_site_is_whole(slow, tmp_path):
+@pytest.mark.parametrize("whole", ["false", pytest.param("true", marks=pytest.mark.exhaustive)])
+def test_the_site_is_complete(whole, tmp_path):
     """One test, as it builds only once: every name and link leads somewhere.
 
-    Slow are what the notebook gives and the source code of all functions.
+    Only the whole site has outputs of the notebook, formatted signatures, source code and search.
     """
     site = tmp_path / "site"
     done = subprocess.run(
@@ -194,16 +183,16 @@ def test_the_site_is_whole(slow, tmp_path):
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "NO_MKDOCS_2_WARNING": "1",
-            "TRIPQ_RUN_NOTEBOOK": slow,
-            "TRIPQ_SHOW_SOURCE": slow,
+            "TRIPQ_WHOLE_SITE": whole,
         },
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
     missing = sorted(set(public_names()) - inventory(site))
     assert not missing, "add `::: module` to a page in docs/api, or a docstring"
-    assert sorted(dead_links(site)) == []
-    fetched = {url for page in site.rglob("*.html") for url in Fetched(page).addresses}
+    pages = {page: Links(page) for page in site.rglob("*.html")}
+    assert sorted(dead_links(site, pages)) == []
+    fetched = {url for links in pages.values() for url in links.fetched}
     assert not {url for url in fetched if urlsplit(url).netloc}, "the site works without a network"
 
 

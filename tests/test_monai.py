@@ -22,8 +22,8 @@ from tripq.networks.blocks import graph_radius
 from tripq.networks.checkpoint import load_network, save_network
 from tripq.scans import read_dwi
 from tripq.simulate import GradientTable, default_anatomy
+from tripq.tasks.lesions.command import LesionCommands
 from tripq.tasks.lesions.simulate import simulate_subject, write_subject
-from tripq.tasks.lesions.weights import default_weights
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -171,7 +171,8 @@ def test_the_bundle_has_the_form_of_monai(bundle: Path, tmp_path: Path) -> None:
         *("LICENSE", "configs/inference.json", "configs/metadata.json", "docs/README.md"),
         *("docs/data_license.txt", "models/network.safetensors"),
     }
-    assert (bundle / "models/network.safetensors").read_bytes() == default_weights().read_bytes()
+    included = LesionCommands().included_weights()
+    assert (bundle / "models/network.safetensors").read_bytes() == included.read_bytes()
     schema = tmp_path / "schema.json"  # a file that is there is not fetched
     schema.write_text(json.dumps(DEMANDED), encoding="utf-8")
     metadata = bundle / "configs/metadata.json"
@@ -208,7 +209,7 @@ def test_the_bundle_gives_the_map_of_the_network(
     found = nib.load(tmp_path / "dwi_probability.nii.gz")
 
     dwi = read_dwi(folder / "dwi.nii.gz", mask=mask)
-    network = load_network(default_weights())
+    network = load_network(LesionCommands().included_weights())
     graph = PQGraph.from_grid(dwi.mask, dwi.affine, dwi.q, graph_radius(network))
     with torch.no_grad():
         known = torch.sigmoid(network(torch.from_numpy(dwi.signal), graph)).numpy()

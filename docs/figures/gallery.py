@@ -61,9 +61,7 @@ def signal_figure(anatomy: Anatomy) -> Figure:
     table = GradientTable.from_shells([1000.0], [13])
     dwi = simulate_subject(anatomy, table, seed=3).dwi
     given = dwi.with_samples(list(range(13)))
-    weights = SignalCommands().included_weights()
-    assert weights is not None
-    network = load_network(weights).eval()
+    network = load_network(SignalCommands().included_weights()).eval()
     predicted = predict_blocks(network, given, q_out=np.stack([np.zeros(3), dwi.q[13]]))[:, 1]
     measured = dwi.signal[:, 13]
     pictures = {

@@ -73,7 +73,7 @@ def at_trained_shells(subject: LabelledSubject) -> LabelledSubject:
 
 
 def for_fixed_table(subject: LabelledSubject) -> LabelledSubject | None:
-    """The subject as a network made for the usual table can take it; None if it cannot be had."""
+    """The subject with the usual table, for networks of fixed tables; None if it is impossible."""
     try:
         dwi: DWI = resample_directions(subject.dwi, USUAL.q)
     except DWIError:

@@ -1,4 +1,4 @@
-"""What the programs of the experiment have in common: options, and one line for what is wrong."""
+"""Options and error messages that the programs of the experiment share."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OUT = Path("runs/paper")
 
 
 def start(app: typer.Typer) -> None:
-    """Run a program; what is wrong with its input is told in one line."""
+    """Run a program; an error in its input is reported in one line."""
     # A job that a cluster ends takes its runs with it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

@@ -479,7 +479,7 @@ class _Page:
         return _table(["network", "load (patients)", *VOXELWISE], rows)
 
     def _as_built(self, name: str) -> str:
-        """What a contender is called, and whether it has been built otherwise since it was run."""
+        """The name of a contender, with a remark if its definition has changed since it was run."""
         contender, runs = CONTENDERS[name], self._of("variants", name)
         if not runs:
             return contender.says

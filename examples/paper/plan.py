@@ -26,7 +26,7 @@ from tripq.tasks.lesions.segmenter import LesionSegmenter
 #: Shares of the training scans of the paper.
 FRACTIONS = (0.066, 0.132, 0.263, 0.658, 1.0)
 
-#: Lesion load in ml below which a patient's scores stand apart: a few voxels decide about them.
+#: Patients with a lower lesion load, in ml, are listed separately: few voxels decide their scores.
 SMALL_LOAD = 5.0
 
 
@@ -35,7 +35,7 @@ SMALL_LOAD = 5.0
 
 @dataclass(frozen=True)
 class Split:
-    """Patients to train on, to choose everything on, and to score; they never meet.
+    """Patients for training, for all choices, and for the scores, without overlap.
 
     Parameters
     ----------
@@ -199,7 +199,7 @@ class Contender:
     Parameters
     ----------
     name : str
-        Short, as it stands in the results.
+        Short, used in the results.
     says : str
         What the page calls it.
     build : callable
@@ -456,12 +456,12 @@ VARIANTS = (
 )
 
 
-# -- all of it -----------------------------------------------------------------------------------
+# -- the experiment ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of it.
+    """The size of the experiment.
 
     Parameters
     ----------
@@ -520,7 +520,7 @@ class Plan:
 
 FULL = Plan()
 
-#: All parts of the program in minutes, and nothing to be learnt from the scores.
+#: All parts of the program in minutes; its scores are meaningless.
 QUICK = Plan(
     voxel_size=4.0,
     patients=("01", "05", "06", "10", "11", "12"),

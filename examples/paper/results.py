@@ -21,7 +21,7 @@ LOGITS = np.linspace(-12.0, 12.0, 97)
 
 @dataclass(frozen=True)
 class Run:
-    """What is run: a network on a share of the training patients of a split.
+    """A network on a share of the training patients of a split.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ class Result:
 
 
 class Results:
-    """The file.
+    """The file of the finished runs.
 
     Parameters
     ----------

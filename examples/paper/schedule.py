@@ -27,7 +27,7 @@ CONTENDERS = {c.name: c for c in chain(*CANDIDATES.values(), VARIANTS)}
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that a run needs beside itself.
+    """Everything that runs share.
 
     Parameters
     ----------
@@ -114,13 +114,13 @@ def other_runs(results: Results, plan: Plan) -> list[Run]:
     return runs
 
 
-# -- doing them ----------------------------------------------------------------------------------
+# -- execution -----------------------------------------------------------------------------------
 
 
 def do(
     runs: list[Run], results: Results, experiment: Experiment, jobs: int, console: Console
 ) -> list[str]:
-    """Do what is not yet in the results; what went wrong, a line for each run.
+    """Do the runs that are not yet in the results; return one line for each failure.
 
     A run that fails does not stop the others.
     """

@@ -46,7 +46,7 @@ class Crop:
 
 
 def middle(name: str, dwi: DWI, voxels: int) -> Crop:
-    """Middle slices of a head, so many voxels or a slice more."""
+    """As few middle slices of a head as have so many voxels."""
     inside = _bright(dwi)
     centre = inside.shape[2] // 2
     order = np.argsort(np.abs(np.arange(inside.shape[2]) - centre), kind="stable")
@@ -120,7 +120,7 @@ class Trial:
 
 
 def trials(dwi: DWI) -> Iterator[Trial]:
-    """Those of the task."""
+    """The trials of the task."""
     for number, hidden in zip(TRIALS, SignalTask().trials(Crop("", dwi)), strict=False):
         shown, known, q_out = hide(dwi, dwi.signal, hidden)
         assert q_out is not None  # a trial hides some

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from paper.head_page import table, write_between
 
@@ -81,7 +82,7 @@ class Denoised:
 
 @dataclass(frozen=True)
 class Results:
-    """Of one fold.
+    """The results of one fold.
 
     Parameters
     ----------
@@ -101,21 +102,30 @@ class Results:
     denoised: tuple[Denoised, ...]
 
     def write(self, path: Path) -> None:
-        """Write them as JSON."""
+        """Write a file of JSON."""
         write_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Results:
-        """Read them."""
-        found = json.loads(path.read_text(encoding="utf-8"))
-        rows = tuple(Row(**row) for row in found.pop("rows"))
-        denoised = tuple(Denoised(**row) for row in found.pop("denoised"))
-        return cls(**found, rows=rows, denoised=denoised)
+        """Read what `write` wrote."""
+        return cls.of(json.loads(path.read_text(encoding="utf-8")))
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> Results:
+        """The results in a JSON object."""
+        rows = tuple(Row(**row) for row in found["rows"])
+        denoised = tuple(Denoised(**row) for row in found["denoised"])
+        return cls(found["fold"], found["chosen"], rows, denoised)
 
 
 def write_all(results: Sequence[Results], path: Path) -> None:
-    """Write those of all folds into one file, JSON."""
+    """Write the results of all folds into one file of JSON."""
     write_text(path, json.dumps([asdict(one) for one in results], indent=1) + "\n")
+
+
+def read_all(path: Path) -> list[Results]:
+    """Read what `write_all` wrote."""
+    return [Results.of(found) for found in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def _rows(results: Sequence[Results]) -> Iterator[tuple[str, Row]]:

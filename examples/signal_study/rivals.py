@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -15,7 +15,7 @@ from dipy.reconst.dti import TensorModel
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from signal_study.heads import Crop, Denoise, trials
+from signal_study.heads import Crop, Denoise, Trial, trials
 from tripq.scans import B_REFERENCE, DWI
 from tripq.so3.fit import ShellFit
 
@@ -28,6 +28,7 @@ NOISES = (0.03, 0.1, 0.3, 1.0)
 PATCH_RADII = (1, 2, 3)
 """Of MP-PCA, in voxels."""
 
+Covariance = Literal["exponential", "spherical"]
 Predict = Callable[[DWI, NDArray[np.float64]], NDArray[np.floating]]
 Rival = TypeVar("Rival", "Harmonics", "GaussianProcess")
 Denoiser = TypeVar("Denoiser", "MPPCA", "Patch2Self")
@@ -66,7 +67,7 @@ class GaussianProcess:
         :math:`\lambda` and :math:`\sigma^2`.
     """
 
-    covariance: Literal["exponential", "spherical"]
+    covariance: Covariance
     angle: float = 1.0
     size: float = 1.0
     noise: float = 0.5
@@ -89,10 +90,10 @@ class GaussianProcess:
         return mean + (dwi.signal[:, 1:] - mean) @ to.astype(np.float32)
 
     def fitted(self, scans: Sequence[DWI]) -> GaussianProcess:
-        """With the angle and the size of the largest marginal likelihood, for its noise.
+        """The process with the angle and size of the largest marginal likelihood, for its noise.
 
-        Each scan counts the same.  The noise cannot be had in this way: the covariances have a
-        kink at 0, which takes its place.
+        All scans count equally.  The noise cannot be estimated in this way, because the kink of the
+        covariances at 0 has the same effect.
         """
         products = []
         for dwi in scans:
@@ -168,52 +169,35 @@ class Patch2Self:
         return found[dwi.mask] / dwi.b0[:, None]
 
 
-def mean_squares(predict: Predict, crop: Crop) -> dict[int, float]:
-    """Mean square error by the number of directions shown."""
-    return {
-        trial.number: float(np.mean((predict(trial.shown, trial.q) - trial.known) ** 2))
-        for trial in trials(crop.dwi)
-    }
+def mean_log_error(predict: Predict, shown: Sequence[Trial]) -> float:
+    """Mean over trials of the logarithm of the mean square error."""
+    errors = (predict(trial.shown, trial.q) - trial.known for trial in shown)
+    return float(np.mean([np.log(float(np.mean(error**2))) for error in errors]))
 
 
-def choose(errors: Mapping[Rival, Sequence[Mapping[int, float]]]) -> dict[int, Rival]:
-    """The rival with the least mean logarithm of the error, by the number of directions."""
-
-    def size(rival: Rival, number: int) -> float:
-        return float(np.mean([np.log(e[number]) for e in errors[rival] if number in e]))
-
-    numbers = sorted({number for found in errors.values() for each in found for number in each})
-    return {n: min(errors, key=lambda rival: size(rival, n)) for n in numbers}
+def choose(rivals: Iterable[Rival], shown: Sequence[Trial]) -> Rival:
+    """The rival with the least `mean_log_error`."""
+    return min(rivals, key=lambda rival: mean_log_error(rival, shown))
 
 
-def tune_harmonics(crops: Sequence[Crop]) -> dict[int, Harmonics]:
-    """Order and smoothing by the number of directions."""
-    rivals = [Harmonics(order, smoothing) for order in ORDERS for smoothing in SMOOTHINGS]
-    return choose({rival: [mean_squares(rival, crop) for crop in crops] for rival in rivals})
+def tune_harmonics(shown: Sequence[Trial]) -> Harmonics:
+    """Order and smoothing for a number of directions."""
+    return choose((Harmonics(order, s) for order in ORDERS for s in SMOOTHINGS), shown)
 
 
-def tune_processes(crops: Sequence[Crop]) -> dict[int, GaussianProcess]:
-    """Covariance and hyperparameters by the number of directions."""
-    by_number: dict[int, list[DWI]] = {}
-    for crop in crops:
-        for trial in trials(crop.dwi):
-            by_number.setdefault(trial.number, []).append(trial.shown)
-    chosen = {}
-    for number, scans in by_number.items():
-        rivals = [
-            GaussianProcess(kind, noise=noise).fitted(scans)
-            for kind in ("exponential", "spherical")
-            for noise in NOISES
-        ]
-        chosen[number] = choose(
-            {rival: [mean_squares(rival, crop) for crop in crops] for rival in rivals}
-        )[number]
-    return chosen
+def tune_process(shown: Sequence[Trial]) -> GaussianProcess:
+    """Covariance and hyperparameters for a number of directions."""
+    scans = [trial.shown for trial in shown]
+    kinds: tuple[Covariance, ...] = ("exponential", "spherical")
+    return choose(
+        (GaussianProcess(kind, noise=noise).fitted(scans) for kind in kinds for noise in NOISES),
+        shown,
+    )
 
 
 @dataclass(frozen=True)
 class Rivals:
-    """What predicts directions, by the number of directions shown.
+    """The tuned methods, by the number of directions shown.
 
     Parameters
     ----------
@@ -227,13 +211,20 @@ class Rivals:
     @classmethod
     def tuned(cls, crops: Sequence[Crop]) -> Rivals:
         """Tune them on heads."""
-        return cls(tune_harmonics(crops), tune_processes(crops))
+        by_number: dict[int, list[Trial]] = {}
+        for crop in crops:
+            for trial in trials(crop.dwi):
+                by_number.setdefault(trial.number, []).append(trial)
+        return cls(
+            {number: tune_harmonics(shown) for number, shown in by_number.items()},
+            {number: tune_process(shown) for number, shown in by_number.items()},
+        )
 
 
 def tune_denoiser(
     rivals: Sequence[Denoiser], crops: Sequence[Crop], harmonics: Mapping[int, Harmonics]
 ) -> Denoiser:
-    """The denoiser after which harmonics predict best what it was not given."""
+    """The denoiser after which harmonics best predict the directions that it was not given."""
 
     def size(denoise: Denoise) -> float:
         errors = []

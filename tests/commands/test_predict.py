@@ -16,6 +16,7 @@ from tripq.networks import VoxelNetwork, save_network
 from tripq.networks.blocks import predict_blocks
 from tripq.scans import read_dwi
 from tripq.tasks.lesions import segmentation
+from tripq.tasks.tissue.command import TissueCommands
 
 
 def test_maps_of_lesions_are_those_of_segment(
@@ -45,7 +46,6 @@ def test_maps_of_lesions_are_those_of_segment(
     ("options", "says"),
     [
         ((), "Give --weights FILE or --task NAME"),
-        (("--task", "tissue"), "no trained network of the task tissue comes with tripq"),
         (("--task", "none"), "unknown task 'none'; known: fibres, lesions, signal, tissue"),
         (("--task", "lesions", "--weights", "a.safetensors"), "omit --task"),
     ],
@@ -56,6 +56,16 @@ def test_a_network_is_named_by_its_file_or_by_its_task(
     done = call("predict", scan, *options, "-o", tmp_path / "maps")
     assert done.status == 2
     assert says in " ".join(done.stderr.replace("│", " ").split())
+    assert not (tmp_path / "maps").exists()
+
+
+def test_a_task_without_a_trained_network_is_refused_by_name(
+    call: Call, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TissueCommands, "weights", "none.safetensors")
+    done = call("predict", scan, "--task", "tissue", "-o", tmp_path / "maps")
+    assert done.status == 1
+    assert "has no trained network of the task tissue. Give a checkpoint: --weights" in done.error
     assert not (tmp_path / "maps").exists()
 
 

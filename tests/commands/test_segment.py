@@ -18,6 +18,7 @@ from tests.commands.conftest import Call, ball, write_mask, write_scan, write_we
 from tests.scans.test_coherence import make_rods
 from tripq.scans import read_dwi
 from tripq.scans.resampling import map_back, resample
+from tripq.tasks.lesions.command import LesionCommands
 from tripq.tasks.lesions.listing import find_candidates
 from tripq.tasks.lesions.segmentation import load_model, segment
 
@@ -237,12 +238,12 @@ def test_little_memory_gives_the_same_map_or_an_error(
 def test_the_shipped_weights_are_the_default(
     call: Call, scan: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tripq.tasks.lesions.weights._FILE", tmp_path / "none.safetensors")
+    monkeypatch.setattr(LesionCommands, "weights", "none.safetensors")
     refused = call("segment", scan, "-o", tmp_path)
     assert refused.status == 1
     assert "none.safetensors: this installation of tripq has no" in refused.error
     assert "--weights FILE" in refused.error
-    monkeypatch.setattr("tripq.tasks.lesions.weights._FILE", weights)
+    monkeypatch.setattr(LesionCommands, "weights", weights)
     assert call("segment", scan, "-o", tmp_path).status == 0
 
 

@@ -219,3 +219,16 @@ def test_graphs_of_different_kinds_are_not_merged():
             PQGraph.merge(pair)
     with pytest.raises(ValueError, match="a graph needs at least one scan"):
         PQGraph.merge([])
+
+
+def test_sizes_count_the_rows_of_each_graph_without_padding():
+    points, q = np.zeros((1, 3)), np.eye(3)
+    graphs = [PQGraph.from_points(np.arange(3 * n).reshape(n, 3), q[:n], 1.0) for n in (2, 3)]
+    graph = PQGraph.merge(graphs)
+    assert graph.sizes(torch.zeros(5, 3, 4)) == (2 * 2, 3 * 3)
+    assert graph.sizes(torch.zeros(5, 4)) == (2, 3), "maps"
+    again = PQGraph.merge([graph, PQGraph.from_points(points, q, 1.0)])
+    assert again.sizes(torch.zeros(6, 3, 4)) == (13, 3)
+    assert graphs[1].sizes(torch.zeros(3, 3, 4)) == (9,)
+    with pytest.raises(ValueError, match="the features have 4 rows, but the graph has 5"):
+        graph.sizes(torch.zeros(4, 4))

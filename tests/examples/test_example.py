@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from tests.conftest import run_program
 from tripq.networks.checkpoint import load_network, save_network
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "segment_ms.py"
@@ -22,15 +21,10 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "segment_ms.py"
 def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Folder and output of a tiny run."""
     out = tmp_path_factory.mktemp("example") / "results"
-    done = subprocess.run(
-        [sys.executable, EXAMPLE, "--quick", "--out", out],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr == ""
-    return out, done.stdout
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "120")
+        shown = run_program(EXAMPLE, "--quick", "--out", out)
+    return out, shown
 
 
 def test_it_writes_what_it_promises(results: tuple[Path, str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import pickle
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -66,7 +67,10 @@ def plan(program: ModuleType):  # type: ignore[no-untyped-def]
 
 
 class ThisProcess:
-    """In place of a pool of processes, each of which imports torch: one run after the other."""
+    """In place of a pool of processes, each of which imports torch: one run after the other.
+
+    What another process would be sent is pickled here, too.
+    """
 
     def __init__(self, *_: object) -> None: ...
 
@@ -78,6 +82,7 @@ class ThisProcess:
     def submit(self, function: Callable[..., Any], *arguments: object) -> Future[Any]:
         future: Future[Any] = Future()
         try:
+            function, arguments = pickle.loads(pickle.dumps((function, arguments)))
             future.set_result(function(*arguments))
         except Exception as error:
             future.set_exception(error)
@@ -118,6 +123,7 @@ def test_every_run_is_a_line_with_all_that_it_was(out: Path) -> None:
             assert {"usual", "rotated"} <= set(line["tests"])
 
 
+@pytest.mark.exhaustive
 def test_runs_in_processes_of_their_own_have_the_same_results(  # type: ignore[no-untyped-def]
     program, plan, sources, out: Path, tmp_path: Path
 ) -> None:

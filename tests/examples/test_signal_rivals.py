@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from scipy.stats import multivariate_normal
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF
@@ -19,6 +21,7 @@ from tests.tasks.signal.conftest import fibres
 from tripq.scans import DWI
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+TABLES = ("directions", "tensors", "denoising")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,6 +83,30 @@ def test_denoisers_leave_less_noise_and_the_best_is_chosen(rivals: ModuleType) -
     harmonics = dict.fromkeys((6, 12, 20), rivals.Harmonics(4, 0.004))
     bad = lambda dwi: np.random.default_rng(0).uniform(size=dwi.signal.shape)  # noqa: E731
     assert rivals.tune_denoiser([bad, pca], [crop], harmonics) is pca
+
+
+def test_every_rival_predicts_a_trial_once(
+    rivals: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from signal_study import heads
+
+    asked = []
+    predict = rivals.GaussianProcess.__call__
+
+    def count(process: object, dwi: DWI, q: np.ndarray) -> np.ndarray:
+        asked.append((process, len(dwi.b_values) - 1, dwi.signal.tobytes()))
+        return predict(process, dwi, q)
+
+    monkeypatch.setattr(rivals.GaussianProcess, "__call__", count)
+    crops = [heads.Crop(str(seed), fibres(seed, (25,)).dwi) for seed in range(2)]
+    tuned = rivals.Rivals.tuned(crops)
+    assert len(set(asked)) == len(asked) == 3 * 2 * 2 * len(rivals.NOISES)
+    errors = {}
+    for process, number, _ in asked:
+        shown = [t for crop in crops for t in heads.trials(crop.dwi) if t.number == number]
+        mean_squares = [np.mean((predict(process, t.shown, t.q) - t.known) ** 2) for t in shown]
+        errors.setdefault(number, {})[process] = np.mean(np.log(mean_squares))
+    assert tuned.processes == {n: min(found, key=found.get) for n, found in errors.items()}
 
 
 def test_patches_fit_into_few_slices(rivals: ModuleType) -> None:
@@ -160,10 +187,7 @@ def test_results_are_kept_and_written_into_the_page(
     page = tmp_path / "page.md"
     monkeypatch.setattr(study, "PAGE", page)
     monkeypatch.setattr(study, "RESULTS", tmp_path / "all.json")
-    markers = [
-        f"<!-- {name} -->\n\n<!-- end of {name} -->"
-        for name in ("directions", "tensors", "denoising")
-    ]
+    markers = [f"<!-- {name} -->\n\n<!-- end of {name} -->" for name in TABLES]
     page.write_text("\n".join(markers))
     study.main(tmp_path, tmp_path / "runs", None, voxels=100, steps=1, save=True)
     (results,) = (study.Results.read(path) for path in tmp_path.rglob("results.json"))
@@ -183,3 +207,43 @@ def test_results_are_kept_and_written_into_the_page(
     monkeypatch.setattr(study.Study, "training", None)  # nothing is trained or read again
     study.main(tmp_path, tmp_path / "runs", None, voxels=100, steps=1, save=True)
     assert page.read_text() == written
+    page.write_text("\n".join(markers))
+    study.main(None, save=True)
+    assert page.read_text() == written
+
+
+def test_the_page_and_the_card_show_the_kept_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import signal_rivals
+    from paper.head_page import write_between
+
+    known, page = signal_rivals.PAGE.read_text(encoding="utf-8"), tmp_path / "page.md"
+    page.write_text(known, encoding="utf-8")
+    for name in TABLES:
+        write_between(page, name, "")
+    assert page.read_text(encoding="utf-8") != known
+    monkeypatch.setattr(signal_rivals, "PAGE", page)
+    signal_rivals.main(None, save=True)
+    assert page.read_text(encoding="utf-8") == known
+    results = signal_rivals.read_all(signal_rivals.RESULTS)
+    assert [one.fold for one in results] == [fold.name for fold in signal_rivals.FOLDS]
+    assert signal_rivals.summary(results) in signal_rivals.CARD.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"heads": Path(), "fold": ["first"], "save": True}, "need all folds"),
+        ({"heads": Path(), "fold": ["first"], "to_ship": True}, "need all folds"),
+        ({"heads": None, "fold": ["first"]}, "give --heads FOLDER"),
+        ({"heads": None, "to_ship": True}, "give --heads FOLDER"),
+    ],
+)
+def test_part_of_the_results_is_not_kept_and_nothing_is_trained_without_scans(
+    options: dict[str, Any], says: str
+) -> None:
+    import signal_rivals
+
+    with pytest.raises(typer.BadParameter, match=says):
+        signal_rivals.main(**options)

@@ -21,7 +21,7 @@ from tests.strategies import (
     table_of,
 )
 from tests.trust.bounds import bounded
-from tripq import PQTensorFieldLayer, Radial
+from tripq import PQGraph, PQTensorFieldLayer, Radial
 from tripq.filters import filter as filter_module
 from tripq.so3.harmonics import spherical_harmonics, unit_vectors
 
@@ -194,3 +194,60 @@ def test_a_layer_may_be_trained_after_it_served_inference():
 def test_repr_counts_paths_and_weights():
     filter = filter_of("q", q_radial=Radial(number=1))
     assert filter.extra_repr() == "'q', 5 paths, 11 weights"
+
+
+def edges_of(layer):
+    graph = PQGraph.from_grid(np.ones((3, 3, 3)), np.diag([2.0, 2, 2, 1]), np.eye(3), 4.0)
+    (scan,) = layer.neighbourhoods(graph).scans
+    return scan
+
+
+def test_filters_with_the_same_functions_share_their_embeddings():
+    options = {"filter": "tp", "lmax_p": 2, "lmax_q": 2}
+    first = PQTensorFieldLayer("2x0e + 1x1o", "2x0e + 1x2e", 3.0, **options)
+    second = PQTensorFieldLayer("1x0e + 3x1o", "1x0e + 1x2e", 3.0, **options)
+    scan = edges_of(first)
+    (one,), (two,) = first.filters, second.filters
+    assert one.embed_p(scan.edges, torch.float32) is two.embed_p(scan.edges, torch.float32)
+    assert one.embed_p(scan.edges, torch.float64) is not one.embed_p(scan.edges, torch.float32)
+    assert one.constants_q(scan.q, torch.float32) == two.constants_q(scan.q, torch.float32)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"p_radial": Radial("gaussian"), "q_radial": Radial("cosine")},
+        {"lmax_p": 1, "lmax_q": 1},
+        {"antipodal": True, "p_radial": Radial("cosine", 3)},
+        {"q_directions": "unit", "p_radial": Radial("cosine", 3)},
+    ],
+)
+def test_other_functions_have_other_embeddings(options):
+    usual = {"lmax_p": 2, "lmax_q": 2}
+    first = PQTensorFieldLayer("2x0e + 1x2e", "2x0e + 1x2e", 3.0, **usual)
+    second = PQTensorFieldLayer("2x0e + 1x2e", "2x0e + 1x2e", 3.0, **usual | options)
+    scan = edges_of(first)
+    (one,), (two,) = first.filters, second.filters
+    for constants in ("constants_p", "constants_q"):
+        space = scan.edges if constants == "constants_p" else scan.q
+        keys = [getattr(f, constants)(space, torch.float32) for f in (one, two)]
+        assert keys[0] != keys[1]
+        assert None not in keys
+
+
+def test_what_is_learned_or_differentiated_is_not_kept():
+    usual = PQTensorFieldLayer("1x0e", "1x0e + 1x2e", 3.0)
+    scan = edges_of(usual)
+    for radial in (Radial("cosine", 2, learnable=True), Radial("cosine", 2, hidden=(4,))):
+        (learned,) = PQTensorFieldLayer(
+            "1x0e", "1x0e + 1x2e", 3.0, p_radial=radial, q_radial=radial
+        ).filters
+        assert learned.constants_p(scan.edges, torch.float32) is None
+        assert learned.constants_q(scan.q, torch.float32) is None
+    q = torch.eye(3, dtype=torch.float64, requires_grad=True)
+    graph = PQGraph.from_grid(np.ones((3, 3, 3)), np.diag([2.0, 2, 2, 1]), q, 4.0)
+    (filter,) = usual.filters
+    assert filter.constants_q(graph.scans[0].q, torch.float32) is None
+    points = torch.rand(4, 3, dtype=torch.float64)
+    cloud = PQGraph.from_points(points, np.eye(3), 4.0).scans[0]
+    assert filter.constants_p(cloud.edges, torch.float32) is None

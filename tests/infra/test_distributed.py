@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import multiprocessing
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from tripq.infra.rank import ALONE, Rank
 from tripq.tasks.lesions.task import LesionTask
 from tripq.training import Budget, PatchDataModule, Stopping, train
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+ROOT = Path(__file__).parents[2]
 
 
 def trained_here(folder: Path, n_validation: int) -> dict[str, Any]:
@@ -35,15 +34,40 @@ def trained_here(folder: Path, n_validation: int) -> dict[str, Any]:
     return torch.load(folder / "rank-0.pt", weights_only=True)
 
 
-def trained(folder: Path, *arguments: object, ranks: int) -> list[dict[str, Any]]:
-    """What each of so many processes has after training together."""
+def trained(folder: Path, *arguments: float, ranks: int) -> list[dict[str, Any]]:
+    """What each of so many processes has after training together.
+
+    They are forked from one that has imported everything, which takes longer than the training, and
+    have the environment that torchrun gives to its processes.
+    """
     folder.mkdir()
-    subprocess.run(
-        [*TORCHRUN, str(ranks), train_in_ranks.__file__, folder, *map(str, arguments)],
-        check=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    launched = {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}
+    sizes = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(ranks))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([train_in_ranks.__name__])
+    processes = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        for rank in range(ranks):
+            environment = {
+                **place,
+                **launched,
+                **sizes,
+                **dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)),
+            }
+            process = context.Process(
+                target=train_in_ranks.run, args=(environment, folder, *arguments)
+            )
+            process.start()
+            processes.append(process)
+    for process in processes:
+        process.join(timeout=300)
+        process.kill()
+    assert [process.exitcode for process in processes] == [0] * ranks
     files = [folder / f"rank-{rank}.pt" for rank in range(ranks)]
     return [torch.load(path, weights_only=True) for path in files]
 
@@ -53,7 +77,7 @@ def assert_same_weights(first: dict[str, Any], second: dict[str, Any], atol: flo
         torch.testing.assert_close(weights, second["weights"][name], rtol=0, atol=atol)
 
 
-def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_learn_what_one_does(tmp_path: Path, few_settling: None) -> None:
     one = trained_here(tmp_path / "one", 3)
     two = trained(tmp_path / "two", 3, ranks=2)
     assert_same_weights(two[0], two[1], atol=0)
@@ -69,7 +93,7 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.exhaustive
-def test_a_process_may_have_no_scan_to_validate(tmp_path: Path) -> None:
+def test_a_process_may_have_no_scan_to_validate(tmp_path: Path, few_settling: None) -> None:
     one = trained_here(tmp_path / "one", 1)
     two = trained(tmp_path / "two", 1, ranks=2)
     assert two[0]["scores"] == two[1]["scores"]

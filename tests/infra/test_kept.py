@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tripq.infra.kept import kept_with_owner, kept_with_owners
+from tripq.infra.kept import keep, kept_with_owner, kept_with_owners
 
 
 class Owner:
@@ -78,3 +78,18 @@ def test_what_a_tracer_made_has_numbers():
     with FakeTensorMode():
         made(owner)
     assert made(owner).tensor.tolist() == [1.0]
+
+
+def test_what_has_a_key_is_kept_under_it():
+    first, second = Owner(), Owner()
+    value = keep(first, ("a", 1), Made)
+    assert keep(first, ("a", 1), Made) is value
+    assert keep(first, ("a", 2), Made) is not value
+    assert keep(second, ("a", 1), Made) is not value
+    assert keep(first, None, Made) is not keep(first, None, Made), "nothing without a key"
+
+
+def test_what_autocast_made_is_not_rounded():
+    owner, x = Owner(), torch.full((1, 1), 1 + 2.0**-20)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert keep(owner, "product", lambda: x @ torch.ones(1, 1)).equal(x)

@@ -205,6 +205,7 @@ def test_a_chain_of_bound_layers_is_exported() -> None:
     torch.testing.assert_close(program.module()(x), chain(x))
 
 
+@pytest.mark.exhaustive  # docs/many-machines.md does it, too
 def test_a_bound_network_is_exported() -> None:
     graph = grid(2, 2, 1)
     network = Bound(lesion_segmenter(), graph).eval()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 import triton
+from _pytest.mark import ParameterSet
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -20,6 +22,27 @@ TARGETS = {
     "sm_90": GPUTarget("cuda", 90, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+
+NEWEST = "sm_90"
+
+
+def for_targets(
+    cases: Iterable[tuple[Any, ...]], everywhere: Collection[tuple[Any, ...]]
+) -> list[ParameterSet]:
+    """Parameters of a test, each case with a target as the last of them.
+
+    `make test` compiles every case for `NEWEST`, and the cases `everywhere` for all targets, as a
+    kernel takes seconds; `make test-all` compiles every case for all targets.
+    """
+    return [
+        pytest.param(
+            *case,
+            target,
+            marks=() if target == NEWEST or case in everywhere else pytest.mark.exhaustive,
+        )
+        for case in cases
+        for target in TARGETS
+    ]
 
 
 @dataclass(frozen=True)

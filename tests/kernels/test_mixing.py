@@ -8,7 +8,7 @@ import triton.language as tl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernels.ahead_of_time import TARGETS, compile_kernel
+from tests.kernels.ahead_of_time import compile_kernel, for_targets
 from tripq.kernels.mixing import mix, mix_grad_a_twin, mix_grad_w_twin, mix_twin
 
 sizes = st.integers(0, 4)
@@ -207,17 +207,19 @@ def types_of(kernel, element, unit_strides):
 
 
 compilations = pytest.mark.parametrize(
-    ("element", "accumulator", "rows"),
-    [
-        ("fp32", tl.float32, 16),
-        ("fp32", tl.float32, 64),
-        ("fp64", tl.float64, 64),
-        ("bf16", tl.float32, 64),
-    ],
+    ("element", "accumulator", "rows", "target"),
+    for_targets(
+        [
+            ("fp32", tl.float32, 16),
+            ("fp32", tl.float32, 64),
+            ("fp64", tl.float64, 64),
+            ("bf16", tl.float32, 64),
+        ],
+        [("fp32", tl.float32, 64)],
+    ),
 )
 
 
-@pytest.mark.parametrize("target", TARGETS)
 @compilations
 @pytest.mark.parametrize("unit_strides", [("x_v", "w_row"), ("out_v", "w_k")])
 def test_products_compile_without_spilling(unit_strides, element, accumulator, rows, target):
@@ -231,7 +233,6 @@ def test_products_compile_without_spilling(unit_strides, element, accumulator, r
     assert resources.spilled == 0
 
 
-@pytest.mark.parametrize("target", TARGETS)
 @compilations
 def test_correlations_compile_without_spilling(element, accumulator, rows, target):
     from tripq.kernels.mixing_triton import correlation_kernel

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.kernels.ahead_of_time import compile_kernel
+from tests.kernels.ahead_of_time import compile_kernel, for_targets
 from tests.strategies import RADIUS, Nodes, layers, relative_error, seeds, table_of
 from tripq.backends.edges import evaluate
 from tripq.filters.filter import PQFilter
@@ -509,14 +509,7 @@ def resources(name, orders, target, *, radial=(3, 3), half="fp32", full="fp32", 
 KERNELS = ("_sum", "_to_features", "_to_radial")
 
 
-@pytest.mark.parametrize(
-    "target",
-    [
-        "sm_90",
-        *(pytest.param(other, marks=pytest.mark.exhaustive) for other in ("sm_80", "gfx942")),
-    ],
-)
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("kernel", "target"), for_targets([(name,) for name in KERNELS], ()))
 def test_kernels_compile_and_spill_nothing(kernel, target):
     found = resources(kernel, (4, 4, 4, 4, 4), target)
     assert target == "gfx942" or found.spilled == 0

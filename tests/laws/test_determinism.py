@@ -15,9 +15,9 @@ from tests.training.test_training import boxes, equivariant
 from tripq import PQTensorFieldLayer
 from tripq.commands import segmenting
 from tripq.networks.checkpoint import load_network
+from tripq.tasks.lesions.command import LesionCommands
 from tripq.tasks.lesions.segmentation import load_model
 from tripq.tasks.lesions.segmentation import segment as segment_scan
-from tripq.tasks.lesions.weights import default_weights
 from tripq.training import Budget, train
 
 
@@ -94,7 +94,7 @@ def test_a_gpu_gives_the_map_of_the_cpu_and_always_the_same(
     """By the Triton kernels, through the whole program."""
     head = make_head()
     expected = written(head).volume
-    model = load_model(default_weights())
+    model = load_model(LesionCommands().included_weights())
     put_on(model.network, "triton")
     monkeypatch.setattr(segmenting, "load_model", lambda path: model)
     first, second = (

@@ -21,8 +21,8 @@ from tripq.infra.memory import PROGRAM_BYTES
 from tripq.networks import blocks
 from tripq.networks.apply import bytes_per_voxel, least_voxels
 from tripq.scans import read_dwi
+from tripq.tasks.lesions.command import LesionCommands
 from tripq.tasks.lesions.segmentation import load_model
-from tripq.tasks.lesions.weights import default_weights
 
 Written = Callable[[Head], Map]
 
@@ -139,7 +139,7 @@ def test_every_back_end_gives_the_map(
     backend: str, budget: int | None, written: Written, tmp_path: Path, monkeypatch
 ) -> None:
     """In one piece, and split by a budget of 1 MB; "triton" runs in plain torch on a CPU."""
-    model = load_model(default_weights())
+    model = load_model(LesionCommands().included_weights())
     layers = [m for m in model.network.modules() if isinstance(m, PQTensorFieldLayer)]
     for layer in layers:
         layer.backend, layer.memory_budget = backend, budget
@@ -163,7 +163,7 @@ def test_any_split_of_memory_gives_the_map(
 
     monkeypatch.setattr(blocks, "split_blocks", counted)
     expected = written(head).volume
-    network = load_model(default_weights()).network
+    network = load_model(LesionCommands().included_weights()).network
     dwi = read_dwi(head.write(tmp_path), mask=tmp_path / "mask.nii.gz")
     least = least_voxels(network, dwi)
     for voxels in (least, least + 900):

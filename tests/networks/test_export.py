@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
 from tripq import PQGraph, PQTensorFieldLayer
 from tripq.networks.blocks import graph_radius
@@ -62,6 +63,26 @@ def test_any_mask_has_the_logits_of_the_network(
     assert len(mask.nonzero()[0]) == 1 or expected.std() > 0.01
 
 
+def test_a_saved_program_has_operators_of_torch_alone(
+    network: LesionSegmenter, program: ExportedProgram, tmp_path: Path
+) -> None:
+    mask = np.ones((4, 3, 5), dtype=bool)
+    signal, table = torch.rand(60, len(Q)), neighbour_table(network, mask, AFFINE)
+    torch.export.save(program, tmp_path / "network.pt2")
+    loaded = torch.export.load(tmp_path / "network.pt2").module()
+    torch.testing.assert_close(loaded(signal, table), program.module()(signal, table))
+    targets = [
+        node.target
+        for part in loaded.modules()
+        if isinstance(part, GraphModule)
+        for node in part.graph.nodes
+        if node.op == "call_function"
+    ]
+    assert len(targets) > 100
+    assert {getattr(f, "namespace", f.__module__) for f in targets} <= {"aten", "_operator"}
+
+
+@pytest.mark.exhaustive
 def test_a_saved_program_runs_without_tripq(
     network: LesionSegmenter, program: ExportedProgram, tmp_path: Path
 ) -> None:

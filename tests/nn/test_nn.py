@@ -171,10 +171,10 @@ def test_a_block_is_its_parts_one_after_the_other(options):
     assert (block.layer.bias is None) == (block.norm is not None)
     if block.norm is not None:
         y = block.norm(y, graph)
-    y = block.gate(y)
+    y = GatedNonlinearity("3x0e + 2x1o")(y)
     if options.get("norms"):
         assert str(block.irreps_out) == "3x0e+2x1o+2x0e"
-        y = block.norms(y)
+        y = NormsAsScalars("3x0e + 2x1o")(y)
     assert block(x, graph).shape[-1] == block.irreps_out.dim
     torch.testing.assert_close(block(x, graph), y)
 

@@ -11,7 +11,7 @@ import tripq
 from tripq import PQGraph, PQTensorFieldLayer
 from tripq.backends.plan import Backend
 from tripq.networks.checkpoint import load_network
-from tripq.tasks.lesions.weights import default_weights
+from tripq.tasks.lesions.command import LesionCommands
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
         layer = PQTensorFieldLayer("1x0e", "2x0e + 1x1o", p_radius=3.0, backend=backend)
         layer(torch.ones(18, 3, 1), graph).sum().backward()
         print("layer", backend)
-    print("network", type(load_network(default_weights())).__name__)
+    print("network", type(load_network(LesionCommands().included_weights())).__name__)
     print("version", tripq.__version__)
 
 

@@ -1,17 +1,13 @@
-"""Trains a small network in as many processes as torchrun starts; each saves what it has.
-
-[torchrun --nproc-per-node N] train_in_ranks.py OUT N_VALIDATION [SECONDS]
-"""
+"""Trains a small network as one of several processes, which saves what it has."""
 
 from __future__ import annotations
 
-import sys
+import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.conftest import FEW_SETTLING
 from tests.training.test_training import equivariant, labelled_scan
@@ -38,6 +34,8 @@ def main(out: Path, n_validation: int, seconds: float | None = None) -> None:
     )
 
 
-if __name__ == "__main__":
+def run(environment: Mapping[str, str], out: Path, n_validation: int, *seconds: float) -> None:
+    """In a process of its own."""
+    os.environ.update(environment)
     module.N_SETTLING = FEW_SETTLING
-    main(Path(sys.argv[1]), int(sys.argv[2]), *map(float, sys.argv[3:]))
+    main(out, n_validation, *seconds)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tripq.scans import DWI, DWIError, voxel_ml
+from tripq.scans import DWI, DWIError, cubic_edge, voxel_ml
 
 AFFINE = np.array([[0, -2.0, 0, 9], [1.5, 0, 0, 8], [0, 0, 3.0, 7], [0, 0, 0, 1]])
 masks = arrays(bool, st.tuples(*(st.integers(1, 4),) * 3)).filter(np.any)
@@ -81,6 +81,7 @@ def test_shear_and_rotation_keep_the_volume_of_a_voxel():
     shear[0, 1] = 0.5
     for moved in (np.eye(4), shear, AFFINE / np.cbrt(1.5 * 2 * 3)):
         assert voxel_ml(moved @ np.diag([2.0, 2.0, 2.5, 1.0])) == pytest.approx(0.01)
+        assert cubic_edge(moved @ np.diag([2.0, 2.0, 2.0, 1.0])) == pytest.approx(2.0)
 
 
 def test_voxels_are_chosen_on_the_grid():

@@ -11,7 +11,7 @@ the voxels, and the filter must fit into memory.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
@@ -26,13 +26,15 @@ from tripq.backends.tables import (
     Terms,
     coefficient_matrix,
     embed_q,
+    q_embedding,
+    radial_q_out,
 )
 from tripq.domain.nodes import NodeSpace
 from tripq.domain.qspace import QSpace
 from tripq.domain.voxels import PEdges
 from tripq.filters.filter import PQFilter
 from tripq.filters.sparse import SparseMatrix
-from tripq.infra.kept import kept_with_owner
+from tripq.infra.kept import keep, kept_with_owner
 from tripq.kernels.launch import accumulation_dtype
 
 
@@ -108,8 +110,8 @@ class DenseFilter:
     def weight(self, coefficients: Tensor, part: slice) -> Tensor:
         """The filter for some output directions, (Q dim_out, Q_in dim_in, *cells), for conv3d."""
         filter = self.filter
-        q = replace(self.q, q_out=self.q.q_out[part], weights=self.q.weights[part])
-        phi = filter.phi_q_out(q.q_out.to(coefficients.dtype).norm(dim=-1))
+        q = self.q.to_outputs(part)
+        phi = radial_q_out(q, filter, coefficients.dtype)
         mixed = torch.einsum("ck,kubvp->cubvp", phi, coefficients)
         if filter.joint:
             filled = self._on_joint_offsets(mixed, q)
@@ -120,13 +122,23 @@ class DenseFilter:
 
     def _on_separate_offsets(self, mixed: Tensor, q: QSpace) -> Tensor:
         """(Q, dim_out, B_q, dim_in, B_p) to (Q, dim_out, Q_in, dim_in, cells)."""
-        origin = torch.zeros(3, dtype=self.dtype, device=mixed.device)
-        embedding = embed_q(origin, q, self.filter)
-        inner = torch.cat([e.flatten(1, 2) for e in embedding.values()], dim=1)
+        key = self.filter.constants_q(q, self.dtype)
+        inner = keep(q, key and ("dense", key), lambda: self._inner(q))
+        key = self.filter.constants_p(self.edges, self.dtype)
+        outer = keep(self.edges, key and ("dense", key), self._outer)
+        by_direction = inner @ mixed.flatten(3)
+        return by_direction.unflatten(3, mixed.shape[3:]) @ outer
+
+    def _inner(self, q: QSpace) -> Tensor:
+        """The q-embedding as matrices, (Q, 1, Q_in, B_q)."""
+        embedding = q_embedding(q, self.filter, self.dtype)
+        rows = torch.cat([e.flatten(1, 2) for e in embedding.values()], dim=1)
+        return rows.transpose(1, 2)[:, None]
+
+    def _outer(self) -> Tensor:
+        """The p-embedding on the grid of offsets, (B_p, cells)."""
         embedding = self.filter.embed_p(self.edges, self.dtype)
-        outer = torch.cat([e.flatten(1) for e in embedding.values()], dim=1)
-        by_direction = inner.transpose(1, 2)[:, None] @ mixed.flatten(3)
-        return by_direction.unflatten(3, mixed.shape[3:]) @ self._on_cells(outer.T)
+        return self._on_cells(torch.cat([e.flatten(1) for e in embedding.values()], dim=1).T)
 
     def _on_joint_offsets(self, mixed: Tensor, q: QSpace) -> Tensor:
         """The same for a ``"diff"`` filter, whose inner harmonics are those of both offsets."""

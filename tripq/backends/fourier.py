@@ -28,9 +28,9 @@ from tripq.backends.tables import Index, Terms, coefficient_matrix
 from tripq.domain.nodes import NodeSpace
 from tripq.domain.qspace import QSpace
 from tripq.domain.voxels import PEdges, VoxelGrid
-from tripq.filters.filter import PQFilter
+from tripq.filters.filter import PQFilter, positions
 from tripq.filters.sparse import SparseMatrix
-from tripq.infra.kept import kept_with_owner
+from tripq.infra.kept import keep, kept_with_owner
 from tripq.kernels.launch import needs_twin
 
 # Lengths of q-vectors that differ by less than this, relatively, are the same but for rounding.
@@ -49,34 +49,29 @@ def evaluate(
         return empty_sum(x, q, filter)
     largest = budget // bytes_per_place(x, len(q.q_out), filter.dim_out)
     tiles = _tiles(edges.grid, edges.margin, largest)
-    at_outputs = filter.phi_q_out(q.q_out.to(x.dtype).norm(dim=-1))
-    out = _Shells.of(q, True, at_outputs, 2 * filter.radial[1])
-    into = _Shells.of(q, False, filter.radial_q_in(q, x.dtype), filter.radial[2])
-    order = torch.cat(out.directions)
-    ends = [0, *accumulate(len(shell) for shell in out.directions)]
-    groups = _groups(filter)
-    even = [l for l in _outer_orders(filter) if l % 2 == 0]
+    groups = _groups(filter, x.device)
+    key = filter.constants_q(q, x.dtype)
+    orders = tuple(group.orders for group in groups)
+    on_q = keep(q, key and (orders, key), lambda: _OnQ.of(q, filter, orders, x.dtype))
+    key = filter.constants_p(edges, x.dtype)
+    transfer = keep(edges, key and (largest, key), lambda: _transfer(edges, filter, tiles, x.dtype))
     layout = Layout(
-        tuple(group.index for group in groups for _ in into.directions),
-        tuple(shell for _ in groups for shell in into.directions),
-        tuple(slice(*run) for run in pairwise(ends)),
-        order,
-        filter.radial[0] * sum(2 * l + 1 for l in even),
+        tuple(group.index for group in groups for _ in on_q.into.directions),
+        tuple(shell for _ in groups for shell in on_q.into.directions),
+        on_q.runs,
+        on_q.order,
+        _n_even(filter),
     )
-    harmonics = filter.inner_harmonics(
-        x.new_zeros(3), q.q_out[order].to(x.dtype), q.q_in[:, None].to(x.dtype)
-    )
-    weights = q.weights[order].to(x.dtype)
-    embeddings = []
-    for group in groups:
-        y = torch.cat([harmonics[l] for l in group.orders], dim=-1)
-        whole = torch.einsum("oi,oj,ik,iob->ijkbo", weights, out.factors[order], into.factors, y)
-        embeddings += [whole[shell].flatten(1, 3) for shell in into.directions]
-    outer = filter.embed_p(edges, x.dtype)
+    coefficients = _coefficients(filter, groups, on_q.out, on_q.into)
+    return convolve(x, Operands(transfer, coefficients, on_q.embeddings), layout, tiles, budget)
+
+
+def _transfer(edges: PEdges, filter: PQFilter, tiles: Tiles, dtype: torch.dtype) -> Tensor:
+    """The p-embedding in Fourier space, even orders first."""
+    assert edges.steps is not None
+    outer = filter.embed_p(edges, dtype)
     functions = torch.cat([outer[l].flatten(1) for l in _outer_orders(filter)], dim=1)
-    transfer = tiles.transfer(edges.steps, functions, layout.n_even)
-    operands = Operands(transfer, _coefficients(filter, groups, out, into), embeddings)
-    return convolve(x, operands, layout, tiles, budget)
+    return tiles.transfer(edges.steps, functions, _n_even(filter))
 
 
 @kept_with_owner
@@ -139,6 +134,51 @@ def _same_lengths(space: QSpace, outputs: bool) -> tuple[Tensor, ...]:
     return parts
 
 
+@dataclass(frozen=True, eq=False)
+class _OnQ:
+    """What depends on the directions: shells, the order of outputs, and q-embeddings.
+
+    Attributes
+    ----------
+    out, into : _Shells
+        Of the output directions and of the input directions.
+    order : Tensor of shape (Q_out,), int64
+        The output directions, shell by shell.
+    runs : tuple of slices
+        The shells in this order.
+    embeddings : list of Tensors
+        For each group of orders and each input shell, see `Operands`.
+    """
+
+    out: _Shells
+    into: _Shells
+    order: Tensor
+    runs: tuple[slice, ...]
+    embeddings: list[Tensor]
+
+    @classmethod
+    def of(
+        cls, q: QSpace, filter: PQFilter, groups: tuple[tuple[int, ...], ...], dtype: torch.dtype
+    ) -> _OnQ:
+        """For groups with these orders of q-harmonics."""
+        at_outputs = filter.phi_q_out(q.q_out.to(dtype).norm(dim=-1))
+        out = _Shells.of(q, True, at_outputs, 2 * filter.radial[1])
+        into = _Shells.of(q, False, filter.radial_q_in(q, dtype), filter.radial[2])
+        order = torch.cat(out.directions)
+        ends = [0, *accumulate(len(shell) for shell in out.directions)]
+        origin = torch.zeros(3, dtype=dtype, device=order.device)
+        harmonics = filter.inner_harmonics(
+            origin, q.q_out[order].to(dtype), q.q_in[:, None].to(dtype)
+        )
+        weights, at_out = q.weights[order].to(dtype), out.factors[order]
+        embeddings = []
+        for orders in groups:
+            y = torch.cat([harmonics[l] for l in orders], dim=-1)
+            whole = torch.einsum("oi,oj,ik,iob->ijkbo", weights, at_out, into.factors, y)
+            embeddings += [whole[shell].flatten(1, 3) for shell in into.directions]
+        return cls(out, into, order, tuple(slice(*run) for run in pairwise(ends)), embeddings)
+
+
 @dataclass(frozen=True)
 class _Group:
     """Groups of input channels with the same orders of q-harmonics, evaluated together.
@@ -158,7 +198,8 @@ class _Group:
     orders: tuple[int, ...]
 
 
-def _groups(filter: PQFilter) -> list[_Group]:
+@kept_with_owner
+def _groups(filter: PQFilter, device: torch.device) -> list[_Group]:
     members: dict[tuple[int, ...], list[int]] = {}
     for g in range(len(filter.channels_in)):
         met = {path.inner for path in filter.paths if filter.channels_of(path)[0] == g}
@@ -166,7 +207,7 @@ def _groups(filter: PQFilter) -> list[_Group]:
             members.setdefault(tuple(sorted(met)), []).append(g)
     groups = []
     for orders, some in members.items():
-        index = [filter.index_in(g) for g in some]
+        index = [positions(filter.channels_in[g].index, device) for g in some]
         starts = accumulate((len(i) for i in index), initial=0)
         groups.append(_Group(dict(zip(some, starts, strict=False)), torch.cat(index), orders))
     return groups
@@ -188,7 +229,7 @@ def _coefficients(
 @kept_with_owner
 def _coefficient_matrix(filter: PQFilter) -> SparseMatrix:
     """Coefficients from weights: the tensors of all groups, one after another."""
-    groups = _groups(filter)
+    groups = _groups(filter, torch.device("cpu"))
     sizes = [prod(_shape(filter, group)) for group in groups]
     begins = list(accumulate(sizes, initial=0))
     rows = _starts(_outer_orders(filter))
@@ -224,6 +265,11 @@ def _starts(orders: Sequence[int]) -> dict[int, int]:
 def _outer_orders(filter: PQFilter) -> list[int]:
     """Orders of the p-harmonics, first the even ones."""
     return sorted({path.outer for path in filter.paths}, key=lambda l: (l % 2, l))
+
+
+def _n_even(filter: PQFilter) -> int:
+    """How many functions of the p-offset are even."""
+    return filter.radial[0] * sum(2 * l + 1 for l in _outer_orders(filter) if l % 2 == 0)
 
 
 # -- what it takes -------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from tripq.backends.base import BackEnd, Request, Work, empty_sum, no_obstacle
 from tripq.backends.neighbour_sums import aggregate_on_edges, aggregate_on_grid
 from tripq.backends.parts import by_directions, parts_of, recomputed
 from tripq.backends.precision import full_precision
-from tripq.backends.tables import embed_q, mixing_at
+from tripq.backends.tables import embed_q, mixing_at, q_embedding
 from tripq.domain.nodes import NodeSpace
 from tripq.domain.qspace import QSpace
 from tripq.domain.voxels import PEdges
@@ -60,11 +60,11 @@ def _on_edges(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: int
     """Steps 1 to 4 as they are, for a few output directions at a time."""
 
     def some(part: slice, x: Tensor) -> Tensor:
-        outputs = replace(q, q_out=q.q_out[part], weights=q.weights[part])
-        embedding = embed_q(x.new_zeros(3), outputs, filter)
+        outputs = q.to_outputs(part)
+        embedding = q_embedding(outputs, filter, x.dtype)
         aggregated = {l: _aggregate_q(x, e) for l, e in embedding.items()}
         coupled = _couple(aggregated, filter)
-        mixing = mixing_at(outputs.q_out.to(x.dtype), filter)
+        mixing = mixing_at(outputs, filter, x.dtype)
         mixed = [a @ w for a, w in zip(coupled, mixing, strict=True)]
         p_embedding = filter.embed_p(edges, x.dtype)
         return _aggregate_p(mixed, p_embedding, edges, filter, budget)
@@ -77,9 +77,9 @@ def _on_edges(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: int
 
 
 def _to_one_direction(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: int) -> Tensor:
-    embedding = embed_q(x.new_zeros(3), q, filter)
+    embedding = q_embedding(q, filter, x.dtype)
     coupled = _couple({l: _aggregate_q(x, e) for l, e in embedding.items()}, filter)
-    mixing = mixing_at(q.q_out.to(x.dtype), filter)
+    mixing = mixing_at(q, filter, x.dtype)
     p_embedding = filter.embed_p(edges, x.dtype)
     return _mix_and_aggregate_p(coupled, mixing, p_embedding, edges, filter, budget)
 
@@ -189,7 +189,7 @@ def _row_blocks(
 
 
 def _on_joint_offsets(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: int) -> Tensor:
-    mixing = mixing_at(q.q_out.to(x.dtype), filter)
+    mixing = mixing_at(q, filter, x.dtype)
     largest = sum(2 * l + 1 for l in {path.inner for path in filter.paths})
     per_edge = len(q.q_out) * (largest * len(q.q_in) * filter.radial[2] + filter.dim_out)
 

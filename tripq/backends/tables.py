@@ -13,6 +13,7 @@ from torch import Tensor
 from tripq.domain.qspace import QSpace
 from tripq.filters.filter import PQFilter
 from tripq.filters.sparse import SparseMatrix
+from tripq.infra.kept import keep
 from tripq.so3.paths import Path
 from tripq.so3.recoupling import path_coupling
 
@@ -26,6 +27,21 @@ def embed_q(p_offset: Tensor, q: QSpace, filter: PQFilter) -> dict[int, Tensor]:
     phi = filter.radial_q_in(q, p_offset.dtype)
     weights = q.weights.to(p_offset.dtype)
     return {l: torch.einsum("oi,ik,...oim->...okmi", weights, phi, y) for l, y in harmonics.items()}
+
+
+def q_embedding(q: QSpace, filter: PQFilter, dtype: torch.dtype) -> dict[int, Tensor]:
+    """`embed_q` of a filter whose inner harmonics are those of the q-offset; kept with `q`."""
+
+    def make() -> dict[int, Tensor]:
+        return embed_q(torch.zeros(3, dtype=dtype, device=q.q_in.device), q, filter)
+
+    return keep(q, filter.constants_q(q, dtype), make)
+
+
+def radial_q_out(q: QSpace, filter: PQFilter, dtype: torch.dtype) -> Tensor:
+    """phi_q_out at the output directions, (Q_out, K_q_out); kept with `q`."""
+    key = filter.constants_q(q, dtype)
+    return keep(q, key and ("out", key), lambda: filter.phi_q_out(q.q_out.to(dtype).norm(dim=-1)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +109,7 @@ def coefficient_matrix(
     )
 
 
-def mixing_at(q_out: Tensor, filter: PQFilter) -> list[Tensor]:
-    """For each l_1 the mixing matrices at the lengths of `q_out`: (Q_out, columns, rows)."""
-    phi = filter.phi_q_out(q_out.norm(dim=-1))
+def mixing_at(q: QSpace, filter: PQFilter, dtype: torch.dtype) -> list[Tensor]:
+    """For each l_1 the mixing matrices at the output directions: (Q_out, columns, rows)."""
+    phi = radial_q_out(q, filter, dtype)
     return [torch.einsum("ok,kcr->ocr", phi, matrix) for matrix in filter.mixing_matrices()]

@@ -74,7 +74,7 @@ def _on_product(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: i
         phi = phi_q[src] * weights[to, src][:, None]
         inner = _inner_harmonics(filter, to_q[to], from_q[src])
         coupled = expand(small, phi, inner, q_edges, to_coupled, orders)
-        matrices = mixing_at(q_out[directions], filter)
+        matrices = mixing_at(q.to_outputs(directions), filter, exact)
         mixed = [mix(a, w.to(a.dtype)) for a, w in zip(coupled, matrices, strict=True)]
         terms = [
             contract(mixed, phi, harmonics, edges.adjacency, from_mixed, outputs)

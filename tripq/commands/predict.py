@@ -92,9 +92,11 @@ def predict(
         )
     if weights is not None and task is not None:
         raise typer.BadParameter("--weights records the task of its network: omit --task.")
-    if weights is None:
-        weights = _included_weights(task or (SIGNAL_TASK if denoise or directions else None))
+    included = task or (SIGNAL_TASK if denoise or directions else "")
+    if not (weights or included):
+        raise typer.BadParameter("which network? Give --weights FILE or --task NAME.")
     with session(quiet=quiet, verbose=verbose, log_file=log) as screen:
+        weights = weights or find_task(included).included_weights()
         stem = split_name(scan)[0].removesuffix("_dwi")
         about_file, page = out / f"{stem}_maps.json", out / f"{stem}_maps.html"
         files = ScanFiles(scan, bval, bvec, mask)
@@ -198,14 +200,3 @@ def predict(
                     for name in (*maps, *scans, *sidecars, page.name, about_file.name)
                 )
             )
-
-
-def _included_weights(task: str | None) -> Path:
-    if task is None:
-        raise typer.BadParameter("which network? Give --weights FILE or --task NAME.")
-    weights = find_task(task).included_weights()
-    if weights is None:
-        raise typer.BadParameter(
-            f"no trained network of the task {task} comes with tripq: give one, --weights FILE."
-        )
-    return weights

@@ -25,10 +25,10 @@ from tripq.commands.options import Device
 from tripq.commands.session import Session
 from tripq.infra.files import read_json, sha256, staged, write_json
 from tripq.scans import Frame, write_map
+from tripq.tasks.lesions.command import LesionCommands
 from tripq.tasks.lesions.listing import check_limits, find_candidates
 from tripq.tasks.lesions.pages.subject import write_subject_report
 from tripq.tasks.lesions.segmentation import Model, Segmentation, load_model, segment_scan
-from tripq.tasks.lesions.weights import default_weights
 
 _DESCRIPTION = "Probability of a multiple sclerosis lesion, estimated from diffusion MRI"
 _MASK_DESCRIPTION = (
@@ -93,7 +93,7 @@ class Settings:
     ) -> Settings:
         """Read the checkpoint, and choose device, threads and memory for this computer."""
         chosen, memory = choose_resources(device, memory, threads)
-        model = load_model(weights or default_weights())
+        model = load_model(weights or LesionCommands().included_weights())
         tell_caution(model)
         return cls(
             model=model,

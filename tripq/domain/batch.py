@@ -60,6 +60,8 @@ class Extent:
 
 def pad_rows(features: Sequence[Tensor]) -> Tensor:
     """Concatenate (V_i, Q_i, ...) along the voxels, the directions padded to the longest row."""
+    if len(features) == 1:
+        return features[0]
     if features[0].ndim < 2:
         return torch.cat(list(features))
     longest = max(x.shape[1] for x in features)

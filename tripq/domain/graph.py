@@ -73,7 +73,7 @@ class PQGraph:
     def __eq__(self, other: object) -> bool:
         return self is other
 
-    # -- making one ----------------------------------------------------------------------------
+    # -- construction --------------------------------------------------------------------------
 
     @classmethod
     @ordinary_tensors()
@@ -229,7 +229,7 @@ class PQGraph:
                 scans[-1] = joined
         return cls(scans, [Extent.of(graph.scans) for graph in graphs])
 
-    # -- using one -----------------------------------------------------------------------------
+    # -- use -----------------------------------------------------------------------------------
 
     @property
     def n_voxels(self) -> int:
@@ -416,6 +416,34 @@ class PQGraph:
         """
         return None if x.ndim < 3 or len(self.scans) == 1 else _filled_rows(self, x.shape[1])
 
+    def sizes(self, x: Tensor) -> tuple[int, ...]:
+        """How many rows of features each of the graphs has that `merge` joined, without padding.
+
+        Parameters
+        ----------
+        x : Tensor of shape (V, Q, ...)
+            Features, as for `split`; those of each voxel and direction are a row.
+
+        Returns
+        -------
+        tuple of int
+            Their sum is the number of rows that are `filled`.
+
+        Raises
+        ------
+        ValueError
+            If features and graph do not fit each other.
+        """
+        if len(self.merged) == 1 and x.ndim < 3:
+            return (len(x),)
+        rows = rows_of(self.merged, len(x), self)
+        if x.ndim < 3:
+            return tuple(rows)
+        filled = self.filled(x)
+        if filled is None:
+            return tuple(number * x.shape[1] for number in rows)
+        return _filled_sizes(self, x.shape[1], tuple(rows))
+
     @ordinary_tensors()
     def to(self, device: torch.device | str) -> PQGraph:
         """The same graph on another device; itself, with all it has kept, if it is there."""
@@ -437,6 +465,13 @@ class PQGraph:
 def _filled_rows(graph: PQGraph, longest: int) -> Tensor | None:
     mask = _filled(graph, longest)
     return None if mask is None else mask.clone()
+
+
+@kept_with_owner
+def _filled_sizes(graph: PQGraph, longest: int, rows: tuple[int, ...]) -> tuple[int, ...]:
+    mask = _filled(graph, longest)
+    assert mask is not None
+    return tuple(int(part.sum()) for part in mask.split(rows))
 
 
 @traced_as_one_call

@@ -14,7 +14,7 @@ from tripq.domain.qspace import QEdges, QShells, index_pairs, longest, same_shel
 from tripq.domain.voxels import PEdges, point_edges
 from tripq.infra.kept import kept_property
 
-#: Without given voxels, nodes closer than this (mm) are of one voxel.  Coordinates that went
+#: Without given voxels, nodes closer than this (mm) belong to one voxel.  Coordinates that went
 #: through float32 differ by 1e-4 mm, and the voxels of a microscope are 1e-2 mm apart.
 SAME_VOXEL_MM = 1e-3
 

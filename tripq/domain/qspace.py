@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tripq.domain.checks import coordinates, vectors_of, weights_of
 from tripq.domain.quadrature import exact_order, shell_shares
-from tripq.infra.kept import kept, kept_property
+from tripq.infra.kept import kept, kept_property, ordinary_tensors
 
 QEdges = Literal["full", "shell"]
 
@@ -59,6 +59,13 @@ class QSpace:
         origin = torch.zeros(1, 3, dtype=torch.float64, device=device)
         one = torch.ones(1, 1, dtype=torch.float64, device=device)
         return cls(origin, origin, False, one, one)
+
+    @ordinary_tensors()
+    def to_outputs(self, part: slice) -> QSpace:
+        """The q-edges to some of the outputs; itself, with all it has kept, for all of them."""
+        if part == slice(0, len(self.q_out)):
+            return self
+        return replace(self, q_out=self.q_out[part], weights=self.weights[part])
 
     @kept_property
     def reduced(self) -> QSpace:

@@ -27,3 +27,8 @@ def of_size_one(function: Callable[[Tensor], Tensor]) -> nn.Module:
     """
     scaled: nn.Module = math.normalize2mom(function, device="cpu")
     return scaled
+
+
+def factor_of_size_one(function: Callable[[Tensor], Tensor]) -> float:
+    """The factor of the scaled function."""
+    return float(of_size_one(function).cst)  # type: ignore[arg-type]

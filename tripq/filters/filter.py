@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -18,9 +18,9 @@ from tripq.domain.voxels import PEdges, grid_edges, inside
 from tripq.filters.radial import ConstantFunction, RadialFunctions
 from tripq.filters.sparse import SparseMatrix
 from tripq.infra.chunks import chunks
-from tripq.infra.kept import kept, kept_with_owner
+from tripq.infra.kept import keep, kept, kept_with_owner
 from tripq.kernels.embeddings import edge_harmonics
-from tripq.kernels.launch import accumulation_dtype, runs_in_triton
+from tripq.kernels.launch import accumulation_dtype, needs_twin, runs_in_triton
 from tripq.so3.harmonics import mean_over_signs, spherical_harmonics, unit_vectors
 from tripq.so3.paths import Channels, FilterKind, Path
 from tripq.so3.recoupling import Recoupling, clebsch_gordan
@@ -150,6 +150,30 @@ class PQFilter(nn.Module):
 
     # -- embeddings ----------------------------------------------------------------------------
 
+    def constants_p(self, edges: PEdges, dtype: torch.dtype) -> Hashable | None:
+        """All that the p-embedding on a grid depends on but the edges; None if it is to be made.
+
+        That is where radial functions are learned, where derivatives are taken for the offsets,
+        and for irregular voxels: there the embedding has a row for each edge.
+        """
+        if edges.steps is None or _differentiated(edges.offsets, edges.weights):
+            return None
+        return _together(dtype, self.phi_p.constants, *sorted({p.outer for p in self.paths}))
+
+    def constants_q(self, q: QSpace, dtype: torch.dtype) -> Hashable | None:
+        """The same for harmonics of q-offsets and for radial functions of |q|."""
+        if _differentiated(q.q_in, q.q_out, q.weights, q.shares):
+            return None
+        return _together(
+            dtype,
+            self.phi_q_out.constants,
+            self.phi_q_in.constants,
+            self.kind,
+            self.unit_directions,
+            self.antipodal,
+            *sorted({path.inner for path in self.paths}),
+        )
+
     def inner_harmonics(self, p_offset: Tensor, q_out: Tensor, q_in: Tensor) -> dict[int, Tensor]:
         """Harmonics that the fast evaluation couples to the input first.
 
@@ -217,8 +241,12 @@ class PQFilter(nn.Module):
     def embed_p(self, edges: PEdges, dtype: torch.dtype) -> dict[int, Tensor]:
         """Quadrature weight x phi_p x outer harmonics: l -> (T, K_p, 2 l + 1).
 
-        Of an integral on a grid it is the average over the voxel around each offset.
+        Of an integral on a grid it is the average over the voxel around each offset.  On a grid
+        constant embeddings are kept with the edges, for all filters with the same functions.
         """
+        return keep(edges, self.constants_p(edges, dtype), lambda: self._embed_p(edges, dtype))
+
+    def _embed_p(self, edges: PEdges, dtype: torch.dtype) -> dict[int, Tensor]:
         embedding = self._outer_embedding(edges.offsets.to(dtype), edges.rule)
         if edges.weights is None:
             return embedding
@@ -363,6 +391,15 @@ def _points_around(
     for point, share in zip(rule.points.to(p_offset.dtype), rule.shares.tolist(), strict=True):
         shifted = p_offset + point
         yield shifted, share * inside(shifted.norm(dim=-1, keepdim=True), rule.radius)
+
+
+def _differentiated(*tensors: Tensor | None) -> bool:
+    """Whether derivatives may be taken for one of some tensors."""
+    return needs_twin() or any(x is not None and x.requires_grad for x in tensors)
+
+
+def _together(*parts: Hashable | None) -> Hashable | None:
+    return None if None in parts else parts
 
 
 @kept_with_owner

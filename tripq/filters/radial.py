@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -94,6 +95,12 @@ class RadialFunctions(nn.Module):
             for layer in [*self.mlp][:-1]:
                 layer.act = of_size_one(torch.nn.functional.silu)
 
+    @property
+    def constants(self) -> Hashable | None:
+        """All that the values depend on but lengths, or None if something of it is learned."""
+        learned = self.radial.learnable or self.radial.hidden
+        return None if learned else (self.radial, self._start, self._stop)
+
     def forward(self, length: Tensor) -> Tensor:
         """Values at `length`, shape (...) -> (..., number)."""
         evaluate = edge_radial if runs_in_triton(length) else radial_twin
@@ -119,6 +126,7 @@ class ConstantFunction(nn.Module):
 
     number = 1
     end = 0.0
+    constants: Hashable = ()
 
     def forward(self, length: Tensor) -> Tensor:
         """Ones of shape (..., 1) for `length` of shape (...)."""

@@ -1,8 +1,9 @@
 """Constant sparse matrices that map weights to the tables of a back end.
 
 A filter's coefficients are linear in its weights: each is a sum of a few weights times products of
-Clebsch-Gordan coefficients.  As gathers and sums, this needs a few GPU launches instead of several
-for each path.  Nothing is scattered, so the results of a device are reproducible bit by bit.
+Clebsch-Gordan coefficients.  As gathers and sums, this takes a few operations instead of several
+for each path, and one kernel on a GPU.  Nothing is scattered, so the results of a device are
+reproducible bit by bit.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tripq.infra.kept import kept_with_owner
+from tripq.kernels.launch import needs_twin, runs_in_triton
+from tripq.kernels.sparse_rows import sparse_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +130,8 @@ class Gather:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The rows times a vector."""
+        if runs_in_triton(x) and not needs_twin():
+            return sparse_rows(*_listed(self, x.device, x.dtype), x)
         product = x.new_zeros(self.size)
         for rows, index, factor in _placed(self, x.device, x.dtype):
             terms = x.index_select(0, index).view(factor.shape) * factor
@@ -146,3 +151,23 @@ def _placed(
         )
         for rows, index, factor in gather.blocks
     ]
+
+
+@kept_with_owner
+def _listed(
+    gather: Gather, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the entries of each row begin, their columns and their values."""
+    counts = np.zeros(gather.size, np.int64)
+    for rows, index, _ in gather.blocks:
+        counts[rows] = index.shape[1]
+    begins = np.concatenate([[0], counts.cumsum()])
+    columns, values = np.empty(begins[-1], np.int32), np.empty(begins[-1])
+    for rows, index, factor in gather.blocks:
+        places = begins[rows][:, None] + np.arange(index.shape[1])
+        columns[places], values[places] = index, factor
+    return (
+        torch.from_numpy(begins).to(device),
+        torch.from_numpy(columns).to(device),
+        torch.from_numpy(values).to(device, dtype),
+    )

@@ -15,7 +15,7 @@ from tripq.infra.rank import Rank
 
 T = TypeVar("T")
 
-# Processes wait for the slowest. A dead one is torchrun's business, which ends the others.
+# Processes wait for the slowest one; if one dies, torchrun ends the others.
 _PATIENCE = timedelta(days=30)
 
 
@@ -40,7 +40,7 @@ def connected(rank: Rank) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # gloo's have no type of their own
+        # errors of gloo have no type of their own
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise ConnectionError("another process ended early") from error
         raise
@@ -90,7 +90,7 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 
 
 class _Sum(torch.autograd.Function):
-    """Its derivative is itself: what one process adds, all of them use."""
+    """The derivative is the same sum, because all processes use what one of them adds."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:

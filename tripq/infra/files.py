@@ -65,7 +65,7 @@ def replacing(path: Path) -> Iterator[Path]:
     OSError
         If it cannot be written; it names `path`.
     """
-    # not by the process: those of several machines, or containers, can have one number
+    # not the number of the process, which other machines and containers can have, too
     part = path.with_name(f".{uuid4().hex}.{path.name}")
     try:
         yield part
@@ -296,7 +296,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _naming(error: OSError, path: Path) -> OSError:
-    """The same error with the name of another file, which the user knows."""
+    """The same error with the name of the file that the user gave."""
     return OSError(error.errno, error.strerror or str(error), str(path))
 
 
@@ -326,19 +326,19 @@ def _remove_abandoned(folder: Path) -> None:
     """Remove the folders of killed processes, which are no longer locked."""
     for part in folder.glob(f"{_STAGE}*"):
         with suppress(OSError), _locked(part, wait=False) as sure:
-            # one without a file may have been made this moment, and not be locked yet
+            # a folder without a file may be new and not yet locked
             if sure and any(part.iterdir()):
                 shutil.rmtree(part, ignore_errors=True)
 
 
 @contextmanager
 def _locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Lock a folder; whether that was done, which some file systems cannot.
+    """Lock a folder; yield False if the file system has no locks.
 
     Raises
     ------
     BlockingIOError
-        If another process has locked it, and not to `wait` was asked.
+        If another process has locked it and `wait` is False.
     """
     if sys.platform == "win32":
         yield False

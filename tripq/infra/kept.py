@@ -3,13 +3,13 @@
 A table may first be computed under ``torch.inference_mode``, whose tensors training cannot use, or
 while ``torch.compile`` or ``torch.export`` traces, whose tensors contain no numbers.  Kept tables
 are computed outside of both: `ordinary_tensors`.  Inside a transform of `torch.func` tensors are
-wrapped and invalid after it: tables computed there are not kept.
+wrapped and invalid after it: tables computed there are not kept.  Autocast would round them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import cached_property, wraps
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -26,10 +26,15 @@ Kept = TypeVar("Kept")
 def ordinary_tensors() -> Iterator[None]:
     """Create tensors that later calls of any kind can use; also a decorator.
 
-    Inside, neither inference mode nor ``torch.no_grad`` nor a tracer is active.
+    Inside, neither inference mode nor ``torch.no_grad`` nor autocast nor a tracer is active.
     """
-    tracing = detect_fake_mode() is not None
-    with torch.inference_mode(False), _disable_current_modes() if tracing else nullcontext():
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        if detect_fake_mode() is not None:
+            stack.enter_context(_disable_current_modes())
         yield
 
 
@@ -83,6 +88,20 @@ def kept_with_owners(make: Make) -> Make:
         return _found(of_owner.setdefault(other, {}), args, lambda: make(owner, other, *args))
 
     return cast(Make, found_or_made)
+
+
+_of_owners: WeakKeyDictionary[Any, dict[Hashable, Any]] = WeakKeyDictionary()
+
+
+def keep(owner: object, key: Hashable | None, make: Callable[[], Kept]) -> Kept:
+    """What `make` returns, once for each key of an owner; without a key (None) in every call.
+
+    The owner must never change, and the key holds all else that the value depends on.
+    """
+    if key is None:
+        return make()
+    value: Kept = _found(_of_owners.setdefault(owner, {}), key, make)
+    return value
 
 
 def _found(made: dict[Hashable, Any], key: Hashable, make: Callable[[], Any]) -> Any:

@@ -66,5 +66,5 @@ class Rank:
         return tasks[self.number :: self.count]
 
 
-#: A process that has no others.
+#: A process without others.
 ALONE = Rank()

@@ -29,7 +29,7 @@ from tripq.infra.files import parse_json, sha256, shortened
 from tripq.infra.memory import PROGRAM_BYTES, is_out_of_memory
 from tripq.networks.blocks import bytes_per_voxel, predict_blocks, receptive_field
 from tripq.networks.checkpoint import CheckpointError, load_network, read_notes
-from tripq.scans import DWI, DWIError
+from tripq.scans import DWI, DWIError, cubic_edge
 from tripq.scans.cautions import find_cautions
 from tripq.scans.nifti import VOXEL_EDGES
 from tripq.scans.resampling import bytes_to_resample, map_back, resample
@@ -246,7 +246,7 @@ def trained_shells(dwi: DWI, b_values: Sequence[float]) -> tuple[DWI, list[str]]
 
 def suitable_size(dwi: DWI, voxel_sizes: tuple[float, float]) -> float:
     """Edge in mm of the cubic voxels of a range that are nearest in volume to those of a scan."""
-    return float(np.clip(np.prod(dwi.voxel_size) ** (1 / 3), *voxel_sizes))
+    return float(np.clip(cubic_edge(dwi.affine), *voxel_sizes))
 
 
 def least_voxels(network: nn.Module, dwi: DWI) -> int:
@@ -434,7 +434,7 @@ def _cautions(model: Model, dwi: DWI) -> list[str]:
 
 
 def _numbers(notes: Mapping[str, str], name: str, path: Path) -> tuple[float, ...]:
-    """Finite numbers of a note, apart by spaces or commas; brackets do not matter."""
+    """Finite numbers of a note, separated by spaces or commas; brackets are ignored."""
     text = notes.get(name, "")
     try:
         numbers = tuple(float(word) for word in re.split(r"[\s,;\[\]()]+", text) if word)

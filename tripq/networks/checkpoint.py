@@ -185,7 +185,7 @@ def _in_order(content: bytes) -> bytes:
 
 
 def _is_pickle(path: Path) -> bool:
-    """Whether a file begins as those of torch.save do, new ones and old ones."""
+    """Whether a file begins like one of torch.save, in its new or its old format."""
     try:
         with path.open("rb") as file:
             return file.read(2) in (b"PK", b"\x80\x02")
@@ -213,7 +213,7 @@ def _check_arguments(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_like(value: Any, default: Any) -> bool:
-    """Whether a value has the type of the default; without one, that of a count."""
+    """Whether a value has the type of the default; arguments without a default are counts."""
     if is_dataclass(default):
         known = {field.name: getattr(default, field.name) for field in fields(default)}
         return isinstance(value, dict) and all(
@@ -229,7 +229,7 @@ def _is_like(value: Any, default: Any) -> bool:
 
 
 def _as_default(value: Any, default: Any) -> Any:
-    """A value that is like the default, of its type: a dataclass again, where that is one."""
+    """Convert a value that is like the default to its type, such as a dataclass."""
     if not is_dataclass(default) or isinstance(default, type):
         return value
     items = {name: tuple(item) if type(item) is list else item for name, item in value.items()}
@@ -308,7 +308,7 @@ def _only_first_layer_mirrors(needed: Mapping[str, Tensor], tensors: Mapping[str
 
 
 def _other_version(notes: Mapping[str, str]) -> str:
-    """Where a file comes from another version of this program, that is the likely reason."""
+    """A remark for errors if another version, the likely cause, wrote the file."""
     written = notes.get(_VERSION, __version__)
     if written == __version__:
         return ""

@@ -25,6 +25,7 @@ from tripq.domain.neighbours import grid_neighbours
 from tripq.domain.qspace import QSpace
 from tripq.domain.voxels import neighbour_steps
 from tripq.filters.filter import PQFilter
+from tripq.kernels.launch import plain_torch
 from tripq.networks.blocks import graph_radius
 from tripq.nn.layer import PQTensorFieldLayer
 
@@ -82,7 +83,7 @@ def export_network(network: nn.Module, q: ArrayLike | Tensor, affine: ArrayLike)
         torch.full((3, fixed.n_types), 3, dtype=torch.int64),
     )
     voxels = Dim("voxels", min=1)
-    with torch.no_grad():
+    with torch.no_grad(), plain_torch():
         return export(fixed, example, dynamic_shapes=({0: voxels}, {0: voxels}))
 
 
@@ -183,7 +184,7 @@ class _FixedLayer(nn.Module):
             self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor, table: _Table) -> Tensor:
-        # A voxel more, of zeros, stands for the neighbours that are not there.
+        # An additional voxel of zeros takes the place of missing neighbours.
         padded = F.pad(x.flatten(1), (0, 0, 0, 1))
         out = self.bias.expand(x.shape[0], -1)
         for column, matrix in zip(self.columns, self.kernel, strict=True):

@@ -27,7 +27,7 @@ from typing import TypeVar
 
 from torch import nn
 
-#: Of the entry points.
+#: Group of the entry points.
 GROUP = "tripq.networks"
 
 _registered: dict[str, type[nn.Module]] = {}

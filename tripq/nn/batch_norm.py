@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,9 +13,16 @@ from tripq.domain.graph import PQGraph
 from tripq.infra.distributed import sum_over_ranks
 from tripq.infra.e3nn import nn as e3nn_nn
 from tripq.infra.e3nn import o3
+from tripq.kernels.gates import segments
+from tripq.kernels.moments import column_moments
+from tripq.kernels.normalisation import Features, matrices, mean_squares, normalisation
 
 #: How a network normalises its features: over each scan, over a batch of them, or not.
 Normalization = Literal["scan", "batch", "none"]
+
+#: A function of features, of the factor and the constant of each component and scan applied first,
+#: and of the numbers of rows of the scans.
+Following = Callable[[Tensor, Tensor, Tensor, Sequence[int]], Tensor]
 
 
 class Moments(NamedTuple):
@@ -31,6 +38,12 @@ class Moments(NamedTuple):
 
     mean: Tensor
     power: Tensor
+
+
+def normalised(x: Tensor, scale: Tensor, shift: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Features times the factors of their scan, plus its constants."""
+    parts = zip(shift, segments(x, sizes), scale, strict=True)
+    return torch.cat([torch.addcmul(constant, part, factor) for constant, part, factor in parts])
 
 
 class BatchNorm(e3nn_nn.BatchNorm):
@@ -60,60 +73,76 @@ class BatchNorm(e3nn_nn.BatchNorm):
     def __init__(self, irreps: o3.Irreps | str, *, instance: bool = False) -> None:
         super().__init__(irreps, instance=instance)
         self.whole: Moments | None = None
-        features = [ir for mul, ir in self.irreps for _ in range(mul)]
-        of_component = [i for i, ir in enumerate(features) for _ in range(ir.dim)]
-        scalars = [i for i, feature in enumerate(of_component) if features[feature].is_scalar()]
-        self._feature: Tensor
-        self._scalar: Tensor
-        # The feature of each component, and the positions of the scalars.
-        feature = torch.tensor(of_component, dtype=torch.int64)
-        self.register_buffer("_feature", feature, persistent=False)
-        scalar = torch.tensor(scalars, dtype=torch.int64)
-        self.register_buffer("_scalar", scalar, persistent=False)
-        #: Multiplicity and number of components of each run of features, which are side by side.
-        self._runs = [(mul, ir.dim) for mul, ir in self.irreps]
+        self._features = Features(
+            tuple(mul for mul, _ in self.irreps),
+            tuple(ir.dim for _, ir in self.irreps),
+            tuple(ir.is_scalar() for _, ir in self.irreps),
+            self.eps,
+        )
+        copies, constants = matrices(self._features, self.weight.device, self.weight.dtype)
+        self._copies: Tensor
+        self._constants: Tensor
+        self.register_buffer("_copies", copies.clone(), persistent=False)
+        self.register_buffer("_constants", constants.clone(), persistent=False)
 
-    def forward(self, x: Tensor, graph: PQGraph) -> Tensor:
-        """Features of a layer on a graph, (V, Q, dim), (N, dim) or (V, dim); padding stays 0."""
+    def forward(self, x: Tensor, graph: PQGraph, function: Following = normalised) -> Tensor:
+        """Normalise features and, in the same step, evaluate a function of them.
+
+        Parameters
+        ----------
+        x : Tensor of shape (V, Q, dim), (N, dim) or (V, dim)
+            Features of a layer.
+        graph : PQGraph
+            Their graph.
+        function : callable
+            Called with rows of features, the factor and the constant that normalise each component
+            in each scan, (scans, dim), and the number of rows of each scan (none for one); for
+            example a `tripq.nn.GatedNonlinearity`.
+
+        Returns
+        -------
+        Tensor of shape (V, Q, ...), (N, ...) or (V, ...)
+            The normalised features, or what the function returns for them; padding stays 0.
+        """
         x = x.to(self.weight.dtype)  # under autocast a layer returns bfloat16: too coarse to sum
-        if self.instance and self.whole is None and len(graph.merged) > 1:
-            return graph.stack([self._normalized(part) for part in graph.split(x)])
         filled = graph.filled(x)
+        rows = x.flatten(0, -2) if filled is None else x[filled]
+        scans = self.instance and self.whole is None and len(graph.merged) > 1
+        sizes = graph.sizes(x) if scans else ()
+        moments = self._moments(rows, sizes)
+        scale, shift = normalisation(moments, self.weight, self.bias, self._features)
+        values = function(rows, scale, shift, sizes)
         if filled is None:
-            return self._normalized(x)
-        values = self._normalized(x[filled])
-        return values.new_zeros(x.shape).index_put((filled,), values)
+            return values.view(*x.shape[:-1], values.shape[-1])
+        padded = values.new_zeros(*x.shape[:-1], values.shape[-1])
+        return padded.index_put((filled,), values)
 
-    def _normalized(self, x: Tensor) -> Tensor:
-        moments = self._moments(x)
-        scale = ((moments.power + self.eps).rsqrt() * self.weight)[self._feature]
-        shift = (-moments.mean * scale).index_add(0, self._scalar, self.bias)
-        return torch.addcmul(shift, x, scale)
-
-    def _moments(self, x: Tensor) -> Moments:
-        """Statistics for some features: of these, of the whole scan, or of the training."""
-        if self.instance:
+    def _moments(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Mean and variance of each component in each scan, (2, scans, dim)."""
+        if self.instance and self.whole is None:
             # In double precision afterwards, so that the order of the voxels does not matter.
-            mean, power = self.whole or self.moments(x if self.training else x.double())
-            return Moments(mean.to(x.dtype), power.to(x.dtype))
+            return column_moments(x if self.training else x.double(), sizes).to(x.dtype)
+        if self.whole is not None:
+            mean, power = (moment.to(x.dtype) for moment in self.whole)
+            return torch.stack([mean, self._copies @ power])[:, None]
         if not self.training:
-            mean = x.new_zeros(x.shape[-1]).index_copy(0, self._scalar, self.running_mean)
-            return Moments(mean, self.running_var)
-        if dist.is_initialized():
-            mean, squares = self._moments_over_ranks(x.flatten(0, -2))
-            moments = Moments(mean, self._power(squares))
-        else:
-            moments = self.moments(x)
+            mean, power = self._constants @ self.running_mean, self._copies @ self.running_var
+            return torch.stack([mean, power])[:, None]
+        moments = self._moments_over_ranks(x) if dist.is_initialized() else column_moments(x)
         with torch.no_grad():
-            self.running_mean.lerp_(moments.mean[self._scalar], self.momentum)
-            self.running_var.lerp_(moments.power, self.momentum)
+            mean, power = self._moments_of(moments[:, 0])
+            self.running_mean.lerp_(mean @ self._constants, self.momentum)
+            self.running_var.lerp_(power, self.momentum)
         return moments
 
     def moments(self, x: Tensor) -> Moments:
         """Statistics of features (..., dim)."""
-        # e3nn slices the features, and the gradient of each slice fills a whole tensor.
-        variance, averages = torch.var_mean(x.flatten(0, -2), dim=0, correction=0)
-        mean = x.new_zeros(x.shape[-1]).index_copy(0, self._scalar, averages[self._scalar])
+        return self._moments_of(column_moments(x.flatten(0, -2))[:, 0])
+
+    def _moments_of(self, of_components: Tensor) -> Moments:
+        """From mean and variance of each component, (2, dim)."""
+        averages, variance = of_components
+        mean = averages * self._constants.sum(dim=1).to(averages.dtype)
         return Moments(mean, self._power(variance + (averages - mean).square()))
 
     def pooled(self, parts: Sequence[tuple[int, Moments]]) -> Moments:
@@ -124,18 +153,11 @@ class BatchNorm(e3nn_nn.BatchNorm):
         return Moments(mean, sum(power, start=torch.zeros(())) / total)
 
     def _power(self, squares: Tensor) -> Tensor:
-        """Mean over the components of each feature: (dim,) -> (features,)."""
-        # A sum by index would be shorter, but its order on a GPU is random, and training would not
-        # be reproducible.
-        runs = squares.split([mul * dim for mul, dim in self._runs])
-        return torch.cat(
-            [run.view(shape).mean(dim=1) for run, shape in zip(runs, self._runs, strict=True)]
-        )
+        return mean_squares(squares, self._copies.to(squares.dtype))
 
-    def _moments_over_ranks(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean of the scalars, 0 for the others, and mean square about it; (N, dim) -> (dim,)."""
+    def _moments_over_ranks(self, x: Tensor) -> Tensor:
+        """Mean and variance of each component over all processes, (2, 1, dim)."""
         sums = sum_over_ranks(torch.cat([x.sum(dim=0), x.new_tensor([float(len(x))])]))
         number = sums[-1]
-        scalars = (sums[:-1] / number)[self._scalar]
-        mean = x.new_zeros(x.shape[-1]).index_copy(0, self._scalar, scalars)
-        return mean, sum_over_ranks((x - mean).square().sum(dim=0)) / number
+        mean = sums[:-1] / number
+        return torch.stack([mean, sum_over_ranks((x - mean).square().sum(dim=0)) / number])[:, None]

@@ -11,7 +11,6 @@ from tripq.infra.e3nn import o3
 from tripq.nn.batch_norm import BatchNorm, Normalization
 from tripq.nn.bound import Bindable
 from tripq.nn.gate import GatedNonlinearity
-from tripq.nn.invariants import NormsAsScalars
 from tripq.nn.layer import PQTensorFieldLayer
 
 
@@ -29,7 +28,7 @@ class Block(Bindable):
         Whether the features of the layer are normalised over each scan or over a batch; see
         `BatchNorm`.  With ``"none"`` the layer has a bias.
     norms : bool
-        Append the norms of features of order l > 0 as scalars; see `NormsAsScalars`.
+        Append the norms of features of order l > 0 as scalars; see `GatedNonlinearity`.
     **layer
         Further arguments of `PQTensorFieldLayer`.
 
@@ -64,7 +63,7 @@ class Block(Bindable):
             raise ValueError(
                 f"normalize must be one of {', '.join(get_args(Normalization))}, not {normalize!r}"
             )
-        self.gate = GatedNonlinearity(irreps_out)
+        self.gate = GatedNonlinearity(irreps_out, norms=norms)
         self.layer = PQTensorFieldLayer(
             irreps_in, self.gate.irreps_in, p_radius, bias=normalize == "none", **layer
         )
@@ -75,14 +74,10 @@ class Block(Bindable):
             if normalize == "none"
             else BatchNorm(self.gate.irreps_in, instance=normalize == "scan")
         )
-        self.norms = NormsAsScalars(self.gate.irreps_out) if norms else None
-        self.irreps_out = self.gate.irreps_out if self.norms is None else self.norms.irreps_out
+        self.irreps_out = self.gate.irreps_out
 
     def forward(self, x: Tensor, graph: PQGraph) -> Tensor:
         """Features on a graph, with the shapes of the layer."""
         y = self.layer(x, graph)
-        if self.norm is not None:
-            y = self.norm(y, graph)
-        y = self.gate(y)
-        result: Tensor = y if self.norms is None else self.norms(y)
+        result: Tensor = self.gate(y) if self.norm is None else self.norm(y, graph, self.gate)
         return result

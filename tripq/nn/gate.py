@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from tripq.filters.activation import of_size_one
+from tripq.filters.activation import factor_of_size_one
 from tripq.infra.e3nn import o3
+from tripq.kernels.gates import Gates, gate
 
 
 class GatedNonlinearity(nn.Module):
@@ -17,6 +20,14 @@ class GatedNonlinearity(nn.Module):
     irreps_out : Irreps or str
         Output features.  The attribute `irreps_in` has one further scalar ("gate") for each feature
         of order l > 0.
+    norms : bool
+        Append the norms of features of order l > 0 as scalars, as `NormsAsScalars` does; the
+        attribute `irreps_out` includes them.
+
+    Raises
+    ------
+    ValueError
+        If a scalar is odd: a swish of it would be neither even nor odd.
 
     Examples
     --------
@@ -24,32 +35,31 @@ class GatedNonlinearity(nn.Module):
     6x0e+2x1o
     """
 
-    def __init__(self, irreps_out: o3.Irreps | str) -> None:
+    def __init__(self, irreps_out: o3.Irreps | str, *, norms: bool = False) -> None:
         super().__init__()
-        self.irreps_out = o3.Irreps(irreps_out).sort().irreps.simplify()
-        scalars = o3.Irreps([(mul, ir) for mul, ir in self.irreps_out if ir.l == 0])
-        gated = o3.Irreps([(mul, ir) for mul, ir in self.irreps_out if ir.l > 0])
+        features = o3.Irreps(irreps_out).sort().irreps.simplify()
+        scalars = o3.Irreps([(mul, ir) for mul, ir in features if ir.l == 0])
+        gated = o3.Irreps([(mul, ir) for mul, ir in features if ir.l > 0])
         if any(ir.p == -1 for _, ir in scalars):
-            raise ValueError(f"odd scalars cannot pass a swish: {self.irreps_out}")
-        gates = o3.Irreps([(mul, "0e") for mul, _ in gated])
-        gates = sum(mul for mul, _ in gated)
-        self.irreps_in = (scalars + o3.Irreps([(gates, "0e")]) + gated).simplify()
-        self.swish = of_size_one(torch.nn.functional.silu)
-        self.sigmoid = of_size_one(torch.sigmoid)
-        self._shapes = [(mul, ir.dim) for mul, ir in gated]
-        self._sizes = [
+            raise ValueError(f"odd scalars cannot pass a swish: {features}")
+        number = o3.Irreps([(gated.num_irreps, "0e")] if len(gated) else [])
+        self.irreps_in = (scalars + number + gated).simplify()
+        self.irreps_out = features + number if norms else features
+        self._gates = Gates(
             scalars.dim,
-            *(mul for mul, _ in gated),
-            *(mul * ir.dim for mul, ir in gated),
-        ]
+            tuple(mul for mul, _ in gated),
+            tuple(ir.dim for _, ir in gated),
+            norms,
+            factor_of_size_one(torch.nn.functional.silu),
+            factor_of_size_one(torch.sigmoid),
+        )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., irreps_in.dim) -> (..., irreps_out.dim)."""
-        # e3nn's gate uses slices, and the gradient of each slice fills a whole tensor.
-        scalars, *rest = x.split(self._sizes, dim=-1)
-        number = len(self._shapes)
-        parts = [self.swish(scalars)]
-        for gate, part, shape in zip(rest[:number], rest[number:], self._shapes, strict=True):
-            product = part.unflatten(-1, shape) * self.sigmoid(gate)[..., None]
-            parts.append(product.flatten(-2))
-        return torch.cat(parts, dim=-1)
+    def forward(
+        self,
+        x: Tensor,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        sizes: Sequence[int] = (),
+    ) -> Tensor:
+        """(..., irreps_in.dim) -> (..., irreps_out.dim); see `tripq.kernels.gates.gate`."""
+        return gate(x, self._gates, scale, shift, sizes)

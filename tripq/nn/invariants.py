@@ -6,9 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tripq.infra.e3nn import o3
-
-# The norm is not differentiable at 0; norms are sqrt(|x|^2 + eps^2) - eps.
-_NORM_EPS = 1e-4
+from tripq.kernels.gates import NORM_EPS
 
 
 class NormsAsScalars(nn.Module):
@@ -40,5 +38,5 @@ class NormsAsScalars(nn.Module):
             return x
         squared = torch.cat(squares, dim=-1)
         # sqrt(squared + eps^2) - eps, without the cancellation
-        norms = squared / ((squared + _NORM_EPS**2).sqrt() + _NORM_EPS)
+        norms = squared / ((squared + NORM_EPS**2).sqrt() + NORM_EPS)
         return torch.cat([x, norms], dim=-1)

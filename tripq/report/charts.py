@@ -37,7 +37,7 @@ def signal_figure(dwi: DWI) -> Figure:
     distribution.set(xlabel="signal over b0", ylabel="% of values", xlim=(0, _HIGHEST_SIGNAL))
     distribution.set_ylim(bottom=0)
     legend = distribution.legend(ncols=1 + len(dwi.shells) // 8)
-    legend.get_frame().set(edgecolor="none", alpha=1)  # nothing runs through the words
+    legend.get_frame().set(edgecolor="none", alpha=1)  # no curve crosses the words
     volumes.set(xlabel="diffusion-weighted volume, in the order of the file")
     volumes.set(ylabel="median signal over b0")
     lowest, highest = volumes.get_ylim()

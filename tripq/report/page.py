@@ -161,7 +161,7 @@ def plural(count: int, noun: str) -> str:
 
 @cache
 def _versions() -> dict[str, str]:
-    """Of the packages that a page depends on, by name; a search of the installed ones."""
+    """Versions of the packages that a page depends on, by name; they are searched for once."""
     found = {name: version(name) for name in _PACKAGES}
     return {**found, "Python": platform.python_version()}
 

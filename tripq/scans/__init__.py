@@ -9,7 +9,7 @@ from tripq.scans.errors import DWIError
 from tripq.scans.frames import Frame, from_world, orthogonal_part, to_world
 from tripq.scans.gradients import B0_THRESHOLD
 from tripq.scans.read import read_dwi
-from tripq.scans.scan import B_REFERENCE, DWI, voxel_ml
+from tripq.scans.scan import B_REFERENCE, DWI, cubic_edge, voxel_ml
 from tripq.scans.shells import SHELL_TOLERANCE, Shell, find_shells
 from tripq.scans.write import write_dwi, write_map
 
@@ -21,6 +21,7 @@ __all__ = [
     "DWIError",
     "Frame",
     "Shell",
+    "cubic_edge",
     "find_shells",
     "from_world",
     "orthogonal_part",

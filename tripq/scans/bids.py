@@ -147,7 +147,7 @@ class BIDSScan:
         for folder in self.path.parents:
             if not folder.is_relative_to(self.root):
                 break
-            # The root is as long as the dataset: it is listed once for all of its scans.
+            # The root has a folder for each subject: it is listed once for all scans.
             ending = f"{self.name.suffix}{extension}"
             if (folder, ending) not in self._tables:
                 self._tables[folder, ending] = [*folder.glob(f"*{ending}")]
@@ -485,7 +485,7 @@ def bids_uri(dataset: str, path: PurePath) -> str:
 def _of_participants(
     scans: Sequence[BIDSScan], participants: Sequence[str], without: str
 ) -> list[BIDSScan]:
-    """Those of some participants, of all if none is named; an error begins as said."""
+    """Items of some participants, or of all if none is named; `without` begins an error message."""
     wanted = _labels(participants, "sub-")
     known = {scan.subject for scan in scans}
     if missing := sorted(wanted - known):

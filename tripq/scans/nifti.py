@@ -64,7 +64,7 @@ class _Skipped(nib.nifti1.Nifti1Extensions):
 
     @classmethod
     def from_fileobj(cls, fileobj: Any, size: int, byteswap: bool) -> _Skipped:
-        """None of them."""
+        """Return no extension."""
         return cls()
 
 

@@ -425,7 +425,7 @@ def _intensities(
 ) -> Iterator[NDArray[np.float32]]:
     """Intensities of the voxels of a mask (X, Y, Z), volume by volume, (C,)."""
     for volume in volumes:
-        with np.errstate(over="ignore"):  # what overflows float32 is infinite, and so taken out
+        with np.errstate(over="ignore"):  # values out of range become infinite: excluded later
             yield volume[voxels].astype(np.float32)
 
 
@@ -434,7 +434,7 @@ def _store(
     b0_volumes: NDArray[np.bool_],
     signal: NDArray[np.float32],
 ) -> Iterator[NDArray[np.float32]]:
-    """Put the diffusion-weighted ones in the columns of `signal` behind the first; pass all on."""
+    """Store diffusion-weighted volumes in the columns of `signal` after the first; yield all."""
     columns = iter(signal.T[1:])
     for values, is_b0 in zip(intensities, b0_volumes, strict=True):
         if not is_b0:
@@ -501,5 +501,5 @@ def _keep_rows(array: NDArray[np.float32], kept: NDArray[np.bool_]) -> None:
         return
     for start in range(0, len(rows), _CHUNK):
         chosen = rows[start : start + _CHUNK]
-        array[start : start + len(chosen)] = array[chosen]  # a row only ever moves forwards
+        array[start : start + len(chosen)] = array[chosen]  # rows only move towards the front
     array.resize((len(rows), array.shape[1]), refcheck=False)

@@ -30,7 +30,7 @@ from tripq.scans import DWI, DWIError
 #: A voxel of the new grid belongs to the mask if at least this share of its neighbourhood does.
 _COVERAGE = 0.5
 
-#: Rounding of voxel sizes in headers makes no further row of voxels, nor a turn of the axes.
+#: Rounding of voxel sizes in headers, which adds no row of voxels and no rotation of the axes.
 _ROUNDING = 1e-3
 
 #: Shares of a neighbourhood that differ by less are equal.  Grids with one centre make many that

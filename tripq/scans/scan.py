@@ -28,6 +28,15 @@ def voxel_ml(affine: NDArray[np.floating]) -> float:
     return abs(float(np.linalg.det(affine[:3, :3]))) / 1000
 
 
+def cubic_edge(affine: NDArray[np.floating]) -> float:
+    """Edge in mm of a cube with the volume of a voxel, from the affine (4, 4) of its grid in mm.
+
+    >>> round(cubic_edge(np.diag([2.0, 2.0, 2.5, 1.0])), 3)
+    2.154
+    """
+    return float(np.cbrt(1000 * voxel_ml(affine)))
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class DWI:
     """Diffusion-weighted signal on the voxels of a mask.

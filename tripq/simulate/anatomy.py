@@ -199,7 +199,7 @@ def default_anatomy(voxel_size: float | tuple[float, float, float] = 2.0) -> Ana
         )
     )
     source = Grid(mask.shape, mask.affine)
-    # the mask ends where the grey matter does; a scan of a head sees a rim of fluid around it
+    # the mask ends at the edge of the grey matter; a scan shows a rim of fluid around it
     brain = ndimage.binary_dilation(ndimage.binary_fill_holes(mask.get_fdata() > 0))
     inside = apply_affine(mask.affine, np.argwhere(brain)[::97])  # a sample gives the extent
     lattice = Grid((1, 1, 1), np.diag([*edges, 1.0]))

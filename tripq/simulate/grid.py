@@ -9,7 +9,7 @@ from nibabel.affines import apply_affine, voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from tripq.scans import orthogonal_part
+from tripq.scans import orthogonal_part, voxel_ml
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class Grid:
     @property
     def voxel_volume(self) -> float:
         """Volume of a voxel in mm3."""
-        return float(np.prod(self.voxel_size))
+        return 1000 * voxel_ml(self.affine)
 
     def points(self) -> NDArray[np.float64]:
         """Voxel centres in world coordinates, (X * Y * Z, 3), in mm and in C order."""

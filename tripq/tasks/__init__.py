@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from tripq.training import Progress, Scan, Task, TrainingRecord
     from tripq.training.config import TrainingConfig
 
-#: Of the entry points.
+#: Group of the entry points.
 GROUP = "tripq.tasks"
 
 DEFAULT_TASK = "lesions"
@@ -156,13 +156,25 @@ class TaskCommands(ABC, Generic[Config]):
     predicts_signal: ClassVar[bool] = False
     scored: ClassVar[str] = ""
 
-    def included_weights(self) -> Path | None:
-        """File of the trained network that comes with the task; None without one.
+    def included_weights(self) -> Path:
+        """File of the trained network that comes with the task.
 
-        Its name is `weights`, and it lies in the folder ``weights`` beside the module of the class.
+        Its name is `weights`, in the folder ``weights`` beside the module of the class.
+
+        Raises
+        ------
+        tripq.networks.checkpoint.CheckpointError
+            If this installation has no such file.
         """
         path = Path(inspect.getfile(type(self))).parent / "weights" / self.weights
-        return path if path.is_file() else None
+        if not path.is_file():
+            from tripq.networks.checkpoint import CheckpointError
+
+            raise CheckpointError(
+                f"{path}: this installation of tripq has no trained network of the task "
+                f"{self.name}. Give a checkpoint: --weights FILE."
+            )
+        return path
 
     @property
     @abstractmethod

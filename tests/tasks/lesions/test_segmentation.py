@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.commands.conftest import tiny_network
 from tripq import PQGraph
 from tripq.networks.apply import bytes_per_voxel, fits, least_voxels, voxels_within
 from tripq.networks.checkpoint import CheckpointError, save_network
@@ -259,6 +260,6 @@ def test_a_checkpoint_says_what_it_is_for(tmp_path: Path) -> None:
     ],
 )
 def test_a_note_without_sense_is_refused(note: dict[str, str], reason: str, tmp_path: Path) -> None:
-    save_network(LesionSegmenter(), tmp_path / "net.safetensors", note)
+    save_network(tiny_network(), tmp_path / "net.safetensors", note)
     with pytest.raises(CheckpointError, match=reason):
         load_model(tmp_path / "net.safetensors")

@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def weights() -> Path:
-    found = SignalCommands().included_weights()
-    assert found is not None
-    return found
+    return SignalCommands().included_weights()
 
 
 def test_the_included_network_is_small_and_of_the_task(weights: Path) -> None:

@@ -82,7 +82,7 @@ class SignalTask(Task):
             most = min(MOST, len(shell) - 1)
             few = min(FEWEST, most)
             number = int(np.exp(rng.uniform(np.log(few), np.log(most + 1))))
-            # the farthest of few directions are spread at random, of all of them evenly
+            # chosen from few directions they are spread at random, chosen from all of them evenly
             pool = rng.permutation(shell.indices)[: rng.integers(number, len(shell) + 1)]
             shown.append(pool[spread(scan.dwi.q[pool], number)])
         return _others(scan.dwi, shown)

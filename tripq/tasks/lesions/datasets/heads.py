@@ -10,11 +10,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from scipy.io import loadmat
 
+from tripq.scans import voxel_ml
 from tripq.scans.nifti import open_nifti, read_volumes
 from tripq.simulate import Anatomy, Grid, default_anatomy, fibres_from_peaks, read_coverage
 from tripq.simulate.grid import nearest
@@ -125,10 +125,10 @@ def brain_scale(brain: str | PathLike[str], anatomy: Anatomy) -> float:
     if prod(image.shape[3:]) != 1:
         raise DatasetError(f"{path}: shape {image.shape}; a mask is (X, Y, Z).")
     (volume,) = read_volumes(image, path)
-    own = np.count_nonzero(volume > 0) * float(np.prod(nib.affines.voxel_sizes(image.affine)))
+    own = np.count_nonzero(volume > 0) * voxel_ml(image.affine)
     if own == 0:
         raise DatasetError(f"{path}: the mask of the brain is empty.")
-    template = np.count_nonzero(anatomy.brain) * anatomy.grid.voxel_volume
+    template = np.count_nonzero(anatomy.brain) * voxel_ml(anatomy.grid.affine)
     return float(np.cbrt(template / own))
 
 

@@ -21,7 +21,7 @@ from rich.progress import track
 from scipy.ndimage import gaussian_filter
 
 from tripq.infra.files import read_json, replacing
-from tripq.scans import DWI
+from tripq.scans import DWI, cubic_edge
 from tripq.scans.nifti import open_nifti, read_volumes
 from tripq.scans.noise import noise_level
 from tripq.scans.resampling import blur_between
@@ -111,7 +111,7 @@ def outline_on_head(
         Lesion fraction of each voxel of the head, at most its share of tissue: 1 up to a mean
         diffusivity of `SOLID`, 0 from `FLUID` on.
     """
-    ratio = np.prod(dwi.voxel_size) ** (1 / 3) / anatomy.grid.voxel_size.mean()
+    ratio = cubic_edge(dwi.affine) / anatomy.grid.voxel_size.mean()
     blurred = gaussian_filter(coverage, blur_between(ratio))
     found = interpolate(blurred, anatomy.grid.to_voxels(points))
     _, md = tensor_maps(dwi)
