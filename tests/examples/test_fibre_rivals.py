@@ -143,3 +143,12 @@ def test_results_are_kept_and_written_into_the_page(
         monkeypatch.setattr(program, name, never)
     run()
     assert page.read_text() == written
+
+
+def test_the_page_has_the_kept_results(program: ModuleType, tmp_path: Path) -> None:
+    from fibre_study.results import Results, write_page
+
+    copy = tmp_path / "page.md"
+    copy.write_text(program.PAGE.read_text(encoding="utf-8"), encoding="utf-8")
+    write_page(Results.read(program.RESULTS), copy)
+    assert copy.read_text(encoding="utf-8") == program.PAGE.read_text(encoding="utf-8")
