@@ -1,222 +1,447 @@
-"""Fibre orientations from 32 and from 12 directions: the task `fibres` and its rivals.
+"""Fibre orientations from 32 and from 12 directions, on simulated heads, with rivals.
 
-A network, and the same one without neighbours, are trained on simulated heads and applied to others
-of an SNR of 20.  The rival is the constrained spherical deconvolution of dipy, with the response of
-the voxels that have a single known fibre, and an order chosen on a head of the training for each
-number of directions.  Results are kept as JSON and as a table; a run that was stopped resumes.
+    python examples/fibre_rivals.py
+    python examples/fibre_rivals.py --real FOLDER --save --ship
+
+A network, and the same one without neighbours, are trained for as many steps on simulated heads,
+and applied to others with an SNR of 20.  The truth is that of the simulator.  The rivals are the
+constrained spherical deconvolution of dipy, of the signal as it is and after MP-PCA.  Its response
+function is that of the 300 voxels with the highest FA of the same scan; order, weight and threshold
+of its regularisation are chosen for each b-value and number of directions, on the head of the
+validation, which also chooses the weights of the networks.
+
+``--real FOLDER`` compares the methods on the example scan of TractSeg, too: FOLDER has its
+``Diffusion.nii.gz``, ``Diffusion.bvals``, ``Diffusion.bvecs``, ``nodif_brain_mask.nii.gz`` and
+``peaks.nii.gz``.  Networks, checkpoints and results are kept in the folder of the results: what is
+finished is read, and an interrupted training resumes.  ``--save`` keeps the results and writes the
+tables of docs/fibres.md.  ``--ship`` writes the network that comes with tripq, and its card.
 """
 
 from __future__ import annotations
 
 import json
-import time
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import torch
 import typer
-from dipy.core.gradients import GradientTable as DipyTable
-from dipy.core.gradients import gradient_table
-from dipy.data import get_sphere
-from dipy.reconst.csdeconv import ConstrainedSphericalDeconvModel, response_from_mask_ssst
+from fibre_study import heads
+from fibre_study.results import (
+    CSD,
+    DENOISED,
+    MAIN_B_VALUE,
+    NETWORK,
+    TABLES,
+    VOXELWISE,
+    RealRow,
+    Results,
+    Row,
+    Setting,
+    Training,
+    scores_table,
+    write_page,
+)
+from fibre_study.rivals import (
+    PATCH_RADII,
+    Deconvolution,
+    Denoised,
+    all_settings,
+    denoised,
+)
 from numpy.typing import NDArray
-from torch import nn
+from paper.command import start
+from rich.console import Console
 
+from tripq.infra.files import write_text
 from tripq.networks import load_network, save_network
 from tripq.networks.blocks import graph_radius, predict_blocks
-from tripq.scans import DWI
-from tripq.simulate import Anatomy, default_anatomy
-from tripq.so3.fit import harmonics_at
-from tripq.so3.mrtrix import ORTHONORMAL
-from tripq.tasks.fibres.config import FibreOptimisationConfig
+from tripq.networks.card import card_header
+from tripq.networks.checkpoint import read_notes
+from tripq.scans import DWI, read_dwi
+from tripq.scans.tensor import tensor_maps
+from tripq.tasks.fibres.command import FibreCommands
 from tripq.tasks.fibres.network import FibreNetwork
-from tripq.tasks.fibres.scoring import FibreMap, score_fibres
-from tripq.tasks.fibres.simulate import SimulatedFibres, simulate_cohort
+from tripq.tasks.fibres.peaks import angles_between, find_peaks
+from tripq.tasks.fibres.scoring import FibreMap, kinds_of_voxels, read_peaks, score_fibres
+from tripq.tasks.fibres.simulate import SimulatedFibres
 from tripq.tasks.fibres.task import FibreTask
-from tripq.tasks.signal.task import spread
-from tripq.training import Budget, PatchDataModule, Progress, Stopping, train
+from tripq.training import Augmentation, Budget, PatchDataModule, Progress, Stopping, train
 
-SLAB = (-80.0, -110.0, 5.0), (80.0, 80.0, 45.0)
-"""Part of the heads, in mm: corpus callosum, corona radiata, and what crosses there."""
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "fibres.md"
+CARD = ROOT / "docs" / "fibres-weights.md"
+RESULTS = ROOT / "perf" / "results" / "fibres" / "rivals.json"
+TEMPLATE = Path(__file__).parent / "fibre_study" / "card.md"
+WEIGHTS = ROOT / "tripq" / "tasks" / "fibres" / "weights" / FibreCommands.weights
 
-DIRECTIONS = (32, 12)
-ORDERS = (4, 6, 8)
-"""Of the deconvolution of dipy."""
+OUT = Path("runs/fibres")
 
-SINGLE_FIBRE = 0.55
-"""Volume of the largest fibre of voxels for the response; all others are below a tenth of it."""
+HEADS, TESTS, STEPS = 20, 3, 700
 
-Predict = Callable[[DWI], NDArray[np.float32]]
+BOX_SIZE, N_BOXES, LEARNING_RATE = 8, 2, 8e-3
 
+AUGMENTATION = Augmentation(noise=0.0, bias=0.0, b0_error=0.0, dropped=0.5)
+"""The heads differ in all but the choice of directions."""
 
-def with_directions(scan: SimulatedFibres, number: int) -> SimulatedFibres:
-    """A scan with so many of its directions, well spread."""
-    kept = np.concatenate([[0], 1 + spread(scan.dwi.q[1:], number)])
-    return replace(scan, dwi=scan.dwi.with_samples(kept))
+RADIUS = 4.0
+"""Of a neighbourhood, in mm."""
 
+FOCUS_SHARE = 0.75
+"""Of the boxes, with a centre in white matter."""
 
-def white_matter(scan: SimulatedFibres) -> SimulatedFibres:
-    """The voxels of a scan with known fibres, which are scored."""
-    rows = scan.peaks[:, 0].any(axis=-1)
-    mask = scan.dwi.mask.copy()
-    mask[mask] = rows
-    return replace(
-        scan, dwi=scan.dwi.with_voxels(mask), fodf=scan.fodf[rows], peaks=scan.peaks[rows]
-    )
+FIRST_BOXES = 16
+"""The networks start at a deconvolution of so many boxes: one batch has too few b-values."""
 
+VALIDATIONS = 4
 
-def dipy_table(dwi: DWI) -> DipyTable:
-    """The gradient table of a scan for dipy, in world axes."""
-    length = np.linalg.norm(dwi.q, axis=1, keepdims=True)
-    return gradient_table(
-        dwi.b_values, bvecs=dwi.q / np.where(length > 0, length, 1), b0_threshold=10
-    )
+B_VALUES = (1000.0, 3000.0)
+"""Of the tests, in s/mm2."""
 
+SCORED = 2000
+"""Voxels of white matter that are compared of a head, simulated or real; drawn at random."""
 
-def response_of(scan: SimulatedFibres) -> tuple[NDArray[np.float64], float]:
-    """Eigenvalues and b0 of the voxels with a single known fibre, by dipy."""
-    lengths = np.linalg.norm(scan.peaks, axis=-1)
-    single = (lengths[:, 0] > SINGLE_FIBRE) & (lengths[:, 1] < 0.1 * lengths[:, 0])
-    data = scan.dwi.signal[single][:, None, None].astype(np.float64)
-    mask = np.ones(data.shape[:3], int)
-    response, _ = response_from_mask_ssst(dipy_table(scan.dwi), data, mask)
-    return response
+TUNED = 300
+"""Voxels with crossings, of the head of the validation, on which a deconvolution is tuned."""
 
+LEAST_FA = 0.2
+"""Of the voxels of the real scan that are compared."""
 
-def deconvolution(response: tuple[NDArray[np.float64], float], order: int) -> Predict:
-    """Constrained spherical deconvolution of dipy."""
-    sphere = get_sphere(name="repulsion724")
-    at = harmonics_at(torch.from_numpy(sphere.vertices), order).numpy() / ORTHONORMAL
-    to_coefficients = np.linalg.pinv(at)
+TAGS = ("fibre-orientation-distribution", "fodf", "angular-super-resolution")
 
-    def predict(dwi: DWI) -> NDArray[np.float32]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of more coefficients than directions: it is meant
-            model = ConstrainedSphericalDeconvModel(dipy_table(dwi), response, sh_order_max=order)
-            values = model.fit(dwi.signal.astype(np.float64)).odf(sphere)
-        return (values @ to_coefficients.T).astype(np.float32)
+VALIDATION_SEED, TEST_SEED = 1, 2
+"""Of heads other than those of the training."""
 
-    return predict
+Predict = Callable[[DWI, NDArray[np.intp]], NDArray[np.float32]]
+"""Distributions (n, C) in some voxels of a scan."""
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+console = Console()
 
 
-def scores(predict: Predict, scans: Sequence[SimulatedFibres]) -> dict[str, float]:
-    """Scores over all scans, in the voxels with known fibres."""
-    maps = []
-    for scan in scans:
-        chosen = scan.peaks[:, 0].any(axis=-1)
-        fodf = predict(scan.dwi)
-        maps.append(FibreMap(scan.name, fodf[chosen], scan.peaks[chosen], scan.fodf[chosen]))
-    return dict(score_fibres(maps).rows[-1].columns)
+@dataclass(frozen=True)
+class Study:
+    """Trains and compares; what is finished is read from its file.
+
+    Parameters
+    ----------
+    folder : Path
+        Of networks, checkpoints and results.
+    real : Path or None
+        Folder of the real scan.
+    heads, tests : int
+        Simulated heads of the training and of the tests.
+    steps : int
+        Of each training.
+    """
+
+    folder: Path
+    real: Path | None
+    heads: int
+    tests: int
+    steps: int
+
+    @cached_property
+    def training(self) -> list[SimulatedFibres]:
+        """The heads of the training."""
+        console.print(f"simulating {self.heads} heads")
+        return list(heads.training_heads(self.heads, seed=0))
+
+    def validation(self, b_value: float) -> SimulatedFibres:
+        """A head that chooses weights of networks and settings of deconvolutions."""
+        (head,) = heads.other_heads(1, VALIDATION_SEED, b_value)
+        return head
+
+    def network(self, name: str) -> FibreNetwork:
+        """The network of a name, `NETWORK` or `VOXELWISE`, trained."""
+        path = self._path(name)
+        if not path.is_file():
+            self._train(name, path)
+        found = load_network(path)
+        assert isinstance(found, FibreNetwork)
+        return found.eval()
+
+    def _train(self, name: str, path: Path) -> None:
+        torch.manual_seed(0)
+        network = make_network(name)
+        batches = {
+            number: PatchDataModule(
+                self.training,
+                FibreTask(),
+                radius=graph_radius(network),
+                box_size=BOX_SIZE,
+                n_boxes=number,
+                focus_share=FOCUS_SHARE,
+                augment=AUGMENTATION,
+                validation=shown_in_validation(self.validation(MAIN_B_VALUE)),
+            )
+            for number in (FIRST_BOXES, N_BOXES)
+        }
+        FibreTask().initialise(network.train(), batches[FIRST_BOXES].first())
+        every = max(1, self.steps // VALIDATIONS)
+        train(
+            network,
+            batches[N_BOXES],
+            Budget(steps=self.steps),
+            stopping=Stopping(every, patience=VALIDATIONS, falling=True),
+            folder=path.with_suffix(""),
+            learning_rate=LEARNING_RATE,
+            initialise=False,
+            report=lambda progress: report(name, progress),
+        )
+        save_network(network, path, notes([head.dwi for head in self.training]))
+
+    def methods(self, b_value: float, directions: int) -> dict[str, Predict]:
+        """All methods, the deconvolutions with their settings for such scans."""
+        chosen = {one.method: one for one in self.settings(b_value, directions)}
+        plain, after = (
+            Deconvolution(one.order, one.penalty, one.threshold)
+            for one in (chosen[CSD], chosen[DENOISED])
+        )
+        return {
+            NETWORK: by_network(self.network(NETWORK)),
+            VOXELWISE: by_network(self.network(VOXELWISE)),
+            CSD: plain,
+            DENOISED: Denoised(after, chosen[DENOISED].patch_radius),
+        }
+
+    def settings(self, b_value: float, directions: int) -> list[Setting]:
+        """What suits the head of the validation best."""
+        path = self.folder / f"settings-{b_value:.0f}-{directions}.json"
+        if not path.is_file():
+            found = tune(self.validation(b_value), b_value, directions)
+            write_text(path, json.dumps([asdict(one) for one in found], indent=1) + "\n")
+        return [Setting(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
+
+    def rows(self, b_value: float, directions: int) -> list[Row]:
+        """Scores of all methods on the heads of the tests."""
+        path = self.folder / f"rows-{b_value:.0f}-{directions}.json"
+        if not path.is_file():
+            methods = self.methods(b_value, directions)
+            found = [
+                compare(head, methods, b_value, directions)
+                for head in heads.other_heads(self.tests, TEST_SEED, b_value)
+            ]
+            write_text(path, json.dumps([asdict(row) for row in found], indent=1) + "\n")
+        return [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+
+    def real_rows(self) -> list[RealRow]:
+        """Angles on the real scan; none without it."""
+        return [] if self.real is None else RealScan.read(self.real).compare(self.methods)
+
+    def trainings(self) -> list[Training]:
+        """How both networks were trained."""
+        found = []
+        for name in (NETWORK, VOXELWISE):
+            weights = sum(values.numel() for values in self.network(name).parameters())
+            found.append(Training(name, self.heads, self.steps, weights))
+        return found
+
+    def results(self) -> Results:
+        """All of them."""
+        cells = [(b_value, number) for b_value in B_VALUES for number in heads.SHOWN]
+        return Results(
+            trainings=tuple(self.trainings()),
+            settings=tuple(one for cell in cells for one in self.settings(*cell)),
+            rows=tuple(row for cell in cells for row in self.rows(*cell)),
+            real=tuple(self.real_rows()),
+        )
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name.replace(' ', '-')}.safetensors"
 
 
-def trained(
-    name: str, radius: float, heads: Sequence[SimulatedFibres], out: Path, steps: int, seed: int
-) -> nn.Module:
-    """The network of a name: that of an earlier run, or a new one."""
-    file = out / f"{name}.safetensors"
-    if file.is_file():
-        return load_network(file)
-    torch.manual_seed(seed)
-    network = FibreNetwork(p_radius=radius, quadrature="integral" if radius else "sum")
-    *training, validation = heads
-    patches = PatchDataModule(
-        training,
-        FibreTask(),
-        radius=graph_radius(network),
-        box_size=12,
-        n_boxes=2,
-        seed=seed,
-        augment=FibreOptimisationConfig().augment,
-        validation=[validation],
-    )
-    started = time.process_time()
-
-    def show(progress: Progress) -> None:
-        if progress.steps % 20 == 0:
-            spent = time.process_time() - started
-            print(f"{name}: {progress.steps}, loss {progress.loss:.4f}, {spent:.0f} s", flush=True)
-
-    every = max(1, steps // 10)
-    train(
-        network,
-        patches,
-        Budget(steps=steps),
-        stopping=Stopping(every=every, patience=10, warm_up=max(1, steps // 10), falling=True),
-        folder=out / f"{name}-checkpoints",
-        learning_rate=4e-3,
-        report=show,
-    )
-    save_network(network.eval(), file, {"task": "fibres", "b_values": "1000"})
-    return network
+def make_network(name: str) -> FibreNetwork:
+    """The network of a name, not trained."""
+    if name == VOXELWISE:
+        return FibreNetwork(p_radius=0.0, quadrature="sum")
+    return FibreNetwork(p_radius=RADIUS)
 
 
-def table_of(rows: Sequence[dict[str, object]]) -> str:
-    """The results for a page of documentation."""
-    lines = [
-        "| method | directions | single fibres | crossings | two peaks found | correlation |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    lines += [
-        f"| {row['method']} | {row['directions']} | {row['single_error']:.1f}° | "
-        f"{row['crossing_error']:.1f}° | {row['crossings_found']:.2f} | "
-        f"{row['angular_correlation']:.3f} |"
-        for row in rows
-    ]
-    return "\n".join(lines) + "\n"
+def by_network(network: FibreNetwork) -> Predict:
+    """The prediction of a network."""
+    return lambda dwi, rows: predict_blocks(network, dwi)[rows]
+
+
+def shown_in_validation(head: SimulatedFibres) -> list[SimulatedFibres]:
+    """A head with each of the numbers of directions."""
+    return [replace(head, dwi=heads.with_directions(head.dwi, number)) for number in heads.SHOWN]
+
+
+def tune(head: SimulatedFibres, b_value: float, directions: int) -> list[Setting]:
+    """The settings of the deconvolutions with the least error at the crossings of a head."""
+    dwi = heads.with_directions(head.dwi, directions)
+    _, _, crossing = kinds_of_voxels(head.peaks)
+    rows = np.random.default_rng(0).permutation(np.flatnonzero(crossing))[:TUNED]
+    known = FibreMap(head.name, head.fodf[rows], head.peaks[rows], None)
+    best = []
+    for method, radii in ((CSD, (0,)), (DENOISED, PATCH_RADII)):
+        tried = []
+        for radius in radii:
+            given = denoised(dwi, radius) if radius else dwi
+            for one in all_settings():
+                found = score_fibres([replace(known, fodf=one(given, rows))])
+                error = float(found.rows[-1].columns["crossing_error"])
+                shape = (one.order, one.penalty, one.threshold)
+                tried.append(Setting(method, b_value, directions, *shape, radius, error))
+        best.append(min(tried, key=lambda one: one.crossing_error))
+        console.print(best[-1], markup=False)
+    return best
 
 
 def compare(
-    out: Path, anatomy: Anatomy, *, heads: int, tests: int, radius: float, steps: int, seed: int
-) -> list[dict[str, object]]:
-    """Train what is not trained, and score all methods on other heads."""
-    out.mkdir(parents=True, exist_ok=True)
-    training = list(simulate_cohort(heads, seed + 1, anatomy=anatomy))
-    unseen = list(simulate_cohort(tests, seed + 2, anatomy=anatomy, snr=(20.0, 20.0)))
-    networks = {
-        name: trained(name, reach, training, out, steps, seed)
-        for name, reach in (("network", radius), ("voxelwise", 0.0))
-    }
-    chooser = white_matter(training[0])
-    rows: list[dict[str, object]] = []
-    for number in DIRECTIONS:
-        few = [with_directions(scan, number) for scan in unseen]
-        one = with_directions(chooser, number)
-        response = response_of(one)
-        rivals = {order: deconvolution(response, order) for order in ORDERS}
-        errors = {o: scores(rival, [one])["crossing_error"] for o, rival in rivals.items()}
-        order = min(errors, key=lambda o: errors[o])
+    head: SimulatedFibres, methods: Mapping[str, Predict], b_value: float, directions: int
+) -> Row:
+    """Scores of methods on a head, in the same voxels of white matter."""
+    dwi = heads.with_directions(head.dwi, directions)
+    rows = heads.white_matter(head, SCORED, seed=0)
+    scores = {}
+    for name, predict in methods.items():
+        one = FibreMap(head.name, predict(dwi, rows), head.peaks[rows], head.fodf[rows])
+        scores[name] = dict(score_fibres([one]).rows[-1].columns)
+    row = Row(head.name, b_value, directions, len(rows), scores)
+    console.print(row, markup=False)
+    return row
+
+
+@dataclass(frozen=True, eq=False)
+class RealScan:
+    """A real scan, and the peaks beside it in some of its voxels.
+
+    Parameters
+    ----------
+    dwi : DWI
+        The scan.
+    rows : (n,) int array
+        The voxels that are compared.
+    peaks : (n, 3, 3) array
+        The peaks beside the scan there, the longest first.
+    """
+
+    dwi: DWI
+    rows: NDArray[np.intp]
+    peaks: NDArray[np.float32]
+
+    @classmethod
+    def read(cls, folder: Path) -> RealScan:
+        """Read the slab of the tests, and draw voxels with an FA above `LEAST_FA`."""
+        files = (f"Diffusion.{ending}" for ending in ("nii.gz", "bvals", "bvecs"))
+        dwi = read_dwi(*(folder / name for name in files), folder / "nodif_brain_mask.nii.gz")
+        lower, upper = heads.TEST_SLAB
+        points = dwi.voxel_centres()
+        inside = ((points >= lower) & (points <= upper)).all(axis=1)
+        dwi = dwi.with_voxels(dwi.volume(inside).astype(bool))
+        peaks = read_peaks(folder / "peaks.nii.gz", dwi.mask)
+        white = (tensor_maps(dwi)[0] > LEAST_FA) & peaks[:, 0].any(axis=-1)
+        rows = np.random.default_rng(0).permutation(np.flatnonzero(white))[:SCORED]
+        return cls(dwi, rows, peaks[rows])
+
+    def compare(self, methods: Callable[[float, int], Mapping[str, Predict]]) -> list[RealRow]:
+        """Angles of all methods, given those for a b-value and a number of directions."""
         found = {
-            name: scores(lambda dwi, net=network: predict_blocks(net, dwi), few)  # type: ignore[misc]
-            for name, network in networks.items()
+            number: {
+                name: find_peaks(predict(heads.with_directions(self.dwi, number), self.rows))
+                for name, predict in methods(MAIN_B_VALUE, number).items()
+            }
+            for number in heads.SHOWN
         }
-        found[f"CSD, order {order}"] = scores(rivals[order], [white_matter(scan) for scan in few])
-        rows += [{"method": name, "directions": number, **s} for name, s in found.items()]
-        print(table_of(rows), flush=True)
-    return rows
+        most, few = (found[number] for number in heads.SHOWN)
+        return [self._row(name, few[name], most[name]) for name in most]
+
+    def _row(self, name: str, few: NDArray[np.float32], most: NDArray[np.float32]) -> RealRow:
+        _, single, crossing = kinds_of_voxels(self.peaks)
+        console.print(f"{name}: {single.sum()} single fibres, {crossing.sum()} crossings")
+
+        def angle(known: NDArray[np.float32], found: NDArray[np.float32], number: int) -> float:
+            chosen = single if number == 1 else crossing
+            return float(np.nanmean(angles_between(known[chosen, :number], found[chosen])))
+
+        return RealRow(
+            name,
+            *(angle(most, few, number) for number in (1, 2)),
+            *(angle(self.peaks, few, number) for number in (1, 2)),
+            *(angle(self.peaks, most, number) for number in (1, 2)),
+            *(float(peaks[crossing, 1].any(axis=-1).mean()) for peaks in (few, most)),
+        )
 
 
+def notes(training: Sequence[DWI]) -> dict[str, str]:
+    """What the file of a network says about its training."""
+    edges = [edge for dwi in training for edge in dwi.voxel_size]
+    b_values = {round(shell.b_value) for dwi in training for shell in dwi.shells}
+    return {
+        "task": FibreTask.name,
+        "voxel_size_mm": f"{min(edges):.3g} {max(edges):.3g}",
+        "b_values": " ".join(map(str, sorted(b_values))),
+        "fewest_directions": str(min(len(dwi.b_values) - 1 for dwi in training)),
+        "caution": "trained on simulated signal only; for research only, not for diagnosis",
+        "data": "simulated diffusion signal",
+    }
+
+
+def ship(study: Study, results: Results, weights: Path, card: Path) -> None:
+    """Copy the network to the package, and write its card."""
+    shutil.copyfile(study.folder / f"{NETWORK}.safetensors", weights)
+    about = read_notes(weights)
+    smallest, largest = about["voxel_size_mm"].split()
+    b_values = [int(value) for value in about["b_values"].split()]
+    (trained,) = (one for one in results.trainings if one.network == NETWORK)
+    text = TEMPLATE.read_text(encoding="utf-8").format(
+        scores=scores_table(results),
+        tests=len({row.head for row in results.rows}),
+        weights=trained.weights,
+        kilobytes=os.path.getsize(weights) / 1000,
+        heads=trained.heads,
+        smallest=smallest,
+        largest=largest,
+        lowest_b=min(b_values),
+        highest_b=max(b_values),
+        fewest=heads.DIRECTIONS[0],
+        most=heads.DIRECTIONS[1],
+        lowest_snr=heads.SNR[0],
+        highest_snr=heads.SNR[1],
+        steps=trained.steps,
+        boxes=N_BOXES,
+        box=BOX_SIZE,
+    )
+    write_text(card, f"{card_header(about, tags=TAGS)}\n{text}")
+
+
+def report(name: str, progress: Progress) -> None:
+    """Print the loss from time to time."""
+    if progress.steps % 50 == 0:
+        console.print(f"{name}: step {progress.steps}, loss {progress.loss:.4f}", markup=False)
+
+
+@app.command()
 def main(
-    out: Annotated[Path, typer.Option(help="Folder of networks and results.")],
-    heads: Annotated[int, typer.Option(min=2, help="Of the training; the last validates.")] = 5,
-    tests: Annotated[int, typer.Option(min=1, help="Other heads, which are scored.")] = 2,
-    voxel_size: Annotated[float, typer.Option(help="Edge in mm.")] = 2.5,
-    steps: Annotated[int, typer.Option(min=1, help="Of each training.")] = 300,
-    seed: int = 0,
+    out: Annotated[Path, typer.Option(help="Folder of networks and results.")] = OUT,
+    real: Annotated[
+        Path | None, typer.Option(help="Folder of the example scan of TractSeg.")
+    ] = None,
+    training: Annotated[int, typer.Option(min=1, help="Heads of the training.")] = HEADS,
+    tests: Annotated[int, typer.Option(min=1, help="Other heads, which are scored.")] = TESTS,
+    steps: Annotated[int, typer.Option(min=1, help="Of each training.")] = STEPS,
+    save: Annotated[bool, typer.Option("--save", help="Write the tables of the page.")] = False,
+    to_ship: Annotated[
+        bool, typer.Option("--ship", help="Write the network that comes with tripq, and its card.")
+    ] = False,
 ) -> None:
     """Train, compare, and keep the results."""
-    anatomy = default_anatomy(voxel_size).within(*SLAB)
-    rows = compare(
-        out, anatomy, heads=heads, tests=tests, radius=2 * voxel_size, steps=steps, seed=seed
-    )
-    about = {"heads": heads, "tests": tests, "voxel_size": voxel_size, "steps": steps, "seed": seed}
-    text = json.dumps({**about, "rows": rows}, indent=1)
-    (out / "results.json").write_text(text + "\n", encoding="utf-8")
-    (out / "table.md").write_text(table_of(rows), encoding="utf-8")
+    study = Study(out, real, training, tests, steps)
+    results = study.results()
+    console.print(*(make(results) for make in TABLES.values()), sep="\n\n", markup=False)
+    if save:
+        results.write(RESULTS)
+        write_page(results, PAGE)
+    if to_ship:
+        ship(study, results, WEIGHTS, CARD)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(app)

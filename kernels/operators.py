@@ -66,7 +66,10 @@ def operator(
 
     def plain(function: Function | None, args: tuple[Any, ...]) -> Any:
         assert function is not None
-        with torch.autocast(_first_tensor(args).device.type, enabled=False):
+        device = _first_tensor(args).device.type
+        if not torch.is_autocast_enabled(device):
+            return function(*arguments(args))
+        with torch.autocast(device, enabled=False):
             return function(*arguments(args))
 
     def run(*args: Any) -> Any:

@@ -130,8 +130,15 @@ def test_autocast_does_not_round_the_sums():
 # -- what torch expects of an operator -------------------------------------------------------------
 
 
-@layouts
-@affines
+@pytest.mark.parametrize(
+    ("gates", "affine"),
+    [  # the first alone and the last normalised or, in `make test-all`, all of them
+        pytest.param(gates, affine, marks=() if n == 3 * affine else pytest.mark.exhaustive)
+        for n, gates in enumerate(LAYOUTS)
+        for affine in (False, True)
+    ],
+    ids=str,
+)
 def test_operators(gates, affine):
     x, affine, grad = operands(gates, affine=affine, dtype=torch.float32)
     torch.library.opcheck(

@@ -50,7 +50,9 @@ def operations_of(step: Callable[[], object]) -> Counter[str]:
     return counted.counts
 
 
-@pytest.mark.parametrize("backend", ["dense", "fourier"])
+@pytest.mark.parametrize(
+    "backend", ["dense", pytest.param("fourier", marks=pytest.mark.exhaustive)]
+)
 def test_a_training_step_of_the_default_network_is_at_most_150_operations(backend: str) -> None:
     torch.manual_seed(0)
     network = LesionSegmenter()

@@ -32,6 +32,7 @@ from tripq.domain.graph import PQGraph
 from tripq.domain.voxels import neighbour_steps
 from tripq.nn.batch_norm import BatchNorm, Moments
 from tripq.nn.layer import PQTensorFieldLayer
+from tripq.nn.products import SphericalProducts
 from tripq.scans import B_REFERENCE, DWI, DWIError
 
 Box = tuple[slice, slice, slice]
@@ -159,6 +160,8 @@ def bytes_per_voxel(network: nn.Module, n_samples: int) -> int:
             widths.append(module.irreps_in.dim * q_in + module.irreps_out.dim * q_out)
         elif isinstance(module, nn.Conv3d):
             widths.append(module.in_channels + module.out_channels)
+        elif isinstance(module, SphericalProducts):
+            widths.append(module.n_points * module.factors.shape[1])
     return _LIVE_TENSORS * max(widths) * torch.finfo(torch.float32).bits // 8
 
 

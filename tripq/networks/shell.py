@@ -25,7 +25,7 @@ from tripq.networks.signal import LARGEST_RATIO
 from tripq.nn.block import Block
 from tripq.nn.bound import Bindable
 from tripq.nn.layer import PQTensorFieldLayer
-from tripq.nn.residual import per_component, root_mean_square, size_by_irrep, start_at_zero
+from tripq.nn.residual import per_component, root_mean_square, size_by_irrep
 from tripq.scans import B_REFERENCE, DWIError
 from tripq.so3.fit import ShellFit, check_smoothing, even_orders
 
@@ -66,9 +66,12 @@ class ShellNetwork(Bindable):
     Parameters
     ----------
     irreps_head : Irreps or str
-        Output of the last layer, which starts at 0.
+        Output of the last layer.
     product_order : int
-        Highest order of the products of coefficients that the layers take.
+        Highest order of the products of coefficients among the features of a shell; the layers take
+        those up to `order`.
+    head_on_neighbours : bool
+        Whether the last layer takes the neighbours of a voxel, too.
     p_radius : float
         Radius of a layer's neighbourhood in mm.
     p_features : Irreps or str
@@ -104,6 +107,7 @@ class ShellNetwork(Bindable):
         irreps_head: o3.Irreps | str,
         *,
         product_order: int,
+        head_on_neighbours: bool = True,
         p_radius: float = 4.0,
         p_features: o3.Irreps | str = "24x0e + 8x2e + 4x4e",
         n_p_layers: int = 1,
@@ -135,6 +139,7 @@ class ShellNetwork(Bindable):
         given = given + o3.Irreps([(2 + len(orders), "0e")])
         given = given + self.irreps_shell + self.irreps_shell
         self.irreps_features = given
+        self._taken, given = _up_to(order, given)
         blocks: list[Block] = []
         for _ in range(n_p_layers):
             blocks.append(
@@ -154,14 +159,13 @@ class ShellNetwork(Bindable):
         self.head = PQTensorFieldLayer(
             blocks[-1].irreps_out + given,
             irreps_head,
-            p_radius,
+            p_radius if head_on_neighbours else 0.0,
             q_in=None,
             lmax_p=2,
             bias=True,
             p_radial=p_radial,
-            quadrature=quadrature,
+            quadrature=quadrature if head_on_neighbours else "sum",
         )
-        start_at_zero(self.head)
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("size", torch.ones(len(orders)))
         self.register_buffer("noise", torch.ones(()))
@@ -184,10 +188,10 @@ class ShellNetwork(Bindable):
 
     def on_voxels(self, features: Tensor, graph: PQGraph) -> Tensor:
         """The output of the last layer, (V, irreps_head.dim), from the features of a shell."""
-        x = features
+        given = x = features[:, self._taken]
         for block in self.blocks:
             x = block(x, graph)
-        output: Tensor = self.head(torch.cat([x, features], dim=-1), graph)
+        output: Tensor = self.head(torch.cat([x, given], dim=-1), graph)
         return output
 
     def _features(self, fitted: Tensor, signal: Tensor, q: Tensor, fit: ShellFit) -> Tensor:
@@ -242,6 +246,16 @@ class ShellNetwork(Bindable):
         coefficients[:, 0] -= self.mean
         self.size.copy_(size_by_irrep(coefficients, self.irreps_shell))
         self.noise.copy_(root_mean_square(torch.cat(noise)))
+
+
+def _up_to(order: int, irreps: o3.Irreps) -> tuple[Tensor, o3.Irreps]:
+    """Columns of the features up to an order, and their irreps."""
+    some = [
+        (torch.arange(columns.start, columns.stop), one)
+        for one, columns in zip(irreps, irreps.slices(), strict=True)
+        if one.ir.l <= order
+    ]
+    return torch.cat([columns for columns, _ in some]), o3.Irreps([one for _, one in some])
 
 
 def check_orders(**orders: int) -> None:

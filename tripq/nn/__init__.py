@@ -1,4 +1,4 @@
-"""Parts of networks: the layer, gate, norms, reductions, blocks, initial weights, residuals."""
+"""Parts of networks: layer, gate, products, norms, reductions, blocks, first weights, residuals."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from tripq.nn.gate import GatedNonlinearity
 from tripq.nn.initialise import fill_last_bias, scale_initial_weights
 from tripq.nn.invariants import NormsAsScalars
 from tripq.nn.layer import PQTensorFieldLayer
+from tripq.nn.products import SphericalProducts
 from tripq.nn.reduce import QLengthWeightedMean, QMean
 from tripq.nn.residual import Residual, start_at_zero
 
@@ -23,6 +24,7 @@ __all__ = [
     "QLengthWeightedMean",
     "QMean",
     "Residual",
+    "SphericalProducts",
     "fill_last_bias",
     "scale_initial_weights",
     "start_at_zero",

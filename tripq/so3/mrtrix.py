@@ -22,7 +22,6 @@ from functools import cache
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import lpmv
 
 from tripq.so3.fit import even_orders, harmonics_at
 
@@ -79,6 +78,8 @@ def mrtrix_harmonics(directions: NDArray[np.floating], order: int) -> NDArray[np
     >>> mrtrix_harmonics(np.eye(3), 0).round(4).ravel()
     array([0.2821, 0.2821, 0.2821])
     """
+    from scipy.special import lpmv
+
     x, y, z = (directions / np.linalg.norm(directions, axis=1, keepdims=True)).T
     azimuth = np.arctan2(y, x)
     columns = []

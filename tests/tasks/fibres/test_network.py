@@ -116,3 +116,19 @@ def test_it_is_kept_in_a_file(tmp_path: Path) -> None:
     save_network(network, tmp_path / "fibres.safetensors")
     again = load_network(tmp_path / "fibres.safetensors")
     np.testing.assert_array_equal(predict_blocks(again, dwi), predict_blocks(network, dwi))
+
+
+def test_boxes_are_placed_on_white_matter() -> None:
+    scan = fibre_head(1)
+    focus = FibreTask().focus(scan)
+    assert 0 < focus.mean() < 1
+    assert focus[scan.peaks[:, 0].any(axis=1)].all()  # type: ignore[attr-defined]
+
+
+def test_layers_on_voxels_take_orders_of_the_fit() -> None:
+    network = small(fit_order=4)
+    taken = [network.irreps_features.slices()[i] for i in range(len(network.irreps_features))]
+    kept = set(network._taken.tolist())
+    for (_, ir), columns in zip(network.irreps_features, taken, strict=True):
+        assert (columns.start in kept) == (ir.l <= 4)
+    assert network.blocks[0].layer.irreps_in.lmax == 4

@@ -36,22 +36,39 @@ class FibreNetworkConfig(ShellConfig):
         Field(ge=0, description="radius of the neighbourhood of a voxel in mm; 0 for none"),
     ] = default_of(FibreNetwork, "p_radius")
     p_features: Features = default_of(FibreNetwork, "p_features")
+    n_p_layers: Annotated[
+        int, Field(ge=1, description="number of layers that take a neighbourhood")
+    ] = default_of(FibreNetwork, "n_p_layers")
     order: Annotated[
         int, Field(ge=2, le=8, description="highest order of the distributions: 2, 4, 6 or 8")
     ] = default_of(FibreNetwork, "order")
     fit_order: Annotated[
         int, Field(ge=2, le=8, description="highest order of the signal: 2, 4, 6 or 8")
     ] = default_of(FibreNetwork, "fit_order")
+    channels: Annotated[
+        int, Field(ge=1, description="number of functions on the sphere in every voxel")
+    ] = default_of(FibreNetwork, "channels")
+    n_products: Annotated[
+        int, Field(ge=1, description="number of layers that multiply these functions")
+    ] = default_of(FibreNetwork, "n_products")
 
 
 @dataclass(frozen=True, config=CHECKED)
 class FibreOptimisationConfig(ShellOptimisationConfig):
-    """Optimisation settings, with one for the directions."""
+    """Optimisation settings, with those for directions and boxes."""
 
     dropped: Annotated[
         float,
         Field(ge=0, lt=1, description="largest share of the directions that a box leaves out"),
     ] = 0.65
+    white_matter_share: Annotated[
+        float, Field(ge=0, le=1, description="fraction of boxes placed on white matter")
+    ] = 0.5
+
+    @property
+    def focus_share(self) -> float:
+        """Fraction of the boxes placed on white matter."""
+        return self.white_matter_share
 
     @property
     def augment(self) -> Augmentation:

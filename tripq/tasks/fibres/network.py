@@ -9,9 +9,12 @@ The signal of a shell is a function on the sphere with the coefficients c of
 where X are features of order l of the voxel: the coefficients of the fit, and their products.  The
 first part is linear in them.  Its weights are solved by least squares on the first batch
 (`FibreNetwork.solve`): spherical deconvolution by harmonics, with second-order terms for orders
-above those of the fit.  g is an equivariant network on p-space, which also takes the noise and the
-properties of the table.  Its last layer starts at 0, and :math:`\sigma_l` is the error of the first
-part.  So training starts at a deconvolution, and typical corrections are of size 1.
+above those of the fit.  g is an equivariant network, which also takes the noise and the properties
+of the table.  Layers on p-space collect the features up to the order of the fit from the
+neighbourhood, as some functions on the sphere and invariants of every voxel; products of these
+functions (`tripq.nn.products`) reach the orders above.  The last weights start at 0, and
+:math:`\sigma_l` is the error of the first part.  So training starts at a deconvolution, and typical
+corrections are of size 1.
 """
 
 from __future__ import annotations
@@ -30,9 +33,13 @@ from tripq.networks.shell import (
     shared_directions,
     shells,
 )
+from tripq.nn.products import SphericalProducts, per_order
 from tripq.nn.residual import per_component, size_by_irrep
 from tripq.so3.fit import even_orders
 from tripq.so3.mrtrix import n_coefficients
+
+_SCALARS = 16
+"""Invariants of every voxel, from which the gates of the products are."""
 
 _RIDGE = 1e-6  # of the mean square of the features, for the least squares
 
@@ -52,6 +59,8 @@ class FibreNetwork(ShellNetwork):
         Highest order of the output: 2, 4, 6 or 8.
     fit_order : int
         Highest order of the harmonics of the signal: 2, 4, 6 or 8.
+    channels, n_products : int
+        Number of functions on the sphere in every voxel, and of layers that multiply them.
     p_features, n_p_layers, smoothing, p_radial, quadrature
         As in `tripq.networks.shell.ShellNetwork`.
 
@@ -84,19 +93,26 @@ class FibreNetwork(ShellNetwork):
         self,
         *,
         p_radius: float = 4.0,
-        p_features: o3.Irreps | str = "24x0e + 8x2e + 8x4e + 2x6e + 2x8e",
-        n_p_layers: int = 1,
+        p_features: o3.Irreps | str = "24x0e + 8x2e + 4x4e",
+        n_p_layers: int = 2,
         order: int = 8,
         fit_order: int = 4,
+        channels: int = 8,
+        n_products: int = 2,
         smoothing: float = 0.004,
         p_radial: Radial = Radial("cosine", 2),
         quadrature: Quadrature = "integral",
     ) -> None:
         check_orders(order=order, fit_order=fit_order)
-        irreps_out = o3.Irreps([(1, (l, 1)) for l in even_orders(order)])
+        if channels < 1 or n_products < 1:
+            raise ValueError(
+                f"channels and n_products must be 1 or more, not {channels} and {n_products}"
+            )
+        of_functions = [(channels, (l, 1)) for l in even_orders(fit_order)]
         super().__init__(
-            irreps_out,
+            o3.Irreps([(_SCALARS, "0e"), *of_functions]).simplify(),
             product_order=order,
+            head_on_neighbours=False,
             p_radius=p_radius,
             p_features=p_features,
             n_p_layers=n_p_layers,
@@ -106,17 +122,32 @@ class FibreNetwork(ShellNetwork):
             quadrature=quadrature,
         )
         if self.head.unreached:
-            raise ValueError(f"no path leads to {self.head.unreached} of {irreps_out}")
+            raise ValueError(f"no path leads to {self.head.unreached} of the functions")
         self.order = order
         self.fit_order = fit_order
-        self.irreps_out = irreps_out
+        self.channels = channels
+        self.n_products = n_products
+        self.irreps_out = o3.Irreps([(1, (l, 1)) for l in even_orders(order)])
+        self.products = nn.ModuleList(
+            SphericalProducts(
+                channels,
+                order_in=order if number else fit_order,
+                order_out=order,
+                n_scalars=_SCALARS,
+            )
+            for number in range(n_products)
+        )
+        self.last = nn.Parameter(torch.zeros(len(self.irreps_out), channels, 1))
+        self.isotropic = nn.Parameter(torch.zeros(_SCALARS))
+        dims = [channels * (2 * l + 1) for l in even_orders(fit_order)]
+        self._sizes = [_SCALARS, *dims]
         of_order = {l: self._columns(l) for l in even_orders(order)}
         self._columns_of = {l: columns for l, columns in of_order.items() if len(columns)}
         self.bias = nn.Parameter(torch.zeros(1))
         self.start = nn.ParameterList(
             nn.Parameter(torch.zeros(len(columns))) for columns in self._columns_of.values()
         )
-        self.register_buffer("error", torch.ones(len(irreps_out)))
+        self.register_buffer("error", torch.ones(len(self.irreps_out)))
 
     def forward(self, signal: Tensor, graph: PQGraph) -> Tensor:
         """Coefficients of the orientation distributions.
@@ -144,8 +175,18 @@ class FibreNetwork(ShellNetwork):
 
     def _on_scan(self, signal: Tensor, scan: ScanGraph) -> Tensor:
         features = self._features_of(signal, scan)
-        correction = self.on_voxels(features, PQGraph([scan]))
+        correction = self._correction(self.on_voxels(features, PQGraph([scan])))
         return self._deconvolved(features) + correction * per_component(self.error, self.irreps_out)
+
+    def _correction(self, collected: Tensor) -> Tensor:
+        """The correction, (V, irreps_out.dim), from invariants and functions of every voxel."""
+        scalars, *rest = collected.split(self._sizes, dim=1)
+        parts = [part.unflatten(1, (self.channels, -1)).mT for part in rest]
+        functions = torch.cat(parts, dim=1)
+        for layer in self.products:
+            functions = layer(functions, scalars)
+        found = per_order(functions, self.last, self.order)[..., 0]
+        return torch.cat([found[:, :1] + scalars @ self.isotropic[:, None], found[:, 1:]], dim=1)
 
     def _features_of(self, signal: Tensor, scan: ScanGraph) -> Tensor:
         q = shared_directions(scan)

@@ -108,15 +108,10 @@ def score_fibres(read: Sequence[FibreMap]) -> Evaluation:
 
 
 def _errors(one: FibreMap) -> _Errors:
-    lengths = np.linalg.norm(one.known_peaks, axis=-1)
-    scored = lengths[:, 0] > 0
-    lengths, fodf, known = lengths[scored], one.fodf[scored], one.known_peaks[scored]
-    fibre = lengths >= CROSSING * lengths[:, :1]
+    scored = one.known_peaks[:, 0].any(axis=-1)
+    fodf, known = one.fodf[scored], one.known_peaks[scored]
+    fibre, single, crossing = kinds_of_voxels(known)
     known = np.where(fibre[..., None], known, 0)
-    low, high = CROSSING_ANGLES
-    angle = np.nan_to_num(crossing_angles(known))
-    crossing = (fibre.sum(axis=1) == 2) & (angle >= low) & (angle <= high + 1e-3)
-    single = (lengths >= SINGLE * lengths[:, :1]).sum(axis=1) == 1
     peaks = find_peaks(fodf)
     angles = angles_between(known, peaks)
     correlation = np.empty(0)
@@ -131,6 +126,41 @@ def _errors(one: FibreMap) -> _Errors:
         angles[crossing, :2].ravel(),
         peaks[crossing, 1].any(axis=-1),
     )
+
+
+def kinds_of_voxels(
+    peaks: NDArray[np.floating],
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which peaks are fibres, which voxels have a single one, and in which two cross.
+
+    Parameters
+    ----------
+    peaks : (V, K, 3) array
+        The longest first, zeros for missing ones.
+
+    Returns
+    -------
+    fibres : (V, K) bool array
+        Peaks of at least `CROSSING` times the length of the longest.
+    single, crossing : (V,) bool arrays
+        Voxels whose other peaks are shorter than `SINGLE` times the longest, and voxels with two
+        fibres at `CROSSING_ANGLES`.
+
+    Examples
+    --------
+    >>> along, across, weak = [1.0, 0, 0], [0, 0.6, 0], [0, 0.3, 0]
+    >>> _, single, crossing = kinds_of_voxels(np.array([[along, across], [along, weak]]))
+    >>> single.tolist(), crossing.tolist()
+    ([False, False], [True, False])
+    """
+    lengths = np.linalg.norm(peaks, axis=-1)
+    there = lengths[:, 0] > 0
+    fibres = (lengths >= CROSSING * lengths[:, :1]) & there[:, None]
+    low, high = CROSSING_ANGLES
+    angle = np.nan_to_num(crossing_angles(np.where(fibres[..., None], peaks, 0)))
+    crossing = (fibres.sum(axis=1) == 2) & (angle >= low) & (angle <= high + 1e-3)
+    single = there & ((lengths >= SINGLE * lengths[:, :1]).sum(axis=1) == 1)
+    return fibres, single, crossing
 
 
 def _row(name: str, errors: _Errors) -> Scored:

@@ -52,6 +52,10 @@ class FibreTask(Task):
         known: NDArray[np.float32] = scan.fodf  # type: ignore[attr-defined]  # a KnownFibres
         return known[:, : self.n_coefficients]
 
+    def focus(self, scan: Scan) -> NDArray[np.bool_]:
+        """Voxels of white matter, (V,)."""
+        return white_matter(torch.from_numpy(self.target(scan))).numpy()
+
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Mean over the voxels of the squared distance of both functions on the sphere.
 

@@ -22,6 +22,7 @@ from tripq.filters.radial import Radial
 from tripq.infra.e3nn import o3
 from tripq.networks.harmonics import on_shells
 from tripq.networks.shell import ShellNetwork, check_orders
+from tripq.nn.residual import start_at_zero
 from tripq.so3.fit import even_orders, harmonics_at
 
 
@@ -81,6 +82,7 @@ class SignalPredictor(ShellNetwork):
             p_radial=p_radial,
             quadrature=quadrature,
         )
+        start_at_zero(self.head)
         self.order = order
 
     def forward(self, signal: Tensor, graph: PQGraph) -> Tensor:

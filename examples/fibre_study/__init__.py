@@ -1,0 +1,1 @@
+"""Comparison of the task `fibres` with other methods: examples/fibre_rivals.py."""
