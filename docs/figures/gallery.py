@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from tripq.networks import VoxelNetwork, load_network
+from tripq.networks import load_network
+from tripq.networks.apply import apply_model, load_model
 from tripq.networks.blocks import graph_radius, predict_blocks
 from tripq.scans import DWI
 from tripq.simulate import Anatomy, GradientTable, default_anatomy, simulate_scan
@@ -20,8 +21,8 @@ from tripq.tasks.fibres.simulate import simulate_fibres
 from tripq.tasks.fibres.task import FibreTask
 from tripq.tasks.lesions.simulate import simulate_subject
 from tripq.tasks.signal.command import SignalCommands
+from tripq.tasks.tissue.command import TissueCommands
 from tripq.tasks.tissue.simulated import label_scan
-from tripq.tasks.tissue.task import TissueTask
 from tripq.training import Budget, PatchDataModule, train
 
 STEPS = 100
@@ -74,27 +75,20 @@ def signal_figure(anatomy: Anatomy) -> Figure:
 
 
 def tissue_figure(anatomy: Anatomy) -> Figure:
-    """The classes of a head, known and found by a network that was trained on another one."""
-    torch.manual_seed(0)
-    table = GradientTable.from_shells([1000.0], [12])
-    seen, unseen = (
-        label_scan(simulate_scan(anatomy, table, seed, snr=20.0), f"sub-{seed}") for seed in (1, 2)
-    )
-    task = TissueTask.of([seen], n_classes=3)
-    network = VoxelNetwork(
-        "3x0e", p_radius=6.0, q_features="8x0e + 4x2e", p_features="8x0e + 2x2e", n_p_layers=1
-    )
-    patches = PatchDataModule([seen], task, radius=graph_radius(network), box_size=12)
-    train(network, patches, Budget(steps=STEPS))
-    output = torch.from_numpy(predict_blocks(network, unseen.dwi))
-    found = task.prediction(output).numpy()
+    """The classes of a head, known and found by the included network."""
+    table = GradientTable.from_shells([1000.0], [20])
+    head = label_scan(simulate_scan(anatomy, table, 3, snr=20.0), "sub-03")
+    commands = TissueCommands()
+    found = apply_model(
+        load_model(commands.included_weights()), head.dwi, predict=commands.predict
+    ).output
     pictures = {
-        "b0": unseen.dwi.b0,
-        "known classes": 1 + unseen.labels,
+        "b0": head.dwi.b0,
+        "known classes": 1 + head.labels,
         "found classes": 1 + found.argmax(axis=1),
         "probability of white matter": found[:, 0],
     }
-    return draw(unseen.dwi, pictures)
+    return draw(head.dwi, pictures)
 
 
 def fibres_figure(anatomy: Anatomy) -> Figure:

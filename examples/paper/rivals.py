@@ -236,7 +236,7 @@ class MapSegmenter(Bindable):
         return len(self.standardise.mean) + 1
 
     def forward(self, signal: Tensor, graph: PQGraph) -> Tensor:
-        """Logits of shape (V,) from the signal (V, Q), divided by b0."""
+        """Logits from the signal (V, Q), divided by b0: (V,) of one class, (V, C) of more."""
         check_dtype(signal, next(self.parameters()))
         turn = self._turn()
         with torch.autocast(signal.device.type, enabled=False):
@@ -281,6 +281,8 @@ class MapConvSegmenter(MapSegmenter):
         Channels of the hidden layers.
     kernel_size : int
         Of every convolution.
+    n_classes : int
+        Logits of a voxel.
     """
 
     def __init__(
@@ -291,11 +293,13 @@ class MapConvSegmenter(MapSegmenter):
         kernel_size: int = 3,
         turned: bool = False,
         b_values: tuple[int, ...] = (1000,),
+        n_classes: int = 1,
     ) -> None:
         super().__init__(maps, turned, b_values)
         self.widths = widths
         self.kernel_size = kernel_size
-        self.layers = convolutions(self.channels, widths, kernel_size)
+        self.n_classes = n_classes
+        self.layers = convolutions(self.channels, widths, kernel_size, n_classes)
 
 
 @register_network
@@ -313,6 +317,8 @@ class MapResNetSegmenter(MapSegmenter):
         Channels of the first level; twice as many in each further one, of half the size.
     blocks : tuple of int
         Residual blocks of each level on the way down.
+    n_classes : int
+        Logits of a voxel.
 
     Raises
     ------
@@ -328,6 +334,7 @@ class MapResNetSegmenter(MapSegmenter):
         blocks: tuple[int, ...] = (1, 2, 2),
         turned: bool = False,
         b_values: tuple[int, ...] = (1000,),
+        n_classes: int = 1,
     ) -> None:
         super().__init__(maps, turned, b_values)
         try:
@@ -338,10 +345,11 @@ class MapResNetSegmenter(MapSegmenter):
             ) from error
         self.filters = filters
         self.blocks = blocks
+        self.n_classes = n_classes
         network = SegResNet(
             init_filters=filters,
             in_channels=self.channels,
-            out_channels=1,
+            out_channels=n_classes,
             norm="BATCH",
             blocks_down=tuple(blocks),
             blocks_up=(1,) * (len(blocks) - 1),

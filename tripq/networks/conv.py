@@ -28,19 +28,27 @@ class ConvSegmenter(Bindable):
         Channels of the hidden layers.
     kernel_size : int
         Of every convolution.
+    n_classes : int
+        Logits of a voxel.
     """
 
     def __init__(
-        self, n_directions: int, *, widths: tuple[int, ...] = (48, 48, 32), kernel_size: int = 3
+        self,
+        n_directions: int,
+        *,
+        widths: tuple[int, ...] = (48, 48, 32),
+        kernel_size: int = 3,
+        n_classes: int = 1,
     ) -> None:
         super().__init__()
         self.n_directions = n_directions
         self.widths = widths
         self.kernel_size = kernel_size
-        self.layers = convolutions(n_directions, widths, kernel_size)
+        self.n_classes = n_classes
+        self.layers = convolutions(n_directions, widths, kernel_size, n_classes)
 
     def forward(self, signal: Tensor, graph: PQGraph) -> Tensor:
-        """Logits of shape (V,) from the signal (V, Q), divided by b0."""
+        """Logits from the signal (V, Q), divided by b0: (V,) of one class, (V, C) of more."""
         if signal.ndim != 2 or signal.shape[1] != self.n_directions:
             raise ValueError(
                 f"this network was made for {self.n_directions} directions in a fixed order, but "
@@ -50,8 +58,10 @@ class ConvSegmenter(Bindable):
         return on_volumes(self.layers, signal.clamp(max=LARGEST_RATIO), graph)
 
 
-def convolutions(channels: int, widths: Sequence[int], kernel_size: int) -> nn.Sequential:
-    """3D convolutions with batch norms from volumes of `channels` to one of logits."""
+def convolutions(
+    channels: int, widths: Sequence[int], kernel_size: int, n_classes: int = 1
+) -> nn.Sequential:
+    """3D convolutions with batch norms from volumes of `channels` to those of logits."""
     layers: list[nn.Module] = []
     for width in widths:
         layers += [
@@ -60,7 +70,7 @@ def convolutions(channels: int, widths: Sequence[int], kernel_size: int) -> nn.S
             nn.ReLU(),
         ]
         channels = width
-    return nn.Sequential(*layers, nn.Conv3d(channels, 1, kernel_size, padding="same"))
+    return nn.Sequential(*layers, nn.Conv3d(channels, n_classes, kernel_size, padding="same"))
 
 
 def on_volumes(layers: Callable[[Tensor], Tensor], x: Tensor, graph: PQGraph) -> Tensor:
@@ -69,7 +79,7 @@ def on_volumes(layers: Callable[[Tensor], Tensor], x: Tensor, graph: PQGraph) ->
     Parameters
     ----------
     layers : callable
-        From volumes (N, C, X, Y, Z), zero outside the mask, to (N, 1, X, Y, Z).
+        From volumes (N, C, X, Y, Z), zero outside the mask, to (N, C', X, Y, Z).
     x : Tensor of shape (V, C)
         Features.
     graph : PQGraph
@@ -77,7 +87,7 @@ def on_volumes(layers: Callable[[Tensor], Tensor], x: Tensor, graph: PQGraph) ->
 
     Returns
     -------
-    Tensor of shape (V,)
+    Tensor of shape (V,) for one volume, (V, C') for more
 
     Raises
     ------
@@ -93,5 +103,6 @@ def on_volumes(layers: Callable[[Tensor], Tensor], x: Tensor, graph: PQGraph) ->
         volume = part.new_zeros(len(scan.grid.shapes), *shape, x.shape[1])
         volume[patch, i, j, k] = part
         output = layers(volume.permute(0, 4, 1, 2, 3).contiguous())
-        outputs.append(output[patch, 0, i, j, k])
-    return torch.cat(outputs)
+        outputs.append(output[patch, :, i, j, k])
+    values = torch.cat(outputs)
+    return values[:, 0] if values.shape[1] == 1 else values

@@ -10,7 +10,7 @@ from tripq.simulate import SimulatedScan
 from tripq.tasks.tissue.classes import Classes
 from tripq.tasks.tissue.scans import LabelledScan
 
-_TISSUE = (("white matter", "WM"), ("grey matter", "GM"), ("cerebrospinal fluid", "CSF"))
+TISSUE = (("white matter", "WM"), ("grey matter", "GM"), ("cerebrospinal fluid", "CSF"))
 
 
 def label_scan(
@@ -45,8 +45,8 @@ def label_scan(
     tissue = scan.tissue
     labels = np.stack([tissue.wm, tissue.gm, tissue.csf]).argmax(axis=0).astype(np.int8)
     for number, (_, coverage) in enumerate(
-        zip(modified, scan.coverages, strict=True), start=len(_TISSUE)
+        zip(modified, scan.coverages, strict=True), start=len(TISSUE)
     ):
         labels[coverage >= 0.5] = number
-    names, abbreviations = zip(*_TISSUE, *modified, strict=True)
+    names, abbreviations = zip(*TISSUE, *modified, strict=True)
     return LabelledScan(name, scan.dwi, labels, Classes(names, abbreviations))

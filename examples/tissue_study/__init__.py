@@ -1,0 +1,1 @@
+"""Comparison of the task `tissue` with convolutions: examples/tissue_rivals.py."""
