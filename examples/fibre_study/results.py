@@ -193,10 +193,10 @@ def b_values_table(results: Results) -> str:
 def settings_table(results: Results) -> str:
     """What was chosen for the deconvolutions."""
     return table(
-        "method | b-value | directions | order | λ | τ | radius of MP-PCA",
+        "method | b-value | directions | order | λ | τ | radius of MP-PCA | error that chose them",
         [
             f"{one.method} | {one.b_value:.0f} | {one.directions} | {one.order} | {one.penalty:g} |"
-            f" {one.threshold:g} | {one.patch_radius or '-'}"
+            f" {one.threshold:g} | {one.patch_radius or '-'} | {one.crossing_error:.1f}°"
             for one in results.settings
         ],
     )
