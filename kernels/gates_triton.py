@@ -156,13 +156,16 @@ def _gate_run(
     x_rows, affine, out_rows, row, n_rows, R: tl.constexpr, C: tl.constexpr, ACC: tl.constexpr
 ):
     """The features of one run, and their norms."""
-    u = tl.arange(0, R.columns)
+    # Triton 3.7 takes what is nested in a constant for a constant only by name.
+    DIM: tl.constexpr = R.dim
+    COLUMNS: tl.constexpr = R.columns
+    u = tl.arange(0, COLUMNS)
     known = u < R.mul
     inside = (row < n_rows)[:, None] & known[None, :]
     gates = _load(x_rows, R.gates + u, inside, ACC)
     factor = C.sigmoid * _sigmoid(_normalised(gates, affine, R.gates + u, known, ACC))
     squared = tl.zeros_like(factor)
-    for m in tl.static_range(R.dim):
+    for m in tl.static_range(DIM):
         place = R.features + u * R.dim + m
         h = _normalised(_load(x_rows, place, inside, ACC), affine, place, known, ACC)
         y = factor * h
@@ -211,7 +214,10 @@ def _run_backward(
     ACC: tl.constexpr,
 ):
     """The gradients for the features of one run and for their gates."""
-    u = tl.arange(0, R.columns)
+    # Triton 3.7 takes what is nested in a constant for a constant only by name.
+    DIM: tl.constexpr = R.dim
+    COLUMNS: tl.constexpr = R.columns
+    u = tl.arange(0, COLUMNS)
     known = u < R.mul
     inside = (row < n_rows)[:, None] & known[None, :]
     gates = _load(x_rows, R.gates + u, inside, ACC)
@@ -219,7 +225,7 @@ def _run_backward(
     factor = C.sigmoid * s
     # |h|^2, and the product of h with the gradient of y.
     squared, dot = tl.zeros_like(s), tl.zeros_like(s)
-    for m in tl.static_range(R.dim):
+    for m in tl.static_range(DIM):
         place = R.features + u * R.dim + m
         h = _normalised(_load(x_rows, place, inside, ACC), affine, place, known, ACC)
         squared += h * h
@@ -232,7 +238,7 @@ def _run_backward(
     change = (dot + from_norm * factor * squared) * factor * (1 - s)
     place = R.gates + u
     _store_gradient(out, affine, gates, change, row, place, known, inside, program, C.dim_in, ACC)
-    for m in tl.static_range(R.dim):
+    for m in tl.static_range(DIM):
         place = R.features + u * R.dim + m
         x = _load(x_rows, place, inside, ACC)
         h = _normalised(x, affine, place, known, ACC)

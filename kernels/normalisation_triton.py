@@ -67,11 +67,15 @@ class Tensors(NamedTuple):
 @triton.jit
 def _power(averages, variances, u, known, R: tl.constexpr, ACC: tl.constexpr):
     """Mean square of each feature of a run."""
-    power = tl.zeros((R.columns,), ACC)
-    for m in tl.static_range(R.dim):
+    # Triton 3.7 takes what is nested in a constant for a constant only by name.
+    DIM: tl.constexpr = R.dim
+    COLUMNS: tl.constexpr = R.columns
+    CONSTANT: tl.constexpr = R.constant
+    power = tl.zeros((COLUMNS,), ACC)
+    for m in tl.static_range(DIM):
         place = R.component + u * R.dim + m
         power += tl.load(variances + place, mask=known, other=0.0).to(ACC)
-        if R.constant < 0:
+        if CONSTANT < 0:
             average = tl.load(averages + place, mask=known, other=0.0).to(ACC)
             power += average * average
     return power / R.dim
@@ -79,7 +83,11 @@ def _power(averages, variances, u, known, R: tl.constexpr, ACC: tl.constexpr):
 
 @triton.jit
 def _run(inputs, out, scan, n_scans, R: tl.constexpr, C: tl.constexpr, ACC: tl.constexpr):
-    u = tl.arange(0, R.columns)
+    # Triton 3.7 takes what is nested in a constant for a constant only by name.
+    DIM: tl.constexpr = R.dim
+    COLUMNS: tl.constexpr = R.columns
+    CONSTANT: tl.constexpr = R.constant
+    u = tl.arange(0, COLUMNS)
     known = u < R.mul
     averages = inputs.moments + scan * C.components
     variances = averages + n_scans * C.components
@@ -88,10 +96,10 @@ def _run(inputs, out, scan, n_scans, R: tl.constexpr, C: tl.constexpr, ACC: tl.c
     power = _power(averages, variances, u, known, R, ACC)
     weight = tl.load(inputs.weight + R.feature + u, mask=known, other=0.0).to(ACC)
     scale = weight / tl.sqrt(power + C.eps)
-    for m in tl.static_range(R.dim):
+    for m in tl.static_range(DIM):
         place = R.component + u * R.dim + m
-        shift = tl.zeros((R.columns,), ACC)
-        if R.constant >= 0:
+        shift = tl.zeros((COLUMNS,), ACC)
+        if CONSTANT >= 0:
             bias = tl.load(inputs.bias + R.constant + u, mask=known, other=0.0).to(ACC)
             shift = bias - tl.load(averages + place, mask=known, other=0.0).to(ACC) * scale
         tl.store(scales + place, scale, mask=known)
@@ -114,23 +122,27 @@ def normalisation_kernel(
 
 @triton.jit
 def _run_backward(grad, inputs, out, n_scans, R: tl.constexpr, C: tl.constexpr, ACC: tl.constexpr):
-    u = tl.arange(0, R.columns)
+    # Triton 3.7 takes what is nested in a constant for a constant only by name.
+    DIM: tl.constexpr = R.dim
+    COLUMNS: tl.constexpr = R.columns
+    CONSTANT: tl.constexpr = R.constant
+    u = tl.arange(0, COLUMNS)
     known = u < R.mul
     size = n_scans * C.components
     weight = tl.load(inputs.weight + R.feature + u, mask=known, other=0.0).to(ACC)
-    for_weight = tl.zeros((R.columns,), ACC)
-    for_bias = tl.zeros((R.columns,), ACC)
+    for_weight = tl.zeros((COLUMNS,), ACC)
+    for_bias = tl.zeros((COLUMNS,), ACC)
     for scan in range(0, n_scans):
         averages = inputs.moments + scan * C.components
         of_scan = out.moments + scan * C.components
         power = _power(averages, averages + size, u, known, R, ACC)
         inverse = 1 / tl.sqrt(power + C.eps)
         # The gradient for the factor of the feature, from all of its components.
-        total = tl.zeros((R.columns,), ACC)
-        for m in tl.static_range(R.dim):
+        total = tl.zeros((COLUMNS,), ACC)
+        for m in tl.static_range(DIM):
             place = scan * C.components + R.component + u * R.dim + m
             total += tl.load(grad + place, mask=known, other=0.0).to(ACC)
-        if R.constant >= 0:
+        if CONSTANT >= 0:
             place = R.component + u
             for_shift = tl.load(grad + size + scan * C.components + place, mask=known, other=0.0)
             for_shift = for_shift.to(ACC)
@@ -140,14 +152,14 @@ def _run_backward(grad, inputs, out, n_scans, R: tl.constexpr, C: tl.constexpr, 
             tl.store(of_scan + place, -for_shift * weight * inverse, mask=known)
         for_weight += total * inverse
         for_power = -0.5 * total * weight * inverse * inverse * inverse / R.dim
-        for m in tl.static_range(R.dim):
+        for m in tl.static_range(DIM):
             place = R.component + u * R.dim + m
             tl.store(of_scan + size + place, for_power, mask=known)
-            if R.constant < 0:
+            if CONSTANT < 0:
                 average = tl.load(averages + place, mask=known, other=0.0).to(ACC)
                 tl.store(of_scan + place, 2 * average * for_power, mask=known)
     tl.store(out.weight + R.feature + u, for_weight, mask=known)
-    if R.constant >= 0:
+    if CONSTANT >= 0:
         tl.store(out.bias + R.constant + u, for_bias, mask=known)
 
 
