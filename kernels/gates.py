@@ -21,18 +21,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from tripq.infra.chunks import chunks
 from tripq.infra.kept import kept
+from tripq.kernels.features import NORM_EPS, copies, norm_of, normalised
 from tripq.kernels.launch import accumulation_dtype, gradients_of_twin, higher_derivatives
 from tripq.kernels.operators import operator
-
-#: The norm of a feature x is sqrt(|x|^2 + eps^2) - eps.
-NORM_EPS = 1e-4
 
 # Bytes of the rows that are evaluated at a time.
 _CACHED = 1 << 19
@@ -129,8 +126,7 @@ def gate_twin(
     """The torch twin of `gate`, (N, dim_in) -> (N, dim_out)."""
     h = x.to(accumulation_dtype(x.dtype))
     if scale is not None and shift is not None:
-        affine = zip(shift.to(h.dtype), segments(h, sizes), scale.to(h.dtype), strict=True)
-        h = torch.cat([torch.addcmul(constant, part, factor) for constant, part, factor in affine])
+        h = normalised(h, scale.to(h.dtype), shift.to(h.dtype), sizes)
     widths = [mul * dim for mul, dim in zip(gates.muls, gates.dims, strict=True)]
     scalars, *rest = h.split([gates.scalars, *gates.muls, *widths], dim=-1)
     parts, norms = [gates.swish * functional.silu(scalars)], []
@@ -138,16 +134,8 @@ def gate_twin(
     for g, part, shape in zip(rest[: len(shapes)], rest[len(shapes) :], shapes, strict=True):
         y = part.unflatten(-1, shape) * (gates.sigmoid * torch.sigmoid(g))[..., None]
         parts.append(y.flatten(-2))
-        squared = y.square().sum(dim=-1)
-        # sqrt(squared + eps^2) - eps, without the cancellation
-        norms.append(squared / ((squared + NORM_EPS**2).sqrt() + NORM_EPS))
+        norms.append(norm_of(y.square().sum(dim=-1)))
     return torch.cat(parts + norms if gates.norms else parts, dim=-1).to(x.dtype)
-
-
-def segments(x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
-    """The rows of each scan; all of them without sizes."""
-    parts: Sequence[Tensor] = x.split(list(sizes)) if sizes else (x,)
-    return parts
 
 
 # -- on a CPU --------------------------------------------------------------------------------------
@@ -158,14 +146,16 @@ def _gate_on_cpu(
 ) -> Tensor:
     out = x.new_empty(len(x), gates.dim_out)
     n, to_gates = gates.scalars, slice(gates.scalars, gates.scalars + gates.gated)
-    copies, sums = _copies(gates.muls, gates.dims, accumulation_dtype(x.dtype))
+    to_components, to_features = _matrices(gates.muls, gates.dims, accumulation_dtype(x.dtype))
     for some in _pieces(x, gates, scale, shift, sizes):
         h, part = some.h, out[some.rows]
         part[:, :n] = functional.silu(h[:, :n]).mul_(gates.swish)
-        y = (torch.sigmoid(h[:, to_gates]).mul_(gates.sigmoid) @ copies).mul_(h[:, to_gates.stop :])
+        y = (torch.sigmoid(h[:, to_gates]).mul_(gates.sigmoid) @ to_components).mul_(
+            h[:, to_gates.stop :]
+        )
         part[:, n : n + gates.components] = y
         if gates.norms:
-            squared = y.square_() @ sums
+            squared = y.square_() @ to_features
             size = (squared + NORM_EPS**2).sqrt_().add_(NORM_EPS)
             part[:, n + gates.components :] = squared.div_(size)
     return out
@@ -183,21 +173,21 @@ def _gate_backward_on_cpu(
     grad_x = x.new_empty(x.shape)
     grad_affine = x.new_zeros((2, len(sizes) or 1, gates.dim_in), dtype=dtype)
     n, to_gates = gates.scalars, slice(gates.scalars, gates.scalars + gates.gated)
-    copies, sums = _copies(gates.muls, gates.dims, dtype)
+    to_components, to_features = _matrices(gates.muls, gates.dims, dtype)
     for some in _pieces(x, gates, scale, shift, sizes):
         h, g = some.h, grad[some.rows].to(dtype)
         grad_h = torch.empty_like(h)
         grad_h[:, :n] = torch.ops.aten.silu_backward(g[:, :n], h[:, :n]).mul_(gates.swish)
         opened = torch.sigmoid(h[:, to_gates])
-        factor = (opened * gates.sigmoid) @ copies
+        factor = (opened * gates.sigmoid) @ to_components
         gated = h[:, to_gates.stop :]
         grad_y = g[:, n : n + gates.components]
         if gates.norms:
             y = factor * gated
-            size = (y.square() @ sums).add_(NORM_EPS**2).rsqrt_()
-            grad_y = y.mul_(size.mul_(g[:, n + gates.components :]) @ copies).add_(grad_y)
+            size = (y.square() @ to_features).add_(NORM_EPS**2).rsqrt_()
+            grad_y = y.mul_(size.mul_(g[:, n + gates.components :]) @ to_components).add_(grad_y)
         torch.mul(grad_y, factor, out=grad_h[:, to_gates.stop :])
-        grad_factor = ((grad_y * gated) @ sums).mul_(gates.sigmoid)
+        grad_factor = ((grad_y * gated) @ to_features).mul_(gates.sigmoid)
         grad_h[:, to_gates] = torch.ops.aten.sigmoid_backward(grad_factor, opened)
         if some.scale is not None:
             grad_affine[0, some.scan] += (some.x * grad_h).sum(dim=0)
@@ -238,14 +228,12 @@ def _pieces(
 
 
 @kept
-def _copies(
+def _matrices(
     muls: tuple[int, ...], dims: tuple[int, ...], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """The matrix that copies a number of each feature to its components, and its transpose."""
-    of_feature = np.repeat(np.array(dims, np.int64), np.array(muls, np.int64))
-    copies = np.repeat(np.eye(sum(muls)), of_feature, axis=1)
-    one, other = (torch.from_numpy(m.copy()).to(dtype) for m in (copies, copies.T))
-    return one, other
+    """The matrix that copies a number of each feature to its components, and the one that adds."""
+    matrix = torch.from_numpy(copies(muls, dims)).to(dtype)
+    return matrix.T.contiguous(), matrix
 
 
 # -- the operators ---------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tripq.kernels.gates import NORM_EPS, Gates, segments
+from tripq.kernels.features import NORM_EPS, segments
+from tripq.kernels.gates import Gates
 from tripq.kernels.launch import accumulation_dtype
 
 # Bytes of one tile: rows times features.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tripq.infra.chunks import chunks
-from tripq.kernels.gates import segments
+from tripq.kernels.features import segments
 from tripq.kernels.launch import accumulation_dtype, gradients_of_twin, higher_derivatives
 from tripq.kernels.operators import operator
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from tripq.infra.kept import kept
+from tripq.kernels.features import copies
 from tripq.kernels.launch import gradients_of_twin, higher_derivatives
 from tripq.kernels.operators import operator
 
@@ -77,11 +78,11 @@ def normalisation(moments: Tensor, weight: Tensor, bias: Tensor, features: Featu
 
 def normalisation_twin(moments: Tensor, weight: Tensor, bias: Tensor, features: Features) -> Tensor:
     """The torch twin of `normalisation`."""
-    copies, constants = matrices(features, moments.device, moments.dtype)
+    to_components, constants = matrices(features, moments.device, moments.dtype)
     averages, variance = moments
     mean = averages * constants.sum(dim=1)
-    power = mean_squares(variance + (averages - mean).square(), copies)
-    scale = ((power + features.eps).rsqrt() * weight) @ copies.T
+    power = mean_squares(variance + (averages - mean).square(), to_components)
+    scale = ((power + features.eps).rsqrt() * weight) @ to_components.T
     return torch.stack([scale, constants @ bias - mean * scale])
 
 
@@ -89,17 +90,17 @@ def _gradients(
     grad: Tensor, moments: Tensor, weight: Tensor, bias: Tensor, features: Features
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients for moments, weight and bias."""
-    copies, constants = matrices(features, moments.device, moments.dtype)
+    to_components, constants = matrices(features, moments.device, moments.dtype)
     is_constant = constants.sum(dim=1)
     averages, variance = moments
     mean = averages * is_constant
-    power = mean_squares(variance + (averages - mean).square(), copies)
+    power = mean_squares(variance + (averages - mean).square(), to_components)
     inverse = (power + features.eps).rsqrt()
     for_scale, for_shift = grad
-    total = (for_scale - mean * for_shift) @ copies
+    total = (for_scale - mean * for_shift) @ to_components
     for_power = -0.5 * total * weight * inverse**3
-    for_variance = (for_power / copies.sum(dim=0)) @ copies.T
-    scale = (inverse * weight) @ copies.T
+    for_variance = (for_power / to_components.sum(dim=0)) @ to_components.T
+    scale = (inverse * weight) @ to_components.T
     for_mean = 2 * (averages - mean) * for_variance - for_shift * scale * is_constant
     return (
         torch.stack([for_mean, for_variance]),
@@ -108,9 +109,9 @@ def _gradients(
     )
 
 
-def mean_squares(squares: Tensor, copies: Tensor) -> Tensor:
+def mean_squares(squares: Tensor, to_components: Tensor) -> Tensor:
     """Mean over the components of each feature, (..., C) -> (..., F), with `matrices`."""
-    return squares @ copies / copies.sum(dim=0)
+    return squares @ to_components / to_components.sum(dim=0)
 
 
 def matrices(features: Features, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -129,11 +130,9 @@ def _matrices(
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    number = np.array(muls, np.int64)
-    of_feature = np.repeat(np.array(dims, np.int64), number)
-    copies = np.repeat(np.eye(len(of_feature)), of_feature, axis=0)
-    both = copies, copies[:, np.repeat(np.array(constants, bool), number)]
-    one, other = (torch.from_numpy(matrix).to(device, dtype) for matrix in both)
+    every = copies(muls, dims)
+    constant = np.repeat(np.array(constants, bool), np.array(muls, np.int64))
+    one, other = (torch.from_numpy(m).to(device, dtype) for m in (every, every[:, constant]))
     return one, other
 
 

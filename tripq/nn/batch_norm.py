@@ -13,7 +13,7 @@ from tripq.domain.graph import PQGraph
 from tripq.infra.distributed import sum_over_ranks
 from tripq.infra.e3nn import nn as e3nn_nn
 from tripq.infra.e3nn import o3
-from tripq.kernels.gates import segments
+from tripq.kernels.features import normalised
 from tripq.kernels.moments import column_moments
 from tripq.kernels.normalisation import Features, matrices, mean_squares, normalisation
 
@@ -38,12 +38,6 @@ class Moments(NamedTuple):
 
     mean: Tensor
     power: Tensor
-
-
-def normalised(x: Tensor, scale: Tensor, shift: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Features times the factors of their scan, plus its constants."""
-    parts = zip(shift, segments(x, sizes), scale, strict=True)
-    return torch.cat([torch.addcmul(constant, part, factor) for constant, part, factor in parts])
 
 
 class BatchNorm(e3nn_nn.BatchNorm):

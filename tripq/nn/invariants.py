@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tripq.infra.e3nn import o3
-from tripq.kernels.gates import NORM_EPS
+from tripq.kernels.features import norm_of
 
 
 class NormsAsScalars(nn.Module):
@@ -37,6 +37,4 @@ class NormsAsScalars(nn.Module):
         if not squares:
             return x
         squared = torch.cat(squares, dim=-1)
-        # sqrt(squared + eps^2) - eps, without the cancellation
-        norms = squared / ((squared + NORM_EPS**2).sqrt() + NORM_EPS)
-        return torch.cat([x, norms], dim=-1)
+        return torch.cat([x, norm_of(squared)], dim=-1)
