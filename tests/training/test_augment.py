@@ -15,7 +15,9 @@ from tripq.simulate import GradientTable
 from tripq.tasks.lesions.task import LesionTask
 from tripq.training import Augmentation, PatchDataModule, PatchDataset
 
-NOTHING = Augmentation(noise=0.0, bias=0.0, b0_error=0.0, dropped=0.0)
+NOTHING = Augmentation(
+    noise=0.0, bias=0.0, b0_error=0.0, dropped=0.0, field=0.0, contrast=0.0
+)
 
 
 def box(n_directions: int = 12, level: float = 0.5) -> DWI:

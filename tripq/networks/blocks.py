@@ -56,6 +56,54 @@ def graph_radius(network: nn.Module) -> float:
     return max((layer.p_radius for layer in _tensor_field_layers(network)), default=0.0)
 
 
+def reads_b0_contrast(network: nn.Module) -> bool:
+    """Whether a network reads the contrast of b0; see `tripq.networks.encoder.Encoder`."""
+    return bool(getattr(network, "b0_contrast", False))
+
+
+def network_input(
+    network: nn.Module, dwi: DWI, rows: NDArray[np.integer] | slice = slice(None)
+) -> NDArray[np.float32]:
+    """The signal of some voxels of a scan, as a network reads it.
+
+    Parameters
+    ----------
+    network : Module
+        The network.
+    dwi : DWI
+        The whole scan, V voxels with Q samples.
+    rows : (n,) int array or slice
+        Voxels; all by default.
+
+    Returns
+    -------
+    (n, Q) float32 array
+        Divided by b0; at q = 0 it is 1, or `DWI.b0_contrast` for a network that reads it.
+
+    Examples
+    --------
+    >>> from tripq.networks.encoder import Encoder
+    >>> dwi = DWI(
+    ...     signal=np.array([[1.0, 0.5], [1.0, 0.4], [1.0, 0.6]], dtype=np.float32),
+    ...     b_values=np.array([0.0, 1000.0]),
+    ...     q=np.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]),
+    ...     mask=np.ones((3, 1, 1), dtype=bool),
+    ...     affine=np.eye(4),
+    ...     b0=np.array([300.0, 450.0, 150.0], dtype=np.float32),
+    ... )
+    >>> network_input(Encoder(b0_contrast=True), dwi)
+    array([[1. , 0.5],
+           [1.5, 0.4],
+           [0.5, 0.6]], dtype=float32)
+    """
+    signal = dwi.signal[rows]
+    if not reads_b0_contrast(network):
+        return signal
+    signal = signal.copy() if isinstance(rows, slice) else signal
+    signal[:, 0] = dwi.b0_contrast[rows]
+    return signal
+
+
 def receptive_field(network: nn.Module, affine: NDArray[np.floating]) -> NDArray[np.int64]:
     """Reach of the receptive field of a network, in voxels along each axis of the grid.
 
@@ -211,7 +259,7 @@ def predict_blocks(
     if max_voxels is None:
         max_voxels = max(1, int(BLOCK_BYTES / bytes_per_voxel(network, len(dwi.b_values))))
     blocks = split_blocks(dwi.mask, receptive_field(network, dwi.affine), max_voxels)
-    cut = _Cut(dwi, graph_radius(network), q_out, torch.device(device))
+    cut = _Cut(network, dwi, q_out, torch.device(device))
     output: NDArray[np.float32] | None = None
     done = 0
     statistics = whole_scan(network, lambda: map(cut, blocks)) if len(blocks) > 1 else nullcontext()
@@ -258,12 +306,13 @@ class _Cut:
 
     def __init__(
         self,
+        network: nn.Module,
         dwi: DWI,
-        radius: float,
         q_out: NDArray[np.floating] | None,
         device: torch.device,
     ) -> None:
-        self._dwi, self._radius, self._q_out, self._device = dwi, radius, q_out, device
+        self._network, self._dwi, self._q_out, self._device = network, dwi, q_out, device
+        self._radius = graph_radius(network)
         self._number = np.full(dwi.mask.shape, -1, dtype=np.int64)
         self._number[dwi.mask] = np.arange(len(dwi.b0))
 
@@ -277,7 +326,7 @@ class _Cut:
         wanted[block.inner] = True
         wanted = wanted[block.outer][seen]
         return _CutPart(
-            torch.from_numpy(dwi.signal[rows]).to(self._device),
+            torch.from_numpy(network_input(self._network, dwi, rows)).to(self._device),
             graph.to(self._device),
             torch.from_numpy(wanted).to(self._device),
             rows[wanted],

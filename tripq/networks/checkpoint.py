@@ -47,6 +47,7 @@ BEFORE: Mapping[str, Any] = {
     "group": "SO3",
     "quadrature": "sum",
     "normalize": "batch",
+    "b0_contrast": False,
 }
 
 _VERSION = "tripq"  # the note that says which version wrote a file

@@ -61,6 +61,10 @@ class Encoder(Bindable):
     quadrature : {"integral", "sum"}
         Of every layer; see `PQTensorFieldLayer`.  Weights of an integral serve scans of any voxel
         size and table near those of the training; weights of a sum serve those of the training.
+    b0_contrast : bool
+        Whether the sample at q = 0 is `tripq.scans.DWI.b0_contrast`, which shows T2, in place
+        of 1.  `tripq.networks.blocks.predict_blocks` and `tripq.training.train` see to it; see
+        `tripq.networks.blocks.network_input` for a loop of one's own.
 
     Attributes
     ----------
@@ -100,6 +104,7 @@ class Encoder(Bindable):
         p_radial: Radial = Radial("cosine", 2),
         q_radial: Radial = Radial(),
         quadrature: Quadrature = "integral",
+        b0_contrast: bool = False,
     ) -> None:
         super().__init__()
         self.p_radius = p_radius
@@ -115,6 +120,7 @@ class Encoder(Bindable):
         self.p_radial = p_radial
         self.q_radial = q_radial
         self.quadrature = quadrature
+        self.b0_contrast = b0_contrast
         first = Block(
             "1x0e",
             q_features,
@@ -170,7 +176,7 @@ class VoxelNetwork(Encoder):
         ``"1x0e + 1x2e"`` for symmetric tensors, in the components of e3nn.  Its scalars have a
         bias.
     p_radius, q_features, p_features, n_p_layers, normalize, q_max, filter, selection, group, \
-antipodal, p_radial, q_radial, quadrature
+antipodal, p_radial, q_radial, quadrature, b0_contrast
         Of the encoder; see `Encoder`.  The last layer has the radius, the group and the radial
         functions of those before it.
 
@@ -205,6 +211,7 @@ antipodal, p_radial, q_radial, quadrature
         p_radial: Radial = Radial("cosine", 2),
         q_radial: Radial = Radial(),
         quadrature: Quadrature = "integral",
+        b0_contrast: bool = False,
     ) -> None:
         super().__init__(
             p_radius=p_radius,
@@ -220,6 +227,7 @@ antipodal, p_radial, q_radial, quadrature
             p_radial=p_radial,
             q_radial=q_radial,
             quadrature=quadrature,
+            b0_contrast=b0_contrast,
         )
         features, self.irreps_out = self.irreps_out, o3.Irreps(irreps_out)
         scalar = any(ir.l == 0 and (ir.p == 1 or group == "SO3") for _, ir in self.irreps_out)

@@ -47,7 +47,8 @@ class DWI:
     Parameters
     ----------
     signal : (V, Q) float32 array
-        Intensity divided by b0. Column 0 is the sample at q = 0, which is 1 everywhere.
+        Intensity divided by b0. Column 0 is the sample at q = 0, which is 1 everywhere. (Networks
+        that read the contrast of b0 get `b0_contrast` in its place.)
     b_values : (Q,) float64 array
         In s/mm2; the first is 0.
     q : (Q, 3) float64 array
@@ -132,6 +133,14 @@ class DWI:
     def shells(self) -> tuple[Shell, ...]:
         """Shells by ascending b-value; their indices are columns of `signal`."""
         return find_shells(self.b_values, self.shell_tolerance)
+
+    @cached_property
+    def b0_contrast(self) -> NDArray[np.float32]:
+        """b0 divided by its median over the mask, (V,) float32; without voxels it is empty.
+
+        It shows T2, which the signal divided by b0 does not, without the scale of the scanner.
+        """
+        return self.b0 / np.median(self.b0).astype(np.float32) if len(self.b0) else self.b0
 
     def shell_near(self, b_value: float) -> Shell:
         """The shell nearest to a b-value in s/mm2.

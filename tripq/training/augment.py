@@ -30,7 +30,8 @@ FEWEST_DIRECTIONS = 6
 class Augmentation:
     """Random noise, bias, error of b0 and choice of directions; an `Augment`.
 
-    A scale of all intensities needs no augmentation: it cancels in the division by b0.
+    A scale of all intensities needs no augmentation: it cancels in the division by b0.  `field`
+    and `contrast` change no more than b0, for networks that read its contrast.
 
     Parameters
     ----------
@@ -47,6 +48,13 @@ class Augmentation:
         Largest share of the directions of each shell that is left out, uniform from 0;
         `FEWEST_DIRECTIONS` remain.  It must be 0 for networks of a fixed number of directions,
         such as `tripq.networks.conv.ConvSegmenter`.
+    field : float
+        Largest bias of all volumes, as of a receive coil: a linear function of the position that
+        reaches 1 - field and 1 + field in the farthest voxels.
+    contrast : float
+        Logarithmic standard deviation of a power of b0, relative to its median in the box: an
+        echo time that is longer by a tenth raises the ratios of T2-weighted intensities to the
+        power 1.1.
 
     Raises
     ------
@@ -56,13 +64,15 @@ class Augmentation:
     Examples
     --------
     >>> Augmentation(dropped=0.0)
-    Augmentation(noise=0.04, bias=0.05, b0_error=0.03, dropped=0.0)
+    Augmentation(noise=0.04, bias=0.05, b0_error=0.03, dropped=0.0, field=0.3, contrast=0.2)
     """
 
     noise: float = 0.04
     bias: float = 0.05
     b0_error: float = 0.03
     dropped: float = 0.5
+    field: float = 0.3
+    contrast: float = 0.2
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -109,8 +119,15 @@ class Augmentation:
             signal=signal.astype(np.float32, copy=False),
             b_values=box.b_values[kept],
             q=box.q[kept],
-            b0=box.b0 * b0,
+            b0=self._intensity(box, of_box) * b0,
         )
+
+    def _intensity(self, box: DWI, rng: np.random.Generator) -> NDArray[np.float32]:
+        """b0 of another coil and echo time, (V,)."""
+        power = np.exp(self.contrast * rng.standard_normal())
+        bias = 1 + rng.uniform(0, self.field) * _ramp(box, rng.standard_normal(3))
+        ratio = (box.b0 / np.median(box.b0)) ** (power - 1)
+        return (box.b0 * ratio * bias).astype(np.float32)
 
     def _directions(self, box: DWI, rng: np.random.Generator) -> NDArray[np.intp]:
         """Columns that remain, b0 first."""

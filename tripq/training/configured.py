@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from tripq.networks.blocks import graph_radius
+from tripq.networks.blocks import graph_radius, reads_b0_contrast
 from tripq.training.budget import Budget, Progress
 from tripq.training.config import ConfigError, EncoderConfig, OptimisationConfig
 from tripq.training.patches import PatchDataModule
@@ -112,6 +112,7 @@ def train_configured(
         seed=config.seed,
         augment=config.augment,
         validation=validation,
+        b0_contrast=reads_b0_contrast(network),
     )
     record = train(
         network,

@@ -31,6 +31,7 @@ def cut_box(
     radius: float,
     change: Callable[[DWI], DWI] | None = None,
     hidden: NDArray[np.intp] | None = None,
+    b0_contrast: bool = False,
 ) -> tuple[Tensor, PQGraph, Tensor]:
     """The masked voxels of a cubic box.
 
@@ -50,6 +51,8 @@ def cut_box(
         Changes the signal of the box, or its directions.
     hidden : (n,) int array, optional
         Samples that are predicted; see `Task.hidden`.
+    b0_contrast : bool
+        Whether the network reads the contrast of b0; see `tripq.networks.encoder.Encoder`.
 
     Returns
     -------
@@ -79,6 +82,8 @@ def cut_box(
         cut, target, q_out = hide(cut, target, hidden)
     if change is not None:
         cut = change(cut)
+    if b0_contrast:
+        cut.signal[:, 0] = cut.b0 * (dwi.b0_contrast[rows[0]] / dwi.b0[rows[0]])
     return (
         torch.from_numpy(cut.signal),
         PQGraph.from_grid(cut.mask, affine, cut.q, radius, q_out=q_out),
@@ -141,6 +146,7 @@ class PatchDataset(IterableDataset[Batch]):
         augment: Augment | None = None,
         start: int = 0,
         rank: Rank = ALONE,
+        b0_contrast: bool = False,
     ) -> None:
         super().__init__()
         self.scans = tuple(scans)
@@ -153,6 +159,7 @@ class PatchDataset(IterableDataset[Batch]):
         self.augment = augment
         self.start = start
         self.rank = rank
+        self.b0_contrast = b0_contrast
 
     def __iter__(self) -> Iterator[Batch]:
         for index in count(self.start):
@@ -173,6 +180,7 @@ class PatchDataset(IterableDataset[Batch]):
                     self.radius,
                     change,
                     self._hidden(index, i),
+                    self.b0_contrast,
                 )
                 for i, centre, change in self.rank.share(centres)
             ]
@@ -259,6 +267,8 @@ class PatchDataModule(L.LightningDataModule):
         Validation scans are never changed.
     validation : sequence of Scan
         Validation scans, which must differ from the training scans.
+    b0_contrast : bool
+        Whether the network reads the contrast of b0; see `tripq.networks.encoder.Encoder`.
 
     Raises
     ------
@@ -278,6 +288,7 @@ class PatchDataModule(L.LightningDataModule):
         seed: int = 0,
         augment: Augment | None = None,
         validation: Sequence[Scan] = (),
+        b0_contrast: bool = False,
     ) -> None:
         super().__init__()
         if not scans:
@@ -291,7 +302,15 @@ class PatchDataModule(L.LightningDataModule):
                 f"box_size={box_size}, n_boxes={n_boxes}, focus_share={focus_share}"
             )
         self.patches = PatchDataset(
-            scans, task, radius, box_size, n_boxes, focus_share, seed, augment
+            scans,
+            task,
+            radius,
+            box_size,
+            n_boxes,
+            focus_share,
+            seed,
+            augment,
+            b0_contrast=b0_contrast,
         )
         self.validation = tuple(validation)
 
@@ -304,6 +323,11 @@ class PatchDataModule(L.LightningDataModule):
     def n_boxes(self) -> int:
         """Number of boxes in a batch."""
         return self.patches.n_boxes
+
+    @property
+    def b0_contrast(self) -> bool:
+        """Whether the boxes show the contrast of b0."""
+        return self.patches.b0_contrast
 
     def first(self) -> Batch:
         """The whole first batch."""

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tripq.infra.distributed import connected
 from tripq.infra.files import read_json, write_text
 from tripq.infra.rank import Rank
+from tripq.networks.blocks import reads_b0_contrast
 from tripq.training.budget import Budget, BudgetCallback, Progress
 from tripq.training.module import TaskModule, settle_batch_norm
 from tripq.training.patches import PatchDataModule
@@ -234,8 +235,8 @@ def train(
     Raises
     ------
     ValueError
-        If `stopping` is given without validation scans, or `folder` without `stopping`; if a file
-        in the folder cannot be used; if several processes cannot divide the boxes of a batch
+        If `stopping` is given without validation scans, or `folder` without `stopping`; if network
+        and boxes disagree on `b0_contrast`; if a file in the folder cannot be used; if several processes cannot divide the boxes of a batch
         evenly, or have no shared `folder`.
     FloatingPointError
         If the loss is NaN or infinite.
@@ -244,6 +245,11 @@ def train(
         raise ValueError("stopping needs validation scans: PatchDataModule(validation=...)")
     if stopping is None and folder is not None:
         raise ValueError("checkpoints are written at validations: folder needs stopping")
+    if patches.b0_contrast != reads_b0_contrast(network):
+        raise ValueError(
+            f"the network has b0_contrast={reads_b0_contrast(network)}, and the boxes "
+            f"{patches.b0_contrast}: PatchDataModule(..., b0_contrast=reads_b0_contrast(network))"
+        )
     chosen = choose_precision(precision, device)
     rank = Rank.here()
     if patches.n_boxes % rank.count:

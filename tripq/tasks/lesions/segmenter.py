@@ -26,7 +26,7 @@ class LesionSegmenter(VoxelNetwork):
     Parameters
     ----------
     p_radius, q_features, p_features, n_p_layers, normalize, q_max, filter, selection, group, \
-antipodal, p_radial, q_radial, quadrature
+antipodal, p_radial, q_radial, quadrature, b0_contrast
         As in `tripq.networks.encoder.VoxelNetwork`; the output of its last layer is the logit.
 
     Raises
@@ -59,6 +59,7 @@ antipodal, p_radial, q_radial, quadrature
         p_radial: Radial = Radial("cosine", 2),
         q_radial: Radial = Radial(),
         quadrature: Quadrature = "integral",
+        b0_contrast: bool = False,
     ) -> None:
         super().__init__(
             "1x0e",
@@ -75,6 +76,7 @@ antipodal, p_radial, q_radial, quadrature
             p_radial=p_radial,
             q_radial=q_radial,
             quadrature=quadrature,
+            b0_contrast=b0_contrast,
         )
 
     @classmethod
