@@ -43,6 +43,9 @@ class LoadDWId(MapTransform):
         Keys of the paths.
     frame : {"fsl", "voxel", "world"}
         Axes of the gradient directions; see `tripq.scans.read_dwi`.
+    b0_contrast : bool
+        Whether the first channel is `tripq.scans.DWI.b0_contrast` instead of 1, for a network that
+        reads it.
     allow_missing_keys : bool
         Whether keys may be missing.
 
@@ -53,16 +56,23 @@ class LoadDWId(MapTransform):
     """
 
     def __init__(
-        self, keys: KeysCollection, frame: Frame = "fsl", allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        frame: Frame = "fsl",
+        b0_contrast: bool = False,
+        allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.frame = frame
+        self.b0_contrast = b0_contrast
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Read the scans of one dictionary."""
         read = dict(data)
         for key in self.key_iterator(read):
             dwi = read_dwi(read[key], mask=read.get(f"{key}_mask"), frame=self.frame)
+            if self.b0_contrast:
+                dwi.signal[:, 0] = dwi.b0_contrast
             signal = torch.from_numpy(dwi.volume(dwi.signal)).movedim(-1, 0).contiguous()
             about = {"filename_or_obj": str(read[key])}
             affine = torch.from_numpy(dwi.affine)

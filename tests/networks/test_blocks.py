@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from tripq import PQGraph
 from tripq.networks.blocks import (
     bytes_per_voxel,
     graph_radius,
+    network_input,
     receptive_field,
     split_blocks,
 )
@@ -75,6 +78,34 @@ def test_blocks_equal_the_whole(network: nn.Module, max_voxels: int) -> None:
         whole = torch.sigmoid(network(torch.from_numpy(dwi.signal), graph)).numpy()
     assert whole.std() > 1e-3
     np.testing.assert_allclose(segment(network, dwi, max_voxels=max_voxels), whole, atol=1e-6)
+
+
+def test_a_network_reads_the_contrast_of_b0_if_it_asks_for_it() -> None:
+    """The contrast is that of the whole scan in every block, and has no scale."""
+    torch.manual_seed(0)
+    reads, blind = (
+        LesionSegmenter(
+            p_radius=3.1,
+            q_features="4x0e+2x2e",
+            p_features="3x0e+2x1o",
+            n_p_layers=1,
+            normalize="none",
+            b0_contrast=b0_contrast,
+        ).eval()
+        for b0_contrast in (True, False)
+    )
+    blind.load_state_dict(reads.state_dict())
+    made = make_scan(head())
+    dwi = replace(made, b0=np.linspace(200, 600, len(made.b0), dtype=np.float32))
+    shown = replace(dwi, signal=network_input(reads, dwi))
+    np.testing.assert_array_equal(shown.signal[:, 0], dwi.b0 / np.median(dwi.b0))
+    np.testing.assert_array_equal(network_input(blind, dwi), made.signal)
+
+    expected = segment(blind, shown)
+    np.testing.assert_allclose(segment(reads, dwi), expected, atol=1e-6)
+    np.testing.assert_allclose(segment(reads, dwi, max_voxels=300), expected, atol=1e-6)
+    np.testing.assert_allclose(segment(reads, replace(dwi, b0=7 * dwi.b0)), expected, atol=1e-6)
+    assert np.abs(segment(reads, made) - expected).max() > 1e-3
 
 
 def test_a_narrower_halo_would_not_do() -> None:

@@ -15,9 +15,7 @@ from tripq.simulate import GradientTable
 from tripq.tasks.lesions.task import LesionTask
 from tripq.training import Augmentation, PatchDataModule, PatchDataset
 
-NOTHING = Augmentation(
-    noise=0.0, bias=0.0, b0_error=0.0, dropped=0.0, field=0.0, contrast=0.0
-)
+NOTHING = Augmentation(noise=0.0, bias=0.0, b0_error=0.0, dropped=0.0, field=0.0, contrast=0.0)
 
 
 def box(n_directions: int = 12, level: float = 0.5) -> DWI:
@@ -53,6 +51,22 @@ def test_nothing_changes_nothing() -> None:
     np.testing.assert_array_equal(after.signal, before.signal)
     np.testing.assert_array_equal(after.q, before.q)
     np.testing.assert_array_equal(after.b0, before.b0)
+
+
+def test_a_receive_field_and_an_echo_time_change_b0_alone() -> None:
+    before = replace(box(), b0=np.linspace(200, 600, 1728, dtype=np.float32))
+    after = changed(before, replace(NOTHING, contrast=0.5))
+    np.testing.assert_array_equal(after.signal, before.signal)
+    ratio = np.log(after.b0 / np.median(before.b0)) / np.log(before.b0 / np.median(before.b0))
+    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-3)
+    assert abs(ratio[0] - 1) > 0.01
+
+    after = changed(before, replace(NOTHING, field=0.3))
+    np.testing.assert_array_equal(after.signal, before.signal)
+    ratio = after.b0 / before.b0
+    assert 0.7 <= ratio.min() < 0.99
+    assert 1.01 < ratio.max() <= 1.3
+    assert ratio.min() + ratio.max() == pytest.approx(2)
 
 
 def test_directions_are_left_out_of_every_shell_and_the_table_follows() -> None:

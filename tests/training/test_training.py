@@ -8,7 +8,7 @@ import json
 import math
 import signal
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal, get_type_hints
@@ -25,6 +25,7 @@ from torchmetrics import Metric
 from tripq import PQGraph
 from tripq.domain.voxels import neighbour_steps
 from tripq.filters.filter import TYPICAL_VOXEL_MM
+from tripq.networks.blocks import graph_radius
 from tripq.networks.conv import ConvSegmenter
 from tripq.scans import DWI
 from tripq.tasks.lesions.config import LesionOptimisationConfig
@@ -337,6 +338,31 @@ def test_a_box_holds_the_voxels_of_the_scan(seed: int, box_size: int) -> None:
         assert len(rows) == len(dwi.b0)
 
 
+def test_a_box_shows_the_contrast_of_b0_as_the_scan_has_it() -> None:
+    """Not relative to the median of the box, of which a network knows nothing later."""
+    made = labelled_scan(0)
+    b0 = np.linspace(200, 600, len(made.dwi.b0), dtype=np.float32)
+    scan = SimpleNamespace(dwi=replace(made.dwi, b0=b0), lesion=made.lesion)
+    centre = np.array([3, 3, 3])
+    boxes = [
+        cut_box(scan, LesionTask(), centre, 5, 2.6, change, b0_contrast=True)[0]
+        for change in (None, lambda box: replace(box, b0=2 * box.b0))
+    ]
+    inside = np.zeros_like(made.dwi.mask)
+    inside[1:6, 1:6, 1:6] = True
+    rows = inside[made.dwi.mask]
+    np.testing.assert_allclose(boxes[0][:, 0], scan.dwi.b0_contrast[rows], rtol=1e-6)
+    np.testing.assert_allclose(boxes[1][:, 0], 2 * scan.dwi.b0_contrast[rows], rtol=1e-6)
+    np.testing.assert_array_equal(boxes[0][:, 1:], made.dwi.signal[rows, 1:])
+
+
+def test_boxes_and_network_must_agree_on_the_contrast_of_b0() -> None:
+    network = LesionSegmenter(b0_contrast=True)
+    patches = PatchDataModule([labelled_scan(0)], LesionTask(), radius=graph_radius(network))
+    with pytest.raises(ValueError, match="b0_contrast=True, and the boxes False"):
+        train(network, patches, Budget(steps=1))
+
+
 def test_boxes_of_one_scan_become_one_graph() -> None:
     batch = next(
         iter(PatchDataModule([labelled_scan(0)], LesionTask(), radius=2.6, n_boxes=3).patches)
@@ -501,8 +527,8 @@ def test_by_default_the_command_trains_the_network_of_the_library():
     assert several.p_radius == default.p_radius, "of the geometric mean"
 
 
-#: Arguments that are objects, not settings.
-PYTHON_ONLY = {"validation", "augment", "returned"}
+#: Arguments that are objects, or follow from the network, and so are no settings.
+PYTHON_ONLY = {"validation", "augment", "returned", "b0_contrast"}
 
 #: Settings of which nothing in the library has a default: how long to train at most.
 NOT_DEFAULTS = {"steps", "hours"}

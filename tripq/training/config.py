@@ -137,6 +137,9 @@ class EncoderConfig(NetworkConfig):
     antipodal: Annotated[
         bool, Field(description="invariance to the sign of every gradient direction")
     ] = default_of(Encoder, "antipodal")
+    b0_contrast: Annotated[
+        bool, Field(description="b0 over its median in the mask is read, too, in which T2 shows")
+    ] = default_of(Encoder, "b0_contrast")
 
 
 @dataclass(frozen=True, config=CHECKED)

@@ -236,8 +236,8 @@ def train(
     ------
     ValueError
         If `stopping` is given without validation scans, or `folder` without `stopping`; if network
-        and boxes disagree on `b0_contrast`; if a file in the folder cannot be used; if several processes cannot divide the boxes of a batch
-        evenly, or have no shared `folder`.
+        and boxes disagree on `b0_contrast`; if a file in the folder cannot be used; if several
+        processes cannot divide the boxes of a batch evenly, or have no shared `folder`.
     FloatingPointError
         If the loss is NaN or infinite.
     """
