@@ -19,11 +19,9 @@ tables of docs/fibres.md.  ``--ship`` writes the network that comes with tripq, 
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
@@ -55,14 +53,13 @@ from fibre_study.rivals import (
     denoised,
 )
 from numpy.typing import NDArray
-from paper.command import start
 from rich.console import Console
+from study import kept
+from study.command import Out, Save, ToShip, start
+from study.weights import notes, write_card
 
-from tripq.infra.files import write_text
 from tripq.networks import load_network, save_network
 from tripq.networks.blocks import graph_radius, predict_blocks
-from tripq.networks.card import card_header
-from tripq.networks.checkpoint import read_notes
 from tripq.scans import DWI, read_dwi
 from tripq.scans.tensor import tensor_maps
 from tripq.tasks.fibres.command import FibreCommands
@@ -194,7 +191,15 @@ class Study:
             initialise=False,
             report=lambda progress: report(name, progress),
         )
-        save_network(network, path, notes([head.dwi for head in self.training]))
+        scans = [head.dwi for head in self.training]
+        about = notes(
+            FibreTask.name,
+            scans,
+            fewest=min(len(dwi.b_values) - 1 for dwi in scans),
+            caution="trained on simulated signal only; for research only, not for diagnosis",
+            data="simulated diffusion signal",
+        )
+        save_network(network, path, about)
 
     def methods(self, b_value: float, directions: int) -> dict[str, Predict]:
         """All methods, the deconvolutions with their settings for such scans."""
@@ -210,25 +215,23 @@ class Study:
             DENOISED: Denoised(after, chosen[DENOISED].patch_radius),
         }
 
-    def settings(self, b_value: float, directions: int) -> list[Setting]:
+    def settings(self, b_value: float, directions: int) -> tuple[Setting, ...]:
         """What suits the head of the validation best."""
         path = self.folder / f"settings-{b_value:.0f}-{directions}.json"
-        if not path.is_file():
-            found = tune(self.validation(b_value), b_value, directions)
-            write_text(path, json.dumps([asdict(one) for one in found], indent=1) + "\n")
-        return [Setting(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
+        return kept.read_or_make(
+            path, Setting, lambda: tune(self.validation(b_value), b_value, directions)
+        )
 
-    def rows(self, b_value: float, directions: int) -> list[Row]:
+    def rows(self, b_value: float, directions: int) -> tuple[Row, ...]:
         """Scores of all methods on the heads of the tests."""
-        path = self.folder / f"rows-{b_value:.0f}-{directions}.json"
-        if not path.is_file():
+
+        def compared() -> list[Row]:
             methods = self.methods(b_value, directions)
-            found = [
-                compare(head, methods, b_value, directions)
-                for head in heads.other_heads(self.tests, TEST_SEED, b_value)
-            ]
-            write_text(path, json.dumps([asdict(row) for row in found], indent=1) + "\n")
-        return [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+            tests = heads.other_heads(self.tests, TEST_SEED, b_value)
+            return [compare(head, methods, b_value, directions) for head in tests]
+
+        path = self.folder / f"rows-{b_value:.0f}-{directions}.json"
+        return kept.read_or_make(path, Row, compared)
 
     def real_rows(self) -> list[RealRow]:
         """Angles on the real scan; none without it."""
@@ -370,37 +373,19 @@ class RealScan:
         )
 
 
-def notes(training: Sequence[DWI]) -> dict[str, str]:
-    """What the file of a network says about its training."""
-    edges = [edge for dwi in training for edge in dwi.voxel_size]
-    b_values = {round(shell.b_value) for dwi in training for shell in dwi.shells}
-    return {
-        "task": FibreTask.name,
-        "voxel_size_mm": f"{min(edges):.3g} {max(edges):.3g}",
-        "b_values": " ".join(map(str, sorted(b_values))),
-        "fewest_directions": str(min(len(dwi.b_values) - 1 for dwi in training)),
-        "caution": "trained on simulated signal only; for research only, not for diagnosis",
-        "data": "simulated diffusion signal",
-    }
-
-
 def ship(study: Study, results: Results, weights: Path, card: Path) -> None:
     """Copy the network to the package, and write its card."""
     shutil.copyfile(study.folder / f"{NETWORK}.safetensors", weights)
-    about = read_notes(weights)
-    smallest, largest = about["voxel_size_mm"].split()
-    b_values = [int(value) for value in about["b_values"].split()]
     (trained,) = (one for one in results.trainings if one.network == NETWORK)
-    text = TEMPLATE.read_text(encoding="utf-8").format(
+    write_card(
+        card,
+        TEMPLATE,
+        weights,
+        TAGS,
         scores=scores_table(results),
         tests=len({row.head for row in results.rows}),
         weights=trained.weights,
-        kilobytes=os.path.getsize(weights) / 1000,
         heads=trained.heads,
-        smallest=smallest,
-        largest=largest,
-        lowest_b=min(b_values),
-        highest_b=max(b_values),
         fewest=heads.DIRECTIONS[0],
         most=heads.DIRECTIONS[1],
         lowest_snr=heads.SNR[0],
@@ -409,7 +394,6 @@ def ship(study: Study, results: Results, weights: Path, card: Path) -> None:
         boxes=N_BOXES,
         box=BOX_SIZE,
     )
-    write_text(card, f"{card_header(about, tags=TAGS)}\n{text}")
 
 
 def report(name: str, progress: Progress) -> None:
@@ -420,17 +404,15 @@ def report(name: str, progress: Progress) -> None:
 
 @app.command()
 def main(
-    out: Annotated[Path, typer.Option(help="Folder of networks and results.")] = OUT,
+    out: Out = OUT,
     real: Annotated[
         Path | None, typer.Option(help="Folder of the example scan of TractSeg.")
     ] = None,
     training: Annotated[int, typer.Option(min=1, help="Heads of the training.")] = HEADS,
     tests: Annotated[int, typer.Option(min=1, help="Other heads, which are scored.")] = TESTS,
     steps: Annotated[int, typer.Option(min=1, help="Of each training.")] = STEPS,
-    save: Annotated[bool, typer.Option("--save", help="Write the tables of the page.")] = False,
-    to_ship: Annotated[
-        bool, typer.Option("--ship", help="Write the network that comes with tripq, and its card.")
-    ] = False,
+    save: Save = False,
+    to_ship: ToShip = False,
 ) -> None:
     """Train, compare, and keep the results."""
     study = Study(out, real, training, tests, steps)

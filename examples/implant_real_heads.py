@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from paper.command import AcceptLicences, Data, start
+from paper.command import AcceptLicences, Data
 from paper.real_heads import Heads, Only, choose_heads
+from study.command import start
 
 from tripq.tasks.lesions.datasets import open_ms, write_implanted
 

@@ -23,7 +23,7 @@ from typing import Annotated
 
 import typer
 from paper import head_page
-from paper.command import AcceptLicences, Data, start
+from paper.command import AcceptLicences, Data
 from paper.head_tests import (
     Simulated,
     Tests,
@@ -35,6 +35,7 @@ from paper.head_tests import (
 from paper.plan import USUAL
 from paper.real_heads import Heads
 from rich.console import Console
+from study.command import start
 from train_on_heads import OUT, Cohorts, Studio
 
 from tripq.tasks.lesions.command import LesionCommands

@@ -22,7 +22,7 @@ from typing import Annotated
 
 import typer
 from paper.cohort import Scans
-from paper.command import OUT, AcceptLicences, Data, Device, Out, start
+from paper.command import OUT, AcceptLicences, Data, Device, Out
 from paper.page import COMPARED, write_page
 from paper.plan import (
     FULL,
@@ -47,6 +47,7 @@ from paper.schedule import (
     tuning_runs,
 )
 from rich.console import Console
+from study.command import start
 
 from tripq.tasks.lesions.datasets import OpenMS, open_ms
 

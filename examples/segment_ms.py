@@ -9,7 +9,6 @@ All training is on simulated signal.  For research only.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from study.command import start
 from torch import nn
 
 from tripq.networks.apply import fits, load_model
@@ -52,10 +52,6 @@ B_VALUE, N_DIRECTIONS = 1000.0, 32  # of the simulated scans
 LOADS = LesionStatistics(count_log_sd=0.3)
 CNN_WIDTHS = (24, 24, 24)  # twice as wide was worse: fewer steps in the same time
 RADIUS = 1.5  # voxels, as in `tripq train`
-
-# Patients differ tenfold in their number of lesions; a few subjects are compared better with less.
-LOADS = LesionStatistics(count_log_sd=0.3)
-CNN_WIDTHS = (24, 24, 24)  # in the time given better than 48, 48, 32, which do half the steps
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console()
@@ -403,16 +399,5 @@ def progress_bar(name: str) -> Iterator[Callable[[float, str], None]]:
         yield lambda share, detail: progress.update(task, completed=share, detail=detail)
 
 
-def run() -> None:
-    """The command; an error in the input is reported in one line."""
-    try:
-        app()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        sys.exit(f"error: {error.filename}: {reason}" if error.filename else f"error: {reason}")
-    except (ValueError, FloatingPointError) as error:
-        sys.exit("error: " + " ".join(str(error).split()))
-
-
 if __name__ == "__main__":
-    run()
+    start(app)

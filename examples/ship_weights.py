@@ -15,13 +15,14 @@ from pathlib import Path
 
 import typer
 from measure_weights import RESULTS, ROOT
-from paper.command import AcceptLicences, Data, Out, start
+from paper.command import AcceptLicences, Data, Out
 from paper.head_page import found_in_healthy_heads, people_table, summary
 from paper.head_tests import Tests, simulated_scores
 from paper.mixture import GRIDS
 from paper.plan import OTHER_TABLES, ROTATED, USUAL, Condition
 from paper.real_heads import Heads, list_licences
 from rich.console import Console
+from study.command import start
 from train_on_heads import NETWORK, OUT, Cohorts, Studio
 
 from tripq.networks.checkpoint import load_network, read_notes, save_network

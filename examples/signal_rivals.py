@@ -27,7 +27,6 @@ all heads, and writes the network that comes with tripq and its card.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -36,19 +35,16 @@ from typing import Annotated
 
 import torch
 import typer
-from paper.command import start
 from paper.real_heads import RealHead, choose_heads, list_licences
 from rich.console import Console
 from signal_study.heads import Crop, Denoise, Repeated, middle, noise_floor, slabs, trials
 from signal_study.results import (
+    TABLES,
     Denoised,
     Results,
     Row,
-    denoising_table,
-    directions_table,
     read_all,
     summary,
-    tensors_table,
     write_all,
     write_page,
 )
@@ -61,12 +57,11 @@ from signal_study.rivals import (
     tensor,
     tune_denoiser,
 )
+from study.command import Out, Save, ToShip, start
+from study.weights import notes, write_card
 
-from tripq.infra.files import write_text
 from tripq.networks import load_network, save_network
 from tripq.networks.blocks import graph_radius, predict_blocks
-from tripq.networks.card import card_header
-from tripq.networks.checkpoint import read_notes
 from tripq.tasks.signal.command import SignalCommands
 from tripq.tasks.signal.denoise import Denoiser
 from tripq.tasks.signal.network import SignalPredictor
@@ -176,7 +171,15 @@ class Study:
         path = self.folder / name / NETWORK
         if not path.is_file():
             console.print(f"training: {name}, {len(crops)} slabs", markup=False)
-            save_network(self._trained(crops), path, notes(crops))
+            about = notes(
+                SignalTask.name,
+                [crop.dwi for crop in crops],
+                fewest=FEWEST,
+                caution="predicted signal is no measurement; for research only, not for diagnosis",
+                data="healthy real heads",
+                step=10,
+            )
+            save_network(self._trained(crops), path, about)
         found = load_network(path)
         assert isinstance(found, SignalPredictor)
         return found.eval()
@@ -259,46 +262,28 @@ def compare(network: SignalPredictor, rivals: Rivals, one: Crop) -> list[Row]:
     return rows
 
 
-def notes(crops: Sequence[Crop]) -> dict[str, str]:
-    """What the file of a network says about its training."""
-    edges = [edge for crop in crops for edge in crop.dwi.voxel_size]
-    b_values = {round(s.b_value / 10) * 10 for crop in crops for s in crop.dwi.shells}
-    return {
-        "task": SignalTask.name,
-        "voxel_size_mm": f"{min(edges):.3g} {max(edges):.3g}",
-        "b_values": " ".join(map(str, sorted(b_values))),
-        "fewest_directions": str(FEWEST),
-        "caution": "predicted signal is no measurement; for research only, not for diagnosis",
-        "data": "healthy real heads",
-    }
-
-
 def ship(study: Study, results: Sequence[Results], weights: Path, card: Path) -> None:
     """Train with all heads, and write the network that comes with tripq and its card."""
     heads = choose_heads(USED)
     crops = study.training(heads)
     network = study.network("all", crops)
     shutil.copyfile(study.folder / "all" / NETWORK, weights)
-    about = read_notes(weights)
     directions = [len(shell) for crop in crops for shell in crop.dwi.shells]
-    smallest, largest = about["voxel_size_mm"].split()
-    text = TEMPLATE.read_text(encoding="utf-8").format(
+    write_card(
+        card,
+        TEMPLATE,
+        weights,
+        ["denoising", "angular-super-resolution"],
         summary=summary(results),
         weights=sum(values.numel() for values in network.parameters()),
-        kilobytes=os.path.getsize(weights) / 1000,
         scans=len(heads),
         people=len({head.person for head in heads}),
-        smallest=smallest,
-        largest=largest,
-        b_values=about["b_values"].replace(" ", ", "),
         fewest=min(directions),
         most=max(directions),
         steps=study.steps,
         box=BOX_SIZE,
         licences=list_licences(heads),
     )
-    header = card_header(about, tags=["denoising", "angular-super-resolution"])
-    write_text(card, f"{header}\n{text}")
 
 
 def report(progress: Progress) -> None:
@@ -315,14 +300,12 @@ def main(
             help="Folder with the scans of the healthy heads.", show_default="only kept results"
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of networks and results.")] = OUT,
+    out: Out = OUT,
     fold: Annotated[list[str] | None, typer.Option(help="Some folds; again for more.")] = None,
     voxels: Annotated[int, typer.Option(help="Of the middle of a head that is tested.")] = VOXELS,
     steps: Annotated[int, typer.Option(help="Of each training.")] = STEPS,
-    save: Annotated[bool, typer.Option("--save", help="Write the tables of the page.")] = False,
-    to_ship: Annotated[
-        bool, typer.Option("--ship", help="Write the network that comes with tripq, and its card.")
-    ] = False,
+    save: Save = False,
+    to_ship: ToShip = False,
 ) -> None:
     """Train, compare, and keep the results; without heads, show the kept results."""
     if fold and (save or to_ship):
@@ -338,8 +321,7 @@ def main(
             write_all(results, RESULTS)
         if to_ship:
             ship(study, results, WEIGHTS, CARD)
-    tables = (directions_table, tensors_table, denoising_table)
-    console.print(*(table(results) for table in tables), sep="\n\n", markup=False)
+    console.print(*(make(results) for make in TABLES.values()), sep="\n\n", markup=False)
     if save:
         write_page(results, PAGE)
 

@@ -26,23 +26,21 @@ the network that comes with tripq, and its card; FOLDER has one folder for each 
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from paper.command import start
 from rich.console import Console
+from study import kept
+from study.command import Save, start
+from study.weights import write_card
 from tissue_study.contenders import CONTENDERS, NETWORK, SHIPPED, Study
 from tissue_study.heads import TURNED, USUAL
-from tissue_study.real import measure, read_volumes, simulated, volumes_table, write_volumes
-from tissue_study.results import Results, dice_table, summary, trainings_table, write_page
+from tissue_study.real import Volumes, measure, simulated, volumes_table
+from tissue_study.results import TABLES, Results, summary, write_page
 
-from tripq.infra.files import write_text
-from tripq.networks.card import card_header
-from tripq.networks.checkpoint import read_notes
 from tripq.tasks.layout import ICBM
 from tripq.tasks.tissue.command import TissueCommands
 
@@ -81,24 +79,21 @@ def kept_results() -> list[Results]:
     return [Results.read(path) for path in paths if path.is_file()]
 
 
-def write_card(results: Sequence[Results]) -> None:
+def describe_shipped(results: Sequence[Results]) -> None:
     """Write the card of the network that comes with tripq, from what is kept."""
     (ours,) = (one for one in results if one.trained.name == SHIPPED.name)
-    about = read_notes(WEIGHTS)
-    smallest, largest = about["voxel_size_mm"].split()
-    text = TEMPLATE.read_text(encoding="utf-8").format(
+    write_card(
+        CARD,
+        TEMPLATE,
+        WEIGHTS,
+        ["image-segmentation"],
         heads=USUAL.heads,
         summary=summary(ours, [one for one in results if one is not ours]),
-        volumes=volumes_table(read_volumes(RESULTS / VOLUMES)),
+        volumes=volumes_table(kept.rows_of(Volumes, kept.read(RESULTS / VOLUMES))),
         seen=SEEN,
         weights=ours.trained.weights,
-        kilobytes=os.path.getsize(WEIGHTS) / 1000,
         scans=TURNED.heads,
         healthy=TURNED.heads // TURNED.healthy,
-        smallest=smallest,
-        largest=largest,
-        b_values=about["b_values"].replace(" ", ", "),
-        fewest=about["fewest_directions"],
         most=max(number for shells in TURNED.shells for number in shells.values()),
         steps=ours.trained.steps,
         kept=ours.trained.best[0],
@@ -106,7 +101,6 @@ def write_card(results: Sequence[Results]) -> None:
         seconds=ours.trained.seconds,
         licence=str(ICBM),
     )
-    write_text(CARD, f"{card_header(about, tags=['image-segmentation'])}\n{text}")
 
 
 @app.command()
@@ -115,7 +109,7 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help="Some networks; again for more.")] = None,
     seconds: Annotated[float, typer.Option(help="Of each training, on one core.")] = SECONDS,
     tune: Annotated[bool, typer.Option("--tune", help="Run the pilots only.")] = False,
-    save: Annotated[bool, typer.Option("--save", help="Write the tables of the page.")] = False,
+    save: Save = False,
     ship: Annotated[
         Path | None,
         typer.Option(
@@ -132,7 +126,7 @@ def main(
             study.pilots(one)
         return
     results = [study.results(one) for one in chosen]
-    console.print(trainings_table(results), dice_table(results), sep="\n\n", markup=False)
+    console.print(*(make(results) for make in TABLES.values()), sep="\n\n", markup=False)
     if save:
         for result in results:
             result.write(RESULTS / f"{result.trained.name}.json")
@@ -140,8 +134,8 @@ def main(
     if ship is not None:
         WEIGHTS.parent.mkdir(exist_ok=True)
         shutil.copyfile(out / SHIPPED.name / NETWORK, WEIGHTS)
-        write_volumes([*measure(WEIGHTS, ship), *simulated(out / "heads")], RESULTS / VOLUMES)
-        write_card(kept_results())
+        kept.write_rows(RESULTS / VOLUMES, [*measure(WEIGHTS, ship), *simulated(out / "heads")])
+        describe_shipped(kept_results())
 
 
 if __name__ == "__main__":

@@ -32,13 +32,14 @@ import torch
 import typer
 from numpy.typing import NDArray
 from paper.cohort import Scans
-from paper.command import AcceptLicences, Data, Device, Out, start
+from paper.command import AcceptLicences, Data, Device, Out
 from paper.implanted import Implanted, pair_heads
 from paper.mixture import FULL_MIXTURE, Mixture, shares
 from paper.plan import FULL, SMALL, Condition, Plan, Split, split_patients
 from paper.real_heads import HEADS, Heads, RealHead
 from paper.work import Maps, choose_threshold
 from rich.console import Console
+from study.command import start
 from torch import nn
 
 from tripq.networks.blocks import graph_radius, reads_b0_contrast

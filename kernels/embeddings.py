@@ -31,6 +31,7 @@ from tripq.kernels.launch import (
     accumulation_dtype,
     gradients_of_twin,
     higher_derivatives,
+    only_needed,
     runs_in_triton,
 )
 from tripq.kernels.operators import operator
@@ -252,7 +253,7 @@ def _differentiate_radial(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[-2:])
     if runs_in_triton(lengths) and not higher_derivatives():
         every = _edge_radial_backward(grad, lengths, *family, scale, shift)
-        gradients = [g if need else None for g, need in zip(every, needed, strict=True)]
+        gradients = only_needed(every, needed)
     else:
         gradients = gradients_of_twin(
             lambda: radial_twin(lengths, family, scale, shift),

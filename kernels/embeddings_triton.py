@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tripq.kernels.embeddings import BESSEL_NEAR_ZERO, Family, harmonic_recursion, radial_height
 from tripq.kernels.launch import accumulation_dtype
+from tripq.kernels.tuples_triton import add_to
 from tripq.so3.harmonics import ZERO_LENGTH
 
 # Edges of one program of the harmonics, one for each thread of its four warps.
@@ -61,11 +62,6 @@ class Harmonics(NamedTuple):
 
 
 @triton.jit
-def _add_to(total, value, O: tl.constexpr):
-    return total[:O] + (total[O] + value,) + total[O + 1 :]
-
-
-@triton.jit
 def _zeros(like, N: tl.constexpr):
     return (tl.zeros_like(like),) * N
 
@@ -91,7 +87,7 @@ def _next_order(previous, unit, L: tl.constexpr, C: tl.constexpr):
     y = _zeros(unit[0], 2 * L + 1)
     for j in tl.static_range(BEGIN, END):
         term = C.coefficients[j] * previous[C.terms[3 * j + 1]] * unit[C.terms[3 * j + 2]]
-        y = _add_to(y, term, C.terms[3 * j])
+        y = add_to(y, term, C.terms[3 * j])
     return y
 
 
@@ -102,7 +98,7 @@ def _add_gradient(total, grad, previous, L: tl.constexpr, C: tl.constexpr):
     END: tl.constexpr = C.begins[L]
     for j in tl.static_range(BEGIN, END):
         term = (L * C.coefficients[j]) * previous[C.terms[3 * j + 1]] * grad[C.terms[3 * j]]
-        total = _add_to(total, term, C.terms[3 * j + 2])
+        total = add_to(total, term, C.terms[3 * j + 2])
     return total
 
 
@@ -117,6 +113,13 @@ def _load_order(row, inside, L: tl.constexpr, ACC: tl.constexpr):
 
 
 @triton.jit
+def _own_edges(n_edges, BLOCK: tl.constexpr):
+    """The edges of a program, and which of these exist, (BLOCK,)."""
+    edge = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    return edge, edge < n_edges
+
+
+@triton.jit
 def harmonics_kernel(
     offsets,  # (E, 3)
     out,  # (E, (lmax + 1)^2)
@@ -126,8 +129,7 @@ def harmonics_kernel(
 ):
     """Harmonics of a block of edges, order by order."""
     ACC: tl.constexpr = tl.float64 if offsets.dtype.element_ty == tl.float64 else tl.float32
-    edge = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
-    inside = edge < n_edges
+    edge, inside = _own_edges(n_edges, BLOCK)
     unit, factor = _direction(offsets, edge, inside, ACC, C.zero)
     row = out + edge * ((C.lmax + 1) * (C.lmax + 1))
     y = (tl.zeros_like(factor) + 1,)
@@ -149,8 +151,7 @@ def harmonics_backward_kernel(
 ):
     """Gradient for a block of offsets: of the polynomials, then of the normalisation."""
     ACC: tl.constexpr = tl.float64 if offsets.dtype.element_ty == tl.float64 else tl.float32
-    edge = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
-    inside = edge < n_edges
+    edge, inside = _own_edges(n_edges, BLOCK)
     unit, factor = _direction(offsets, edge, inside, ACC, C.zero)
     row = grad + edge * ((C.lmax + 1) * (C.lmax + 1))
     y = (tl.zeros_like(factor) + 1,)
@@ -358,6 +359,18 @@ def _stretch(x, scale, shift, k):
 
 
 @triton.jit
+def _functions(arguments, edge, known, C: tl.constexpr):
+    """Lengths (BLOCK,), columns (K,), which of both exist, and values and slopes (BLOCK, K)."""
+    column = tl.arange(0, C.columns)
+    inside = known[:, None] & (column < C.number)[None, :]
+    k = tl.minimum(column, C.number - 1)
+    x = tl.load(arguments.lengths + edge, mask=known, other=0.0).to(arguments.grid.dtype.element_ty)
+    warped = _stretch(x, arguments.scale, arguments.shift, k)
+    value, slope = _evaluate(warped, arguments.grid, k, C)
+    return x, column, inside, value, slope
+
+
+@triton.jit
 def radial_kernel(
     arguments,  # Arguments
     out,  # (E, number)
@@ -366,14 +379,8 @@ def radial_kernel(
     BLOCK: tl.constexpr,
 ):
     """Radial functions of a block of edges."""
-    ACC: tl.constexpr = arguments.grid.dtype.element_ty
-    edge = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
-    column = tl.arange(0, C.columns)  # (K,)
-    inside = (edge < n_edges)[:, None] & (column < C.number)[None, :]
-    k = tl.minimum(column, C.number - 1)
-    x = tl.load(arguments.lengths + edge, mask=edge < n_edges, other=0.0).to(ACC)
-    warped = _stretch(x, arguments.scale, arguments.shift, k)
-    value, _ = _evaluate(warped, arguments.grid, k, C)
+    edge, known = _own_edges(n_edges, BLOCK)
+    _, column, inside, value, _ = _functions(arguments, edge, known, C)
     tl.store(out + edge[:, None] * C.number + column[None, :], value, mask=inside)
 
 
@@ -388,22 +395,17 @@ def radial_backward_kernel(
 ):
     """Gradients of a block of edges."""
     ACC: tl.constexpr = arguments.grid.dtype.element_ty
-    program = tl.program_id(0).to(tl.int64)
-    edge = program * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
-    column = tl.arange(0, C.columns)  # (K,)
-    inside = (edge < n_edges)[:, None] & (column < C.number)[None, :]
-    k = tl.minimum(column, C.number - 1)
-    x = tl.load(arguments.lengths + edge, mask=edge < n_edges, other=0.0).to(ACC)
-    warped = _stretch(x, arguments.scale, arguments.shift, k)
-    _, slope = _evaluate(warped, arguments.grid, k, C)
+    edge, known = _own_edges(n_edges, BLOCK)
+    x, column, inside, _, slope = _functions(arguments, edge, known, C)
     g = tl.load(grad + edge[:, None] * C.number + column[None, :], mask=inside, other=0.0).to(ACC)
     change = tl.where(inside, g * slope, 0)  # (BLOCK, K), for the argument of each function
-    by_function = program * C.number + column
+    by_function = tl.program_id(0).to(tl.int64) * C.number + column
     tl.store(out.scale + by_function, tl.sum(change * x[:, None], 0), mask=column < C.number)
     tl.store(out.shift + by_function, tl.sum(change, 0), mask=column < C.number)
     if arguments.scale is not None:
-        change = change * tl.load(arguments.scale + k).to(ACC)[None, :]
-    tl.store(out.lengths + edge, tl.sum(change, 1), mask=edge < n_edges)
+        scale = tl.load(arguments.scale + column, mask=column < C.number, other=0.0)
+        change = change * scale.to(ACC)[None, :]
+    tl.store(out.lengths + edge, tl.sum(change, 1), mask=known)
 
 
 def edge_radial(

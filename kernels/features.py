@@ -9,6 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tripq.infra.chunks import chunks
+
+# Bytes of the rows that a thread of a CPU evaluates at a time.
+_CACHED = 1 << 19
+
 #: The norm of a feature x is sqrt(|x|^2 + eps^2) - eps: it has a gradient at 0.
 NORM_EPS = 1e-4
 
@@ -17,6 +22,11 @@ def segments(x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
     """The rows of each scan; all of them without sizes."""
     parts: Sequence[Tensor] = x.split(list(sizes)) if sizes else (x,)
     return parts
+
+
+def cached_rows(number: int, width: int, dtype: torch.dtype) -> list[slice]:
+    """Slices of rows of so many numbers that stay in the cache of a CPU."""
+    return chunks(number, width * dtype.itemsize, _CACHED * torch.get_num_threads())
 
 
 def normalised(x: Tensor, scale: Tensor, shift: Tensor, sizes: Sequence[int] = ()) -> Tensor:

@@ -25,14 +25,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tripq.infra.chunks import chunks
 from tripq.infra.kept import kept
-from tripq.kernels.features import NORM_EPS, copies, norm_of, normalised
-from tripq.kernels.launch import accumulation_dtype, gradients_of_twin, higher_derivatives
+from tripq.kernels.features import NORM_EPS, cached_rows, copies, norm_of, normalised
+from tripq.kernels.launch import (
+    accumulation_dtype,
+    gradients_of_twin,
+    higher_derivatives,
+    only_needed,
+)
 from tripq.kernels.operators import operator
-
-# Bytes of the rows that are evaluated at a time.
-_CACHED = 1 << 19
 
 
 class Gates(NamedTuple):
@@ -212,10 +213,9 @@ def _pieces(
 ) -> Iterator[_Piece]:
     """Rows that fit the cache, in the type of sums."""
     dtype = accumulation_dtype(x.dtype)
-    budget = _CACHED * torch.get_num_threads()
     start = 0
     for scan, size in enumerate(sizes or [len(x)]):
-        for some in chunks(size, gates.dim_in * dtype.itemsize, budget):
+        for some in cached_rows(size, gates.dim_in, dtype):
             rows = slice(start + some.start, start + some.stop)
             features = x[rows].to(dtype)
             if scale is None or shift is None:
@@ -256,8 +256,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         )
     else:
         grad_x, grad_affine = _gate_backward(grad, x, *ctx.gates, scale, shift, ctx.sizes)
-        every = grad_x, *grad_affine
-        gradients = [g if need else None for g, need in zip(every, needed, strict=True)]
+        gradients = only_needed((grad_x, *grad_affine), needed)
     return (gradients[0], *[None] * len(Gates._fields), *gradients[1:], None)
 
 

@@ -122,6 +122,14 @@ def _sigmoid(x):
 
 
 @triton.jit
+def _columns(row, n_rows, N, COLUMNS: tl.constexpr):
+    """Columns, which of them are among the first N, and which numbers (ROWS, COLUMNS) exist."""
+    u = tl.arange(0, COLUMNS)
+    known = u < N
+    return u, known, (row < n_rows)[:, None] & known[None, :]
+
+
+@triton.jit
 def _load(rows, place, inside, ACC: tl.constexpr):
     """A column of some rows, (ROWS, columns)."""
     return tl.load(rows + place[None, :], mask=inside, other=0.0).to(ACC)
@@ -160,9 +168,7 @@ def _gate_run(
     # Triton 3.7 takes what is nested in a constant for a constant only by name.
     DIM: tl.constexpr = R.dim
     COLUMNS: tl.constexpr = R.columns
-    u = tl.arange(0, COLUMNS)
-    known = u < R.mul
-    inside = (row < n_rows)[:, None] & known[None, :]
+    u, known, inside = _columns(row, n_rows, R.mul, COLUMNS)
     gates = _load(x_rows, R.gates + u, inside, ACC)
     factor = C.sigmoid * _sigmoid(_normalised(gates, affine, R.gates + u, known, ACC))
     squared = tl.zeros_like(factor)
@@ -192,9 +198,7 @@ def gate_kernel(
     x_rows = x + row[:, None] * C.dim_in
     out_rows = out + row[:, None] * C.dim_out
     if C.scalars > 0:
-        u = tl.arange(0, C.columns)
-        known = u < C.scalars
-        inside = (row < n_rows)[:, None] & known[None, :]
+        u, known, inside = _columns(row, n_rows, C.scalars, C.columns)
         h = _normalised(_load(x_rows, u, inside, ACC), affine, u, known, ACC)
         tl.store(out_rows + u[None, :], C.swish * h * _sigmoid(h), mask=inside)
     for j in tl.static_range(len(C.runs)):
@@ -218,9 +222,7 @@ def _run_backward(
     # Triton 3.7 takes what is nested in a constant for a constant only by name.
     DIM: tl.constexpr = R.dim
     COLUMNS: tl.constexpr = R.columns
-    u = tl.arange(0, COLUMNS)
-    known = u < R.mul
-    inside = (row < n_rows)[:, None] & known[None, :]
+    u, known, inside = _columns(row, n_rows, R.mul, COLUMNS)
     gates = _load(x_rows, R.gates + u, inside, ACC)
     s = _sigmoid(_normalised(gates, affine, R.gates + u, known, ACC))
     factor = C.sigmoid * s
@@ -265,9 +267,7 @@ def gate_backward_kernel(
     x_rows = x + row[:, None] * C.dim_in
     grad_rows = grad + row[:, None] * C.dim_out
     if C.scalars > 0:
-        u = tl.arange(0, C.columns)
-        known = u < C.scalars
-        inside = (row < n_rows)[:, None] & known[None, :]
+        u, known, inside = _columns(row, n_rows, C.scalars, C.columns)
         scalars = _load(x_rows, u, inside, ACC)
         h = _normalised(scalars, affine, u, known, ACC)
         s = _sigmoid(h)

@@ -70,6 +70,11 @@ def gradients_of_twin(
     return [next(found) if need else None for need in needed]
 
 
+def only_needed(gradients: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
+    """The gradients that are needed, of an operator that computes all of them; else None."""
+    return [grad if need else None for grad, need in zip(gradients, needed, strict=True)]
+
+
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type of accumulated sums: float32 for half-precision types, else the same."""
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype

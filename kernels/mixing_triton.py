@@ -3,9 +3,13 @@
 Features and matrices are read direction by direction, but the result has directions last.  So the
 direction is the fastest index of programs: programs of neighbouring directions run at the same time
 and write (or read) neighbouring numbers, which share cache lines.
+
+Tensors of any strides are tuples of a pointer and these, `Features` and `Matrices`.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -25,6 +29,35 @@ _VOXEL_STEP = 32
 _PROGRAMS = 2048
 
 
+class Features(NamedTuple):
+    """Features (Q, C, n, V), and the strides of their axes."""
+
+    data: Tensor
+    direction: int
+    channel: int
+    component: int
+    voxel: int
+
+    @classmethod
+    def of(cls, x: Tensor) -> Features:
+        """Features in memory as they are."""
+        return cls(x, *x.stride())
+
+
+class Matrices(NamedTuple):
+    """Matrices (Q, C, R), and the strides of their axes."""
+
+    data: Tensor
+    direction: int
+    channel: int
+    row: int
+
+    @classmethod
+    def of(cls, w: Tensor) -> Matrices:
+        """Matrices in memory as they are."""
+        return cls(w, *w.stride())
+
+
 @triton.jit
 def _tile(pointer, row, column, n_rows, n_columns, row_stride, column_stride):
     """Load a tile (rows, columns), 0 where it reaches over the edge."""
@@ -35,25 +68,14 @@ def _tile(pointer, row, column, n_rows, n_columns, row_stride, column_stride):
 
 @triton.jit
 def product_kernel(
-    x,  # (Q, K, n, V) by its strides
-    w,  # (Q, K, R) by its strides
-    out,  # (Q, R, n, V) by its strides
+    x,  # Features (Q, K, n, V)
+    w,  # Matrices (Q, K, R)
+    out,  # Features (Q, R, n, V)
     n_q,
     n_k,
     n_rows,
     n_m,
     n_voxels,
-    x_q,
-    x_k,
-    x_m,
-    x_v,
-    w_q,
-    w_k,
-    w_row,
-    out_q,
-    out_row,
-    out_m,
-    out_v,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
@@ -69,37 +91,29 @@ def product_kernel(
     program = program // row_tiles
     m = (program % n_m).to(tl.int64)
     voxel = (program // n_m) * VOXELS + tl.arange(0, VOXELS)
-    x += q * x_q + m * x_m
-    w += q * w_q
+    of_x = x.data + q * x.direction + m * x.component
+    of_w = w.data + q * w.direction
     total = tl.zeros((ROWS, VOXELS), ACC)
     for begin in range(0, n_k, STEP):
         k = begin + tl.arange(0, STEP)
-        matrix = _tile(w, row, k, n_rows, n_k, w_row, w_k)  # (ROWS, STEP)
-        features = _tile(x, k, voxel, n_k, n_voxels, x_k, x_v)  # (STEP, VOXELS)
+        matrix = _tile(of_w, row, k, n_rows, n_k, w.row, w.channel)  # (ROWS, STEP)
+        features = _tile(of_x, k, voxel, n_k, n_voxels, x.channel, x.voxel)  # (STEP, VOXELS)
         total = tl.dot(matrix, features, total, input_precision=PRECISION, out_dtype=ACC)
     inside = (row < n_rows)[:, None] & (voxel < n_voxels)[None, :]
-    address = row[:, None].to(tl.int64) * out_row + voxel[None, :].to(tl.int64) * out_v
-    tl.store(out + q * out_q + m * out_m + address, total, mask=inside)
+    address = row[:, None].to(tl.int64) * out.channel + voxel[None, :].to(tl.int64) * out.voxel
+    tl.store(out.data + q * out.direction + m * out.component + address, total, mask=inside)
 
 
 @triton.jit
 def correlation_kernel(
-    grad,  # (Q, R, n, V) by its strides
-    a,  # (Q, C, n, V) by its strides
+    grad,  # Features (Q, R, n, V)
+    a,  # Features (Q, C, n, V)
     out,  # (splits, Q, C, R)
     n_q,
     n_c,
     n_r,
     n_m,
     n_voxels,
-    grad_q,
-    grad_r,
-    grad_m,
-    grad_v,
-    a_q,
-    a_c,
-    a_m,
-    a_v,
     tiles_of_split,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -120,14 +134,15 @@ def correlation_kernel(
     voxel_tiles = tl.cdiv(n_voxels, STEP)
     begin = split * tiles_of_split
     end = tl.minimum(begin + tiles_of_split, n_m * voxel_tiles)
-    a += q * a_q
-    grad += q * grad_q
+    of_a = a.data + q * a.direction
+    of_grad = grad.data + q * grad.direction
     total = tl.zeros((ROWS, COLUMNS), ACC)
     for tile in range(begin, end):
         m = tile // voxel_tiles
         v = (tile % voxel_tiles) * STEP + tl.arange(0, STEP)
-        features = _tile(a + m * a_m, c, v, n_c, n_voxels, a_c, a_v)  # (ROWS, STEP)
-        change = _tile(grad + m * grad_m, v, r, n_voxels, n_r, grad_v, grad_r)  # (STEP, COLUMNS)
+        # (ROWS, STEP) and (STEP, COLUMNS)
+        features = _tile(of_a + m * a.component, c, v, n_c, n_voxels, a.channel, a.voxel)
+        change = _tile(of_grad + m * grad.component, v, r, n_voxels, n_r, grad.voxel, grad.channel)
         total = tl.dot(features, change, total, input_precision=PRECISION, out_dtype=ACC)
     inside = (c < n_c)[:, None] & (r < n_r)[None, :]
     address = c[:, None].to(tl.int64) * n_r + r[None, :]
@@ -166,19 +181,16 @@ def mix_grad_w(grad: Tensor, a: Tensor) -> Tensor:
     n_splits = triton.cdiv(tiles, tiles_of_split)
     dtype = accumulation_dtype(a.dtype)
     parts = torch.empty((n_splits, n_q, n_c, n_r), dtype=dtype, device=a.device)
-    grad = grad.permute(3, 1, 2, 0)
     with torch.cuda.device_of(a):
         correlation_kernel[(products * n_splits,)](
-            grad,
-            a,
+            Features.of(grad.permute(3, 1, 2, 0)),
+            Features.of(a),
             parts,
             n_q,
             n_c,
             n_r,
             n_m,
             n_voxels,
-            *grad.stride(),
-            *a.stride(),
             tiles_of_split,
             ACC=_accumulator(a.dtype),
             PRECISION=_precision(),
@@ -199,17 +211,14 @@ def _multiply(x: Tensor, w: Tensor, out: Tensor) -> None:
         return
     with torch.cuda.device_of(out):
         product_kernel[(programs,)](
-            x,
-            w,
-            out,
+            Features.of(x),
+            Matrices.of(w),
+            Features.of(out),
             n_q,
             x.shape[1],
             n_rows,
             n_m,
             n_voxels,
-            *x.stride(),
-            *w.stride(),
-            *out.stride(),
             ACC=_accumulator(out.dtype),
             PRECISION=_precision(),
             ROWS=rows,

@@ -12,13 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tripq.infra.chunks import chunks
-from tripq.kernels.features import segments
+from tripq.kernels.features import cached_rows, segments
 from tripq.kernels.launch import accumulation_dtype, gradients_of_twin, higher_derivatives
 from tripq.kernels.operators import operator
-
-# Bytes of the rows whose squares are summed at a time.
-_CACHED = 1 << 19
 
 
 def column_moments(x: Tensor, sizes: Sequence[int] = ()) -> Tensor:
@@ -54,12 +50,11 @@ def moments_twin(x: Tensor, sizes: Sequence[int] = ()) -> Tensor:
 def _moments_on_cpu(x: Tensor, sizes: Sequence[int]) -> Tensor:
     dtype = accumulation_dtype(x.dtype)
     moments = x.new_zeros((2, len(sizes) or 1, x.shape[1]), dtype=dtype)
-    size = max(1, x.shape[1]) * dtype.itemsize
     for scan, part in enumerate(segments(x, sizes)):
         mean, variance = moments[:, scan]
         torch.sum(part, dim=0, dtype=dtype, out=mean)
         mean /= max(1, len(part))
-        for rows in chunks(len(part), size, _CACHED * torch.get_num_threads()):
+        for rows in cached_rows(len(part), x.shape[1], dtype):
             variance += (part[rows] - mean).square_().sum(dim=0)
         variance /= max(1, len(part))
     return moments.to(x.dtype)

@@ -13,23 +13,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from tripq.kernels.tuples_triton import add_to, load_row
 from tripq.so3.harmonics import ZERO_LENGTH
 
 _NEAR = tl.constexpr(ZERO_LENGTH**2)
-
-
-@triton.jit
-def _added(values, value, I: tl.constexpr):
-    return values[:I] + (values[I] + value,) + values[I + 1 :]
-
-
-@triton.jit
-def _row(pointer, N: tl.constexpr, DTYPE: tl.constexpr):
-    """`N` adjacent numbers."""
-    values = ()
-    for i in tl.static_range(N):
-        values = values + (tl.load(pointer + i).to(DTYPE),)
-    return values
 
 
 @triton.jit
@@ -66,14 +53,14 @@ def _add_harmonics(
     z = _powers(offset[2] * scale, zero + 1.0, C.l_q)
     for j in tl.static_range(len(C.monomial_factors)):
         powers = x[C.monomials[4 * j + 1]] * y[C.monomials[4 * j + 2]] * z[C.monomials[4 * j + 3]]
-        values = _added(values, C.monomial_factors[j] * powers, C.monomials[4 * j])
+        values = add_to(values, C.monomial_factors[j] * powers, C.monomials[4 * j])
     return values
 
 
 @triton.jit
 def _harmonics(geometry, t, q_out, q_in, zero, DTYPE: tl.constexpr, C: tl.constexpr):
     """The inner harmonic: the mean over the signs is in the factors."""
-    p = _row(geometry.p_offsets + 3 * t, 3, DTYPE)
+    p = load_row(geometry.p_offsets + 3 * t, 3, DTYPE)
     values = (zero,) * (2 * C.l_q + 1)
     for i in tl.static_range(len(C.signs) // 2):
         values = _add_harmonics(values, p, q_out, q_in, zero, C.signs[2 * i], C.signs[2 * i + 1], C)
@@ -96,16 +83,16 @@ def _coupled(
     values = (zero,) * N
     for j in tl.static_range(len(FACTORS)):
         product = a[TERMS[3 * j + A]] * b[TERMS[3 * j + B]]
-        values = _added(values, FACTORS[j] * product, TERMS[3 * j + C])
+        values = add_to(values, FACTORS[j] * product, TERMS[3 * j + C])
     return values
 
 
 @triton.jit
 def _message(x, geometry, t, q_out, q_in, zero, DTYPE: tl.constexpr, C: tl.constexpr):
     """Both couplings, forwards, of features in rows x (2 l_in + 1 numbers)."""
-    y_p = _row(geometry.harmonics_p + t * (2 * C.l_p + 1), 2 * C.l_p + 1, DTYPE)
+    y_p = load_row(geometry.harmonics_p + t * (2 * C.l_p + 1), 2 * C.l_p + 1, DTYPE)
     y_q = _harmonics(geometry, t, q_out, q_in, zero, DTYPE, C)
-    values = _row(x, 2 * C.l_in + 1, DTYPE)
+    values = load_row(x, 2 * C.l_in + 1, DTYPE)
     to_1 = _coupled(y_q, values, zero, C.inner, C.inner_factors, 0, 1, 2, 2 * C.l_1 + 1)
     return _coupled(y_p, to_1, zero, C.outer, C.outer_factors, 0, 1, 2, 2 * C.l_out + 1)
 
@@ -113,7 +100,7 @@ def _message(x, geometry, t, q_out, q_in, zero, DTYPE: tl.constexpr, C: tl.const
 @triton.jit
 def _add_product(total, factor, values, FIRST: tl.constexpr, N: tl.constexpr):
     for i in tl.static_range(N):
-        total = _added(total, factor * values[i], FIRST + i)
+        total = add_to(total, factor * values[i], FIRST + i)
     return total
 
 

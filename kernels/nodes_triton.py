@@ -25,14 +25,13 @@ from tripq.kernels.nodes_arguments import Constants, Geometry
 from tripq.kernels.nodes_constants import compiled
 from tripq.kernels.nodes_parts_triton import (
     _add_product,
-    _added,
     _coupled,
     _harmonics,
     _lanes,
     _message,
-    _row,
     _scalar_product,
 )
+from tripq.kernels.tuples_triton import add_to, load_row
 
 # Edges that a program holds at a time: the lanes of its only warp.
 BLOCK = 32
@@ -89,7 +88,7 @@ def _sum(
     row = program // (K_P // SLICE)  # of (N_out, mul)
     node, channel = row // mul, row % mul
     begin, end = tl.load(edges.starts + node), tl.load(edges.starts + node + 1)
-    q_out = _row(geometry.q_out + 3 * node, 3, DTYPE)
+    q_out = load_row(geometry.q_out + 3 * node, 3, DTYPE)
     zero = tl.zeros((BLOCK,), DTYPE)
     total = (zero,) * (SLICE * K_Q * N_OUT)
     for first in range(begin, end, BLOCK):
@@ -97,11 +96,11 @@ def _sum(
         s = tl.load(edges.src + e)
         t = tl.load(edges.types + e)
         x_row = x + (s * mul + channel) * (2 * C.l_in + 1)
-        q_in = _row(geometry.q_in + 3 * s, 3, DTYPE)
+        q_in = load_row(geometry.q_in + 3 * s, 3, DTYPE)
         message = _message(x_row, geometry, t, q_out, q_in, zero, DTYPE, C)
         w = tl.where(inside, tl.load(edges.weight + e), zero)
-        a = _row(phi_p + t * K_P + first_p, SLICE, DTYPE)
-        b = _row(phi_q + s * K_Q, K_Q, DTYPE)
+        a = load_row(phi_p + t * K_P + first_p, SLICE, DTYPE)
+        b = load_row(phi_q + s * K_Q, K_Q, DTYPE)
         for i in tl.static_range(SLICE):
             for j in tl.static_range(K_Q):
                 total = _add_product(total, w * a[i] * b[j], message, (i * K_Q + j) * N_OUT, N_OUT)
@@ -130,7 +129,7 @@ def _to_features(
     row = tl.program_id(0).to(tl.int64)  # of (N_in, mul)
     node, channel = row // mul, row % mul
     begin, end = tl.load(edges.starts + node), tl.load(edges.starts + node + 1)
-    q_in = _row(geometry.q_in + 3 * node, 3, DTYPE)
+    q_in = load_row(geometry.q_in + 3 * node, 3, DTYPE)
     zero = tl.zeros((BLOCK,), DTYPE)
     total = (zero,) * N_IN
     for first in range(begin, end, BLOCK):
@@ -143,10 +142,10 @@ def _to_features(
         for k in range(K_P * K_Q):
             a = tl.load(phi_p + t * K_P + k // K_Q).to(DTYPE)
             b = tl.load(phi_q + node * K_Q + k % K_Q).to(DTYPE)
-            g = _row(grad + ((n * mul + channel) * (K_P * K_Q) + k) * N_OUT, N_OUT, DTYPE)
+            g = load_row(grad + ((n * mul + channel) * (K_P * K_Q) + k) * N_OUT, N_OUT, DTYPE)
             to_out = _add_product(to_out, a * b, g, 0, N_OUT)
-        y_p = _row(geometry.harmonics_p + t * (2 * C.l_p + 1), 2 * C.l_p + 1, DTYPE)
-        q_out = _row(geometry.q_out + 3 * n, 3, DTYPE)
+        y_p = load_row(geometry.harmonics_p + t * (2 * C.l_p + 1), 2 * C.l_p + 1, DTYPE)
+        q_out = load_row(geometry.q_out + 3 * n, 3, DTYPE)
         y_q = _harmonics(geometry, t, q_out, q_in, zero, DTYPE, C)
         to_1 = _coupled(y_p, to_out, zero, C.outer, C.outer_factors, 0, 2, 1, 2 * C.l_1 + 1)
         to_in = _coupled(y_q, to_1, zero, C.inner, C.inner_factors, 0, 2, 1, N_IN)
@@ -194,17 +193,17 @@ def _to_radial(
         s = tl.load(edges.src + e)
         t = tl.load(edges.types + e)
         x_row = x + (s * mul + channel) * (2 * C.l_in + 1)
-        q_out = _row(geometry.q_out + 3 * n, 3, DTYPE)
-        q_in = _row(geometry.q_in + 3 * s, 3, DTYPE)
+        q_out = load_row(geometry.q_out + 3 * n, 3, DTYPE)
+        q_in = load_row(geometry.q_in + 3 * s, 3, DTYPE)
         message = _message(x_row, geometry, t, q_out, q_in, zero, DTYPE, C)
         w = tl.where(inside, tl.load(edges.weight + e), zero)
         other_row = other + (s if OF_P else t) * K_OTHER
         for i in tl.static_range(K):
             for j in range(K_OTHER):
                 k = i * STEP + j * STEP_OTHER
-                g = _row(grad + ((n * mul + channel) * (K_P * K_Q) + k) * N_OUT, N_OUT, DTYPE)
+                g = load_row(grad + ((n * mul + channel) * (K_P * K_Q) + k) * N_OUT, N_OUT, DTYPE)
                 c = w * tl.load(other_row + j).to(DTYPE)
-                total = _added(total, c * _scalar_product(message, g, zero, N_OUT), i)
+                total = add_to(total, c * _scalar_product(message, g, zero, N_OUT), i)
     for i in tl.static_range(K):
         tl.store(out + program * K + i, tl.sum(total[i], axis=0))
 

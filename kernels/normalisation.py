@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tripq.infra.kept import kept
 from tripq.kernels.features import copies
-from tripq.kernels.launch import gradients_of_twin, higher_derivatives
+from tripq.kernels.launch import gradients_of_twin, higher_derivatives, only_needed
 from tripq.kernels.operators import operator
 
 
@@ -150,7 +150,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         )
     else:
         every = _normalisation_backward(grad, *tensors, *ctx.features)
-        gradients = [g if need else None for g, need in zip(every, needed, strict=True)]
+        gradients = only_needed(every, needed)
     return (*gradients, *[None] * len(Features._fields))
 
 

@@ -30,6 +30,7 @@ from tripq.kernels.tensor_product_twin import (
     empty_big,
     empty_small,
 )
+from tripq.kernels.tuples_triton import add_to, load_row
 
 # A coefficient whose square is smaller than this is zero by symmetry.
 _ZERO = 1e-24
@@ -109,21 +110,6 @@ class Constants(NamedTuple):
 
 
 @triton.jit
-def _add_to(total, value, O: tl.constexpr):
-    """Add a value to one of the tensors of a tuple."""
-    return total[:O] + (total[O] + value,) + total[O + 1 :]
-
-
-@triton.jit
-def _load_numbers(pointer, N: tl.constexpr):
-    """Numbers that all lanes share."""
-    values = ()
-    for r in tl.static_range(N):
-        values = values + (tl.load(pointer + r),)
-    return values
-
-
-@triton.jit
 def _load_lanes(pointers, stride, inside, dtype: tl.constexpr, N: tl.constexpr):
     """All components, each a tensor of lanes."""
     values = ()
@@ -153,7 +139,7 @@ def _couple(total, x, y, SOURCE: tl.constexpr, C: tl.constexpr):
     """Add the components x of one end (0: small, 1: big), coupled, to those of the other."""
     for p in tl.static_range(len(C.pairs) // 4):
         a = _angular(y, C.pairs[4 * p + 2], C.pairs[4 * p + 3], C)
-        total = _add_to(total, a * x[C.pairs[4 * p + SOURCE]], C.pairs[4 * p + 1 - SOURCE])
+        total = add_to(total, a * x[C.pairs[4 * p + SOURCE]], C.pairs[4 * p + 1 - SOURCE])
     return total
 
 
@@ -162,7 +148,7 @@ def _times_radial(total, radial, x, K: tl.constexpr, N: tl.constexpr):
     """Add the components x, times each radial function, to the K rows of sums."""
     for k in tl.static_range(K):
         for r in tl.static_range(N):
-            total = _add_to(total, radial[k] * x[r], k * N + r)
+            total = add_to(total, radial[k] * x[r], k * N + r)
     return total
 
 
@@ -171,7 +157,7 @@ def _sum_radial(total, radial, x, K: tl.constexpr, N: tl.constexpr):
     """Sum the K rows of components x, each times its radial function."""
     for k in tl.static_range(K):
         for r in tl.static_range(N):
-            total = _add_to(total, radial[k] * x[k * N + r], r)
+            total = add_to(total, radial[k] * x[k * N + r], r)
     return total
 
 
@@ -180,7 +166,7 @@ def _correlate(total, product, x, K: tl.constexpr, N: tl.constexpr):
     """Add the scalar products of the components `product` with each of the K rows x."""
     for k in tl.static_range(K):
         for r in tl.static_range(N):
-            total = _add_to(total, product[r] * x[k * N + r], k)
+            total = add_to(total, product[r] * x[k * N + r], k)
     return total
 
 
@@ -203,6 +189,20 @@ def _load_rows(
     return values
 
 
+@triton.jit
+def _node_and_lanes(n_nodes, n_lanes, BLOCK: tl.constexpr):
+    """The node of a program, its lanes, and which of these exist."""
+    node = tl.program_id(0) % n_nodes
+    lanes = (tl.program_id(0) // n_nodes).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)
+    return node, lanes, lanes < n_lanes
+
+
+@triton.jit
+def _load_harmonics(edges, t, n_harmonics, DTYPE: tl.constexpr, C: tl.constexpr):
+    """The harmonic of an edge type, numbers that all lanes share."""
+    return load_row(edges.harmonics + t * n_harmonics + C.l * C.l, 2 * C.l + 1, DTYPE)
+
+
 @triton.jit(do_not_specialize=["first"])
 def expand_kernel(
     small,  # (N, N_SMALL, n_lanes)
@@ -222,9 +222,7 @@ def expand_kernel(
     N_SMALL: tl.constexpr = C.n_small
     N_BIG: tl.constexpr = C.n_big
     K: tl.constexpr = C.n_radial
-    node = tl.program_id(0) % n_nodes
-    lanes = (tl.program_id(0) // n_nodes).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)
-    inside = lanes < n_lanes
+    node, lanes, inside = _node_and_lanes(n_nodes, n_lanes, BLOCK)
     dtype: tl.constexpr = phi.dtype.element_ty
     zero = tl.zeros((BLOCK,), dtype)
     total = (zero,) * (K * N_BIG)
@@ -232,8 +230,8 @@ def expand_kernel(
         source = small + tl.load(edges.other + e) * (N_SMALL * n_lanes) + lanes
         x = _load_lanes(source, n_lanes, inside, dtype, N_SMALL)  # (BLOCK,) each
         t = tl.load(edges.types + e)
-        y = _load_numbers(edges.harmonics + t * n_harmonics + C.l * C.l, 2 * C.l + 1)
-        radial = _load_numbers(phi + t * K, K)
+        y = _load_harmonics(edges, t, n_harmonics, dtype, C)
+        radial = load_row(phi + t * K, K, dtype)
         product = _couple((zero,) * N_BIG, x, y, 0, C)
         total = _times_radial(total, radial, product, K, N_BIG)
     target = big + (node * n_rows + first) * (N_BIG * inner) + _big_lanes(lanes, inner, N_BIG)
@@ -262,9 +260,7 @@ def contract_kernel(
     N_SMALL: tl.constexpr = C.n_small
     N_BIG: tl.constexpr = C.n_big
     K: tl.constexpr = C.n_radial
-    node = tl.program_id(0) % n_nodes
-    lanes = (tl.program_id(0) // n_nodes).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)
-    inside = lanes < n_lanes
+    node, lanes, inside = _node_and_lanes(n_nodes, n_lanes, BLOCK)
     dtype: tl.constexpr = phi.dtype.element_ty
     target = small + node * (N_SMALL * n_lanes) + lanes
     if ADD:
@@ -277,8 +273,8 @@ def contract_kernel(
         source = block + tl.load(edges.other + e) * (n_rows * N_BIG * inner)
         rows = _load_rows(source, n_lanes, inner, inside, dtype, K, N_BIG)  # (BLOCK,) each
         t = tl.load(edges.types + e)
-        y = _load_numbers(edges.harmonics + t * n_harmonics + C.l * C.l, 2 * C.l + 1)
-        radial = _load_numbers(phi + t * K, K)
+        y = _load_harmonics(edges, t, n_harmonics, dtype, C)
+        radial = load_row(phi + t * K, K, dtype)
         x = _sum_radial((zero,) * N_BIG, radial, rows, K, N_BIG)
         total = _couple(total, x, y, 1, C)
     _store_lanes(target, n_lanes, inside, total, N_SMALL)
@@ -311,7 +307,7 @@ def correlate_kernel(
     end = tl.load(edges.starts + t + 1)
     dtype: tl.constexpr = edges.harmonics.dtype.element_ty
     zero = tl.zeros((BLOCK,), dtype)
-    y = _load_numbers(edges.harmonics + t * n_harmonics + C.l * C.l, 2 * C.l + 1)
+    y = _load_harmonics(edges, t, n_harmonics, dtype, C)
     total = (zero,) * K
     for i in range(lane_split, tl.cdiv(n_lanes, BLOCK), lane_splits):
         lanes = (i * BLOCK + tl.arange(0, BLOCK)).to(tl.int32)
@@ -338,9 +334,8 @@ def expand(
     edges = Edges(*_contiguous([product.harmonics, *product.edges[:3]]))
     n_nodes = big[0].shape[0]
     for c, radial, sizes in _pieces(small, big, product, phi.shape[1]):
-        n_programs = n_nodes * triton.cdiv(sizes["n_lanes"], sizes["BLOCK"])
-        features = small[c.small], big[c.big], phi[:, radial].contiguous()
-        _launch(expand_kernel, n_programs, *features, edges, n_nodes, **sizes)
+        features = small[c.small], big[c.big]
+        _launch_on_nodes(expand_kernel, features, phi[:, radial], edges, n_nodes, **sizes)
     return big
 
 
@@ -354,10 +349,9 @@ def contract(
     n_nodes = small[0].shape[0]
     written = set()
     for c, radial, sizes in _pieces(small, big, product, phi.shape[1]):
-        n_programs = n_nodes * triton.cdiv(sizes["n_lanes"], sizes["BLOCK"])
-        features = small[c.small], big[c.big], phi[:, radial].contiguous()
+        features, some = (small[c.small], big[c.big]), phi[:, radial]
         add = c.small in written
-        _launch(contract_kernel, n_programs, *features, edges, n_nodes, **sizes, ADD=add)
+        _launch_on_nodes(contract_kernel, features, some, edges, n_nodes, **sizes, ADD=add)
         written.add(c.small)
     for g in set(range(len(small))) - written:
         small[g].zero_()
@@ -440,6 +434,19 @@ def constants(l: int, n_small: int, n_big: int, n_radial: int, to_small: bool) -
             terms += coupled
     m, values = zip(*terms, strict=True)
     return Constants(l, n_small, n_big, n_radial, tuple(pairs), m, values)
+
+
+def _launch_on_nodes(
+    kernel: Any,
+    features: tuple[Tensor, Tensor],
+    phi: Tensor,
+    edges: Edges,
+    n_nodes: int,
+    **sizes: Any,
+) -> None:
+    """A program for each node and block of lanes."""
+    n_programs = n_nodes * triton.cdiv(sizes["n_lanes"], sizes["BLOCK"])
+    _launch(kernel, n_programs, *features, phi.contiguous(), edges, n_nodes, **sizes)
 
 
 def _launch(kernel: Any, n_programs: int, *args: Any, **sizes: Any) -> None:

@@ -38,6 +38,7 @@ from typing import Annotated
 
 import numpy as np
 import typer
+from pages import between
 from scipy.spatial.transform import Rotation
 
 from tripq.scans import DWI, Frame, orthogonal_part, read_dwi, to_world
@@ -362,7 +363,7 @@ def main(
     written = tables(cases, frames)
     typer.echo(written)
     if save:
-        _write_between(BEGIN, written)
+        _write(BEGIN, written)
 
 
 def _count_orders(real: Path | None, fineness: float, seed: int, *, save: bool) -> None:
@@ -377,14 +378,12 @@ def _count_orders(real: Path | None, fineness: float, seed: int, *, save: bool) 
     written = order_table(cases)
     typer.echo(written)
     if save:
-        _write_between(BEGIN_ORDER, written)
+        _write(BEGIN_ORDER, written)
 
 
-def _write_between(begin: str, written: str) -> None:
+def _write(begin: str, written: str) -> None:
     """Put tables in their place on the page."""
-    before, _, rest = PAGE.read_text().partition(begin)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{begin}\n\n{written}\n\n{END}{after}")
+    PAGE.write_text(between(PAGE.read_text(), begin, END, f"\n\n{written}\n\n"))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from goals import GOALS, Goal, judged
+from pages import between
 from rich.console import Console
 from rich.table import Table
 from rows import RESULTS, Machine, Run, load
@@ -195,10 +196,8 @@ def readme(text: str, results: dict[str, tuple[Run, ...]]) -> str:
         if run.workload in _SHOWN:
             rows += _compared(run)
     header = ("workload", "method", "forward", "forward + backward", "peak memory")
-    before, rest = text.split(_BEGIN)
-    _, after = rest.split(_END)
     table = _markdown(header, rows) if rows else "Not measured yet.\n"
-    return before + _BEGIN + "\n" + table + "\n" + _END + after
+    return between(text, _BEGIN, _END, f"\n{table}\n")
 
 
 def _compared(run: Run) -> Iterator[list[str]]:

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
+from pages import between
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -245,9 +246,7 @@ def write_page(rows: list[Row], page: Path) -> None:
             for name in getattr(shown[0], part)
         ]
         begin, end = f"<!-- {part} -->", f"<!-- end of {part} -->"
-        before, _, rest = text.partition(begin)
-        _, _, after = rest.partition(end)
-        text = "\n".join([before + begin, *lines, end + after])
+        text = between(text, begin, end, "\n".join(["", *lines, ""]))
     page.write_text(text, encoding="utf-8")
 
 

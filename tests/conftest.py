@@ -10,7 +10,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Generator, Iterator
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from io import StringIO
 from pathlib import Path
@@ -48,6 +48,8 @@ settings.register_profile(
 settings.register_profile("fuzz", settings.get_profile("thorough"), max_examples=1000)
 settings.load_profile("ci")
 
+
+ROOT = Path(__file__).parents[1]
 
 CHROMIUM = tuple(map(shutil.which, ("chromium", "chromedriver")))
 
@@ -180,6 +182,24 @@ def built(app: Typer) -> Any:
     return get_command(app)
 
 
+@contextmanager
+def importable(folder: str) -> Iterator[None]:
+    """Modules of a folder of the repository, as for its programs; they hide no others."""
+    before = sys.path[:]
+    sys.path.append(str(ROOT / folder))
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+@pytest.fixture(scope="module")
+def perf_modules() -> Iterator[None]:
+    """Let the modules beside the programs of perf/ be imported."""
+    with importable("perf"):
+        yield
+
+
 def run_program(path: Path, *arguments: object) -> str:
     """What a program prints, run in this process: one of its own would import everything again.
 
@@ -193,6 +213,7 @@ def run_program(path: Path, *arguments: object) -> str:
         for category in (UserWarning, RuntimeWarning, FutureWarning):
             warnings.simplefilter("error", category)
         patch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        patch.syspath_prepend(path.parent)
         try:
             runpy.run_path(str(path), run_name="__main__")
         except SystemExit as end:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from paper.head_page import table, write_between
-
-from tripq.infra.files import write_text
+from study import kept
+from study.pages import table, write_between
 
 NETWORK, VOXELWISE, CSD, DENOISED = "network", "voxelwise network", "CSD", "CSD after MP-PCA"
 METHODS = (NETWORK, VOXELWISE, CSD, DENOISED)
@@ -120,16 +118,14 @@ class Results:
 
     def write(self, path: Path) -> None:
         """Write them as JSON."""
-        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
+        kept.write(path, self)
 
     @classmethod
     def read(cls, path: Path) -> Results:
         """Read them."""
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = kept.read(path)
         kinds = {"trainings": Training, "settings": Setting, "rows": Row, "real": RealRow}
-        return cls(
-            **{name: tuple(kind(**row) for row in found[name]) for name, kind in kinds.items()}
-        )
+        return cls(**{name: kept.rows_of(kind, found[name]) for name, kind in kinds.items()})
 
     def cells(self) -> Iterator[tuple[float, int]]:
         """All pairs of a b-value and a number of directions, in the order of the rows."""
@@ -227,8 +223,7 @@ TABLES = {
 
 def write_page(results: Results, page: Path) -> None:
     """Put the tables into a page."""
-    for name, make in TABLES.items():
-        write_between(page, name, make(results))
+    write_between(page, {name: make(results) for name, make in TABLES.items()})
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from study.pages import table, write_between
 
 from paper.head_tests import (
     BINS,
@@ -145,32 +146,12 @@ def people_table(tests: Tests) -> str:
 
 def write_page(tests: Tests, page: Path) -> None:
     """Put the tables into the page about real heads."""
-    for name, text in (
-        ("summary", summary(tests)),
-        ("healthy", healthy_table(tests.healthy)),
-        ("thresholds", thresholds_table(tests)),
-        ("implanted", implanted_table(tests.implanted, tests.simulated)),
-        ("repeats", repeats_table(tests.repeats)),
-        ("reliability", reliability_table(tests.implanted)),
-    ):
-        write_between(page, name, text)
-
-
-def write_between(page: Path, name: str, text: str) -> None:
-    """Replace the text between the markers of a page."""
-    before, begin, rest = page.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
-    _, end, after = rest.partition(f"\n<!-- end of {name} -->")
-    if not (begin and end):
-        raise ValueError(f"{page}: no markers of {name}")
-    page.write_text(before + begin + text + end + after, encoding="utf-8")
-
-
-def table(heads: str, lines: Sequence[str]) -> str:
-    """A table in Markdown; cells are divided by ` | `."""
-    return "\n".join(
-        [
-            f"| {heads} |",
-            "|" + " --- |" * (heads.count("|") + 1),
-            *(f"| {line} |" for line in lines),
-        ]
-    )
+    tables = {
+        "summary": summary(tests),
+        "healthy": healthy_table(tests.healthy),
+        "thresholds": thresholds_table(tests),
+        "implanted": implanted_table(tests.implanted, tests.simulated),
+        "repeats": repeats_table(tests.repeats),
+        "reliability": reliability_table(tests.implanted),
+    }
+    write_between(page, tables)

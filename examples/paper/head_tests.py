@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import ndimage
+from study import kept
 
 from paper.real_heads import RealHead
 from paper.repeats import Repeat, agreement
 from paper.statistics import headline
 from paper.work import score_maps
-from tripq.infra.files import write_text
 from tripq.scans import DWI, voxel_ml
 from tripq.tasks.lesions.datasets import LabelledSubject, load_severity
 from tripq.tasks.lesions.listing import find_candidates
@@ -139,12 +138,12 @@ class Tests:
 
     def write(self, path: Path) -> None:
         """Write a file of JSON."""
-        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
+        kept.write(path, self)
 
     @classmethod
     def read(cls, path: Path) -> Tests:
         """Read what `write` wrote."""
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = kept.read(path)
 
         def rows(name: str, kind: type) -> tuple[Any, ...]:
             return tuple(

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paper.head_page import table, write_between
-
-from tripq.infra.files import write_text
+from study import kept
+from study.pages import table, write_between
 
 RIVALS = ("harmonics", "process", "tensor")
 
@@ -103,29 +101,28 @@ class Results:
 
     def write(self, path: Path) -> None:
         """Write a file of JSON."""
-        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
+        kept.write(path, self)
 
     @classmethod
     def read(cls, path: Path) -> Results:
         """Read what `write` wrote."""
-        return cls.of(json.loads(path.read_text(encoding="utf-8")))
+        return cls.of(kept.read(path))
 
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> Results:
         """The results in a JSON object."""
-        rows = tuple(Row(**row) for row in found["rows"])
-        denoised = tuple(Denoised(**row) for row in found["denoised"])
+        rows, denoised = kept.rows_of(Row, found["rows"]), kept.rows_of(Denoised, found["denoised"])
         return cls(found["fold"], found["chosen"], rows, denoised)
 
 
 def write_all(results: Sequence[Results], path: Path) -> None:
     """Write the results of all folds into one file of JSON."""
-    write_text(path, json.dumps([asdict(one) for one in results], indent=1) + "\n")
+    kept.write_rows(path, results)
 
 
 def read_all(path: Path) -> list[Results]:
     """Read what `write_all` wrote."""
-    return [Results.of(found) for found in json.loads(path.read_text(encoding="utf-8"))]
+    return [Results.of(found) for found in kept.read(path)]
 
 
 def _rows(results: Sequence[Results]) -> Iterator[tuple[str, Row]]:
@@ -191,14 +188,17 @@ def summary(results: Sequence[Results]) -> str:
     )
 
 
+TABLES = {
+    "directions": directions_table,
+    "tensors": tensors_table,
+    "denoising": denoising_table,
+}
+"""The tables of the page, by the names of their markers."""
+
+
 def write_page(results: Sequence[Results], page: Path) -> None:
     """Put the tables into a page."""
-    for name, text in (
-        ("directions", directions_table(results)),
-        ("tensors", tensors_table(results)),
-        ("denoising", denoising_table(results)),
-    ):
-        write_between(page, name, text)
+    write_between(page, {name: make(results) for name, make in TABLES.items()})
 
 
 def _number(value: float | None, form: str) -> str:

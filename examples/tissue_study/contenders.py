@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from paper.rivals import MapConvSegmenter
+from study import kept
+from study.weights import notes
 from torch import nn
 
 from tissue_study.heads import (
@@ -23,7 +25,7 @@ from tissue_study.heads import (
     usual_q,
     without_lesions,
 )
-from tissue_study.results import Pilot, Results, Row, Trained, read_pilots, write_pilots
+from tissue_study.results import Pilot, Results, Row, Trained
 from tripq.networks import VoxelNetwork, load_network, save_network
 from tripq.networks.apply import load_model
 from tripq.networks.blocks import graph_radius, predict_blocks
@@ -196,17 +198,16 @@ class Study:
         if contender.tuned_as is not None:
             return self.pilots(contender.tuned_as)
         path = self.folder / contender.name / "pilots.json"
-        if not path.is_file():
-            training, validation = self._heads(contender)
-            pilots = []
-            for rate in contender.rates:
-                budget = Budget(steps=contender.pilot_steps)
-                network, task, _, seconds = self._fit(contender, training, rate, budget)
-                score = score_scans(network, task, validation)
-                pilots.append(Pilot(rate, round(seconds, 1), score))
-                self.report(f"{contender.name}: {pilots[-1]}")
-            write_pilots(pilots, path)
-        return read_pilots(path)
+        return kept.read_or_make(path, Pilot, lambda: self._piloted(contender))
+
+    def _piloted(self, contender: Contender) -> Iterator[Pilot]:
+        training, validation = self._heads(contender)
+        for rate in contender.rates:
+            budget = Budget(steps=contender.pilot_steps)
+            network, task, _, seconds = self._fit(contender, training, rate, budget)
+            pilot = Pilot(rate, round(seconds, 1), score_scans(network, task, validation))
+            self.report(f"{contender.name}: {pilot}")
+            yield pilot
 
     def _trained(self, contender: Contender, folder: Path) -> Trained:
         """Train a network with the best learning rate of the pilots, and write it."""
@@ -232,7 +233,7 @@ class Study:
             validation=record.scores,
         )
         self.report(f"{contender.name}: {trained}")
-        save_network(network, folder / NETWORK, notes(training))
+        save_network(network, folder / NETWORK, notes_on(training))
         trained.write(folder)
         return trained
 
@@ -304,16 +305,9 @@ class Study:
                 self.report(f"{contender.name}: {test.name}, {scan.name}, {dice}")
 
 
-def notes(scans: Sequence[LabelledScan]) -> dict[str, str]:
+def notes_on(scans: Sequence[LabelledScan]) -> dict[str, str]:
     """What the file of a network says about its training."""
-    edges = [edge for scan in scans for edge in scan.dwi.voxel_size]
-    shells = [shell for scan in scans for shell in scan.dwi.shells]
-    return {
-        **scans[0].classes.notes,
-        "task": TissueTask.name,
-        "voxel_size_mm": f"{min(edges):.3g} {max(edges):.3g}",
-        "b_values": " ".join(map(str, sorted({round(shell.b_value) for shell in shells}))),
-        "fewest_directions": str(min(len(shell) for shell in shells)),
-        "caution": CAUTION,
-        "data": "simulated heads",
-    }
+    dwis = [scan.dwi for scan in scans]
+    fewest = min(len(shell) for dwi in dwis for shell in dwi.shells)
+    about = notes(TissueTask.name, dwis, fewest=fewest, caution=CAUTION, data="simulated heads")
+    return {**scans[0].classes.notes, **about}

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from paper.head_page import table
 from paper.real_heads import choose_heads
+from study.pages import table
 
 from tissue_study.heads import TISSUE_CLASSES, USUAL, read_heads, without_lesions
-from tripq.infra.files import write_text
 from tripq.networks.apply import apply_model, load_model
 from tripq.scans import voxel_ml
 from tripq.tasks.tissue.command import TissueCommands
@@ -73,16 +71,6 @@ def _in_ml(labels: np.ndarray, affine: np.ndarray) -> dict[str, float]:
         label: round(float(np.count_nonzero(labels == number) * size), 1)
         for number, label in enumerate(TISSUE_CLASSES.labels)
     }
-
-
-def write_volumes(volumes: Sequence[Volumes], path: Path) -> None:
-    """Write them as JSON."""
-    write_text(path, json.dumps([asdict(one) for one in volumes], indent=1) + "\n")
-
-
-def read_volumes(path: Path) -> list[Volumes]:
-    """Read them."""
-    return [Volumes(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def volumes_table(volumes: Sequence[Volumes]) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from paper.head_page import table, write_between
+from study import kept
+from study.pages import table, write_between
 
 from tissue_study.heads import CLASSES, TESTS, TISSUE_CLASSES, TRAINING
-from tripq.infra.files import write_text
 from tripq.tasks.tissue.classes import Classes
 
 
@@ -32,16 +31,6 @@ class Pilot:
     rate: float
     seconds: float
     score: float
-
-
-def write_pilots(pilots: Sequence[Pilot], path: Path) -> None:
-    """Write them as JSON."""
-    write_text(path, json.dumps([asdict(one) for one in pilots], indent=1) + "\n")
-
-
-def read_pilots(path: Path) -> tuple[Pilot, ...]:
-    """Read them."""
-    return tuple(Pilot(**one) for one in json.loads(path.read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True)
@@ -83,17 +72,17 @@ class Trained:
 
     def write(self, folder: Path) -> None:
         """Write it as JSON."""
-        write_text(folder / "training.json", json.dumps(asdict(self), indent=1) + "\n")
+        kept.write(folder / "training.json", self)
 
     @classmethod
     def read(cls, folder: Path) -> Trained:
         """Read it."""
-        return cls.of(json.loads((folder / "training.json").read_text(encoding="utf-8")))
+        return cls.of(kept.read(folder / "training.json"))
 
     @classmethod
     def of(cls, content: dict) -> Trained:
         """The content of a JSON file."""
-        pilots = tuple(Pilot(**pilot) for pilot in content.pop("pilots"))
+        pilots = kept.rows_of(Pilot, content.pop("pilots"))
         validation = tuple((step, score) for step, score in content.pop("validation"))
         return cls(**content, pilots=pilots, validation=validation)
 
@@ -157,13 +146,13 @@ class Results:
 
     def write(self, path: Path) -> None:
         """Write them as JSON."""
-        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
+        kept.write(path, self)
 
     @classmethod
     def read(cls, path: Path) -> Results:
         """Read them."""
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return cls(Trained.of(content["trained"]), tuple(Row(**row) for row in content["rows"]))
+        content = kept.read(path)
+        return cls(Trained.of(content["trained"]), kept.rows_of(Row, content["rows"]))
 
 
 def trainings_table(results: Sequence[Results]) -> str:
@@ -235,10 +224,10 @@ def _poses(trained: Trained) -> str:
     return TRAINING[trained.poses][0].says
 
 
+TABLES = {"trainings": trainings_table, "dice": dice_table}
+"""The tables of the page, by the names of their markers."""
+
+
 def write_page(results: Sequence[Results], page: Path) -> None:
     """Put the tables into a page."""
-    for name, text in (
-        ("trainings", trainings_table(results)),
-        ("dice", dice_table(results)),
-    ):
-        write_between(page, name, text)
+    write_between(page, {name: make(results) for name, make in TABLES.items()})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -65,6 +66,7 @@ def test_the_map_lies_on_the_grid_of_the_scan(results: tuple[Path, str]) -> None
 
 def call(*arguments: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the example in this process; it ends with SystemExit."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # handlers stay those of the tests
     spec = importlib.util.spec_from_file_location("segment_ms", EXAMPLE)
     assert spec is not None
     assert spec.loader is not None
@@ -72,7 +74,7 @@ def call(*arguments: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "segment_ms", module)
     spec.loader.exec_module(module)
     monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *map(str, arguments)])
-    module.run()
+    module.start(module.app)
 
 
 def test_a_checkpoint_is_applied_without_training(

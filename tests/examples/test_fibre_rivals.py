@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,15 +14,6 @@ from tests.tasks.fibres.conftest import angle, small_anatomy
 from tripq.simulate import GradientTable
 from tripq.tasks.fibres.peaks import find_peaks
 from tripq.tasks.fibres.simulate import SimulatedFibres, simulate_fibres
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def examples() -> Iterator[None]:
-    sys.path.insert(0, str(ROOT / "examples"))
-    yield
-    sys.path.remove(str(ROOT / "examples"))
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +18,6 @@ from tripq.simulate import Anatomy, GradientTable, default_anatomy, simulate_sca
 from tripq.tasks.lesions.datasets import cohort_anatomy, implanted, open_ms
 from tripq.tasks.lesions.segmentation import load_model
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 CENTRES = {
     "01": (-26.0, -20.0, 25.0),
     "02": (26.0, -20.0, 25.0),
@@ -29,13 +26,11 @@ CENTRES = {
 
 
 @pytest.fixture(scope="module")
-def program() -> Iterator[ModuleType]:
+def program() -> ModuleType:
     """examples/measure_weights.py, imported as Python imports it when it is started."""
-    sys.path.insert(0, str(EXAMPLES))
     import measure_weights
 
-    yield measure_weights
-    sys.path.remove(str(EXAMPLES))
+    return measure_weights
 
 
 @pytest.fixture(scope="module")

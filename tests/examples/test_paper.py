@@ -6,8 +6,7 @@ import dataclasses
 import json
 import math
 import pickle
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +22,6 @@ from tripq.tasks.lesions.datasets import OpenMS, open_ms
 
 pytestmark = pytest.mark.usefixtures("few_settling")
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 #: The first candidate of each family that needs no other package.
 NETWORKS = ("eq-small", "conv-48", "inv-48", "tensor-48")
 CENTRES = {
@@ -35,13 +33,11 @@ CENTRES = {
 
 
 @pytest.fixture(scope="module")
-def program() -> Iterator[ModuleType]:
+def program() -> ModuleType:
     """examples/reproduce_paper.py, imported as Python imports it when it is started."""
-    sys.path.insert(0, str(EXAMPLES))
     import reproduce_paper
 
-    yield reproduce_paper
-    sys.path.remove(str(EXAMPLES))
+    return reproduce_paper
 
 
 @pytest.fixture(scope="module")

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
 
 @pytest.fixture(scope="module")
-def program() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(EXAMPLES))
+def program() -> ModuleType:
     import paper.real_heads
 
-    yield paper.real_heads
-    sys.path.remove(str(EXAMPLES))
+    return paper.real_heads
 
 
 def test_names_are_distinct_and_series_of_one_person_are_of_one_scanner(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -24,19 +23,16 @@ from tripq.scans import DWI, DWIError
 from tripq.simulate import GradientTable
 from tripq.testing import representation
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 B = (1000,)
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 
 
 @pytest.fixture(scope="module")
-def rivals() -> Iterator[ModuleType]:
+def rivals() -> ModuleType:
     """examples/paper/rivals.py, imported as the experiment imports it."""
-    sys.path.insert(0, str(EXAMPLES))
     from paper import rivals
 
-    yield rivals
-    sys.path.remove(str(EXAMPLES))
+    return rivals
 
 
 @pytest.fixture(scope="module")

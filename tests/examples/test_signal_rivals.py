@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -20,15 +18,7 @@ from sklearn.gaussian_process.kernels import RBF
 from tests.tasks.signal.conftest import fibres
 from tripq.scans import DWI
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 TABLES = ("directions", "tensors", "denoising")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def examples() -> Iterator[None]:
-    sys.path.insert(0, str(EXAMPLES))
-    yield
-    sys.path.remove(str(EXAMPLES))
 
 
 @pytest.fixture(scope="module")
@@ -216,12 +206,11 @@ def test_the_page_and_the_card_show_the_kept_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import signal_rivals
-    from paper.head_page import write_between
+    from study.pages import write_between
 
     known, page = signal_rivals.PAGE.read_text(encoding="utf-8"), tmp_path / "page.md"
     page.write_text(known, encoding="utf-8")
-    for name in TABLES:
-        write_between(page, name, "")
+    write_between(page, dict.fromkeys(TABLES, ""))
     assert page.read_text(encoding="utf-8") != known
     monkeypatch.setattr(signal_rivals, "PAGE", page)
     signal_rivals.main(None, save=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,15 +14,7 @@ import pytest
 from tripq.networks import VoxelNetwork, load_network, read_notes
 from tripq.simulate import default_anatomy
 
-ROOT = Path(__file__).parents[2]
 MARKERS = "".join(f"<!-- {name} -->\n\n<!-- end of {name} -->\n" for name in ("trainings", "dice"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def examples() -> Iterator[None]:
-    sys.path.insert(0, str(ROOT / "examples"))
-    yield
-    sys.path.remove(str(ROOT / "examples"))
 
 
 @pytest.fixture
@@ -162,5 +153,5 @@ def test_the_page_and_the_card_are_those_of_the_kept_results(
     assert page.read_text(encoding="utf-8") == tissue_rivals.PAGE.read_text(encoding="utf-8")
     shipped = tissue_rivals.CARD.read_text(encoding="utf-8")
     monkeypatch.setattr(tissue_rivals, "CARD", card)
-    tissue_rivals.write_card(results)
+    tissue_rivals.describe_shipped(results)
     assert card.read_text(encoding="utf-8") == shipped

@@ -83,10 +83,10 @@ def test_value_and_gradients_are_those_of_the_steps(scalars, runs, norms, affine
 @layouts
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_many_rows_are_evaluated_a_few_at_a_time(gates, dtype, monkeypatch):
-    from tripq.kernels import gates as module
+    from tripq.kernels import features
 
     size = gates.dim_in * accumulation_dtype(dtype).itemsize
-    monkeypatch.setattr(module, "_CACHED", 3 * size // torch.get_num_threads())
+    monkeypatch.setattr(features, "_CACHED", 3 * size // torch.get_num_threads())
     assert max(errors(gates, *operands(gates, dtype=dtype))) < TOLERANCE[dtype]
 
 

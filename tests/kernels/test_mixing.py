@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.kernels.ahead_of_time import compile_kernel, for_targets
+from tripq.kernels import mixing_triton
 from tripq.kernels.mixing import mix, mix_grad_a_twin, mix_grad_w_twin, mix_twin
 
 sizes = st.integers(0, 4)
@@ -165,8 +166,6 @@ def test_kernels_take_any_strides(triton_device, poisoned):
 
 
 def test_kernels_split_long_sums(triton_device, poisoned, monkeypatch):
-    from tripq.kernels import mixing_triton
-
     # 15 tiles of 32 voxels for each of 2 directions, in splits of 15, of 4 and of 1.
     a, _, grad = inputs = operands((2, 3, 4, 3, 130), torch.float64, triton_device)
     for programs in (1, 8, 100):
@@ -194,16 +193,22 @@ def test_kernels_are_operators(triton_device):
 # -- other devices ---------------------------------------------------------------------------------
 
 SIZES = ("n_q", "n_k", "n_c", "n_r", "n_rows", "n_m", "n_voxels", "tiles_of_split")
-TENSORS = {"x": "qkmv", "w": "qkr", "out": "qrmv", "grad": "qrmv", "a": "qcmv"}
+TENSORS = {"x": "Features", "w": "Matrices", "out": "Features", "grad": "Features", "a": "Features"}
 
 
-def types_of(kernel, element, unit_strides):
-    """The types of the arguments of `kernel`: those strides that are 1 are constants."""
-    strides = {f"{tensor}_{axis}" for tensor, axes in TENSORS.items() for axis in axes}
-    strides |= {"w_row", "out_row"}
-    types = {name: f"*{element}" for name in TENSORS} | dict.fromkeys(SIZES, "i32")
-    types |= dict.fromkeys(strides - set(unit_strides), "i64")
-    return {name: kind for name, kind in types.items() if name in kernel.arg_names}
+def types_of(kernel, element, ones):
+    """The types of the arguments of `kernel`; strides that are 1 are constants, also returned.
+
+    `ones` are names such as ``"x.voxel"``.
+    """
+    types, constants = dict.fromkeys(SIZES, "i32"), {}
+    for name in set(TENSORS) & set(kernel.arg_names):
+        group = getattr(mixing_triton, TENSORS[name])
+        strides = [f"{name}.{axis}" for axis in group._fields[1:]]
+        types[name] = group(f"*{element}", *("constexpr" if s in ones else "i64" for s in strides))
+        place = kernel.arg_names.index(name)
+        constants |= {(place, i): 1 for i, s in enumerate(strides, 1) if s in ones}
+    return {name: kind for name, kind in types.items() if name in kernel.arg_names}, constants
 
 
 compilations = pytest.mark.parametrize(
@@ -221,40 +226,40 @@ compilations = pytest.mark.parametrize(
 
 
 @compilations
-@pytest.mark.parametrize("unit_strides", [("x_v", "w_row"), ("out_v", "w_k")])
-def test_products_compile_without_spilling(unit_strides, element, accumulator, rows, target):
-    from tripq.kernels.mixing_triton import product_kernel
-
+@pytest.mark.parametrize("ones", [("x.voxel", "w.row"), ("out.voxel", "w.channel")])
+def test_products_compile_without_spilling(ones, element, accumulator, rows, target):
+    kernel = mixing_triton.product_kernel
     constants = {"ACC": accumulator, "PRECISION": "ieee", "ROWS": rows, "VOXELS": 64, "STEP": 16}
-    constants |= dict.fromkeys(unit_strides, 1)
-    types = types_of(product_kernel, element, unit_strides)
-    resources = compile_kernel(product_kernel, types, constants, target)
-    print("product_kernel", unit_strides, element, rows, target, resources)
+    types, strides = types_of(kernel, element, ones)
+    resources = compile_kernel(kernel, types, constants | strides, target)
+    print("product_kernel", ones, element, rows, target, resources)
     assert resources.spilled == 0
 
 
 @compilations
 def test_correlations_compile_without_spilling(element, accumulator, rows, target):
-    from tripq.kernels.mixing_triton import correlation_kernel
-
-    constants = {"ACC": accumulator, "PRECISION": "ieee", "STEP": 32, "a_v": 1, "grad_q": 1}
+    kernel = mixing_triton.correlation_kernel
+    constants = {"ACC": accumulator, "PRECISION": "ieee", "STEP": 32}
     constants |= {"ROWS": rows, "COLUMNS": rows}
-    types = types_of(correlation_kernel, element, ("a_v", "grad_q"))
+    types, strides = types_of(kernel, element, ("a.voxel", "grad.direction"))
     types["out"] = "*fp64" if element == "fp64" else "*fp32"
-    resources = compile_kernel(correlation_kernel, types, constants, target)
+    resources = compile_kernel(kernel, types, constants | strides, target)
     print("correlation_kernel", element, rows, target, resources)
     assert resources.spilled == 0
 
 
 @pytest.mark.parametrize("name", ["product_kernel", "correlation_kernel"])
 def test_kernels_compile_where_every_size_is_one(name):
-    from tripq.kernels import mixing_triton
-
     # Triton makes constants of the sizes and strides that are 1.
     kernel = getattr(mixing_triton, name)
     constants = {"ACC": tl.float32, "PRECISION": "ieee", "ROWS": 16}
     constants |= {"STEP": 32, "COLUMNS": 16} if "COLUMNS" in kernel.arg_names else {}
     constants |= {"STEP": 16, "VOXELS": 64} if "VOXELS" in kernel.arg_names else {}
-    types = {tensor: "*fp32" for tensor in TENSORS if tensor in kernel.arg_names}
-    sizes = set(kernel.arg_names) - set(types) - set(constants)
-    compile_kernel(kernel, types, constants | dict.fromkeys(sizes, 1), "sm_90")
+    ones = {f"{tensor}.{axis}" for tensor in TENSORS for axis in mixing_triton.Features._fields}
+    types, strides = types_of(kernel, "fp32", ones | {"w.row"})
+    if name == "correlation_kernel":
+        types["out"] = "*fp32"
+        strides = {place: 1 for place in strides if place[0] != kernel.arg_names.index("out")}
+    sizes = set(SIZES) & set(kernel.arg_names)
+    types = {name: kind for name, kind in types.items() if name not in sizes}
+    compile_kernel(kernel, types, constants | strides | dict.fromkeys(sizes, 1), "sm_90")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tripq.kernels import moments
+from tripq.kernels import features
 from tripq.kernels.moments import column_moments, moments_twin
 
 
@@ -20,7 +20,7 @@ def rows(number=50, dtype=torch.float64):
 def test_moments_are_those_of_all_rows(dtype, tolerance, monkeypatch):
     x = rows(dtype=dtype)
     expected = moments_twin(x.double(), (19, 31))
-    monkeypatch.setattr(moments, "_CACHED", 7 * 3 * dtype.itemsize // torch.get_num_threads())
+    monkeypatch.setattr(features, "_CACHED", 7 * 3 * dtype.itemsize // torch.get_num_threads())
     found = column_moments(x, (19, 31))
     torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=0)
 

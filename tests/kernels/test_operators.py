@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import torch
 
 from tripq.kernels.operators import operator
@@ -38,3 +41,20 @@ def test_a_twin_runs_outside_of_autocast():
     x = torch.full((3, 1), 1 + 2.0**-20)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert sum_of([x], [2.0]).equal(2 * x)
+
+
+def test_kernels_take_groups_instead_of_many_arguments():
+    """What belongs together is a tuple, such as `tripq.kernels.mixing_triton.Features`."""
+    kernels = {
+        f"{path.stem}.{node.name}": len(node.args.args)
+        for path in Path(__file__).parents[2].glob("kernels/*_triton.py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef) and "jit" in map(name_of, node.decorator_list)
+    }
+    assert len(kernels) > 10
+    assert {name: number for name, number in kernels.items() if number > 16} == {}
+
+
+def name_of(decorator):
+    """The last name of a decorator, without its arguments."""
+    return ast.unparse(decorator).partition("(")[0].rpartition(".")[2]

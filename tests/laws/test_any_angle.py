@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -18,11 +16,8 @@ ROUNDING = 1e-4
 
 
 @pytest.fixture(scope="module")
-def rotation() -> Iterator[ModuleType]:
-    before = sys.path[:]
-    sys.path.append(str(PERF))
-    yield import_module("rotation")
-    sys.path[:] = before
+def rotation(perf_modules: None) -> ModuleType:
+    return import_module("rotation")
 
 
 def test_a_quarter_turn_needs_no_interpolation(rotation: ModuleType) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
 from itertools import count
@@ -19,15 +17,10 @@ from torch import nn
 
 pytestmark = pytest.mark.usefixtures("few_settling")
 
-PERF = Path(__file__).parents[2] / "perf"
-
 
 @pytest.fixture(scope="module")
-def soak() -> Iterator[ModuleType]:
-    before = sys.path[:]
-    sys.path.append(str(PERF))
-    yield import_module("soak")
-    sys.path[:] = before
+def soak(perf_modules: None) -> ModuleType:
+    return import_module("soak")
 
 
 def test_a_short_run_is_flat_and_ends_as_it_began(soak: ModuleType, tmp_path: Path) -> None:

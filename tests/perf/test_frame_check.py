@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -15,15 +12,10 @@ from tests.scans.test_coherence import make_rods, oblique
 from tripq.scans.coherence import MIN_VOXELS
 from tripq.scans.order import Order
 
-PERF = Path(__file__).parents[2] / "perf"
-
 
 @pytest.fixture(scope="module")
-def frame_check() -> Iterator[ModuleType]:
-    before = sys.path[:]
-    sys.path.append(str(PERF))
-    yield import_module("frame_check")
-    sys.path[:] = before
+def frame_check(perf_modules: None) -> ModuleType:
+    return import_module("frame_check")
 
 
 def test_a_scan_is_made_worse_as_it_says(frame_check: ModuleType) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -13,15 +11,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-PERF = Path(__file__).parents[2] / "perf"
-
 
 @pytest.fixture(scope="module")
-def many_scans() -> Iterator[ModuleType]:
-    before = sys.path[:]
-    sys.path.append(str(PERF))
-    yield import_module("many_scans")
-    sys.path[:] = before
+def many_scans(perf_modules: None) -> ModuleType:
+    return import_module("many_scans")
 
 
 @pytest.mark.exhaustive

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -38,11 +37,9 @@ MODULES = (
 
 
 @pytest.fixture(scope="module")
-def perf() -> Iterator[SimpleNamespace]:
-    """Return the modules beside perf/profile.py; from the end of the path it hides nothing."""
-    sys.path.append(str(PERF))
-    yield SimpleNamespace(**{name: import_module(name) for name in MODULES})
-    sys.path.remove(str(PERF))
+def perf(perf_modules: None) -> SimpleNamespace:
+    """Return the modules beside perf/profile.py."""
+    return SimpleNamespace(**{name: import_module(name) for name in MODULES})
 
 
 # -- the command ---------------------------------------------------------------------------------

@@ -163,6 +163,28 @@ def empty_sum(x: Tensor, q: QSpace | NodeSpace, filter: PQFilter) -> Tensor:
     return x.new_zeros(*n_out, filter.dim_out)
 
 
+def by_kind_of_directions(
+    on_shared: Callable[[Tensor, PEdges, QSpace, PQFilter, int], Tensor],
+    on_nodes: Callable[[Tensor, PEdges, NodeSpace, PQFilter, int], Tensor],
+) -> Evaluate:
+    """A back end from the sums for directions that voxels share, and for individual ones.
+
+    Neither is asked for the sum of a filter without paths, `empty_sum`.
+    """
+
+    def evaluate(
+        x: Tensor, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilter, budget: int
+    ) -> Tensor:
+        """The sum over all edges; shapes as in `tripq.backends`."""
+        if not filter.paths:
+            return empty_sum(x, q, filter)
+        if isinstance(q, NodeSpace):
+            return on_nodes(x, edges, q, filter, budget)
+        return on_shared(x, edges, q, filter, budget)
+
+    return evaluate
+
+
 def grid_obstacle(request: Request) -> str | None:
     """Why a back end for grids with directions that all voxels share cannot evaluate a request."""
     if request.nodes:

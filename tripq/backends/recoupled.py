@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from tripq.backends.base import BackEnd, Request, Work, empty_sum, no_obstacle
+from tripq.backends.base import BackEnd, Request, Work, by_kind_of_directions, no_obstacle
 from tripq.backends.neighbour_sums import aggregate_on_edges, aggregate_on_grid
 from tripq.backends.parts import by_directions, parts_of, recomputed
 from tripq.backends.precision import full_precision
@@ -35,25 +35,16 @@ from tripq.domain.voxels import PEdges
 from tripq.filters.filter import PQFilter, coupling_tensor
 from tripq.so3.recoupling import Block, Mixing
 
+# -- a shared q-space ----------------------------------------------------------------------------
 
-@full_precision
-def evaluate(
-    x: Tensor, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilter, budget: int
-) -> Tensor:
-    """The sum over all edges; shapes as in `tripq.backends`."""
-    if not filter.paths:
-        return empty_sum(x, q, filter)
-    if isinstance(q, NodeSpace):
-        return _on_nodes(x, edges, q, filter, budget)
+
+def _on_shared(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: int) -> Tensor:
     if filter.joint:
         parts = (_on_joint_offsets(x, some, q, filter, budget) for some in edges.at_points())
         return sum(parts, start=x.new_zeros(()))
     if len(q.q_out) == 1:
         return _to_one_direction(x, edges, q, filter, budget)
     return _on_edges(x, edges, q, filter, budget)
-
-
-# -- a shared q-space ----------------------------------------------------------------------------
 
 
 def _on_edges(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: int) -> Tensor:
@@ -319,5 +310,7 @@ def cost(request: Request) -> Work:
     moved = r.n_out * (places * numbers + r.n_edges * stages.mixed)
     return Work(operations, moved, r.n_out * places * (stages.coupled + 2 * stages.mixed))
 
+
+evaluate = full_precision(by_kind_of_directions(_on_shared, _on_nodes))
 
 BACK_END = BackEnd("recoupled", no_obstacle, cost, {"cpu": 10.0, "cuda": 6_500.0}, evaluate)

@@ -23,7 +23,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from tripq.backends.base import BackEnd, Request, Work, empty_sum
+from tripq.backends.base import BackEnd, Request, Work, by_kind_of_directions
 from tripq.backends.parts import by_directions, recomputed
 from tripq.backends.tables import mixing_at
 from tripq.domain.adjacency import Adjacency
@@ -42,22 +42,10 @@ from tripq.kernels.tensor_product import Coupling, contract, expand
 from tripq.so3.harmonics import mean_over_signs
 from tripq.so3.recoupling import Block
 
-
-def evaluate(
-    x: Tensor, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilter, budget: int
-) -> Tensor:
-    """The sum over all edges; shapes as in `tripq.backends`."""
-    if not filter.paths:
-        return empty_sum(x, q, filter)
-    if isinstance(q, NodeSpace):
-        return _on_nodes(x, edges, q, filter, budget)
-    return _on_product(x, edges, q, filter, budget)
-
-
 # -- a shared q-space ----------------------------------------------------------------------------
 
 
-def _on_product(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: int) -> Tensor:
+def _on_shared(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: int) -> Tensor:
     mixings = filter.recoupling.mixings
     orders = tuple(m.l_1 for m in mixings)
     to_coupled = [_coupling(i, block) for i, m in enumerate(mixings) for block in m.columns]
@@ -247,6 +235,8 @@ def cost(request: Request) -> Work:
     moved = r.n_out * (r.n_voxels * 2 * (coupled + mixed) + r.n_edges * mixed / 4)
     return Work(operations, moved, r.n_out * r.n_voxels * (coupled + mixed))
 
+
+evaluate = by_kind_of_directions(_on_shared, _on_nodes)
 
 BACK_END = BackEnd(
     "triton", obstacle, cost, {"cpu": 1.0, "cuda": 5_500.0}, evaluate, needs_gpu=True

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -30,6 +29,7 @@ from tripq.scans.gradients import (
     read_mrtrix,
     unit_directions,
 )
+from tripq.scans.intensities import intensities_of, keep_rows, store, tally
 from tripq.scans.nifti import (
     check_memory,
     open_mask,
@@ -40,8 +40,6 @@ from tripq.scans.nifti import (
 )
 from tripq.scans.scan import B_REFERENCE, DWI
 from tripq.scans.shells import SHELL_TOLERANCE, Shell, find_shells
-
-_CHUNK = 10_000  # rows that are moved at once
 
 
 def read_dwi(
@@ -101,12 +99,12 @@ def read_dwi(
     scan = _Scan.open(path, bval, bvec, frame, b0_threshold, shell_tolerance)
     candidates = _find_candidates(mask, scan.image)
     signal = scan.make_signal(int(np.count_nonzero(candidates)), max_bytes)
-    intensities = _intensities(read_volumes(scan.image, scan.path), candidates)
-    b0, kept, notes = _tally(
-        _store(intensities, scan.b0_volumes, signal), signal.shape[0], scan.b0_volumes
+    intensities = intensities_of(read_volumes(scan.image, scan.path), candidates)
+    b0, kept, notes = tally(
+        store(intensities, scan.b0_volumes, signal), signal.shape[0], scan.b0_volumes
     )
     survey = scan.survey(candidates, b0, kept, notes, mask_given=mask is not None)
-    _keep_rows(signal, kept)
+    keep_rows(signal, kept)
     signal[:, 1:] /= survey.b0[:, None]
     return scan.dwi(signal, survey.b0, survey.mask, survey.notes)
 
@@ -140,8 +138,8 @@ def survey_dwi(
     """
     scan = _Scan.open(path, bval, bvec, frame, b0_threshold, shell_tolerance)
     candidates = _find_candidates(mask, scan.image)
-    intensities = _intensities(read_volumes(scan.image, scan.path), candidates)
-    b0, kept, notes = _tally(intensities, int(np.count_nonzero(candidates)), scan.b0_volumes)
+    intensities = intensities_of(read_volumes(scan.image, scan.path), candidates)
+    b0, kept, notes = tally(intensities, int(np.count_nonzero(candidates)), scan.b0_volumes)
     return scan.survey(candidates, b0, kept, notes, mask_given=mask is not None)
 
 
@@ -246,8 +244,8 @@ class Survey:
         mask = self.mask & within
         b0 = self.b0[within[self.mask]]
         signal = self.scan.make_signal(len(b0), max_bytes)
-        intensities = _intensities(read_volumes(self.scan.image, self.path), mask)
-        deque(_store(intensities, self.scan.b0_volumes, signal), maxlen=0)
+        intensities = intensities_of(read_volumes(self.scan.image, self.path), mask)
+        deque(store(intensities, self.scan.b0_volumes, signal), maxlen=0)
         signal[:, 1:] /= b0[:, None]
         return self.scan.dwi(signal, b0, mask, (*self.notes, *notes))
 
@@ -317,7 +315,7 @@ class _Scan:
         *,
         mask_given: bool,
     ) -> Survey:
-        """What `_tally` found of candidates (X, Y, Z)."""
+        """What `tally` found of candidates (X, Y, Z)."""
         if not kept.any():
             raise DWIError(f"{self.path}: no voxel can be used. {' '.join(notes)}")
         if not mask_given:
@@ -418,88 +416,3 @@ def _find_candidates(
     if not array.any():
         raise DWIError(f"{name}: the mask is empty.")
     return array
-
-
-def _intensities(
-    volumes: Iterable[NDArray[np.generic]], voxels: NDArray[np.bool_]
-) -> Iterator[NDArray[np.float32]]:
-    """Intensities of the voxels of a mask (X, Y, Z), volume by volume, (C,)."""
-    for volume in volumes:
-        with np.errstate(over="ignore"):  # values out of range become infinite: excluded later
-            yield volume[voxels].astype(np.float32)
-
-
-def _store(
-    intensities: Iterable[NDArray[np.float32]],
-    b0_volumes: NDArray[np.bool_],
-    signal: NDArray[np.float32],
-) -> Iterator[NDArray[np.float32]]:
-    """Store diffusion-weighted volumes in the columns of `signal` after the first; yield all."""
-    columns = iter(signal.T[1:])
-    for values, is_b0 in zip(intensities, b0_volumes, strict=True):
-        if not is_b0:
-            np.maximum(values, 0, out=next(columns))
-        yield values
-
-
-def _tally(
-    intensities: Iterable[NDArray[np.float32]], count: int, b0_volumes: NDArray[np.bool_]
-) -> tuple[NDArray[np.float32], NDArray[np.bool_], tuple[str, ...]]:
-    """Select the usable voxels.
-
-    Parameters
-    ----------
-    intensities : iterable of N arrays, (C,)
-        Of the candidates.
-    count : int
-        C.
-    b0_volumes : (N,) bool array
-        The b0 volumes.
-
-    Returns
-    -------
-    b0 : (C,) float32 array
-        Mean of the b0 volumes.
-    kept : (C,) bool array
-        The usable candidates.
-    notes : tuple of str
-        Corrections of the other candidates and of negative intensities.
-    """
-    mean = np.zeros(count)
-    peak = np.zeros(count, dtype=np.float32)
-    finite = np.ones(count, dtype=bool)
-    negative = np.zeros(count, dtype=np.int32)
-    for values, is_b0 in zip(intensities, b0_volumes, strict=True):
-        finite &= np.isfinite(values)
-        negative += values < 0
-        np.maximum(values, 0, out=values)
-        if is_b0:
-            mean += values
-        else:
-            np.maximum(peak, values, out=peak)
-    b0 = (mean / np.count_nonzero(b0_volumes)).astype(np.float32)
-
-    with np.errstate(all="ignore"):
-        has_b0 = (b0 > 0) & np.isfinite(peak / b0)
-    kept = finite & has_b0 & (peak > 0)
-    changes = (
-        (np.count_nonzero(~finite), "Voxels removed because an intensity is NaN or infinite"),
-        (np.count_nonzero(finite & ~has_b0), "Voxels removed because b0 is not above 0"),
-        (
-            np.count_nonzero(finite & has_b0 & (peak == 0)),
-            "Voxels removed because all diffusion-weighted intensities are 0",
-        ),
-        (int(negative[kept].sum()), "Negative intensities set to 0"),
-    )
-    return b0, kept, tuple(f"{what}: {number}." for number, what in changes if number)
-
-
-def _keep_rows(array: NDArray[np.float32], kept: NDArray[np.bool_]) -> None:
-    """Keep some rows of an array in place, and release the rest of its memory."""
-    rows = np.flatnonzero(kept)
-    if len(rows) == len(array):
-        return
-    for start in range(0, len(rows), _CHUNK):
-        chosen = rows[start : start + _CHUNK]
-        array[start : start + len(chosen)] = array[chosen]  # rows only move towards the front
-    array.resize((len(rows), array.shape[1]), refcheck=False)

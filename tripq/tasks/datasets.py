@@ -126,6 +126,21 @@ Files = TypeVar("Files", bound=ScanFiles)
 
 
 @dataclass(frozen=True)
+class ReadableFiles(ScanFiles):
+    """Files of a scan that are enough to read it."""
+
+    def read(self, frame: Frame) -> Any:
+        """Read the scan, with its table in a frame.
+
+        Raises
+        ------
+        tripq.scans.DWIError
+            If a file is damaged; the message names it.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
 class FoundScans(Generic[Files]):
     """Scans of a dataset that are suitable for training.
 
@@ -262,6 +277,40 @@ def read_cohort(
             fingerprints[kind][item.name] = digests
     name, simulated = describe_dataset(data)
     return Cohort(name, simulated, training, validation, held_out, voxel_sizes, fingerprints)
+
+
+def read_all(
+    kind: type[ReadableFiles],
+    data: Path,
+    truth: Path,
+    frame: Frame,
+    memory: float,
+    split: SplitConfig,
+    bar: Bar,
+    *,
+    quadrature: Quadrature,
+) -> Cohort:
+    """Find, split and read the scans of a training, all of them in memory.
+
+    Parameters
+    ----------
+    kind : type
+        Files of a scan.
+    data, truth, frame
+        As in `ScanFiles.find`.
+    memory : float
+        Bytes that all scans may take; see `in_memory`.
+    split, bar, quadrature
+        As in `read_cohort`.
+
+    Raises
+    ------
+    BIDSError, ConfigError, ValueError, tripq.scans.DWIError
+        As by `ScanFiles.find`, `read_cohort` and `in_memory`.
+    """
+    found = kind.find(data, truth, frame)
+    read = in_memory(partial(kind.read, frame=frame), memory)
+    return read_cohort(data, found, split, read, bar, quadrature=quadrature)
 
 
 def in_memory(read: Callable[[Files], Any], memory: float) -> Callable[[Files, list[str]], Any]:

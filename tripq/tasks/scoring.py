@@ -216,7 +216,32 @@ class ValueMap:
     known: NDArray[np.float64]
 
 
-class ValueScoring(MapScoring[ValueMap]):
+class NamedScoring(MapScoring[ReadMap]):
+    """Maps and known maps that are found by the endings of their names.
+
+    Attributes
+    ----------
+    ending, known_ending : str
+        With which the names of maps and of known maps end, such as ``"md"``: ``sub-01_md.nii.gz``.
+    """
+
+    ending: str
+    known_ending: str
+
+    def find_maps(self, root: Path, participants: Sequence[str]) -> list[BIDSScan]:
+        """Images ``sub-*/**/sub-*_<ending>.nii[.gz]``."""
+        return find_images(root, self.ending, participants)
+
+    def find_known(self, root: Path, participants: Sequence[str]) -> list[Path]:
+        """Images ``sub-*/**/sub-*_<known_ending>.nii[.gz]``."""
+        return [image.path for image in find_images(root, self.known_ending, participants)]
+
+    def name(self, found: BIDSScan) -> str:
+        """See `scan_name`."""
+        return scan_name(found, self.ending)
+
+
+class ValueScoring(NamedScoring[ValueMap]):
     """Maps of numbers against known ones: errors, bias and correlation.
 
     Parameters
@@ -238,20 +263,8 @@ class ValueScoring(MapScoring[ValueMap]):
     """
 
     def __init__(self, ending: str, unit: str = "") -> None:
-        self.ending = ending
+        self.ending = self.known_ending = ending
         self.unit = unit
-
-    def find_maps(self, root: Path, participants: Sequence[str]) -> list[BIDSScan]:
-        """Images ``sub-*/**/sub-*_<ending>.nii[.gz]``."""
-        return find_images(root, self.ending, participants)
-
-    def find_known(self, root: Path, participants: Sequence[str]) -> list[Path]:
-        """Images of the same names."""
-        return [image.path for image in find_images(root, self.ending, participants)]
-
-    def name(self, found: BIDSScan) -> str:
-        """Entities of the map without its space and those of the ending."""
-        return scan_name(found, self.ending)
 
     def read(self, found: BIDSScan, truth: Path, masks: Path | None) -> tuple[ValueMap, Path]:
         """Read a map and the known one, on the same grid, in the brain."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from tripq.scans import Frame
 from tripq.tasks import Bar, Cohort, TaskCommands, Validation
-from tripq.tasks.datasets import in_memory, read_cohort
+from tripq.tasks.datasets import read_all
 from tripq.tasks.fibres.names import FODF, PEAKS, describe_fodf, describe_peaks
 
 if TYPE_CHECKING:
@@ -62,10 +61,9 @@ class FibreCommands(TaskCommands["FibreConfig"]):
         """Find, split and read the scans with known fibres, all of them in memory."""
         from tripq.tasks.fibres.scans import FibreFiles
 
-        found = FibreFiles.find(data, truth, frame)
-        read = in_memory(partial(FibreFiles.read, frame=frame), memory)
-        return read_cohort(
-            data, found, settings.split, read, bar, quadrature=settings.network.quadrature
+        quadrature = settings.network.quadrature
+        return read_all(
+            FibreFiles, data, truth, frame, memory, settings.split, bar, quadrature=quadrature
         )
 
     def build_network(self, settings: FibreConfig, cohort: Cohort) -> FibreNetwork:

@@ -13,7 +13,7 @@ from tripq.scans import DWI, DWIError, Frame, read_dwi
 from tripq.scans.bids import BIDSScan, find_brain_mask
 from tripq.scans.nifti import check_grid, open_nifti, read_volumes
 from tripq.so3.mrtrix import from_mrtrix, highest_order
-from tripq.tasks.datasets import ScanFiles
+from tripq.tasks.datasets import ReadableFiles
 from tripq.tasks.fibres.names import FODF
 
 
@@ -37,7 +37,7 @@ class FibreScan:
 
 
 @dataclass(frozen=True)
-class FibreFiles(ScanFiles):
+class FibreFiles(ReadableFiles):
     """Files of a scan with known fibres.
 
     Parameters

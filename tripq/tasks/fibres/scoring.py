@@ -13,14 +13,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from tripq.scans import DWIError
-from tripq.scans.bids import BIDSMissingError, BIDSScan, find_brain_mask, find_images
+from tripq.scans.bids import BIDSMissingError, BIDSScan, find_brain_mask
 from tripq.scans.nifti import check_grid, open_nifti, read_mask, read_volumes
 from tripq.so3.mrtrix import from_mrtrix
 from tripq.tasks.fibres.names import FODF, PEAKS
 from tripq.tasks.fibres.peaks import angles_between, crossing_angles, find_peaks
 from tripq.tasks.fibres.scans import read_voxels
 from tripq.tasks.fibres.task import angular_correlation
-from tripq.tasks.scoring import POOLED, Evaluation, MapScoring, Scored, scan_name
+from tripq.tasks.scoring import POOLED, Evaluation, NamedScoring, Scored
 
 SINGLE, CROSSING = 0.2, 0.5
 """Fibres are those of at least half the length of the largest of the voxel.
@@ -195,7 +195,7 @@ def _angles_figure(errors: _Errors) -> Figure:
     return figure
 
 
-class FibreScoring(MapScoring[FibreMap]):
+class FibreScoring(NamedScoring[FibreMap]):
     """Maps of orientation distributions against known fibres.
 
     The truth needs peaks: up to three vectors in world axes, the longest first.  With distributions
@@ -203,18 +203,8 @@ class FibreScoring(MapScoring[FibreMap]):
     """
 
     known = "maps of fibres"
-
-    def find_maps(self, root: Path, participants: Sequence[str]) -> list[BIDSScan]:
-        """Images ``sub-*/**/sub-*_<FODF>.nii[.gz]``."""
-        return find_images(root, FODF, participants)
-
-    def find_known(self, root: Path, participants: Sequence[str]) -> list[Path]:
-        """Images ``sub-*/**/sub-*_<PEAKS>.nii[.gz]``."""
-        return [image.path for image in find_images(root, PEAKS, participants)]
-
-    def name(self, found: BIDSScan) -> str:
-        """Entities of the scan."""
-        return scan_name(found, FODF)
+    ending = FODF
+    known_ending = PEAKS
 
     def read(self, found: BIDSScan, truth: Path, masks: Path | None) -> tuple[FibreMap, Path]:
         """Read a map and the known fibres, on the same grid, in the brain."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,7 +14,7 @@ from tripq.scans import B_REFERENCE, DWI, Frame
 from tripq.scans.shells import TENSOR_DIRECTIONS, count_directions
 from tripq.scans.tensor import tensor_maps
 from tripq.tasks import Bar, Cohort, TaskCommands, Validation
-from tripq.tasks.datasets import in_memory, read_cohort
+from tripq.tasks.datasets import read_all
 from tripq.tasks.signal.names import FA, MD, UNIT_OF_MD, describe_tensor
 
 if TYPE_CHECKING:
@@ -66,10 +65,9 @@ class SignalCommands(TaskCommands["SignalConfig"]):
         """Find, split and read the scans, all of them in memory; their signal is the truth."""
         from tripq.tasks.signal.scans import MeasuredFiles
 
-        found = MeasuredFiles.find(data, truth, frame)
-        read = in_memory(partial(MeasuredFiles.read, frame=frame), memory)
-        return read_cohort(
-            data, found, settings.split, read, bar, quadrature=settings.network.quadrature
+        quadrature = settings.network.quadrature
+        return read_all(
+            MeasuredFiles, data, truth, frame, memory, settings.split, bar, quadrature=quadrature
         )
 
     def build_network(self, settings: SignalConfig, cohort: Cohort) -> SignalPredictor:

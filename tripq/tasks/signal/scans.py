@@ -9,7 +9,7 @@ from pathlib import Path
 from tripq.scans import DWI, Frame, read_dwi
 from tripq.scans.bids import BIDSScan, find_brain_mask
 from tripq.scans.brain import read_brain
-from tripq.tasks.datasets import ScanFiles
+from tripq.tasks.datasets import ReadableFiles
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +21,7 @@ class MeasuredScan:
 
 
 @dataclass(frozen=True)
-class MeasuredFiles(ScanFiles):
+class MeasuredFiles(ReadableFiles):
     """Files of a scan.
 
     Parameters

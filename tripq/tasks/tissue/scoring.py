@@ -24,15 +24,9 @@ from numpy.typing import NDArray
 
 from tripq.report.scores import write_scores_report
 from tripq.scans import DWIError, voxel_ml
-from tripq.scans.bids import BIDSError, BIDSScan, find_brain_mask, find_images
+from tripq.scans.bids import BIDSError, BIDSScan, find_brain_mask
 from tripq.scans.nifti import open_mask, open_nifti, read_mask, read_volumes
-from tripq.tasks.scoring import (
-    POOLED,
-    Evaluation,
-    MapScoring,
-    Scored,
-    scan_name,
-)
+from tripq.tasks.scoring import POOLED, Evaluation, NamedScoring, Scored
 from tripq.tasks.tissue.classes import (
     UNLABELLED,
     Classes,
@@ -148,7 +142,7 @@ def score_classes(one: LabelledMap) -> tuple[ClassScores, ...]:
     return tuple(scores)
 
 
-class TissueScoring(MapScoring[LabelledMap]):
+class TissueScoring(NamedScoring[LabelledMap]):
     """Label images against known ones, class by class.
 
     Both have a table of names beside them or further up; numbers may differ, names may not.
@@ -156,18 +150,7 @@ class TissueScoring(MapScoring[LabelledMap]):
 
     needed = ("panoptica",)
     known = "label images"
-
-    def find_maps(self, root: Path, participants: Sequence[str]) -> list[BIDSScan]:
-        """Images ``sub-*/**/sub-*_dseg.nii[.gz]``."""
-        return find_images(root, ENDING, participants)
-
-    def find_known(self, root: Path, participants: Sequence[str]) -> list[Path]:
-        """Images of the same names."""
-        return [image.path for image in find_images(root, ENDING, participants)]
-
-    def name(self, found: BIDSScan) -> str:
-        """See `tripq.tasks.scoring.scan_name`."""
-        return scan_name(found, ENDING)
+    ending = known_ending = ENDING
 
     def read(self, found: BIDSScan, truth: Path, masks: Path | None) -> tuple[LabelledMap, Path]:
         """Read a label image and the known one, in the brain.
