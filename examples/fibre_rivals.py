@@ -7,20 +7,21 @@ A network, and the same one without neighbours, are trained for as many steps on
 and applied to others with an SNR of 20.  The truth is that of the simulator.  The rivals are the
 constrained spherical deconvolution of dipy, of the signal as it is and after MP-PCA.  Its response
 function is that of the 300 voxels with the highest FA of the same scan; order, weight and threshold
-of its regularisation are chosen for each b-value and number of directions, on the head of the
-validation, which also chooses the weights of the networks.
+of its regularisation are chosen for each b-value and number of directions, on the heads of the
+validation; the first of them chooses the weights of the networks, too.
 
 ``--real FOLDER`` compares the methods on the example scan of TractSeg, too: FOLDER has its
 ``Diffusion.nii.gz``, ``Diffusion.bvals``, ``Diffusion.bvecs``, ``nodif_brain_mask.nii.gz`` and
 ``peaks.nii.gz``.  Networks, checkpoints and results are kept in the folder of the results: what is
 finished is read, and an interrupted training resumes.  ``--save`` keeps the results and writes the
-tables of docs/fibres.md.  ``--ship`` writes the network that comes with tripq, and its card.
+tables and the picture of docs/fibres.md.  ``--ship`` writes the network that comes with tripq, and
+its card.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +31,7 @@ import numpy as np
 import torch
 import typer
 from fibre_study import heads
+from fibre_study.picture import draw_peaks
 from fibre_study.results import (
     CSD,
     DENOISED,
@@ -52,6 +54,7 @@ from fibre_study.rivals import (
     all_settings,
     denoised,
 )
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
 from study import kept
@@ -72,6 +75,7 @@ from tripq.training import Augmentation, Budget, PatchDataModule, Progress, Stop
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "fibres.md"
+PICTURE = ROOT / "docs" / "images" / "fibres.png"
 CARD = ROOT / "docs" / "fibres-weights.md"
 RESULTS = ROOT / "perf" / "results" / "fibres" / "rivals.json"
 TEMPLATE = Path(__file__).parent / "fibre_study" / "card.md"
@@ -80,6 +84,9 @@ WEIGHTS = ROOT / "tripq" / "tasks" / "fibres" / "weights" / FibreCommands.weight
 OUT = Path("runs/fibres")
 
 HEADS, TESTS, STEPS = 20, 3, 700
+
+VALIDATION_HEADS = 3
+"""Settings that are best on one head do not carry over to others from 12 directions."""
 
 BOX_SIZE, N_BOXES, LEARNING_RATE = 8, 2, 8e-3
 
@@ -104,7 +111,7 @@ SCORED = 2000
 """Voxels of white matter that are compared of a head, simulated or real; drawn at random."""
 
 TUNED = 300
-"""Voxels with crossings, of the head of the validation, on which a deconvolution is tuned."""
+"""Voxels with crossings, of each head of the validation, on which a deconvolution is tuned."""
 
 LEAST_FA = 0.2
 """Of the voxels of the real scan that are compared."""
@@ -149,10 +156,9 @@ class Study:
         console.print(f"simulating {self.heads} heads")
         return list(heads.training_heads(self.heads, seed=0))
 
-    def validation(self, b_value: float) -> SimulatedFibres:
-        """A head that chooses weights of networks and settings of deconvolutions."""
-        (head,) = heads.other_heads(1, VALIDATION_SEED, b_value)
-        return head
+    def validation(self, b_value: float) -> list[SimulatedFibres]:
+        """The heads that choose weights of networks and settings of deconvolutions."""
+        return list(heads.other_heads(VALIDATION_HEADS, VALIDATION_SEED, b_value))
 
     def network(self, name: str) -> FibreNetwork:
         """The network of a name, `NETWORK` or `VOXELWISE`, trained."""
@@ -175,7 +181,7 @@ class Study:
                 n_boxes=number,
                 focus_share=FOCUS_SHARE,
                 augment=AUGMENTATION,
-                validation=shown_in_validation(self.validation(MAIN_B_VALUE)),
+                validation=shown_in_validation(self.validation(MAIN_B_VALUE)[0]),
             )
             for number in (FIRST_BOXES, N_BOXES)
         }
@@ -216,7 +222,7 @@ class Study:
         }
 
     def settings(self, b_value: float, directions: int) -> tuple[Setting, ...]:
-        """What suits the head of the validation best."""
+        """What suits the heads of the validation best."""
         path = self.folder / f"settings-{b_value:.0f}-{directions}.json"
         return kept.read_or_make(
             path, Setting, lambda: tune(self.validation(b_value), b_value, directions)
@@ -236,6 +242,21 @@ class Study:
     def real_rows(self) -> list[RealRow]:
         """Angles on the real scan; none without it."""
         return [] if self.real is None else RealScan.read(self.real).compare(self.methods)
+
+    def picture(self) -> Figure:
+        """Peaks in a head of the tests: known fibres as in the scores, found peaks as they are."""
+        (head,) = heads.other_heads(1, TEST_SEED, MAIN_B_VALUE)
+        rows = heads.white_matter(head, len(head.peaks), seed=0)
+        fibres, _, _ = kinds_of_voxels(head.peaks)
+        panels = {"known": np.where(fibres[..., None], head.peaks, 0)}
+        for number in heads.SHOWN:
+            dwi = heads.with_directions(head.dwi, number)
+            for name, predict in self.methods(MAIN_B_VALUE, number).items():
+                if name in (NETWORK, DENOISED):
+                    peaks = np.zeros_like(head.peaks)
+                    peaks[rows] = find_peaks(predict(dwi, rows))
+                    panels[f"{name}, {number} directions"] = peaks
+        return draw_peaks(head.dwi, panels)
 
     def trainings(self) -> list[Training]:
         """How both networks were trained."""
@@ -276,25 +297,53 @@ def shown_in_validation(head: SimulatedFibres) -> list[SimulatedFibres]:
     return [replace(head, dwi=heads.with_directions(head.dwi, number)) for number in heads.SHOWN]
 
 
-def tune(head: SimulatedFibres, b_value: float, directions: int) -> list[Setting]:
-    """The settings of the deconvolutions with the least error at the crossings of a head."""
-    dwi = heads.with_directions(head.dwi, directions)
-    _, _, crossing = kinds_of_voxels(head.peaks)
-    rows = np.random.default_rng(0).permutation(np.flatnonzero(crossing))[:TUNED]
-    known = FibreMap(head.name, head.fodf[rows], head.peaks[rows], None)
+def tune(validation: Sequence[SimulatedFibres], b_value: float, directions: int) -> list[Setting]:
+    """The settings of the deconvolutions with the least error at the crossings of some heads."""
     best = []
     for method, radii in ((CSD, (0,)), (DENOISED, PATCH_RADII)):
         tried = []
         for radius in radii:
-            given = denoised(dwi, radius) if radius else dwi
+            crossings = [Crossings.of(head, directions, radius) for head in validation]
             for one in all_settings():
-                found = score_fibres([replace(known, fodf=one(given, rows))])
-                error = float(found.rows[-1].columns["crossing_error"])
+                error = float(np.mean([some.error(one) for some in crossings]))
                 shape = (one.order, one.penalty, one.threshold)
                 tried.append(Setting(method, b_value, directions, *shape, radius, error))
         best.append(min(tried, key=lambda one: one.crossing_error))
         console.print(best[-1], markup=False)
     return best
+
+
+@dataclass(frozen=True, eq=False)
+class Crossings:
+    """Voxels with crossings of a head, on which deconvolutions are tuned.
+
+    Parameters
+    ----------
+    dwi : DWI
+        The scan.
+    rows : (n,) int array
+        The voxels.
+    known : FibreMap
+        Their fibres.
+    """
+
+    dwi: DWI
+    rows: NDArray[np.intp]
+    known: FibreMap
+
+    @classmethod
+    def of(cls, head: SimulatedFibres, directions: int, radius: int) -> Crossings:
+        """Draw `TUNED` of them, in a scan with so many directions, after MP-PCA of a radius."""
+        dwi = heads.with_directions(head.dwi, directions)
+        _, _, crossing = kinds_of_voxels(head.peaks)
+        rows = np.random.default_rng(0).permutation(np.flatnonzero(crossing))[:TUNED]
+        known = FibreMap(head.name, head.fodf[rows], head.peaks[rows], None)
+        return cls(denoised(dwi, radius) if radius else dwi, rows, known)
+
+    def error(self, one: Deconvolution) -> float:
+        """The error of a deconvolution there, in degrees."""
+        found = score_fibres([replace(self.known, fodf=one(self.dwi, self.rows))])
+        return float(found.rows[-1].columns["crossing_error"])
 
 
 def compare(
@@ -421,6 +470,7 @@ def main(
     if save:
         results.write(RESULTS)
         write_page(results, PAGE)
+        study.picture().savefig(PICTURE, dpi=90)
     if to_ship:
         ship(study, results, WEIGHTS, CARD)
 

@@ -73,7 +73,7 @@ class RealRow:
 
 @dataclass(frozen=True)
 class Setting:
-    """What was chosen for a deconvolution, and its error on the head of the validation."""
+    """What was chosen for a deconvolution, and its mean error on the heads of the validation."""
 
     method: str
     b_value: float

@@ -81,6 +81,24 @@ def test_what_is_shown_of_a_head(program: ModuleType) -> None:
     assert head(0).peaks[rows, 0].any(axis=-1).all()
 
 
+def test_a_picture_shows_the_square_with_most_crossings() -> None:
+    from fibre_study.picture import draw_peaks
+
+    one = head(0)
+    there = one.dwi.voxel_centres() @ [1.0, 1.0, 0.0]
+    crossing = there > np.quantile(there, 0.9)
+    peaks = np.zeros((len(there), 2, 3))
+    peaks[:, 0, 0] = 1.0
+    peaks[crossing, 1, 1] = 1.0
+    figure = draw_peaks(one.dwi, {"known": peaks, "found": np.zeros_like(peaks)})
+    known, found = (axes.collections for axes in figure.axes)
+    across, along = (lines.get_segments() for lines in known)
+    assert 0 < len(across) < len(along)
+    assert all(np.ptp(line[:, 0]) == 0 and np.ptp(line[:, 1]) > 0 for line in across)
+    assert all(np.ptp(line[:, 0]) > 0 and np.ptp(line[:, 1]) == 0 for line in along)
+    assert not any(len(lines.get_segments()) for lines in found)
+
+
 @pytest.mark.exhaustive
 def test_results_are_kept_and_written_into_the_page(
     program: ModuleType, rivals: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -91,6 +109,7 @@ def test_results_are_kept_and_written_into_the_page(
     page = tmp_path / "page.md"
     page.write_text("\n".join(f"<!-- {n} -->\n\n<!-- end of {n} -->" for n in TABLES))
     monkeypatch.setattr(program, "PAGE", page)
+    monkeypatch.setattr(program, "PICTURE", tmp_path / "picture.png")
     monkeypatch.setattr(program, "RESULTS", tmp_path / "all.json")
     monkeypatch.setattr(program, "B_VALUES", (1000.0,))
     monkeypatch.setattr(program, "PATCH_RADII", (1,))
@@ -124,6 +143,7 @@ def test_results_are_kept_and_written_into_the_page(
     assert [row.method for row in results.real] == list(results.rows[0].scores)
     written = page.read_text()
     assert written.count("| CSD after MP-PCA | 12 |") == 1
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("everything is there already")
