@@ -31,7 +31,7 @@ def core(session: nox.Session) -> None:
     """Install the wheel alone; the command, a layer and the checkpoint must work without extras."""
     session.install(str(build(session)))
     # the size that docs/install.md states
-    session.run("du", "-sh", session.virtualenv.location, external=True)
+    session.run("du", "-s", "--block-size=MB", session.virtualenv.location, external=True)
     # in another folder, so that the tree of this repository is not imported
     session.cd(session.create_tmp())
     session.run("tripq", "--version")
