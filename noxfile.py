@@ -3,7 +3,7 @@
 ``nox -s core-3.12`` installs the wheel alone, with nothing optional, and calls it;
 ``nox -s tests-3.12`` runs the tests on it.  With
 ``PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu`` torch is that for the CPU, which is
-much smaller.
+much smaller; with ``PIP_CONSTRAINT=$PWD/constraints.txt`` all versions are those of CI.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ def build(session: nox.Session) -> Path:
 def core(session: nox.Session) -> None:
     """Install the wheel alone; the command, a layer and the checkpoint must work without extras."""
     session.install(str(build(session)))
+    # the size that docs/install.md states
+    session.run("du", "-s", "--block-size=MB", session.virtualenv.location, external=True)
     # in another folder, so that the tree of this repository is not imported
     session.cd(session.create_tmp())
     session.run("tripq", "--version")

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
+
+from tests.commands.conftest import start, write_scan
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "containers/Dockerfile").read_text(encoding="utf-8")
@@ -31,14 +37,34 @@ def copied() -> set[str]:
     return {source for line in lines for source in line.split()[:-1]}
 
 
-def builder() -> str | None:
-    """Find a program that can build an image here: a client without its server cannot."""
-    for name in ("podman", "buildah", "docker"):
+def engine() -> str | None:
+    """Find a program that builds and runs images here: a client without its server cannot."""
+    for name in ("podman", "docker"):
         if shutil.which(name):
             done = subprocess.run([name, "info"], capture_output=True, check=False)
             if done.returncode == 0:
                 return name
     return None
+
+
+@pytest.fixture(scope="module")
+def image() -> Callable[..., str]:
+    """Build the image for the CPU; what it prints, without a network and as its own user."""
+    program = engine()
+    if program is None:
+        pytest.skip("no podman or docker that can build images")
+    recipe = ROOT / "containers/Dockerfile"
+    subprocess.run([program, "build", "-f", recipe, "-t", "tripq-test:cpu", ROOT], check=True)
+
+    def run(*arguments: object, options: tuple[str, ...] = ()) -> str:
+        words = [program, "run", "--rm", "--network", "none", *options, "tripq-test:cpu"]
+        done = subprocess.run(
+            [*words, *map(str, arguments)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
 
 
 def test_both_recipes_copy_the_same_files_which_exist() -> None:
@@ -120,19 +146,29 @@ def test_hadolint_finds_nothing() -> None:
 
 
 @pytest.mark.exhaustive
-def test_the_image_runs_as_a_user_and_without_a_network() -> None:
-    program = builder()
-    if program is None:
-        pytest.skip("no docker, podman or buildah that can build images")
-    image = "tripq-test:cpu"
-    recipe = ROOT / "containers/Dockerfile"
-    subprocess.run([program, "build", "-f", recipe, "-t", image, ROOT], check=True)
-    if program == "buildah":
-        return
-    run = [program, "run", "--rm", "--network", "none"]
-    shown = subprocess.run([*run, image, "--version"], capture_output=True, text=True, check=True)
-    assert shown.stdout.startswith("tripq ")
-    who = subprocess.run(
-        [*run, "--entrypoint", "id", image, "-u"], capture_output=True, text=True, check=True
-    )
-    assert who.stdout.strip() != "0"
+def test_the_image_runs_as_a_user_and_without_a_network(image: Callable[..., str]) -> None:
+    assert image("--version").startswith("tripq ")
+    assert image("-u", options=("--entrypoint", "id")).strip() != "0"
+
+
+@pytest.mark.exhaustive
+def test_the_image_gives_the_map_of_this_environment(
+    image: Callable[..., str], tmp_path: Path
+) -> None:
+    """As a BIDS App: the dataset is read-only, and the user owns nothing but the results."""
+    data, here, there = tmp_path / "data", tmp_path / "here", tmp_path / "there"
+    write_scan(data / "sub-01/dwi/sub-01_dwi.nii.gz")
+    about = {"Name": "made up", "BIDSVersion": "1.10.0"}
+    (data / "dataset_description.json").write_text(json.dumps(about), encoding="utf-8")
+    there.mkdir()
+    there.chmod(0o777)
+    mounts = ("--volume", f"{data}:/data:ro", "--volume", f"{there}:/out")
+    image("/data", "/out", "participant", options=(*mounts, "--user", "4321:4321"))
+    process = start("segment-bids", data, here, "participant", cwd=tmp_path)
+    process.communicate()
+    assert process.returncode == 0
+    (name,) = (path.relative_to(here) for path in here.rglob("*_probseg.nii.gz"))
+    found, known = (nib.load(folder / name).get_fdata() for folder in (there, here))
+    assert known.any()
+    np.testing.assert_allclose(found, known, atol=1e-5)
+    assert (there / name).stat().st_uid == 4321

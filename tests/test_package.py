@@ -9,11 +9,13 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+from packaging.requirements import Requirement
 
 import tripq
 
@@ -164,3 +166,35 @@ def test_packages_that_only_some_need_are_extras() -> None:
         "pytest",
         "hypothesis",
     } <= named
+
+
+def closure(requirement: str) -> set[Requirement]:
+    """Requirements of a requirement, those of others included, as far as they are installed."""
+    found: set[Requirement] = set()
+    todo = [Requirement(requirement)]
+    while todo:
+        one = todo.pop()
+        if one in found:
+            continue
+        found.add(one)
+        with suppress(PackageNotFoundError):
+            todo += [
+                need
+                for need in map(Requirement, requires(one.name) or ())
+                if not need.marker
+                or any(need.marker.evaluate({"extra": e}) for e in one.extras | {""})
+            ]
+    return found
+
+
+def test_what_trains_and_scores_leaves_numpy_as_it_is() -> None:
+    """The extra ``ms`` adds no upper bound of NumPy; `scores` does, and is therefore not in it."""
+
+    def bounds(extra: str) -> set[str]:
+        added = closure(f"tripq[{extra}]") - closure("tripq")
+        assert len(added) > 1, "the extra is not installed"
+        numpy = [one for one in added if one.name == "numpy"]
+        return {str(each) for one in numpy for each in one.specifier if each.operator[0] in "<=~"}
+
+    assert not bounds("ms")
+    assert bounds("scores")
