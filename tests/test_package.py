@@ -10,12 +10,14 @@ import sys
 import sysconfig
 import tarfile
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, distributions, requires, version
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 import tripq
 
@@ -28,6 +30,10 @@ ROOT = Path(__file__).parents[1]
 
 #: The newest version of the changelog, released or in preparation.
 LATEST = re.findall(r"^## \[(\d[^\]]*)\]", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)[0]
+
+PYTHONS = re.findall(
+    r'"Programming Language :: Python :: (3\.\d+)"', (ROOT / "pyproject.toml").read_text("utf-8")
+)
 
 # Started without site-packages, so that neither the package under test nor anything else is
 # found before its turn: first the new install, then the dependencies.
@@ -166,6 +172,22 @@ def test_packages_that_only_some_need_are_extras() -> None:
         "pytest",
         "hypothesis",
     } <= named
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_every_python_can_install_the_versions_of_its_constraints(python: str) -> None:
+    """A version that is not for a Python is not asked of it: pip would find no solution."""
+    installed = {canonicalize_name(one.metadata["Name"]): one for one in distributions()}
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    checked = 0
+    for pin in pins:
+        one = installed.get(canonicalize_name(pin.name))
+        asked = not pin.marker or pin.marker.evaluate({"python_version": python})
+        if asked and one and one.version in pin.specifier:
+            checked += 1
+            assert f"{python}.20" in SpecifierSet(one.metadata["Requires-Python"] or ""), pin
+    assert checked
 
 
 def closure(requirement: str) -> set[Requirement]:
