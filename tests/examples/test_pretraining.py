@@ -121,9 +121,7 @@ def test_the_start_is_the_encoder(
         assert torch.equal(tensor, (encoder if name.startswith("blocks") else random)[name])
 
 
-def result(
-    program: ModuleType, start: str, rate: float, seed: int, best: float, test: float
-) -> Any:
+def made(program: ModuleType, start: str, rate: float, seed: int, best: float, test: float) -> Any:
     run = program.Run("simulated", 1, start, rate, seed)
     scores = {"average_precision": test}
     return program.Result(run, ((2, 0.1), (4, best)), 4, 1.0, {"simulated": scores})

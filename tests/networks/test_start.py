@@ -99,6 +99,14 @@ def test_the_order_of_writing_features_does_not_matter(file: Path) -> None:
     assert start_from(LesionSegmenter(**spaceless), file).whole
 
 
+def test_a_network_without_an_encoder_is_taken_as_a_whole(file: Path) -> None:
+    source = trained(ConvSegmenter(4, widths=(3, 2)))
+    save_network(source, file)
+    network = ConvSegmenter(4, widths=(3, 2)).eval()
+    assert start_from(network, file).whole
+    assert torch.equal(network(SIGNAL, GRAPH), source(SIGNAL, GRAPH))
+
+
 class Along(nn.Module):
     """A network of one's own around an encoder; see docs/your-network.md."""
 

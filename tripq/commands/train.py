@@ -89,9 +89,10 @@ def train(
         str | None,
         typer.Option(
             metavar="FILE|NAME",
-            help="Start from the weights of this checkpoint, .safetensors, or of the network of "
-            "this task that comes with tripq: from all of them, or for another task from those of "
-            "the encoder.  Omitted arguments of the network are those of the checkpoint.",
+            help="Start from the weights of a checkpoint, .safetensors, or of the network of a task "
+            "that comes with tripq, such as 'lesions': all weights of the same network, or the "
+            "encoder of another one.  Omitted arguments of the network are those of the "
+            "checkpoint.",
             show_default="random weights",
         ),
     ] = None,

@@ -211,7 +211,9 @@ def _is_like(value: Any, default: Any) -> bool:
 
 
 def _as_default(value: Any, default: Any) -> Any:
-    """Convert a value that is like the default to its type, such as a dataclass."""
+    """Convert a value that is like the default to its type, such as a dataclass or a tuple."""
+    if isinstance(default, tuple):
+        return tuple(value)
     if not is_dataclass(default) or isinstance(default, type):
         return value
     items = {name: tuple(item) if type(item) is list else item for name, item in value.items()}
