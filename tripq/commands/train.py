@@ -89,9 +89,9 @@ def train(
         str | None,
         typer.Option(
             metavar="FILE|NAME",
-            help="Start from the weights of a checkpoint, .safetensors, or of the network of a task "
-            "that comes with tripq, such as 'lesions': all weights of the same network, or the "
-            "encoder of another one.  Omitted arguments of the network are those of the "
+            help="Start from the weights of a checkpoint, .safetensors, or of the network that "
+            "comes with tripq for a task, such as 'lesions': all weights of the same network, or "
+            "the encoder of another one.  Omitted arguments of the network are those of the "
             "checkpoint.",
             show_default="random weights",
         ),
