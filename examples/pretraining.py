@@ -38,7 +38,7 @@ from paper.head_page import table
 from paper.implanted import Implanted, pair_heads
 from paper.plan import FULL, ROTATED, SMALL, USUAL, Condition, Plan, Split, split_patients
 from paper.real_heads import HEADS, Heads, RealHead
-from paper.work import choose_threshold, score_maps
+from paper.work import Maps, choose_threshold, score_maps
 from rich.console import Console
 from signal_study.heads import slabs
 
@@ -309,9 +309,7 @@ class Study:
         pooled = {name: asdict(tested.pooled) for name, tested in tests.items()}
         return Result(run, record.scores, record.steps, round(record.seconds, 1), pooled)
 
-    def _maps(
-        self, network: LesionSegmenter, subjects: Sequence[LabelledSubject]
-    ) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
+    def _maps(self, network: LesionSegmenter, subjects: Sequence[LabelledSubject]) -> Maps:
         return [segment(network, subject.dwi, device=self.device) for subject in subjects]
 
 

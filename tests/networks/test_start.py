@@ -175,7 +175,7 @@ def test_shells_are_taken_with_their_scales(file: Path) -> None:
         (
             ConvSegmenter(4, widths=(3,)),
             LesionSegmenter(**SMALL),
-            "a ConvSegmenter has no encoder for a LesionSegmenter",
+            "a ConvSegmenter has no encoder, and this network needs one of the kind Encoder",
         ),
         (
             ConvSegmenter(4, widths=(3,)),

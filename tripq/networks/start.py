@@ -140,7 +140,7 @@ def encoder_arguments(kind: type[Encoding], source: nn.Module, path: Path) -> di
     _, encoder = _find_encoder(source)
     if encoder is None:
         raise CheckpointError(
-            f"{path}: a {name} has no encoder for a {kind.__name__}, which needs one of the kind "
+            f"{path}: a {name} has no encoder, and this network needs one of the kind "
             f"{kind.encoder_kind}."
         )
     if encoder.encoder_kind != kind.encoder_kind:
