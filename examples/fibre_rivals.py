@@ -194,7 +194,7 @@ class Study:
             stopping=Stopping(every, patience=VALIDATIONS, falling=True),
             folder=path.with_suffix(""),
             learning_rate=LEARNING_RATE,
-            initialise=False,
+            kept=(network,),
             report=lambda progress: report(name, progress),
         )
         scans = [head.dwi for head in self.training]

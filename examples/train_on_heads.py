@@ -280,7 +280,7 @@ class Studio:
                 *self.cohorts.implanted("training", heads),
                 *self.cohorts.healthy(heads),
             ]
-            self._train(network, path.parent, scans, self.schedule.with_heads, initialise=False)
+            self._train(network, path.parent, scans, self.schedule.with_heads, kept=(network,))
             self._save(network, heads, path)
         return load_network(path)
 
@@ -291,7 +291,7 @@ class Studio:
         scans: Sequence[LabelledSubject],
         stage: Stage,
         *,
-        initialise: bool = True,
+        kept: Sequence[nn.Module] = (),
     ) -> None:
         console.print(f"training: {folder.name}, {len(scans)} scans", markup=False)
         stopping = None
@@ -316,7 +316,7 @@ class Studio:
             folder=folder if stage.every else None,
             learning_rate=stage.learning_rate,
             weight_decay=WEIGHT_DECAY,
-            initialise=initialise,
+            kept=kept,
             precision="auto",
             device=self.device,
             report=report,

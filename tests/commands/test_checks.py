@@ -6,8 +6,10 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import typer
+from safetensors.numpy import save_file
 
 from tests.commands.conftest import write_mask, write_scan
 from tripq.commands import app
@@ -51,6 +53,10 @@ CALLS = (
     ("train {in} --truth {in}/none -o {out}", "none: no such folder."),
     ("train {in} --config {in}/none -o {out}", "none: No such file"),
     ("train {in} -o {in}/dwi.nii", "dwi.nii: File exists"),
+    ("train {in} --start {in}/none -o {out}", "none: no such file, and no task of this name"),
+    ("train {in} --start {in}/dwi.bval -o {out}", "dwi.bval: not a complete safetensors file"),
+    ("train {in} --start {in}/nameless.safetensors -o {out}", "its metadata names no network"),
+    ("train {in} --start fibres -o {out}", "no network of the task fibres comes with tripq"),
     ("segment-bids {in}/none {out} participant", "none: no such folder."),
     ("segment-bids {in} {out} participant", "no diffusion scans"),
     ("segment-bids {in} {out} participant --masks none", "none: no such folder"),
@@ -75,6 +81,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, s
     scan = write_scan(inputs / "dwi.nii")
     (inputs / "bare.nii").write_bytes(scan.read_bytes())
     write_mask(inputs / "other.nii", write_scan(inputs / "large.nii", voxel_size=3.0))
+    save_file({"x": np.zeros(1)}, inputs / "nameless.safetensors")
     (inputs / "results").mkdir()
     (inputs / "results" / "dwi_label-lesion_probseg.nii.gz").touch()
     places = {"in": inputs, "out": folder / "out"}

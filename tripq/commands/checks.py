@@ -8,8 +8,10 @@ from pathlib import Path
 from tripq.commands.files import ScanFiles
 from tripq.infra.files import check_writable, require_file
 from tripq.infra.memory import PROGRAM_BYTES, spell_bytes
+from tripq.infra.notes import read_network_metadata
 from tripq.scans import Frame
 from tripq.scans.read import check_files
+from tripq.tasks import find_task, task_names
 
 
 def check_inputs(files: ScanFiles, frame: Frame, weights: Path | None = None) -> None:
@@ -23,6 +25,27 @@ def check_inputs(files: ScanFiles, frame: Frame, weights: Path | None = None) ->
     check_files(files.scan, files.bval, files.bvec, files.mask, frame)
     if weights is not None:
         require_file(weights)
+
+
+def find_network(given: str) -> Path:
+    """File of a network: the given one, or the included one of a task that is given by name.
+
+    Raises
+    ------
+    ValueError
+        If there is no such file, it is no network of tripq, or the task has none.
+    """
+    if given in task_names():
+        if (included := find_task(given).included_file) is None:
+            raise ValueError(f"no network of the task {given} comes with tripq: give a file.")
+        return included
+    path = Path(given)
+    if not path.exists():
+        raise ValueError(
+            f"{path}: no such file, and no task of this name; there are: {', '.join(task_names())}."
+        )
+    read_network_metadata(path)
+    return path
 
 
 def check_results(paths: Sequence[Path], overwrite: bool) -> None:

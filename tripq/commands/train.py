@@ -14,6 +14,7 @@ import typer
 
 from tripq import __version__
 from tripq.commands import options, ranks
+from tripq.commands.checks import find_network
 from tripq.commands.session import Session, need, session
 from tripq.commands.session import log as messages
 from tripq.infra.files import check_regular, read_json, staged, write_json
@@ -24,6 +25,7 @@ from tripq.tasks import DEFAULT_TASK, find_task
 if TYPE_CHECKING:
     from torch import nn
 
+    from tripq.networks.start import Taken
     from tripq.tasks import Cohort, TaskCommands
     from tripq.training import Progress, TrainingRecord
     from tripq.training.config import TrainingConfig
@@ -83,6 +85,17 @@ def train(
             help="Task of the network.",
         ),
     ] = DEFAULT_TASK,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|NAME",
+            help="Start from the weights of a checkpoint, .safetensors, or of the network that "
+            "comes with tripq for a task, such as 'lesions': all weights of the same network, or "
+            "the encoder of another one.  Omitted arguments of the network are those of the "
+            "checkpoint.",
+            show_default="random weights",
+        ),
+    ] = None,
     frame: options.FrameOption = "fsl",
     device: options.DeviceOption = "auto",
     memory: Annotated[
@@ -136,6 +149,8 @@ def train(
         tripq train --example-config > train.toml
 
         tripq train cohort --config train.toml -o trained
+
+        tripq train cohort --start lesions -o trained
     """
     with session(quiet=quiet, verbose=verbose, log_file=log or out / "training.log") as screen:
         chosen_task = find_task(task)
@@ -145,31 +160,48 @@ def train(
             _check_settings(config)
         if truth is not None:
             check_folder(truth)
+        start_file = None if start is None else find_network(start)
         ranks.divide(devices, nodes, threads)
         rank = Rank.here()
         from tripq.commands.applying import choose_device, use_threads
         from tripq.infra.distributed import by_leader, connected
-        from tripq.training.config import ConfigError, read_config
+        from tripq.training.config import ConfigError, network_keys, read_config
 
         kind = chosen_task.config
         settings = kind() if config is None else read_config(config, kind)
         use_threads(threads)
         chosen = choose_device(device)
         try:
+            if start_file is not None:
+                from tripq.training.configured import started_config
+
+                given = () if config is None else network_keys(config)
+                settings = started_config(settings, start_file, given)
             known = truth or data / "derivatives" / "truth"
             folder = out / "checkpoints"
             share = memory / rank.local_count
             kept = out / "scans"
             cohort = chosen_task.read_cohort(data, known, settings, frame, kept, share, screen.bar)
-            wanted = {"task": task, "frame": frame, **cohort.fingerprints, **asdict(settings)}
+            network = chosen_task.new_network(settings, cohort)
+            taken = None
+            if start_file is not None:
+                from tripq.networks.start import start_from
+
+                taken = start_from(network, start_file)
+            wanted = {
+                **{"task": task, "frame": frame, **cohort.fingerprints, **asdict(settings)},
+                "start": taken and taken.sha256,
+            }
             with connected(rank):
                 by_leader(rank, lambda: _claim(folder, wanted, overwrite))
-                network, record = _train(chosen_task, cohort, settings, folder, chosen, screen)
+                record = _train(
+                    network, taken, chosen_task, cohort, settings, folder, chosen, screen
+                )
         except ConfigError as error:
             raise ConfigError(f"{config or 'default settings'}: {error}") from error
         if not rank.leads:
             return
-        lines = _write(out, chosen_task, network, record, cohort, settings, chosen, screen)
+        lines = _write(out, chosen_task, network, taken, record, cohort, settings, chosen, screen)
         if not quiet:
             written = (chosen_task.weights, _PAGE, _RECORD)
             screen.show(*lines, *(f"  {out / name}" for name in written))
@@ -235,13 +267,15 @@ def _clock(seconds: float) -> str:
 
 
 def _train(
+    network: nn.Module,
+    taken: Taken | None,
     task: TaskCommands[Any],
     cohort: Cohort,
     settings: TrainingConfig,
     folder: Path,
     device: str,
     screen: Session,
-) -> tuple[nn.Module, TrainingRecord]:
+) -> TrainingRecord:
     """Train, or resume training, and report progress."""
     from tripq.training import choose_precision, training_state
 
@@ -249,17 +283,20 @@ def _train(
     if state != "new":
         how = "resumes from the last validation" if state == "interrupted" else "is finished"
         messages.info("%s: training %s.", folder, how)
+    elif taken is not None:
+        messages.info("%s: taken: %s.", taken.path, taken.summary)
     precision = choose_precision(settings.training.precision, device)
     messages.info("training on the %s in %s.", device, precision)
     try:
         with screen.meter("training") as update:
             watch = Watch(update, task.score)
-            network, record = task.train(settings, cohort, folder, device, watch)
+            kept = () if taken is None else taken.modules
+            record = task.train(network, settings, cohort, folder, device, watch, kept)
             watch.tell(record.scores)
     except KeyboardInterrupt:
         messages.warning("run it again to resume from the last validation in %s.", folder)
         raise
-    return network, record
+    return record
 
 
 def _claim(folder: Path, wanted: Mapping[str, Any], overwrite: bool) -> None:
@@ -304,6 +341,7 @@ def _write(
     out: Path,
     task: TaskCommands[Any],
     network: nn.Module,
+    taken: Taken | None,
     record: TrainingRecord,
     cohort: Cohort,
     settings: TrainingConfig,
@@ -317,17 +355,20 @@ def _write(
     with screen.bar("validating", "scans") as update:
         validation = task.validate(network, cohort.validation, device, update)
     network.cpu()
-    simulated = "trained on simulated diffusion signal; " if cohort.simulated else ""
+    simulated = ["trained on simulated diffusion signal"] if cohort.simulated else []
+    caution = "; ".join([*simulated, settings.notes.caution])
+    data = (
+        f"{settings.notes.data or cohort.name}: {len(cohort.training)} scans for training, "
+        f"{len(cohort.validation)} for validation"
+    )
     notes = {
         **validation.notes,
         "voxel_size_mm": cohort.voxel_note,
         "b_values": " ".join(map(str, cohort.b_values)),
         "fewest_directions": str(cohort.fewest_directions),
-        "caution": simulated + settings.notes.caution,
         "tripq": __version__,
         "task": task.name,
-        "data": f"{settings.notes.data or cohort.name}: {len(cohort.training)} scans for training, "
-        f"{len(cohort.validation)} for validation",
+        **_origin(data, caution, taken),
     }
     with staged(out, last=_RECORD) as part:
         save_network(network, part / task.weights, notes)
@@ -338,6 +379,7 @@ def _write(
                 "tripq": __version__,
                 "settings": asdict(settings),
                 **cohort.fingerprints,
+                **({} if taken is None else {"start": _described(taken)}),
                 "notes": notes,
                 "device": device,
                 "validation_scores": validation.scores,
@@ -349,3 +391,27 @@ def _write(
         f"{record.steps:,} steps in {_clock(record.seconds)}; best network at step {step:,}.",
         validation.summary,
     ]
+
+
+def _origin(data: str, caution: str, taken: Taken | None) -> dict[str, str]:
+    """Notes on the data of a training, with those of the network that it started from."""
+    if taken is None:
+        return {"data": data, "caution": caution}
+    earlier, warned = (taken.notes.get(key, "") for key in ("data", "caution"))
+    words = [word for text in (caution, warned) for word in text.split("; ") if word]
+    return {
+        "data": f"{data}; started from a network trained on {earlier or 'unknown data'}",
+        "caution": "; ".join(dict.fromkeys(words)),
+        "started_from": f"{taken.path.name}, SHA-256 {taken.sha256}: {taken.summary}",
+    }
+
+
+def _described(taken: Taken) -> dict[str, Any]:
+    """What was taken, for the record of a training."""
+    return {
+        "name": taken.path.name,
+        "SHA256": taken.sha256,
+        "notes": dict(taken.notes),
+        "taken": list(taken.tensors),
+        "new": list(taken.new),
+    }

@@ -7,6 +7,7 @@ from tripq.networks.conv import ConvSegmenter
 from tripq.networks.encoder import Encoder, VoxelNetwork
 from tripq.networks.paper import PaperSegmenter
 from tripq.networks.registry import register_network
+from tripq.networks.start import start_from
 
 __all__ = [
     "CheckpointError",
@@ -18,4 +19,5 @@ __all__ = [
     "read_notes",
     "register_network",
     "save_network",
+    "start_from",
 ]

@@ -17,19 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from tripq import __version__
 from tripq.filters.radial import Radial
 from tripq.infra.e3nn import o3
-from tripq.infra.files import parse_json, printable, require_file, write_bytes
+from tripq.infra.files import parse_json, printable, write_bytes
 from tripq.infra.memory import is_out_of_memory
+from tripq.infra.notes import ARGUMENTS, NETWORK, read_metadata, read_network_metadata
 from tripq.networks.registry import find_network, network_names
-
-MAX_NOTES = 2**20
-"""Characters of all metadata of a file, at most; ours have less than a thousand."""
 
 MAX_ARGUMENT = 1000
 """Characters of one argument of a network, at most, as it stands in the file."""
@@ -84,14 +82,11 @@ def save_network(
             f"{path}: a {name} cannot be saved, only {', '.join(network_names())}. "
             "tripq.networks.register_network adds a network of your own."
         )
-    arguments = {
-        argument: _plain(getattr(network, argument))
-        for argument in inspect.signature(type(network)).parameters
-    }
+    arguments = {key: _plain(value) for key, value in arguments_of(network).items()}
     metadata = {
         **(notes or {}),
-        "network": name,
-        "arguments": json.dumps(arguments, default=_plain),
+        NETWORK: name,
+        ARGUMENTS: json.dumps(arguments, default=_plain),
     }
     weights = {key: value.contiguous() for key, value in network.state_dict().items()}
     write_bytes(Path(path), _in_order(save(weights, metadata=metadata)))
@@ -112,14 +107,13 @@ def load_network(path: str | PathLike[str]) -> nn.Module:
     MemoryError
         If there is not enough memory for it.
     """
-    metadata = read_notes(path)
-    if not {"network", "arguments"} <= metadata.keys():
-        raise CheckpointError(f"{path}: not a network of tripq: its metadata names no network.")
     try:
-        arguments = _check_arguments(
-            metadata["network"], parse_json(metadata["arguments"], "arguments")
-        )
-        network = _build(metadata["network"], arguments, load_file(path))
+        metadata = read_network_metadata(Path(path))
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    try:
+        arguments = _check_arguments(metadata[NETWORK], parse_json(metadata[ARGUMENTS], ARGUMENTS))
+        network = _build(metadata[NETWORK], arguments, load_file(path))
     except (
         *(TypeError, ValueError, LookupError, RuntimeError, ArithmeticError, AssertionError),
         *(SafetensorError, OSError, MemoryError),
@@ -142,24 +136,21 @@ def read_notes(path: str | PathLike[str]) -> dict[str, str]:
         If the file is missing or damaged.
     """
     try:
-        require_file(Path(path))
+        return read_metadata(Path(path))
     except ValueError as error:
-        raise CheckpointError(str(error)) from None
-    try:
-        with safe_open(path, framework="pt") as file:
-            notes = dict(file.metadata() or {})
-    except (SafetensorError, OSError, MemoryError) as error:
-        if is_out_of_memory(error):
-            raise MemoryError(f"{path}: out of memory while it was opened.") from error
-        if _is_pickle(Path(path)):
-            raise CheckpointError(
-                f"{path}: a file of torch.save, which can contain programs, was not read. Networks "
-                "are .safetensors files; `tripq train` writes one beside its folder of checkpoints."
-            ) from error
-        raise CheckpointError(f"{path}: not a complete safetensors file: {error}") from error
-    if (length := sum(map(len, (*notes, *notes.values())))) > MAX_NOTES:
-        raise CheckpointError(f"{path}: {length:,} characters of notes; at most {MAX_NOTES:,}.")
-    return notes
+        raise CheckpointError(str(error)) from error
+
+
+def arguments_of(network: nn.Module) -> dict[str, Any]:
+    """The arguments of the constructor of a network, which it keeps as attributes of their names.
+
+    Examples
+    --------
+    >>> from tripq.networks.conv import ConvSegmenter
+    >>> arguments_of(ConvSegmenter(4, widths=(3, 2)))
+    {'n_directions': 4, 'widths': (3, 2), 'kernel_size': 3, 'n_classes': 1}
+    """
+    return {name: getattr(network, name) for name in inspect.signature(type(network)).parameters}
 
 
 def _plain(value: Any) -> Any:
@@ -183,15 +174,6 @@ def _in_order(content: bytes) -> bytes:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the numbers behind it stay aligned
     return len(text).to_bytes(8, "little") + text + content[start:]
-
-
-def _is_pickle(path: Path) -> bool:
-    """Whether a file begins like one of torch.save, in its new or its old format."""
-    try:
-        with path.open("rb") as file:
-            return file.read(2) in (b"PK", b"\x80\x02")
-    except OSError:
-        return False
 
 
 def _check_arguments(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -230,7 +212,9 @@ def _is_like(value: Any, default: Any) -> bool:
 
 
 def _as_default(value: Any, default: Any) -> Any:
-    """Convert a value that is like the default to its type, such as a dataclass."""
+    """Convert a value that is like the default to its type, such as a dataclass or a tuple."""
+    if isinstance(default, tuple):
+        return tuple(value)
     if not is_dataclass(default) or isinstance(default, type):
         return value
     items = {name: tuple(item) if type(item) is list else item for name, item in value.items()}

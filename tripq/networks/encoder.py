@@ -7,21 +7,25 @@ voxel: scalars, directions, tensors.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from inspect import signature
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from tripq.domain.graph import PQGraph
 from tripq.domain.quadrature import Quadrature
 from tripq.filters.radial import Radial
 from tripq.infra.e3nn import o3
+from tripq.networks.encoding import Encoding
 from tripq.networks.signal import LARGEST_RATIO
 from tripq.nn.batch_norm import Normalization
 from tripq.nn.block import Block
-from tripq.nn.bound import Bindable
 from tripq.nn.layer import Group, PQTensorFieldLayer
 from tripq.so3.paths import Selection
 
 
-class Encoder(Bindable):
+class Encoder(Encoding):
     """Rotation-equivariant network from a diffusion scan to features of every voxel.
 
     The features transform with joint rotations of voxels and directions as `irreps_out` says, and
@@ -87,6 +91,9 @@ class Encoder(Bindable):
     >>> encoder(torch.rand(125, 4), graph).shape
     torch.Size([125, 16])
     """
+
+    encoder_kind = "Encoder"
+    encoder_arguments: ClassVar[Mapping[str, str]]
 
     def __init__(
         self,
@@ -164,6 +171,9 @@ class Encoder(Bindable):
         for block in self.blocks:
             x = block(x, graph)
         return x
+
+
+Encoder.encoder_arguments = {name: name for name in signature(Encoder).parameters}
 
 
 class VoxelNetwork(Encoder):

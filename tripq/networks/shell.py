@@ -7,9 +7,10 @@ does not depend on the number of directions, so that one network serves all grad
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,9 @@ from tripq.domain.scan_graph import ScanGraph
 from tripq.filters.filter import coupling_tensor
 from tripq.filters.radial import Radial
 from tripq.infra.e3nn import o3
+from tripq.networks.encoding import Encoding
 from tripq.networks.signal import LARGEST_RATIO
 from tripq.nn.block import Block
-from tripq.nn.bound import Bindable
 from tripq.nn.layer import PQTensorFieldLayer
 from tripq.nn.residual import per_component, root_mean_square, size_by_irrep
 from tripq.scans import B_REFERENCE, DWIError
@@ -60,7 +61,7 @@ class FittedShell:
     errors: Tensor
 
 
-class ShellNetwork(Bindable):
+class ShellNetwork(Encoding):
     """Base of networks that take the harmonics of a shell: scales, layers on p-space, and a head.
 
     Parameters
@@ -97,6 +98,16 @@ class ShellNetwork(Bindable):
     ValueError
         If a number is out of range.
     """
+
+    encoder_kind = "ShellNetwork"
+    encoder_parts = ("blocks", "mean", "size", "noise")
+    encoder_arguments: ClassVar[Mapping[str, str]] = {
+        name: name
+        for name in (
+            *("p_radius", "p_features", "n_p_layers", "order", "smoothing"),
+            *("p_radial", "quadrature"),
+        )
+    }
 
     mean: Tensor
     size: Tensor

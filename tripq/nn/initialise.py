@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from tripq.nn.layer import PQTensorFieldLayer
 
 
 @torch.no_grad()
-def scale_initial_weights(network: nn.Module, *batch: Tensor | PQGraph) -> None:
+def scale_initial_weights(
+    network: nn.Module, *batch: Tensor | PQGraph, kept: Collection[nn.Module] = ()
+) -> None:
     """Scale the weights of every layer so that its outputs have a root mean square of 1.
 
     The features of each order grow or shrink with the numbers of neighbours, paths and directions.
@@ -24,13 +27,20 @@ def scale_initial_weights(network: nn.Module, *batch: Tensor | PQGraph) -> None:
         Its `PQTensorFieldLayer` are scaled in place, in the order in which they are called.
     *batch
         Arguments of ``network(...)``.
+    kept : collection of Module
+        Parts of the network that were trained before: their weights do not change.
     """
 
     def scale(layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any], y: Tensor) -> Tensor:
         assert isinstance(layer, PQTensorFieldLayer)
         return layer.normalize_output(y, named.get("graph", args[-1]))
 
-    layers = [m for m in network.modules() if isinstance(m, PQTensorFieldLayer)]
+    trained = {module for part in kept for module in part.modules()}
+    layers = [
+        module
+        for module in network.modules()
+        if isinstance(module, PQTensorFieldLayer) and module not in trained
+    ]
     hooks = [layer.register_forward_hook(scale, with_kwargs=True) for layer in layers]
     try:
         network(*batch)

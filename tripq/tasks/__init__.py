@@ -12,7 +12,7 @@ A weights file can name its task (the note ``task``).  Only this name is used to
 nothing in the file is executed.
 
 >>> task_names()
-('fibres', 'lesions', 'signal', 'tissue')
+('fibres', 'lesions', 'pretraining', 'signal', 'tissue')
 >>> find_task("lesions").name
 'lesions'
 """
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -156,23 +156,29 @@ class TaskCommands(ABC, Generic[Config]):
     predicts_signal: ClassVar[bool] = False
     scored: ClassVar[str] = ""
 
-    def included_weights(self) -> Path:
-        """File of the trained network that comes with the task.
+    @property
+    def included_file(self) -> Path | None:
+        """File of the trained network that comes with the task; None if this installation has none.
 
         Its name is `weights`, in the folder ``weights`` beside the module of the class.
+        """
+        path = Path(inspect.getfile(type(self))).parent / "weights" / self.weights
+        return path if path.is_file() else None
+
+    def included_weights(self) -> Path:
+        """`included_file`, for the commands that apply a network.
 
         Raises
         ------
         tripq.networks.checkpoint.CheckpointError
             If this installation has no such file.
         """
-        path = Path(inspect.getfile(type(self))).parent / "weights" / self.weights
-        if not path.is_file():
+        if (path := self.included_file) is None:
             from tripq.networks.checkpoint import CheckpointError
 
             raise CheckpointError(
-                f"{path}: this installation of tripq has no trained network of the task "
-                f"{self.name}. Give a checkpoint: --weights FILE."
+                f"this installation of tripq has no trained network of the task {self.name}, "
+                f"{self.weights}. Give a checkpoint: --weights FILE."
             )
         return path
 
@@ -229,52 +235,61 @@ class TaskCommands(ABC, Generic[Config]):
     def build_task(self, settings: Config, cohort: Cohort) -> Task:
         """Target, loss and score of a training."""
 
-    def train(
-        self,
-        settings: Config,
-        cohort: Cohort,
-        folder: Path,
-        device: str = "cpu",
-        report: Callable[[Progress], None] | None = None,
-    ) -> tuple[nn.Module, TrainingRecord]:
-        """Train a network until the score of the validation no longer improves.
-
-        Parameters
-        ----------
-        settings : Config
-            Of the training.
-        cohort : Cohort
-            Its scans; see `read_cohort`.
-        folder, device, report
-            As in `tripq.training.configured.train_configured`.
-
-        Returns
-        -------
-        network : Module
-            Network with the weights of the best validation, on the CPU.
-        record : TrainingRecord
+    def new_network(self, settings: Config, cohort: Cohort) -> nn.Module:
+        """A network whose random weights depend on the seed of the training.
 
         Raises
         ------
         tripq.training.config.ConfigError
-            If the network cannot be built, or training ended before the first validation.
+            If the network cannot be built.
         tripq.scans.DWIError
             If the b-values of a scan exceed the range of the network.
-        ValueError
-            If the task rejects the scans; see `tripq.training.Task.check`.
-        FloatingPointError
-            If the loss is NaN or infinite.
         """
         import torch
 
         from tripq.networks.blocks import check_b_values
-        from tripq.training.configured import train_configured
 
         torch.manual_seed(settings.training.seed)
         network = self.build_network(settings, cohort)
         for scan in (*cohort.training, *cohort.validation):
             check_b_values(network, scan.dwi)
-        record = train_configured(
+        return network
+
+    def train(
+        self,
+        network: nn.Module,
+        settings: Config,
+        cohort: Cohort,
+        folder: Path,
+        device: str = "cpu",
+        report: Callable[[Progress], None] | None = None,
+        kept: Collection[nn.Module] = (),
+    ) -> TrainingRecord:
+        """Train a network until the score of the validation no longer improves.
+
+        Parameters
+        ----------
+        network : Module
+            From `new_network`; on the CPU afterwards, with the weights of the best validation.
+        settings : Config
+            Of the training.
+        cohort : Cohort
+            Its scans; see `read_cohort`.
+        folder, device, report, kept
+            As in `tripq.training.configured.train_configured`.
+
+        Raises
+        ------
+        tripq.training.config.ConfigError
+            If training ended before the first validation.
+        ValueError
+            If the task rejects the scans; see `tripq.training.Task.check`.
+        FloatingPointError
+            If the loss is NaN or infinite.
+        """
+        from tripq.training.configured import train_configured
+
+        return train_configured(
             network,
             self.build_task(settings, cohort),
             cohort.training,
@@ -283,8 +298,8 @@ class TaskCommands(ABC, Generic[Config]):
             folder,
             device=device,
             report=report,
+            kept=kept,
         )
-        return network, record
 
     @abstractmethod
     def validate(

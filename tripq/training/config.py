@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import field, fields
 from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -28,6 +28,7 @@ from pydantic.dataclasses import dataclass
 from tripq.domain.quadrature import Quadrature
 from tripq.infra.files import read_text, shortened, whole_number
 from tripq.networks.encoder import Encoder
+from tripq.networks.encoding import Encoding
 from tripq.networks.shell import ShellNetwork
 from tripq.nn.batch_norm import Normalization
 from tripq.so3.paths import Group, Selection
@@ -72,7 +73,15 @@ def default_of(constructor: Callable[..., object], name: str) -> Any:
 
 @dataclass(frozen=True, config=CHECKED)
 class NetworkConfig:
-    """Arguments of the constructor of a network; a task adds those of its network."""
+    """Arguments of the constructor of a network; a task adds those of its network.
+
+    Attributes
+    ----------
+    encoding : type or None
+        Class whose arguments they are, if its encoder can be taken from another network.
+    """
+
+    encoding: ClassVar[type[Encoding] | None] = None
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -84,6 +93,8 @@ class EncoderConfig(NetworkConfig):
     of several voxel sizes it is relative to the geometric mean of the shortest and the longest
     edge.
     """
+
+    encoding: ClassVar[type[Encoding] | None] = Encoder
 
     p_radius: Annotated[
         float | None,
@@ -145,6 +156,8 @@ class EncoderConfig(NetworkConfig):
 @dataclass(frozen=True, config=CHECKED)
 class ShellConfig(NetworkConfig):
     """Arguments of `tripq.networks.shell.ShellNetwork`, with its defaults."""
+
+    encoding: ClassVar[type[Encoding] | None] = ShellNetwork
 
     p_radius: Annotated[
         float, Field(gt=0, description="radius of the neighbourhood of a voxel in mm")
@@ -295,13 +308,28 @@ def read_config(path: Path, kind: type[Config]) -> Config:
     ConfigError
         If it is missing, not valid TOML, or has an invalid key or value.
     """
+    return parse_config(_read(path), str(path), kind)
+
+
+def network_keys(path: Path) -> frozenset[str]:
+    """The keys of the section ``[network]`` that a settings file gives.
+
+    Raises
+    ------
+    ConfigError
+        If it is missing, or not valid TOML.
+    """
+    section = json.loads(_content(_read(path), str(path))).get("network", {})
+    return frozenset(section if isinstance(section, dict) else ())
+
+
+def _read(path: Path) -> str:
     try:
-        text = read_text(path, MAX_CONFIG_BYTES)
+        return read_text(path, MAX_CONFIG_BYTES)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}.") from error
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return parse_config(text, str(path), kind)
 
 
 def parse_config(text: str, name: str, kind: type[Config]) -> Config:
@@ -312,6 +340,15 @@ def parse_config(text: str, name: str, kind: type[Config]) -> Config:
     ConfigError
         If it is not valid TOML, or has an invalid key or value.
     """
+    content = _content(text, name)
+    try:
+        return TypeAdapter(kind).validate_json(content)
+    except ValidationError as error:
+        raise ConfigError(f"{name}: {_explain(error, kind)}") from error
+
+
+def _content(text: str, name: str) -> str:
+    """The settings as JSON."""
     try:
         # from JSON, pydantic converts lists to tuples and tables to dataclasses in strict mode
         content = json.dumps(tomllib.loads(text), default=str)
@@ -322,10 +359,7 @@ def parse_config(text: str, name: str, kind: type[Config]) -> Config:
         raise ConfigError(f"{name}: not valid TOML: {error}.") from error
     except ValueError as error:
         raise ConfigError(f"{name}: a whole number has more than 64 bits.") from error
-    try:
-        return TypeAdapter(kind).validate_json(content)
-    except ValidationError as error:
-        raise ConfigError(f"{name}: {_explain(error, kind)}") from error
+    return content
 
 
 def example_config(kind: type[TrainingConfig]) -> str:

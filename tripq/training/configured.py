@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from math import inf, prod, sqrt
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 from torch import nn
 
 from tripq.networks.blocks import graph_radius, reads_b0_contrast
+from tripq.networks.checkpoint import arguments_of, load_network
+from tripq.networks.start import encoder_arguments, same_argument
 from tripq.training.budget import Budget, Progress
-from tripq.training.config import ConfigError, EncoderConfig, OptimisationConfig
+from tripq.training.config import Config, ConfigError, EncoderConfig, OptimisationConfig
 from tripq.training.patches import PatchDataModule
 from tripq.training.run import Stopping, TrainingRecord, train
 from tripq.training.task import Scan, Task
@@ -64,6 +66,42 @@ def build_encoder(
     return build_network(constructor, arguments)
 
 
+def started_config(settings: Config, path: Path, given: Collection[str] = ()) -> Config:
+    """Settings whose network can start from that of a file; see `tripq.networks.start`.
+
+    Parameters
+    ----------
+    settings : TrainingConfig
+        Of the training.
+    path : Path
+        File of the network.
+    given : collection of str
+        Arguments of the network that were chosen; the others become those of the file.
+
+    Raises
+    ------
+    ConfigError
+        If a chosen argument differs from that of the file.
+    tripq.networks.checkpoint.CheckpointError
+        If the file is no network, or its encoder is of another kind.
+    """
+    config, source = settings.network, load_network(path)
+    if config.encoding is None:
+        return settings
+    found = encoder_arguments(config.encoding, source, path)
+    if isinstance(source, config.encoding):
+        found = {**arguments_of(source), **found}
+    found = {one.name: found[one.name] for one in fields(config) if one.name in found}
+    for name, value in found.items():
+        chosen = getattr(config, name)
+        if name in given and not same_argument(chosen, value):
+            raise ConfigError(
+                f"[network] {name} = {chosen!r}, but the network of {path} has {value!r}: omit "
+                "this key, or start from another network."
+            )
+    return replace(settings, network=replace(config, **found))
+
+
 def train_configured(
     network: nn.Module,
     task: Task,
@@ -74,6 +112,7 @@ def train_configured(
     *,
     device: str = "cpu",
     report: Callable[[Progress], None] | None = None,
+    kept: Collection[nn.Module] = (),
 ) -> TrainingRecord:
     """Train a network in place until the validation score no longer improves.
 
@@ -94,6 +133,8 @@ def train_configured(
         ``"cpu"`` or ``"cuda"``.
     report : callable, optional
         Called with a `Progress` after every step.
+    kept : collection of Module
+        Parts of the network that were trained before; see `tripq.training.train`.
 
     Raises
     ------
@@ -132,6 +173,7 @@ def train_configured(
         device=device,
         precision=config.precision,
         report=report,
+        kept=kept,
     )
     if not record.scores:
         raise ConfigError(

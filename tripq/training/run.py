@@ -8,7 +8,7 @@ import math
 import pickle
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -184,7 +184,7 @@ def train(
     learning_rate: float = 1e-2,
     weight_decay: float = 1e-2,
     settle: bool = True,
-    initialise: bool = True,
+    kept: Collection[nn.Module] = (),
     device: str = "cpu",
     precision: Precision = "32-true",
     report: Callable[[Progress], None] | None = None,
@@ -214,9 +214,10 @@ def train(
         See `TaskModule`.
     settle : bool
         Whether to set batch norms by `settle_batch_norm` at each validation and at the end.
-    initialise : bool
-        Whether to scale the weights first (`Task.initialise`).  False for a network that was
-        trained before and is trained further.
+    kept : collection of Module
+        Parts of the network that were trained before, such as `Taken.modules` of
+        `tripq.networks.start.start_from`; ``(network,)`` for all of it.  `Task.initialise` sets the
+        initial weights of the other parts.
     device : str
         ``"cpu"``, ``"cuda"`` or another accelerator of Lightning.  Processes started by torchrun
         divide each batch and the validation scans; the weights equal those of one process, to
@@ -274,8 +275,8 @@ def train(
         goes_on = stopping is not None and last.is_file()
         if not goes_on:
             network.train()
-            if initialise:
-                task.initialise(network, patches.first())
+            if network not in kept:
+                task.initialise(network, patches.first(), kept)
         trainer = L.Trainer(
             accelerator=device,
             devices=rank.local_count,

@@ -28,7 +28,7 @@ the mean signal of a voxel, which would need no network:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
@@ -132,15 +132,26 @@ class Task(ABC):
         """Voxels (V,) on which a fraction of the boxes is placed; None for no preference."""
         return None
 
-    def initialise(self, network: nn.Module, batch: Batch) -> None:
+    def initialise(
+        self, network: nn.Module, batch: Batch, kept: Collection[nn.Module] = ()
+    ) -> None:
         """Set the initial weights in place, given the first batch.
 
         By default a `Residual` measures the errors of its estimate, and every layer is scaled to
         outputs of size 1.
+
+        Parameters
+        ----------
+        network : Module
+            The network.
+        batch : Batch
+            The first one.
+        kept : collection of Module
+            Parts of the network that were trained before, such as an encoder, and do not change.
         """
         if isinstance(network, Residual):
             network.measure(batch.signal, batch.graph, batch.target)
-        scale_initial_weights(network, batch.signal, batch.graph)
+        scale_initial_weights(network, batch.signal, batch.graph, kept=kept)
 
     def check(  # noqa: B027
         self, scans: Sequence[Scan], purpose: Literal["training", "validation"]

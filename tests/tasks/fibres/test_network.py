@@ -59,6 +59,7 @@ def test_the_linear_part_is_a_deconvolution() -> None:
     graphs = [PQGraph.from_grid(s.dwi.mask, s.dwi.affine, s.dwi.q, 5.0) for s in scans]
     signals = [torch.from_numpy(scan.dwi.signal) for scan in scans]
     known = [torch.from_numpy(FibreTask().target(scan)) for scan in scans]
+    network.measure(signals[0], graphs[0])
     network.solve(signals[0], graphs[0], known[0])
     with torch.no_grad():
         found = network(signals[1], graphs[1])
@@ -80,6 +81,7 @@ def test_no_smaller_error_is_linear() -> None:
     scan = fibre_head(1)
     graph = PQGraph.from_grid(scan.dwi.mask, scan.dwi.affine, scan.dwi.q, 5.0)
     signal, known = torch.from_numpy(scan.dwi.signal), torch.from_numpy(scan.fodf)
+    network.measure(signal, graph)
     network.solve(signal, graph, known)
     least = FibreTask().loss(network(signal, graph), known)
     least.backward()

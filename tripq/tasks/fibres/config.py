@@ -10,11 +10,12 @@ r"""Training settings of the prediction of fibres.
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from tripq.networks.encoding import Encoding
 from tripq.tasks.fibres.network import FibreNetwork
 from tripq.training.augment import Augmentation
 from tripq.training.config import (
@@ -30,6 +31,8 @@ from tripq.training.config import (
 @dataclass(frozen=True, config=CHECKED)
 class FibreNetworkConfig(ShellConfig):
     """Arguments of `tripq.tasks.fibres.network.FibreNetwork`, with its defaults."""
+
+    encoding: ClassVar[type[Encoding] | None] = FibreNetwork
 
     p_radius: Annotated[
         float,

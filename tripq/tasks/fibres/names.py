@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from tripq.scans.bids import model_map
-from tripq.so3.mrtrix import highest_order
 
 FODF, PEAKS = (model_map("fibres", parameter) for parameter in ("fodf", "peaks"))
 """Endings of the names of maps of orientation distributions and of peaks."""
@@ -31,6 +30,8 @@ def describe_fodf(n_coefficients: int, model: Mapping[str, Any]) -> dict[str, An
     >>> described["OrientationEncoding"]["SphericalHarmonicDegree"]
     8
     """
+    from tripq.so3.mrtrix import highest_order  # imports torch, which no command needs for names
+
     return {
         "Description": "Fibre orientation distributions: the integral over the sphere is the "
         "fraction of white matter.",

@@ -19,6 +19,9 @@ corrections are of size 1.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -86,6 +89,11 @@ class FibreNetwork(ShellNetwork):
     >>> network(torch.rand(64, 13), graph).shape
     torch.Size([64, 45])
     """
+
+    encoder_arguments: ClassVar[Mapping[str, str]] = {
+        **ShellNetwork.encoder_arguments,
+        "order": "fit_order",
+    }
 
     error: Tensor
 
@@ -211,7 +219,7 @@ class FibreNetwork(ShellNetwork):
 
     @torch.no_grad()
     def solve(self, signal: Tensor, graph: PQGraph, target: Tensor) -> None:
-        """Solve the linear part by least squares on a first batch; see `measure` for the scales.
+        """Solve the linear part by least squares on a first batch; `measure` the scales before.
 
         Parameters
         ----------
@@ -220,7 +228,6 @@ class FibreNetwork(ShellNetwork):
         target : Tensor of shape (V, irreps_out.dim)
             The wanted output.
         """
-        self.measure(signal, graph)
         parts = graph.by_scan(signal)
         features = torch.cat([self._features_of(part, scan) for scan, part in parts]).double()
         for (l, columns), weight in zip(self._columns_of.items(), self.start, strict=True):

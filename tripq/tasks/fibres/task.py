@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal, Protocol
 
 import numpy as np
@@ -79,11 +79,15 @@ class FibreTask(Task):
                 )
 
     @torch.no_grad()
-    def initialise(self, network: nn.Module, batch: Batch) -> None:
+    def initialise(
+        self, network: nn.Module, batch: Batch, kept: Collection[nn.Module] = ()
+    ) -> None:
         """Solve the linear part of a `FibreNetwork`, and scale the weights."""
         if isinstance(network, FibreNetwork):
+            if network.blocks not in kept:
+                network.measure(batch.signal, batch.graph)
             network.solve(batch.signal, batch.graph, batch.target)
-        super().initialise(network, batch)
+        super().initialise(network, batch, kept)
 
 
 def angular_correlation(one: Tensor, other: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
@@ -68,12 +68,14 @@ class LesionTask(Task):
         return torch.sigmoid(output)
 
     @torch.no_grad()
-    def initialise(self, network: nn.Module, batch: Batch) -> None:
+    def initialise(
+        self, network: nn.Module, batch: Batch, kept: Collection[nn.Module] = ()
+    ) -> None:
         """Scale the weights, and set the bias of the logit to the fraction of lesion voxels.
 
         See `tripq.nn.fill_last_bias`.
         """
-        super().initialise(network, batch)
+        super().initialise(network, batch, kept)
         # Half a voxel is added to both classes, so that the log-odds are finite.
         share = (batch.target.sum() + 0.5) / (len(batch.target) + 1)
         fill_last_bias(network, torch.logit(share))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,29 +21,24 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tripq.networks.apply import Model, Prediction
-    from tripq.tasks.signal.config import SignalConfig
+    from tripq.tasks.signal.config import PretrainingConfig, SignalConfig
+    from tripq.tasks.signal.encoder import SignalEncoder
     from tripq.tasks.signal.network import SignalPredictor
     from tripq.tasks.signal.scans import MeasuredScan
     from tripq.tasks.signal.scoring import SignalScoring
     from tripq.tasks.signal.task import SignalTask
 
 
-class SignalCommands(TaskCommands["SignalConfig"]):
+Settings = TypeVar("Settings", bound="SignalConfig | PretrainingConfig")
+
+
+class _PredictionCommands(TaskCommands[Settings]):
     """Prediction of signal for the commands; its methods import what they need."""
 
-    name = "signal"
     needed = ("lightning", "torchmetrics")
-    weights = "signal-predictor.safetensors"
     quantity = "signals"
     predicts_signal = True
     units: ClassVar[Mapping[str, str]] = {"MD": UNIT_OF_MD}
-
-    @property
-    def config(self) -> type[SignalConfig]:
-        """Class of the training settings."""
-        from tripq.tasks.signal.config import SignalConfig
-
-        return SignalConfig
 
     @property
     def score(self) -> str:
@@ -56,7 +51,7 @@ class SignalCommands(TaskCommands["SignalConfig"]):
         self,
         data: Path,
         truth: Path,
-        settings: SignalConfig,
+        settings: Settings,
         frame: Frame,
         kept: Path,
         memory: float,
@@ -70,14 +65,7 @@ class SignalCommands(TaskCommands["SignalConfig"]):
             MeasuredFiles, data, truth, frame, memory, settings.split, bar, quadrature=quadrature
         )
 
-    def build_network(self, settings: SignalConfig, cohort: Cohort) -> SignalPredictor:
-        """A network for the signal along any direction."""
-        from tripq.tasks.signal.network import SignalPredictor
-        from tripq.training.configured import build_network
-
-        return build_network(SignalPredictor, asdict(settings.network))
-
-    def build_task(self, settings: SignalConfig, cohort: Cohort) -> SignalTask:
+    def build_task(self, settings: Settings, cohort: Cohort) -> SignalTask:
         """The signal of hidden directions."""
         from tripq.tasks.signal.task import SignalTask
 
@@ -198,6 +186,48 @@ class SignalCommands(TaskCommands["SignalConfig"]):
 
         reject_limits("predicted signals", threshold, min_volume)
         return SignalScoring()
+
+
+class SignalCommands(_PredictionCommands["SignalConfig"]):
+    """Prediction of signal by the network that predicts best."""
+
+    name = "signal"
+    weights = "signal-predictor.safetensors"
+
+    @property
+    def config(self) -> type[SignalConfig]:
+        """Class of the training settings."""
+        from tripq.tasks.signal.config import SignalConfig
+
+        return SignalConfig
+
+    def build_network(self, settings: SignalConfig, cohort: Cohort) -> SignalPredictor:
+        """A network for the signal along any direction."""
+        from tripq.tasks.signal.network import SignalPredictor
+        from tripq.training.configured import build_network
+
+        return build_network(SignalPredictor, asdict(settings.network))
+
+
+class PretrainingCommands(_PredictionCommands["PretrainingConfig"]):
+    """Prediction of signal by an encoder that other tasks can start from."""
+
+    name = "pretraining"
+    weights = "signal-encoder.safetensors"
+
+    @property
+    def config(self) -> type[PretrainingConfig]:
+        """Class of the training settings."""
+        from tripq.tasks.signal.config import PretrainingConfig
+
+        return PretrainingConfig
+
+    def build_network(self, settings: PretrainingConfig, cohort: Cohort) -> SignalEncoder:
+        """A network whose encoder is that of lesions and tissue."""
+        from tripq.tasks.signal.encoder import SignalEncoder
+        from tripq.training.configured import build_encoder
+
+        return build_encoder(SignalEncoder, settings.network, cohort.voxel_sizes)
 
 
 def _directions(prediction: Prediction) -> NDArray[np.float64]:

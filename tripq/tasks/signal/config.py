@@ -13,7 +13,14 @@ from dataclasses import field
 
 from pydantic.dataclasses import dataclass
 
-from tripq.training.config import CHECKED, ShellConfig, ShellOptimisationConfig, TrainingConfig
+from tripq.training.config import (
+    CHECKED,
+    EncoderConfig,
+    OptimisationConfig,
+    ShellConfig,
+    ShellOptimisationConfig,
+    TrainingConfig,
+)
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -22,3 +29,11 @@ class SignalConfig(TrainingConfig):
 
     network: ShellConfig = field(default_factory=ShellConfig)
     training: ShellOptimisationConfig = field(default_factory=ShellOptimisationConfig)
+
+
+@dataclass(frozen=True, config=CHECKED)
+class PretrainingConfig(TrainingConfig):
+    """All training settings of `tripq.tasks.signal.encoder.SignalEncoder`."""
+
+    network: EncoderConfig = field(default_factory=EncoderConfig)
+    training: OptimisationConfig = field(default_factory=OptimisationConfig)

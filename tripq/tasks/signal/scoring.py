@@ -48,7 +48,7 @@ def held_out_errors(
     Parameters
     ----------
     network : Module
-        A `SignalPredictor` in evaluation mode, on `device`.
+        A `SignalPredictor` or a `SignalEncoder` in evaluation mode, on `device`.
     scans : sequence of MeasuredScan
         At least one.
     device : str
@@ -63,10 +63,11 @@ def held_out_errors(
     found, known : (N,) float32 arrays
         All values, predicted and measured.
     """
+    from tripq.tasks.signal.encoder import SignalEncoder
     from tripq.tasks.signal.network import SignalPredictor
     from tripq.tasks.signal.task import SignalTask
 
-    assert isinstance(network, SignalPredictor)
+    assert isinstance(network, SignalPredictor | SignalEncoder)
     fit = HarmonicFit(network.order, network.smoothing).eval()
     rows, values = [], []
     for number, scan in enumerate(scans):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal, cast
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanSquaredError, Metric
 
 from tripq.scans import DWI
+from tripq.tasks.signal.encoder import SignalEncoder
 from tripq.tasks.signal.network import SignalPredictor
 from tripq.training.batch import Batch
 from tripq.training.task import Scan, Task
@@ -115,11 +116,15 @@ class SignalTask(Task):
         return metric
 
     @torch.no_grad()
-    def initialise(self, network: nn.Module, batch: Batch) -> None:
-        """Measure the scales of a `SignalPredictor`, and scale the weights."""
-        if isinstance(network, SignalPredictor):
+    def initialise(
+        self, network: nn.Module, batch: Batch, kept: Collection[nn.Module] = ()
+    ) -> None:
+        """Measure the scales of the network, and scale the weights."""
+        if isinstance(network, SignalPredictor) and network.blocks not in kept:
             network.measure(batch.signal, batch.graph)
-        super().initialise(network, batch)
+        if isinstance(network, SignalEncoder):
+            network.measure(batch.signal, batch.graph, batch.target)
+        super().initialise(network, batch, kept)
 
     def check(self, scans: Sequence[Scan], purpose: Literal["training", "validation"]) -> None:
         """Reject scans of which no direction can be hidden."""

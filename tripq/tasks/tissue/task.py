@@ -15,7 +15,7 @@ the mean weight 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
@@ -137,13 +137,15 @@ class TissueTask(Task):
         return output.softmax(dim=1)
 
     @torch.no_grad()
-    def initialise(self, network: nn.Module, batch: Batch) -> None:
+    def initialise(
+        self, network: nn.Module, batch: Batch, kept: Collection[nn.Module] = ()
+    ) -> None:
         """Scale the weights, and set the biases to the weighted fractions of the classes.
 
         The cross-entropy of a network without other weights is lowest there; see
         `tripq.nn.fill_last_bias`.
         """
-        super().initialise(network, batch)
+        super().initialise(network, batch, kept)
         shares = np.array(self.fractions) * np.array(self.weights)
         fill_last_bias(network, torch.tensor(np.log(shares), dtype=torch.float32))
 
