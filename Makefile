@@ -6,6 +6,9 @@ PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
 
+# The tests start many processes: modules are compiled once for all of them.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-all fuzz lint types docs clean
 .NOTPARALLEL:
 

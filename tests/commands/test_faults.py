@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ import torch
 
 from tests.commands.conftest import Call, write_scan
 from tests.commands.test_segment_bids import summary
+from tests.processes import Forked
 from tripq.commands import applying, segmenting
 from tripq.infra import files
 from tripq.tasks.lesions import segmentation
@@ -101,7 +101,9 @@ class Fault:
         return failing
 
 
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.exhaustive)])
 def test_wherever_writing_fails_nothing_half_is_left(
+    step: int,
     quick: None,
     call: Call,
     raw: Path,
@@ -113,7 +115,7 @@ def test_wherever_writing_fails_nothing_half_is_left(
     arguments = ("--weights", weights, "--quiet")
     assert call("segment-bids", raw, expected, "participant", *arguments).status == 0
     fault = Fault(monkeypatch)
-    for place in count(1):
+    for place in count(1, step):
         target = out / str(place)
         fault.calls, fault.fails_at = 0, place
         fault.error = (errno.ENOSPC, errno.EACCES, errno.EROFS)[place % 3]
@@ -175,17 +177,13 @@ def test_a_limit_of_the_system_is_met_as_a_full_disk_is(
 ) -> None:
     """A real one: no file may have more than 4000 bytes, and the map would."""
     arguments = ("segment", scan, "--mask", mask, "--weights", weights, "-o", tmp_path / "out")
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, *map(str, arguments), "--nthreads", "1"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 1, done.stderr
+    process = Forked(LIMITED, *arguments, "--nthreads", 1, cwd=tmp_path)
+    _, stderr = process.communicate()
+    assert process.returncode == 1, stderr
     target = tmp_path / "out" / "dwi_label-lesion_probseg.nii.gz"
-    last = done.stderr.splitlines()[-1]
+    last = stderr.splitlines()[-1]
     assert last == f"error: {target}: cannot be written: File too large."
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in stderr
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -344,16 +342,13 @@ def stopped(tmp_path: Path, raw: Path, weights: Path) -> Callable[..., int]:
     def run(where: str, number: signal.Signals, out: Path) -> int:
         marker = tmp_path / "marker"
         arguments = (raw, out, "participant", "--weights", weights, "--nthreads", "1")
-        process = subprocess.Popen(
-            [sys.executable, "-c", STOPS, marker, where, "segment-bids", *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+        process = Forked(STOPS, marker, where, "segment-bids", *arguments, cwd=tmp_path)
         try:
             deadline = time.monotonic() + 120
-            while not marker.exists() and process.poll() is None and time.monotonic() < deadline:
+            while not marker.exists() and process.returncode is None:
+                assert time.monotonic() < deadline
                 time.sleep(0.02)
-            assert marker.exists(), process.communicate()[1].decode()
+            assert marker.exists(), process.communicate()[1]
             process.send_signal(number)
             process.communicate(timeout=60)
         finally:

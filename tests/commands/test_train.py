@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.commands.conftest import Call, Outcome
-from tests.commands.test_run import start
+from tests.processes import COMMAND, Forked
 from tripq.commands.train import Watch
 from tripq.networks.checkpoint import load_network, read_notes
 from tripq.tasks.lesions.config import LesionConfig
@@ -217,7 +217,7 @@ def test_the_process_ends_with_130_at_ctrl_c(
     data: Path, config: Path, out: Path, tmp_path: Path
 ) -> None:
     config.write_text(CONFIG.replace("steps = 4", "steps = 100000\npatience = 100000"))
-    process = start("train", data, "--config", config, "-o", out, cwd=tmp_path)
+    process = Forked(COMMAND, "train", data, "--config", config, "-o", out, cwd=tmp_path)
     last = out / "checkpoints/last.ckpt"
     deadline = time.monotonic() + 120
     while not last.exists() and time.monotonic() < deadline:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import socket
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.processes import fork
 from tests.programs import train_in_ranks
 from tests.training.test_training import convolutional, equivariant, labelled_scan
 from tripq.infra.distributed import by_leader, connected, gather
 from tripq.infra.rank import ALONE, Rank
 from tripq.tasks.lesions.task import LesionTask
 from tripq.training import Budget, PatchDataModule, Stopping, train
-
-ROOT = Path(__file__).parents[2]
 
 
 def trained_here(folder: Path, n_validation: int) -> dict[str, Any]:
@@ -37,8 +35,7 @@ def trained_here(folder: Path, n_validation: int) -> dict[str, Any]:
 def trained(folder: Path, *arguments: float, ranks: int) -> list[dict[str, Any]]:
     """What each of so many processes has after training together.
 
-    They are forked from one that has imported everything, which takes longer than the training, and
-    have the environment that torchrun gives to its processes.
+    They have the environment that torchrun gives to its processes.
     """
     folder.mkdir()
     with socket.socket() as free:
@@ -46,24 +43,11 @@ def trained(folder: Path, *arguments: float, ranks: int) -> list[dict[str, Any]]
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     launched = {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}
     sizes = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(ranks))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([train_in_ranks.__name__])
     processes = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        patch.setenv("OMP_NUM_THREADS", "1")
-        for rank in range(ranks):
-            environment = {
-                **place,
-                **launched,
-                **sizes,
-                **dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)),
-            }
-            process = context.Process(
-                target=train_in_ranks.run, args=(environment, folder, *arguments)
-            )
-            process.start()
-            processes.append(process)
+    for rank in range(ranks):
+        numbers = dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
+        environment = {**place, **launched, **sizes, **numbers}
+        processes.append(fork(train_in_ranks.run, environment, folder, *arguments))
     for process in processes:
         process.join(timeout=300)
         process.kill()

@@ -22,7 +22,6 @@ KINDS = ("gaussian", "cosine", "bessel", "smooth_finite")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 kinds = pytest.mark.parametrize("kind", KINDS)
-precisions = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 
 
 def relative_error(value, reference):
@@ -239,8 +238,15 @@ def test_no_edges():
 # -- the kernels -----------------------------------------------------------------------------------
 
 
-@precisions
-@pytest.mark.parametrize("lmax", [1, 2, 4, 6])
+@pytest.mark.parametrize(
+    ("lmax", "dtype"),
+    [  # every order and every precision or, in `make test-all`, all of them together
+        pytest.param(lmax, dtype, marks=() if n % 3 == i else pytest.mark.exhaustive)
+        for n, lmax in enumerate((1, 2, 4, 6))
+        for i, dtype in enumerate(TOLERANCE)
+    ],
+    ids=str,
+)
 def test_kernels_of_harmonics(lmax, dtype, triton_device, poisoned):
     v = some_offsets(150, dtype, triton_device)
     y, (gradient,) = value_and_gradients(lambda v: edge_harmonics(v, lmax), (v,))
@@ -266,11 +272,23 @@ def test_kernels_of_harmonics_give_the_gradient_of_each_order(l, triton_device, 
     assert relative_error(gradient, expected) < 1e-12
 
 
-@precisions
-@kinds
 @pytest.mark.parametrize(
-    ("number", "scaled", "shifted"),
-    [(1, False, False), (3, False, False), (3, True, False), (5, False, True), (5, True, True)],
+    ("number", "scaled", "shifted", "kind", "dtype"),
+    [  # every form of every kind, the precisions in turn or, in `make test-all`, in each of them
+        pytest.param(*form, kind, dtype, marks=() if (n + k) % 3 == i else pytest.mark.exhaustive)
+        for n, form in enumerate(
+            [
+                (1, False, False),
+                (3, False, False),
+                (3, True, False),
+                (5, False, True),
+                (5, True, True),
+            ]
+        )
+        for k, kind in enumerate(KINDS)
+        for i, dtype in enumerate(TOLERANCE)
+    ],
+    ids=str,
 )
 def test_kernels_of_radial_functions(number, scaled, shifted, kind, dtype, triton_device, poisoned):
     scale, shift = warp(number, dtype, triton_device)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernels.ahead_of_time import TARGETS, compile_kernel
+from tests.kernels.ahead_of_time import AMD, NVIDIA, TARGETS, compile_kernel
 from tripq.kernels.gates import Gates, gate, gate_twin
 from tripq.kernels.launch import accumulation_dtype
 
@@ -211,12 +211,12 @@ def test_kernels_of_large_numbers_do_not_overflow(triton_device, poisoned):
 
 @pytest.mark.parametrize(
     ("affine", "element", "target"),
-    [  # what takes most registers or, in `make test-all`, everything
+    [  # what takes most registers, in both makers' devices or, in `make test-all`, everything
         pytest.param(affine, element, target, marks=() if chosen else pytest.mark.exhaustive)
         for affine in (False, True)
         for element in ("fp32", "fp64", "bf16")
         for target in TARGETS
-        for chosen in [affine and (element == "fp32" or (element, target) == ("fp64", "sm_90"))]
+        for chosen in [affine and (element, target) in {("fp64", NVIDIA), ("fp32", AMD)}]
     ],
 )
 def test_kernels_compile_without_spilling(affine, element, target):

@@ -515,8 +515,14 @@ def test_kernels_compile_and_spill_nothing(kernel, target):
     assert target == "gfx942" or found.spilled == 0
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize(("half", "full"), [("fp64", "fp64"), ("bf16", "fp32")])
+@pytest.mark.parametrize(
+    ("kernel", "half", "full"),
+    [  # the types in turn or, in `make test-all`, every kernel in both
+        pytest.param(kernel, *types, marks=() if n % 2 == i else pytest.mark.exhaustive)
+        for n, kernel in enumerate(KERNELS)
+        for i, types in enumerate((("fp64", "fp64"), ("bf16", "fp32")))
+    ],
+)
 def test_kernels_compile_in_other_types(kernel, half, full):
     assert resources(kernel, (2, 2, 2, 2, 2), "sm_90", half=half, full=full).spilled == 0
 

@@ -441,7 +441,8 @@ def compile_for(target, name, coupling, table="fp32", features="fp32"):
     return compile_kernel(kernel, types, constants, target, tile["num_warps"])
 
 
-kernels = pytest.mark.parametrize("name", ["expand", "contract", "correlate"])
+KERNELS = ("expand", "contract", "correlate")
+kernels = pytest.mark.parametrize("name", KERNELS)
 
 
 @kernels
@@ -454,8 +455,14 @@ def test_kernels_fit_the_registers(name, coupling, target):
     assert resources.spilled == 0
 
 
-@kernels
-@pytest.mark.parametrize(("table", "features"), [("fp64", "fp64"), ("fp32", "bf16")])
+@pytest.mark.parametrize(
+    ("name", "table", "features"),
+    [  # the types in turn or, in `make test-all`, every kernel in both
+        pytest.param(name, *types, marks=() if n % 2 == i else pytest.mark.exhaustive)
+        for n, name in enumerate(KERNELS)
+        for i, types in enumerate((("fp64", "fp64"), ("fp32", "bf16")))
+    ],
+)
 def test_kernels_of_other_types_fit_the_registers(name, table, features):
     resources = compile_for("sm_90", name, (3, 2, 3), table, features)
     print(resources)

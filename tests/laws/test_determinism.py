@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.commands.test_run import start
 from tests.commands.test_train import CONFIG, write_labelled
 from tests.laws.conftest import assert_same, make_head, segment, tripq
+from tests.processes import COMMAND, Forked
 from tests.training.test_training import boxes, equivariant
 from tripq import PQTensorFieldLayer
 from tripq.commands import segmenting
@@ -44,11 +44,12 @@ def test_two_processes_train_the_same_weights_and_make_the_same_map(tmp_path: Pa
     arguments = ("train", data, "--config", config, "--device", "cpu", "-o")
     here, there = tmp_path / "here", tmp_path / "there"
     tripq(*arguments, here)
-    threads = str(torch.get_num_threads())  # sums over threads differ with their number
-    environment = {"PYTHONHASHSEED": "7", "OMP_NUM_THREADS": threads}
-    process = start(*arguments, there, cwd=tmp_path, **environment)
-    _, errors = process.communicate()
+    threads = torch.get_num_threads()  # sums over threads differ with their number
+    first = f"import torch; torch.set_num_threads({threads}); print(hash('a'))\n"
+    process = Forked(first + COMMAND, *arguments, there, cwd=tmp_path)
+    shown, errors = process.communicate()
     assert process.returncode == 0, errors
+    assert int(shown.splitlines()[0]) != hash("a")
 
     files = [folder / "lesion-segmenter.safetensors" for folder in (here, there)]
     assert files[0].read_bytes() == files[1].read_bytes()  # with all notes

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.conftest import run_program
 from tripq import PQTensorFieldLayer
 
 PERF = Path(__file__).parents[2] / "perf"
@@ -45,18 +46,23 @@ def perf(perf_modules: None) -> SimpleNamespace:
 # -- the command ---------------------------------------------------------------------------------
 
 
-def test_the_command_measures_shows_and_keeps(perf: SimpleNamespace, tmp_path: Path) -> None:
+def test_the_command_measures_shows_and_keeps(
+    perf: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept = tmp_path / "kept.json"
-    options = "--workload tiny --backend recoupled --backend triton --repeats 1 --threads 1"
-    done = subprocess.run(
-        [sys.executable, PERF / "profile.py", *options.split(), "--json", kept],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=PERF,  # even here it must not hide Python's `profile`
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "triton: not measured: needs a CUDA device" in done.stdout
+    options = "--workload tiny --backend recoupled --backend triton --repeats 1 --threads"
+    threads = torch.get_num_threads()  # they stay as they are for the tests that follow
+    in_own_process = perf.measure.in_own_process
+
+    def only_rows(function: Any, *arguments: Any, limit: float) -> Any:
+        """The rates of the machine need no process of their own, which would import torch again."""
+        if function is perf.tasks.machine:
+            return function(*arguments)
+        return in_own_process(function, *arguments, limit=limit)
+
+    monkeypatch.setattr(perf.measure, "in_own_process", only_rows)
+    shown = run_program(PERF / "profile.py", *options.split(), threads, "--json", kept)
+    assert "triton: not measured: needs a CUDA device" in shown
     (run,) = perf.rows.load(kept)
     measured, refused = run.rows
     assert (run.workload, run.dtype, run.machine.slug) == ("tiny", "float32", "cpu")
@@ -77,6 +83,16 @@ def test_the_command_measures_shows_and_keeps(perf: SimpleNamespace, tmp_path: P
     perf.rows.save(again, [run])
     assert perf.rows.load(again) == (run,)
     assert again.read_text() == kept.read_text()
+
+
+def test_the_command_does_not_hide_the_profile_of_python() -> None:
+    """Python puts the folder of a program at the head of the path; torch imports `profile`."""
+    probe = (
+        f"import runpy, sys; sys.path[0] = {str(PERF)!r}; "
+        "runpy.run_path(f'{sys.path[0]}/profile.py'); import profile; profile.Profile"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
