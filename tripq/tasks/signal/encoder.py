@@ -40,7 +40,7 @@ class SignalEncoder(Encoder):
     order, smoothing : int, float
         Of the harmonics; see `HarmonicFit`.
     p_radius, q_features, p_features, n_p_layers, normalize, q_max, filter, selection, group, \
-antipodal, p_radial, q_radial, quadrature
+antipodal, p_radial, q_radial, quadrature, b0_contrast
         Of the encoder; see `tripq.networks.encoder.Encoder`.
 
     Raises
@@ -80,6 +80,7 @@ antipodal, p_radial, q_radial, quadrature
         p_radial: Radial = Radial("cosine", 2),
         q_radial: Radial = Radial(),
         quadrature: Quadrature = "integral",
+        b0_contrast: bool = False,
     ) -> None:
         super().__init__(
             p_radius=p_radius,
@@ -95,6 +96,7 @@ antipodal, p_radial, q_radial, quadrature
             p_radial=p_radial,
             q_radial=q_radial,
             quadrature=quadrature,
+            b0_contrast=b0_contrast,
         )
         self.order = order
         self.smoothing = smoothing
