@@ -46,7 +46,10 @@ def test_maps_of_lesions_are_those_of_segment(
     ("options", "says"),
     [
         ((), "Give --weights FILE or --task NAME"),
-        (("--task", "none"), "unknown task 'none'; known: fibres, lesions, signal, tissue"),
+        (
+            ("--task", "none"),
+            "unknown task 'none'; known: fibres, lesions, pretraining, signal, tissue",
+        ),
         (("--task", "lesions", "--weights", "a.safetensors"), "omit --task"),
     ],
 )

@@ -6,7 +6,7 @@ from tripq.nn.batch_norm import BatchNorm
 from tripq.nn.block import Block
 from tripq.nn.bound import Bindable, Bound
 from tripq.nn.gate import GatedNonlinearity
-from tripq.nn.initialise import fill_last_bias, scale_initial_weights
+from tripq.nn.initialise import all_modules, fill_last_bias, scale_initial_weights
 from tripq.nn.invariants import NormsAsScalars
 from tripq.nn.layer import PQTensorFieldLayer
 from tripq.nn.products import SphericalProducts
@@ -25,6 +25,7 @@ __all__ = [
     "QMean",
     "Residual",
     "SphericalProducts",
+    "all_modules",
     "fill_last_bias",
     "scale_initial_weights",
     "start_at_zero",

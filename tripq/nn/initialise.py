@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -10,6 +10,11 @@ from torch import Tensor, nn
 
 from tripq.domain.graph import PQGraph
 from tripq.nn.layer import PQTensorFieldLayer
+
+
+def all_modules(parts: Iterable[nn.Module]) -> set[nn.Module]:
+    """Some parts of a network and all that they consist of."""
+    return {module for part in parts for module in part.modules()}
 
 
 @torch.no_grad()
@@ -35,7 +40,7 @@ def scale_initial_weights(
         assert isinstance(layer, PQTensorFieldLayer)
         return layer.normalize_output(y, named.get("graph", args[-1]))
 
-    trained = {module for part in kept for module in part.modules()}
+    trained = all_modules(kept)
     layers = [
         module
         for module in network.modules()

@@ -177,8 +177,8 @@ class TaskCommands(ABC, Generic[Config]):
             from tripq.networks.checkpoint import CheckpointError
 
             raise CheckpointError(
-                f"this installation of tripq has no trained network of the task {self.name}, "
-                f"{self.weights}. Give a checkpoint: --weights FILE."
+                f"{self.weights}: this installation of tripq has no trained network of the task "
+                f"{self.name}. Give a checkpoint: --weights FILE."
             )
         return path
 

@@ -51,17 +51,23 @@ def test_b0_is_not_predicted() -> None:
 
 
 def test_scans_of_a_batch_do_not_change_each_other() -> None:
-    patches = PatchDataModule(
-        [fibres(0), fibres(1, (12,))], SignalTask(), radius=3.0, box_size=6, n_boxes=6
+    network = small()
+    shown, wanted = (
+        [fibres(seed, (number,)).dwi for seed, number in enumerate(numbers)]
+        for numbers in ((12, 9), (5, 8))
     )
-    batch, network = patches.first(), small()
-    assert len(batch.graph.scans) == 2
-    together = network(batch.signal, batch.graph)
-    for scan, rows in batch.graph.by_scan(torch.arange(len(together))):
-        alone = network(batch.signal[rows, : len(scan.q.q_in)], PQGraph([scan]))
-        columns = alone.shape[1]
-        torch.testing.assert_close(together[rows, :columns], alone, atol=1e-5, rtol=1e-4)
-        assert not together[rows, columns:].any()
+    graphs = [
+        PQGraph.from_grid(dwi.mask, dwi.affine, dwi.q, 3.0, q_out=other.q)
+        for dwi, other in zip(shown, wanted, strict=True)
+    ]
+    signals = [torch.from_numpy(dwi.signal) for dwi in shown]
+    merged = PQGraph.merge(graphs)
+    together = network(merged.stack(signals), merged).split([len(signal) for signal in signals])
+    for found, signal, graph, other in zip(together, signals, graphs, wanted, strict=True):
+        columns = len(other.q)
+        expected = network(signal, graph)
+        torch.testing.assert_close(found[:, :columns], expected, atol=1e-5, rtol=1e-4)
+        assert not found[:, columns:].any()
 
 
 def test_neighbours_help() -> None:

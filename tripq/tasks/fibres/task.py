@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from tripq.nn import all_modules
 from tripq.scans import DWI
 from tripq.simulate.orientations import WHITE
 from tripq.so3.mrtrix import ORTHONORMAL, n_coefficients
@@ -84,7 +85,7 @@ class FibreTask(Task):
     ) -> None:
         """Solve the linear part of a `FibreNetwork`, and scale the weights."""
         if isinstance(network, FibreNetwork):
-            if network.blocks not in kept:
+            if network.blocks not in all_modules(kept):
                 network.measure(batch.signal, batch.graph)
             network.solve(batch.signal, batch.graph, batch.target)
         super().initialise(network, batch, kept)

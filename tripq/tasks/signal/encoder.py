@@ -115,6 +115,7 @@ antipodal, p_radial, q_radial, quadrature, b0_contrast
             q_radial=q_radial,
         )
         start_at_zero(self.head)
+        del self.irreps_out  # of the features; the output is a number for each direction
         self.register_buffer("size", torch.ones(()))
 
     def forward(self, signal: Tensor, graph: PQGraph) -> Tensor:

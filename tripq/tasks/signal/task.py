@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError, Metric
 
+from tripq.nn import all_modules
 from tripq.scans import DWI
 from tripq.tasks.signal.encoder import SignalEncoder
 from tripq.tasks.signal.network import SignalPredictor
@@ -120,7 +121,7 @@ class SignalTask(Task):
         self, network: nn.Module, batch: Batch, kept: Collection[nn.Module] = ()
     ) -> None:
         """Measure the scales of the network, and scale the weights."""
-        if isinstance(network, SignalPredictor) and network.blocks not in kept:
+        if isinstance(network, SignalPredictor) and network.blocks not in all_modules(kept):
             network.measure(batch.signal, batch.graph)
         if isinstance(network, SignalEncoder):
             network.measure(batch.signal, batch.graph, batch.target)
