@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
+from torch import nn
 
 from tests.conftest import FEW_SETTLING
 from tests.tasks.lesions.open_ms import write_sources
@@ -25,10 +26,10 @@ pytestmark = pytest.mark.usefixtures("few_settling")
 #: The first candidate of each family that needs no other package.
 NETWORKS = ("eq-small", "conv-48", "inv-48", "tensor-48")
 CENTRES = {
-    "01": (-26.0, -20.0, 25.0),
-    "02": (26.0, -20.0, 25.0),
-    "03": (-28.0, -20.0, 22.0),
-    "04": (26.0, -20.0, 22.0),
+    "01": (-20.0, -20.0, 21.0),
+    "02": (20.0, -20.0, 21.0),
+    "03": (-21.0, -20.0, 18.0),
+    "04": (20.0, -20.0, 18.0),
 }
 
 
@@ -43,7 +44,7 @@ def program() -> ModuleType:
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> OpenMS:
     folder = tmp_path_factory.mktemp("made-up") / "sources"
-    write_sources(folder, CENTRES, radius=38)
+    write_sources(folder, CENTRES, radius=31)
     return open_ms(local=folder, accept_licences=True)
 
 
@@ -85,6 +86,11 @@ class ThisProcess:
         return future
 
 
+def narrow(network: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """A convolutional network with few channels, whatever is asked for."""
+    return lambda *arguments, **options: network(*arguments, **{**options, "widths": (6, 4)})
+
+
 @pytest.fixture(scope="module")
 def out(program, plan, sources, tmp_path_factory) -> Path:  # type: ignore[no-untyped-def]
     """The folder of a whole, tiny experiment."""
@@ -92,6 +98,8 @@ def out(program, plan, sources, tmp_path_factory) -> Path:  # type: ignore[no-un
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("paper.schedule.ProcessPoolExecutor", ThisProcess)
         patch.setattr("paper.statistics._RESAMPLES", 50)
+        for kind in ("ConvSegmenter", "MapConvSegmenter"):
+            patch.setattr(f"paper.plan.{kind}", narrow(getattr(sys.modules["paper.plan"], kind)))
         patch.setattr("tripq.training.module.N_SETTLING", FEW_SETTLING)
         assert program.reproduce(plan, sources, folder, jobs=2) == []
     return folder
