@@ -536,7 +536,7 @@ NOT_DEFAULTS = {"steps", "hours"}
 
 def test_the_settings_of_a_training_are_the_arguments_of_what_is_called():
     given = {"network", "patches", "budget", "stopping", "folder", "device", "report", "settle"}
-    given |= {"initialise", "kept"}
+    given |= {"kept"}
     elsewhere = defaults(train).keys() & given
     options = {
         **{k: v for k, v in defaults(Stopping).items() if k not in PYTHON_ONLY},
