@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import runpy
@@ -82,6 +83,9 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.freeze()
         gc.enable()
+        # At the end of the process all is collected: bindings of some libraries report what is not.
+        # Not before: pytest collects several times, seconds each.
+        atexit.register(gc.unfreeze)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -121,11 +125,6 @@ def remember_contractions() -> None:
         return found[key]
 
     module.contract_path = contract_path
-
-
-def pytest_unconfigure() -> None:
-    """Let all be collected at the end; bindings of some libraries report what is not."""
-    gc.unfreeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
