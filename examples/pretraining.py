@@ -33,14 +33,15 @@ import numpy as np
 import torch
 import typer
 from paper.cohort import Scans
-from paper.command import AcceptLicences, Data, Device, start
-from paper.head_page import table
+from paper.command import AcceptLicences, Data, Device
 from paper.implanted import Implanted, pair_heads
 from paper.plan import FULL, ROTATED, SMALL, USUAL, Condition, Plan, Split, split_patients
 from paper.real_heads import HEADS, Heads, RealHead
 from paper.work import Maps, choose_threshold, score_maps
 from rich.console import Console
 from signal_study.heads import slabs
+from study.command import start
+from study.pages import table
 
 from tripq.infra.files import write_text
 from tripq.networks import save_network

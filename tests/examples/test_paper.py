@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import pickle
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path

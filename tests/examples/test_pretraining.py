@@ -86,7 +86,9 @@ def test_nobody_is_in_two_parts(program: ModuleType) -> None:
     assert sorted(people) == sorted({head.person for head in HEADS})
 
 
-@pytest.mark.parametrize("cohort", ["simulated", "implanted"])
+@pytest.mark.parametrize(
+    "cohort", ["implanted", pytest.param("simulated", marks=pytest.mark.exhaustive)]
+)
 def test_a_run_is_kept_and_read(
     program: ModuleType, study: Any, cohort: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

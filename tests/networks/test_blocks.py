@@ -102,8 +102,7 @@ def test_a_network_reads_the_contrast_of_b0_if_it_asks_for_it() -> None:
     np.testing.assert_array_equal(network_input(blind, dwi), made.signal)
 
     expected = segment(blind, shown)
-    np.testing.assert_allclose(segment(reads, dwi), expected, atol=1e-6)
-    np.testing.assert_allclose(segment(reads, dwi, max_voxels=300), expected, atol=1e-6)
+    np.testing.assert_allclose(segment(reads, dwi, max_voxels=500), expected, atol=1e-6)
     np.testing.assert_allclose(segment(reads, replace(dwi, b0=7 * dwi.b0)), expected, atol=1e-6)
     assert np.abs(segment(reads, made) - expected).max() > 1e-3
 

@@ -34,7 +34,7 @@ def test_an_option_of_the_encoder_is_one_of_each_network():
     assert arguments(LesionSegmenter) == ours
     assert arguments(VoxelNetwork) == {"irreps_out": "1x0e", **ours}
     given = {**ours, **SMALL, **RADIALS, "q_max": 1.5, "group": "O3"}
-    given |= {"quadrature": "sum", "p_radius": 3.6}
+    given |= {"quadrature": "sum", "p_radius": 3.6, "b0_contrast": True}
     given |= {"normalize": "none", "filter": "tp", "selection": "tp1", "antipodal": False}
     assert not [name for name in ours if given[name] == ours[name]]
     for network in (Encoder, VoxelNetwork, LesionSegmenter):
