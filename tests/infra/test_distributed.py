@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tripq
 from tests.programs import train_in_ranks
 from tests.training.test_training import convolutional, equivariant, labelled_scan
 from tripq.infra.distributed import by_leader, connected, gather
@@ -19,7 +21,8 @@ from tripq.infra.rank import ALONE, Rank
 from tripq.tasks.lesions.task import LesionTask
 from tripq.training import Budget, PatchDataModule, Stopping, train
 
-ROOT = Path(__file__).parents[2]
+#: Where the package under test lies, which need not be this folder, and then its tests.
+PATH = [Path(tripq.__file__).parents[1], Path(__file__).parents[2]]
 
 
 def trained_here(folder: Path, n_validation: int) -> dict[str, Any]:
@@ -50,8 +53,9 @@ def trained(folder: Path, *arguments: float, ranks: int) -> list[dict[str, Any]]
     context.set_forkserver_preload([train_in_ranks.__name__])
     processes = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, PATH)))
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.chdir(folder)  # it comes first on their path
         for rank in range(ranks):
             environment = {
                 **place,
