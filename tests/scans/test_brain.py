@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.commands.conftest import write_scan
 from tests.scans.test_read import beside, traced
 from tripq.scans import DWI, DWIError, read_dwi
-from tripq.scans.brain import find_brain, read_brain
+from tripq.scans.brain import _otsu, find_brain, read_brain
 
 
 def head(b0_inside: float) -> tuple[DWI, np.ndarray]:
@@ -43,12 +46,21 @@ def test_the_bright_ball_is_found_and_its_voxels_keep_their_signal() -> None:
     assert "median_otsu" in brain.notes[-1]
 
 
-def test_a_scan_without_a_brain_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    dwi, ball = head(b0_inside=1000.0)
-    nothing = np.zeros_like(ball)
-    monkeypatch.setattr(
-        "dipy.segment.mask.median_otsu", lambda volume, **options: (volume, nothing)
-    )
+@given(st.integers(0, 2**32 - 1), st.floats(0.05, 0.95), st.floats(1.5, 50))
+def test_the_threshold_is_that_of_scikit_image(seed: int, part: float, contrast: float) -> None:
+    """It is the same where scikit-image is not installed; dipy's is not."""
+    threshold_otsu = pytest.importorskip("skimage.filters").threshold_otsu
+    rng = np.random.default_rng(seed)
+    image = rng.gamma(5, size=(12, 13, 14)).astype(np.float32)
+    image[rng.random(image.shape) < part] *= contrast
+    assert _otsu(image) == pytest.approx(threshold_otsu(image), rel=1e-6)
+
+
+def test_a_scan_without_a_brain_is_refused() -> None:
+    dwi, _ = head(b0_inside=1000.0)
+    everywhere = np.ones_like(dwi.mask)
+    uniform = np.ones(everywhere.size, np.float32)
+    dwi = replace(dwi, mask=everywhere, b0=uniform, signal=np.stack([uniform, uniform], axis=1))
     with pytest.raises(DWIError, match="no brain found in b0; give a mask"):
         find_brain(dwi)
 
@@ -71,7 +83,8 @@ def test_only_the_signal_of_the_brain_is_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What else there is does not grow with the number of volumes."""
-    monkeypatch.setattr("dipy.segment.mask.median_otsu", lambda b0, **options: (b0, b0 > 200))
+    monkeypatch.setattr("dipy.segment.mask.multi_median", lambda b0, radius, passes: b0)
+    monkeypatch.setattr("tripq.scans.brain._otsu", lambda image: 200)
     for volumes in (20, 1000):
         path = write_scan(tmp_path / "dwi.nii", b_values=(0, *volumes * (1000,)))
         dwi, peak = traced(lambda path=path: read_brain(path))

@@ -21,8 +21,8 @@ _MEDIAN_RADIUS, _PASSES = 2, 2
 def find_brain(dwi: DWI) -> DWI:
     """Restrict a scan to its brain, by b0 intensity.
 
-    Median filter and Otsu's threshold as in FSL's and MRtrix's quick masks, by dipy's
-    ``median_otsu``.  The mask is rough: inspect it.
+    Median filter and Otsu's threshold as in FSL's and MRtrix's quick masks: dipy's
+    ``median_otsu`` as it is with scikit-image.  The mask is rough: inspect it.
 
     Parameters
     ----------
@@ -83,11 +83,28 @@ def _find(
     b0: NDArray[np.float32], usable: NDArray[np.bool_], path: Path | None
 ) -> tuple[NDArray[np.bool_], str]:
     """Which of the usable voxels (X, Y, Z) are brain, and a note on it."""
-    from dipy.segment.mask import median_otsu
+    from dipy.segment.mask import multi_median
 
-    _, brain = median_otsu(b0, median_radius=_MEDIAN_RADIUS, numpass=_PASSES)
-    mask = brain.astype(bool) & usable
+    smooth = multi_median(b0, _MEDIAN_RADIUS, _PASSES)
+    mask = (smooth > _otsu(smooth)) & usable
     if not mask.any():
         raise DWIError(f"{path or 'scan'}: no brain found in b0; give a mask.")
     found, all_voxels = np.count_nonzero(mask), np.count_nonzero(usable)
     return mask, f"Brain found by median_otsu: {found} of {all_voxels} voxels."
+
+
+def _otsu(image: NDArray[np.float32]) -> float:
+    """Otsu's threshold: the centre of the bin that separates the two most distant classes.
+
+    That of scikit-image.  dipy takes it from there if that is installed, and otherwise has its own,
+    half a bin lower: the mask would depend on what else is installed.
+    """
+    if image.min() == image.max():
+        return float(image.max())
+    counts, edges = np.histogram(image, 256)
+    centres = (edges[:-1] + edges[1:]) / 2
+    number, total = np.cumsum(counts), np.cumsum(counts * centres)
+    # of both classes, for each bin that can be the last of the lower one
+    below, above = number[:-1], number[-1] - number[:-1]
+    distance = total[:-1] / below - (total[-1] - total[:-1]) / above
+    return float(centres[np.argmax(below * above * distance**2)])
