@@ -12,13 +12,19 @@ from typing import Any
 
 import pytest
 
+import tripq
 from tests.programs import run_code, train_in_ranks
 
 ROOT = Path(__file__).parents[1]
 
-#: As in the environment of all processes; sets and dicts of strings are in another order than here.
+#: Where the package under test lies, which need not be this folder, and then its tests.
+PATH = (Path(tripq.__file__).parents[1], ROOT)
+
+#: Of all processes.  Sets and dicts of strings are in another order than here, and the working
+#: folder is not on the path (from Python 3.11).
 ENVIRONMENT = {
-    "PYTHONPATH": str(ROOT),
+    "PYTHONPATH": os.pathsep.join(map(str, PATH)),
+    "PYTHONSAFEPATH": "1",
     "PYTHONHASHSEED": "7",
     "OMP_NUM_THREADS": "1",
     "COLUMNS": "150",
