@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -12,18 +13,14 @@ from typing import Any
 
 import pytest
 
-import tripq
 from tests.programs import run_code, train_in_ranks
 
 ROOT = Path(__file__).parents[1]
 
-#: Where the package under test lies, which need not be this folder, and then its tests.
-PATH = (Path(tripq.__file__).parents[1], ROOT)
-
-#: Of all processes.  Sets and dicts of strings are in another order than here, and the working
-#: folder is not on the path (from Python 3.11).
+#: Of all processes.  They import what this one does, and the tests, from Python 3.11 on without the
+#: working folder; sets and dicts of strings are in another order than here.
 ENVIRONMENT = {
-    "PYTHONPATH": os.pathsep.join(map(str, PATH)),
+    "PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)]),
     "PYTHONSAFEPATH": "1",
     "PYTHONHASHSEED": "7",
     "OMP_NUM_THREADS": "1",
