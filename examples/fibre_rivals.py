@@ -303,9 +303,9 @@ def tune(validation: Sequence[SimulatedFibres], b_value: float, directions: int)
     for method, radii in ((CSD, (0,)), (DENOISED, PATCH_RADII)):
         tried = []
         for radius in radii:
-            crossings = [Crossings.of(head, directions, radius) for head in validation]
+            voxels = [TuningVoxels.of(head, directions, radius) for head in validation]
             for one in all_settings():
-                error = float(np.mean([some.error(one) for some in crossings]))
+                error = float(np.mean([some.error(one) for some in voxels]))
                 shape = (one.order, one.penalty, one.threshold)
                 tried.append(Setting(method, b_value, directions, *shape, radius, error))
         best.append(min(tried, key=lambda one: one.crossing_error))
@@ -314,7 +314,7 @@ def tune(validation: Sequence[SimulatedFibres], b_value: float, directions: int)
 
 
 @dataclass(frozen=True, eq=False)
-class Crossings:
+class TuningVoxels:
     """Voxels with crossings of a head, on which deconvolutions are tuned.
 
     Parameters
@@ -332,7 +332,7 @@ class Crossings:
     known: FibreMap
 
     @classmethod
-    def of(cls, head: SimulatedFibres, directions: int, radius: int) -> Crossings:
+    def of(cls, head: SimulatedFibres, directions: int, radius: int) -> TuningVoxels:
         """Draw `TUNED` of them, in a scan with so many directions, after MP-PCA of a radius."""
         dwi = heads.with_directions(head.dwi, directions)
         _, _, crossing = kinds_of_voxels(head.peaks)

@@ -22,10 +22,8 @@ interrupted one goes on from its last validation.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -33,21 +31,21 @@ import numpy as np
 import torch
 import typer
 from paper.cohort import Scans
-from paper.command import AcceptLicences, Data, Device
+from paper.command import AcceptLicences, Data, Device, Out
 from paper.implanted import Implanted, pair_heads
 from paper.plan import FULL, ROTATED, SMALL, USUAL, Condition, Plan, Split, split_patients
 from paper.real_heads import HEADS, Heads, RealHead
 from paper.work import Maps, choose_threshold, score_maps
 from rich.console import Console
 from signal_study.heads import slabs
+from study import kept as kept_results
 from study.command import start
 from study.pages import table
 
-from tripq.infra.files import write_text
 from tripq.networks import save_network
 from tripq.networks.blocks import graph_radius
 from tripq.networks.start import start_from
-from tripq.tasks.lesions.datasets import LabelledSubject, OpenMS, load_subject, open_ms
+from tripq.tasks.lesions.datasets import LabelledSubject, OpenMS, open_ms
 from tripq.tasks.lesions.segmentation import segment
 from tripq.tasks.lesions.segmenter import LesionSegmenter
 from tripq.tasks.lesions.task import LesionTask
@@ -205,17 +203,13 @@ class Study:
     def simulated(self, condition: Condition, patients: Sequence[str]) -> list[LabelledSubject]:
         """Simulated scans."""
         scans = Scans(self.folder / "cohorts")
-        scans.write(self.sources, condition, patients, self.plan.voxel_size)
-        folder = scans.folder / condition.name
-        return [_subject(folder, f"sub-{patient}") for patient in patients]
+        return scans.subjects(self.sources, condition, patients, self.plan.voxel_size)
 
     def implanted(self, part: Part, patients: Sequence[str]) -> list[LabelledSubject]:
         """Lesions of patients in the real heads of a part."""
         # with few patients the same pairs come again
         pairs = list(dict.fromkeys(pair_heads(self.heads_of(part), patients, IMPLANTED[part])))
-        cohort = Implanted(self.folder / "implanted", self.data)
-        cohort.write(self.sources, pairs)
-        return [_subject(cohort.folder, cohort.name(pair)) for pair in pairs]
+        return Implanted(self.folder / "implanted", self.data).subjects(self.sources, pairs)
 
     def scans(self, cohort: Cohort, part: Part, patients: Sequence[str]) -> list[LabelledSubject]:
         """Of a cohort, for training and validation."""
@@ -265,8 +259,8 @@ class Study:
         path = self.folder / "results" / f"{run.key}.json"
         if not path.is_file():
             console.print(run.key, markup=False)
-            write_text(path, json.dumps(asdict(self._result(run)), indent=1) + "\n")
-        return Result.of(json.loads(path.read_text(encoding="utf-8")))
+            kept_results.write(path, self._result(run))
+        return Result.of(kept_results.read(path))
 
     def _result(self, run: Run) -> Result:
         split = self.split(run.seed)
@@ -312,10 +306,6 @@ class Study:
 
     def _maps(self, network: LesionSegmenter, subjects: Sequence[LabelledSubject]) -> Maps:
         return [segment(network, subject.dwi, device=self.device) for subject in subjects]
-
-
-# Every run needs most of the scans, and reading them takes minutes.
-_subject = cache(load_subject)
 
 
 def runs(seeds: Sequence[int], cohorts: Sequence[Cohort]) -> Iterator[Run]:
@@ -390,7 +380,7 @@ def report(progress: Progress) -> None:
 @app.command()
 def main(
     heads: Heads,
-    out: Annotated[Path, typer.Option(help="Folder of all results.")] = OUT,
+    out: Out = OUT,
     data: Data = None,
     accept_licences: AcceptLicences = False,
     device: Device = "cpu",
@@ -412,7 +402,7 @@ def main(
     results = [study.result(run) for run in chosen]
     console.print(comparison(results), markup=False)
     if save:
-        write_text(RESULTS, json.dumps([asdict(result) for result in results], indent=1) + "\n")
+        kept_results.write_rows(RESULTS, results)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,6 @@ from tripq.tasks.lesions.datasets import (
     LabelledSubject,
     OpenMS,
     healthy_subject,
-    load_subject,
     open_ms,
 )
 from tripq.tasks.lesions.scores import best_min_volume
@@ -175,8 +174,7 @@ class Cohorts:
     def under(self, condition: Condition, patients: Sequence[str]) -> list[LabelledSubject]:
         """Simulated scans of patients under one condition."""
         scans = Scans(self.folder / "cohorts")
-        scans.write(self.sources, condition, patients, self.voxel_size)
-        return [_subject(scans.folder / condition.name, f"sub-{patient}") for patient in patients]
+        return scans.subjects(self.sources, condition, patients, self.voxel_size)
 
     def pairs(self) -> list[tuple[Condition, str]]:
         """Conditions and patients of the simulated training scans."""
@@ -204,20 +202,14 @@ class Cohorts:
         """
         pairs = pair_heads(self.heads, getattr(self.split, part), IMPLANTED[part])
         chosen = [pair for pair in pairs if pair[0] in heads]
-        cohort = Implanted(self.implants, self.data)
-        cohort.write(self.sources, chosen)
-        return [_subject(cohort.folder, name) for name in map(cohort.name, chosen)]
+        return Implanted(self.implants, self.data).subjects(self.sources, chosen)
 
     def healthy(self, heads: Sequence[RealHead]) -> list[LabelledSubject]:
         """The heads as they are."""
         return [_healthy(head, self.data) for head in heads]
 
 
-# Every network needs most of the scans, and reading them takes minutes.
-_subject = cache(load_subject)
-
-
-@cache
+@cache  # every network needs most of them, and reading takes minutes
 def _healthy(head: RealHead, data: Path) -> LabelledSubject:
     return healthy_subject(head.head(data))
 

@@ -16,6 +16,7 @@ from tripq.tasks.lesions.datasets import (
     OpenMS,
     cohort_anatomy,
     load_cohort,
+    load_subject,
     write_cohort,
 )
 
@@ -60,6 +61,23 @@ class Scans:
     def load(self, condition: Condition, patients: Sequence[str]) -> list[LabelledSubject]:
         """Read the subjects."""
         return load_cohort(self.folder / condition.name, [f"sub-{p}" for p in patients])
+
+    def subjects(
+        self,
+        sources: OpenMS,
+        condition: Condition,
+        patients: Sequence[str],
+        voxel_size: float,
+    ) -> list[LabelledSubject]:
+        """Simulate what is missing; the subjects are held in memory."""
+        self.write(sources, condition, patients, voxel_size)
+        return [read_once(self.folder / condition.name, f"sub-{p}") for p in patients]
+
+
+@cache  # a program that trains several networks needs most of the scans for each of them
+def read_once(cohort: Path, name: str) -> LabelledSubject:
+    """Read a subject the first time."""
+    return load_subject(cohort, name)
 
 
 @cache  # most conditions have the same, and it takes seconds

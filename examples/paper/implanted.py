@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from paper.cohort import read_once
 from paper.real_heads import RealHead
-from tripq.tasks.lesions.datasets import OpenMS, write_implanted
+from tripq.tasks.lesions.datasets import LabelledSubject, OpenMS, write_implanted
 
 Pair = tuple[RealHead, str]
 """A head, and the patient whose outlines are implanted."""
@@ -52,6 +53,11 @@ class Implanted:
             patients.setdefault(head, []).append(patient)
         for head, some in patients.items():
             write_implanted(self.folder, [head.head(self.heads)], sources, patients=sorted(some))
+
+    def subjects(self, sources: OpenMS, pairs: Sequence[Pair]) -> list[LabelledSubject]:
+        """Implant what is missing; the subjects are held in memory."""
+        self.write(sources, pairs)
+        return [read_once(self.folder, self.name(pair)) for pair in pairs]
 
     @staticmethod
     def name(pair: Pair) -> str:

@@ -106,6 +106,16 @@ def test_a_network_reads_the_contrast_of_b0_if_it_asks_for_it() -> None:
     np.testing.assert_allclose(segment(reads, replace(dwi, b0=7 * dwi.b0)), expected, atol=1e-6)
     assert np.abs(segment(reads, made) - expected).max() > 1e-3
 
+    class Wrapper(nn.Module):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, signal: torch.Tensor, graph: PQGraph) -> torch.Tensor:
+            return self.network(signal, graph)  # type: ignore[no-any-return]
+
+    np.testing.assert_allclose(segment(Wrapper(reads).eval(), dwi), expected, atol=1e-6)
+
 
 def test_a_narrower_halo_would_not_do() -> None:
     """The receptive field is no wider than it must be: a voxel at its edge is seen."""

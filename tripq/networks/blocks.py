@@ -57,8 +57,11 @@ def graph_radius(network: nn.Module) -> float:
 
 
 def reads_b0_contrast(network: nn.Module) -> bool:
-    """Whether a network reads the contrast of b0; see `tripq.networks.encoder.Encoder`."""
-    return bool(getattr(network, "b0_contrast", False))
+    """Whether a network, or a part of it, reads the contrast of b0.
+
+    See `tripq.networks.encoder.Encoder`.
+    """
+    return any(getattr(module, "b0_contrast", False) for module in network.modules())
 
 
 def network_input(
@@ -100,7 +103,7 @@ def network_input(
     if not reads_b0_contrast(network):
         return signal
     signal = signal.copy() if isinstance(rows, slice) else signal
-    signal[:, 0] = dwi.b0_contrast[rows]
+    signal[:, 0] = dwi.b0[rows] / dwi.b0_median
     return signal
 
 

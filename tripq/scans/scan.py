@@ -135,12 +135,17 @@ class DWI:
         return find_shells(self.b_values, self.shell_tolerance)
 
     @cached_property
+    def b0_median(self) -> float:
+        """Median of b0 over the mask; 1 without voxels."""
+        return float(np.median(self.b0)) if len(self.b0) else 1.0
+
+    @property
     def b0_contrast(self) -> NDArray[np.float32]:
-        """b0 divided by its median over the mask, (V,) float32; without voxels it is empty.
+        """b0 divided by its median over the mask, (V,) float32.
 
         It shows T2, which the signal divided by b0 does not, without the scale of the scanner.
         """
-        return self.b0 / np.median(self.b0).astype(np.float32) if len(self.b0) else self.b0
+        return self.b0 / np.float32(self.b0_median)
 
     def shell_near(self, b_value: float) -> Shell:
         """The shell nearest to a b-value in s/mm2.

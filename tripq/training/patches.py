@@ -83,7 +83,7 @@ def cut_box(
     if change is not None:
         cut = change(cut)
     if b0_contrast:
-        cut.signal[:, 0] = cut.b0 * (dwi.b0_contrast[rows[0]] / dwi.b0[rows[0]])
+        cut.signal[:, 0] = cut.b0 / dwi.b0_median
     return (
         torch.from_numpy(cut.signal),
         PQGraph.from_grid(cut.mask, affine, cut.q, radius, q_out=q_out),
