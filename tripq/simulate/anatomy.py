@@ -229,17 +229,16 @@ def _read_template() -> _Template:
             "pip install 'tripq[ms]', or read another anatomy with read_anatomy."
         ) from error
     image = datasets.load_mni152_brain_mask(resolution=1)
-    mask = np.asarray(image.dataobj)
-    box = tuple(
-        slice(max(0, axis.start - AIR), axis.stop + AIR) for axis in ndimage.find_objects(mask)[0]
-    )
+    inside = ndimage.find_objects(np.asarray(image.dataobj))[0]
+    box = tuple(slice(max(0, axis.start - AIR), axis.stop + AIR) for axis in inside)
+    mask = image.slicer[box]
     # the mask ends at the edge of the grey matter; a scan shows a rim of fluid around it
-    brain = ndimage.binary_dilation(ndimage.binary_fill_holes(mask[box]))
+    brain = ndimage.binary_dilation(ndimage.binary_fill_holes(mask.dataobj))
     wm, gm = (
         np.where(brain, load(resolution=1).get_fdata(dtype=np.float32)[box], np.float32(0))
         for load in (datasets.load_mni152_wm_template, datasets.load_mni152_gm_template)
     )
-    return _Template(brain, wm, gm, Grid(brain.shape, image.slicer[box].affine))
+    return _Template(brain, wm, gm, Grid(mask.shape, mask.affine))
 
 
 def read_anatomy(
