@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from selenium.webdriver.chrome.webdriver import WebDriver
     from typer import Typer
 
+    from tripq.simulate import Anatomy
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One thread for each worker; read by torch and BLAS when they are first imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -141,6 +143,14 @@ def pytest_report_header() -> str:
     if has_chromium():
         return f"browser: {CHROMIUM[0]}"
     return "browser: no chromium and chromedriver: the tests marked browser are left out"
+
+
+@pytest.fixture(scope="session")
+def fine_anatomy() -> Anatomy:
+    """The default anatomy in voxels of 2 mm: it takes seconds, once for all that need it."""
+    from tripq.simulate import default_anatomy
+
+    return default_anatomy(2.0)
 
 
 @pytest.fixture(scope="session")

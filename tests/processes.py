@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -41,6 +42,19 @@ def fork(function: Callable[..., object], *arguments: Any) -> BaseProcess:
             patch.setenv(name, value)
         process.start()
     return process
+
+
+def environments(ranks: int) -> list[dict[str, str]]:
+    """What torchrun puts into the environment of each of so many processes of one machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    launched = {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}
+    sizes = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(ranks))
+    return [
+        {**place, **launched, **sizes, **dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))}
+        for rank in range(ranks)
+    ]
 
 
 class Forked:

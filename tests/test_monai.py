@@ -21,7 +21,7 @@ from tripq.networks import VoxelNetwork
 from tripq.networks.blocks import graph_radius
 from tripq.networks.checkpoint import load_network, save_network
 from tripq.scans import read_dwi
-from tripq.simulate import GradientTable, default_anatomy
+from tripq.simulate import Anatomy, GradientTable
 from tripq.tasks.lesions.command import LesionCommands
 from tripq.tasks.lesions.simulate import simulate_subject, write_subject
 
@@ -72,10 +72,10 @@ DEMANDED = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(fine_anatomy: Anatomy, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a small simulated scan of the voxels that the included network was trained on."""
     folder = tmp_path_factory.mktemp("scan")
-    anatomy = default_anatomy(2.0).within((-10, -30, 10), (4, -14, 24))
+    anatomy = fine_anatomy.within((-10, -30, 10), (4, -14, 24))
     table = GradientTable.from_shells([1000.0], [6])
     write_subject(simulate_subject(anatomy, table, seed=0, deformation=0.0), folder)
     return folder

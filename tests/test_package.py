@@ -10,7 +10,14 @@ import sys
 import sysconfig
 import tarfile
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, distributions, requires, version
+from functools import cache
+from importlib.metadata import (
+    Distribution,
+    PackageNotFoundError,
+    distributions,
+    requires,
+    version,
+)
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -70,13 +77,17 @@ def build(kind: str, sources: Path, folder: Path) -> Path:
     return built
 
 
+@pytest.fixture(scope="module")
+def wheel(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("wheel", sources, tmp_path_factory.mktemp("wheel"))
+
+
 @pytest.mark.parametrize("kind", ["wheel", "editable"])
 def test_kernels_is_found_inside_tripq_and_nowhere_else(
-    kind: str, sources: Path, tmp_path: Path
+    kind: str, wheel: Path, sources: Path, tmp_path: Path
 ) -> None:
-    wheel = build(kind, sources, tmp_path)
     site = tmp_path / "site"
-    ZipFile(wheel).extractall(site)
+    ZipFile(wheel if kind == "wheel" else build(kind, sources, tmp_path)).extractall(site)
 
     dependencies = sysconfig.get_path("purelib")
     done = subprocess.run(
@@ -94,16 +105,12 @@ def test_kernels_is_found_inside_tripq_and_nowhere_else(
     assert kernels is None
 
 
-def test_wheel_holds_every_module_of_the_tree(sources: Path, tmp_path: Path) -> None:
+def test_wheel_holds_every_module_of_the_tree(wheel: Path, sources: Path) -> None:
     modules = {path.relative_to(sources).as_posix() for path in sources.glob("tripq/**/*.py")}
     kernels = {f"tripq/{path.relative_to(sources)}" for path in sources.glob("kernels/**/*.py")}
     weights = {p.relative_to(sources).as_posix() for p in sources.glob("tripq/**/*.safetensors")}
 
-    names = {
-        name
-        for name in ZipFile(build("wheel", sources, tmp_path)).namelist()
-        if ".dist-info/" not in name
-    }
+    names = {name for name in ZipFile(wheel).namelist() if ".dist-info/" not in name}
 
     data = {
         path.relative_to(sources).as_posix()
@@ -115,11 +122,8 @@ def test_wheel_holds_every_module_of_the_tree(sources: Path, tmp_path: Path) -> 
     )
 
 
-def test_a_copy_without_git_has_the_version_of_the_next_release(
-    sources: Path, tmp_path: Path
-) -> None:
-    name = build("wheel", sources, tmp_path).name
-    assert name.split("-")[1] == f"{LATEST}.dev0"
+def test_a_copy_without_git_has_the_version_of_the_next_release(wheel: Path) -> None:
+    assert wheel.name.split("-")[1] == f"{LATEST}.dev0"
 
 
 def test_citation_and_changelog_give_one_version() -> None:
@@ -174,15 +178,20 @@ def test_packages_that_only_some_need_are_extras() -> None:
     } <= named
 
 
+@cache
+def installed() -> dict[str, Distribution]:
+    """The packages of this environment by their canonical names."""
+    return {canonicalize_name(one.metadata["Name"]): one for one in distributions()}
+
+
 @pytest.mark.parametrize("python", PYTHONS)
 def test_every_python_can_install_the_versions_of_its_constraints(python: str) -> None:
     """A version that is not for a Python is not asked of it: pip would find no solution."""
-    installed = {canonicalize_name(one.metadata["Name"]): one for one in distributions()}
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
     checked = 0
     for pin in pins:
-        one = installed.get(canonicalize_name(pin.name))
+        one = installed().get(canonicalize_name(pin.name))
         asked = not pin.marker or pin.marker.evaluate({"python_version": python})
         if asked and one and one.version in pin.specifier:
             checked += 1

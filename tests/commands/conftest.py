@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import subprocess
 import sys
@@ -32,6 +33,19 @@ def write_scan(
 ) -> Path:
     """Write a bright ball in dark air with a table beside it; the signal means nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    content, directions = made_up(voxel_size, b_values, is_zipped=path.suffix == ".gz")
+    path.write_bytes(content)
+    stem = path.name.removesuffix(".gz").removesuffix(".nii")
+    np.savetxt(path.with_name(f"{stem}.bval"), [b_values], fmt="%g")
+    np.savetxt(path.with_name(f"{stem}.bvec"), directions.T)
+    return path
+
+
+@cache
+def made_up(
+    voxel_size: float, b_values: tuple[float, ...], is_zipped: bool
+) -> tuple[bytes, np.ndarray]:
+    """The file of the scan, and its directions (N, 3)."""
     rng = np.random.default_rng(0)
     data = rng.uniform(1, 20, size=(*SHAPE, len(b_values)))
     data[ball()] += rng.uniform(400, 1000, size=data[ball()].shape)
@@ -40,13 +54,10 @@ def write_scan(
     affine[:3, 3] = 20, -15, 4
     image = nib.Nifti1Image(data.astype(np.float32), affine)
     image.header.set_xyzt_units("mm")
-    image.to_filename(path)
     directions = rng.normal(size=(len(b_values), 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    stem = path.name.removesuffix(".gz").removesuffix(".nii")
-    np.savetxt(path.with_name(f"{stem}.bval"), [b_values], fmt="%g")
-    np.savetxt(path.with_name(f"{stem}.bvec"), directions.T)
-    return path
+    content = image.to_bytes()
+    return gzip.compress(content, 1) if is_zipped else content, directions
 
 
 def ball() -> np.ndarray:

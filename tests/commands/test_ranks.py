@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
+import typer
 from safetensors.torch import load_file
 
 from tests.commands.conftest import Call, start, write_mask, write_scan, write_weights
 from tests.commands.test_train import CONFIG, write_labelled
+from tests.processes import COMMAND, Forked, environments
+from tripq.commands import ranks
 
 SUBJECTS = [f"{number:02}" for number in range(1, 6)]
 
@@ -59,8 +65,29 @@ def children(of: int) -> list[int]:
     return [pid for pid, parent in pairs if parent == of]
 
 
+PLAIN_PAGES = "from matplotlib.figure import Figure; Figure.savefig = lambda *_, **__: None"
+
+
+def in_two(*arguments: object, folder: Path) -> tuple[int, str, str]:
+    """Status of the first of two processes, and what both show, without a launcher."""
+    processes = []
+    for number, environment in enumerate(environments(2)):
+        (own := folder / f"rank-{number}").mkdir()
+        code = f"import os; os.environ.update({environment})\n{PLAIN_PAGES}\n{COMMAND}"
+        processes.append(Forked(code, *arguments, cwd=own))
+    shown = [process.communicate() for process in processes]
+    assert processes[1].returncode == 0
+    return (processes[0].returncode, *map("".join, zip(*shown, strict=True)))
+
+
+@pytest.mark.parametrize("launched", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_scans_are_divided_and_the_maps_are_the_same(
-    raw: Path, weights: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    launched: bool,
+    raw: Path,
+    weights: Path,
+    call: Call,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     broken = raw / "sub-04/dwi/sub-04_dwi.bval"
     broken.write_text("what?")
@@ -69,9 +96,10 @@ def test_scans_are_divided_and_the_maps_are_the_same(
         write_mask(scan.with_name(scan.name.replace("_dwi", "_desc-brain_mask")), scan)
     monkeypatch.chdir(tmp_path)
     common = ("participant", "--weights", weights, "--nthreads", 1, "--devices")
-    two = start("segment-bids", raw, "out-2", *common, 2, cwd=tmp_path)
+    command = ("segment-bids", raw, tmp_path / "out-2", *common, 2)
+    two = end(start(*command, cwd=tmp_path)) if launched else in_two(*command, folder=tmp_path)
     one = call("segment-bids", raw, "out-1", *common, 1)
-    ends = {1: (one.status, one.stdout, one.stderr), 2: end(two)}
+    ends = {1: (one.status, one.stdout, one.stderr), 2: two}
     for status, stdout, stderr in ends.values():
         assert status == 1, stderr
         assert f"{broken}: line 1: 'what?' is not a number." in stdout
@@ -85,6 +113,58 @@ def test_scans_are_divided_and_the_maps_are_the_same(
     assert len(maps(tmp_path / "out-1")) == 2 * (len(SUBJECTS) - 2)
     assert maps(tmp_path / "out-1") == maps(tmp_path / "out-2")
     assert table(tmp_path / "out-1") == table(tmp_path / "out-2")
+
+
+@pytest.fixture
+def usual_handlers() -> Iterator[None]:
+    """Handlers of signals, and the level of a log, which the launcher changes."""
+    log = logging.getLogger("torch.distributed")
+    level = log.level
+    numbers = signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM
+    usual = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in usual.items():
+        signal.signal(number, handler)
+    log.setLevel(level)
+
+
+@pytest.mark.parametrize(
+    ("last", "status", "message"),
+    [
+        ("exit 0", 0, ""),
+        ("exit $((3 * RANK))", 3, ""),
+        ('[ "$RANK" = 0 ] || kill -KILL $$', 1, "process 2 of 2 was ended by SIGKILL"),
+    ],
+)
+def test_the_launcher_starts_the_same_command_and_ends_as_it_does(
+    last: str,
+    status: int,
+    message: str,
+    usual_handlers: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A program of the shell in place of Python: that one would import torch in each process."""
+    program = tmp_path / "program"
+    program.write_text(
+        f"""#!/bin/sh
+        cd {tmp_path}
+        echo "$WORLD_SIZE" "$@" > part-$RANK && mv part-$RANK rank-$RANK
+        until [ -e rank-0 ] && [ -e rank-1 ]; do sleep 0.01; done
+        {last}
+        """
+    )
+    program.chmod(0o700)
+    words = ["segment-bids", "data", "--devices", "2"]
+    here = SimpleNamespace(executable=str(program), argv=["tripq", *words])
+    monkeypatch.setattr(ranks, "sys", here)
+    with pytest.raises(typer.Exit) as ended:
+        ranks.divide(2, 1, threads=1)
+    assert ended.value.exit_code == status
+    assert message in caplog.text
+    for rank in range(2):
+        assert (tmp_path / f"rank-{rank}").read_text().split() == ["2", "-m", "tripq", *words]
 
 
 @pytest.mark.exhaustive

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.commands.conftest import start, write_mask, write_scan
+from tests.processes import COMMAND, Forked
 from tripq.networks.checkpoint import save_network
 from tripq.networks.paper import PaperSegmenter
 
@@ -70,7 +71,8 @@ def test_an_interrupted_run_leaves_nothing(
     whole = tmp_path / "mask.nii.gz"
     nib.Nifti1Image(np.ones((32, 32, 32), np.uint8), nib.load(scan).affine).to_filename(whole)
     out, log = tmp_path / "out", tmp_path / "log.txt"
-    process = start(
+    process = Forked(
+        COMMAND,
         *("segment", scan, "--mask", whole, "--weights", tmp_path / "slow.safetensors"),
         *("-o", out, "--log", log, "--memory", "900MB"),
         cwd=tmp_path,

@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.conftest import run_program
+from tests.conftest import FEW_SETTLING, run_program
 from tripq.networks.checkpoint import load_network, save_network
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "segment_ms.py"
@@ -24,6 +24,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("example") / "results"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "120")
+        patch.setattr("tripq.training.module.N_SETTLING", FEW_SETTLING)
         shown = run_program(EXAMPLE, "--quick", "--out", out)
     return out, shown
 

@@ -34,7 +34,7 @@ def program() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def studio(program: ModuleType, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+def studio(program: ModuleType, slabs: None, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
     """Two heads of two people, of which one network each has seen the other."""
     from paper.mixture import Mixture
     from paper.plan import USUAL, Condition, Split
@@ -42,7 +42,7 @@ def studio(program: ModuleType, tmp_path_factory: pytest.TempPathFactory):  # ty
     from train_on_heads import PLAN, Cohorts, Schedule, Stage, Studio
 
     folder = tmp_path_factory.mktemp("weights")
-    write_sources(folder / "sources", CENTRES, radius=45)
+    write_sources(folder / "sources", CENTRES, radius=45, edge=2)
     anatomy = default_anatomy(4.0).within((-50, -50, 0), (50, 20, 50))
     for name, number in (("a", 12), ("b", 15)):
         table = GradientTable.from_shells([1000.0], [number])

@@ -45,7 +45,7 @@ def program() -> ModuleType:
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> OpenMS:
     folder = tmp_path_factory.mktemp("made-up") / "sources"
-    write_sources(folder, CENTRES, radius=31)
+    write_sources(folder, CENTRES, radius=31, edge=2)
     return open_ms(local=folder, accept_licences=True)
 
 
@@ -93,7 +93,7 @@ def narrow(network: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 
 
 @pytest.fixture(scope="module")
-def out(program, plan, sources, tmp_path_factory) -> Path:  # type: ignore[no-untyped-def]
+def out(program, plan, sources, slabs, tmp_path_factory) -> Path:  # type: ignore[no-untyped-def]
     """The folder of a whole, tiny experiment."""
     folder = tmp_path_factory.mktemp("paper")
     with pytest.MonkeyPatch.context() as patch:

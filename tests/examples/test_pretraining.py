@@ -38,13 +38,15 @@ def program() -> Iterator[ModuleType]:
 
 
 @pytest.fixture(scope="module")
-def study(program: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def study(
+    program: ModuleType, slabs: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
     """Heads of three people, and four patients."""
     from paper.plan import FULL
     from paper.real_heads import RealHead
 
     folder = tmp_path_factory.mktemp("pretraining")
-    write_sources(folder / "sources", CENTRES, radius=45)
+    write_sources(folder / "sources", CENTRES, radius=45, edge=2)
     anatomy = default_anatomy(4.0).within((-50, -50, 0), (50, 20, 50))
     for name, number in (("a", 12), ("b", 9), ("c", 10)):
         (folder / name).mkdir()

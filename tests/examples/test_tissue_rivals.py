@@ -43,7 +43,7 @@ def study(heads: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     few = {"pilot_steps": 1, "rates": (1e-3, 1e-2)}
     one = replace(one, build=partial(small, "4x0e"), **few)
     shipped = replace(shipped, build=partial(small, "3x0e"), tuned_as=one, **few)
-    some = (one, shipped, replace(other, **few))
+    some = (one, shipped, replace(other, build=partial(other.build, widths=(6, 4)), **few))
     for module in (heads, contenders, sys.modules["tissue_study.results"]):
         monkeypatch.setattr(module, "TESTS", (usual, turned))
         monkeypatch.setattr(module, "TRAINING", training)

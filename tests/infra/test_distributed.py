@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.processes import fork
+from tests.processes import environments, fork
 from tests.programs import train_in_ranks
 from tests.training.test_training import convolutional, equivariant, labelled_scan
 from tripq.infra.distributed import by_leader, connected, gather
@@ -38,16 +37,10 @@ def trained(folder: Path, *arguments: float, ranks: int) -> list[dict[str, Any]]
     They have the environment that torchrun gives to its processes.
     """
     folder.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    launched = {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}
-    sizes = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(ranks))
-    processes = []
-    for rank in range(ranks):
-        numbers = dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
-        environment = {**place, **launched, **sizes, **numbers}
-        processes.append(fork(train_in_ranks.run, environment, folder, *arguments))
+    processes = [
+        fork(train_in_ranks.run, environment, folder, *arguments)
+        for environment in environments(ranks)
+    ]
     for process in processes:
         process.join(timeout=300)
         process.kill()

@@ -87,10 +87,10 @@ def assert_compiles(function: nn.Module, *args: object) -> None:
     [
         ("grid", "dense", "tp"),
         ("grid", "fourier", "tp"),
-        ("grid", "triton", "tp"),
+        pytest.param("grid", "triton", "tp", marks=pytest.mark.exhaustive),
         ("grid", "edges", "p"),
         ("points", "recoupled", "p"),
-        ("nodes", "recoupled", "p"),
+        pytest.param("nodes", "recoupled", "p", marks=pytest.mark.exhaustive),
         ("nodes", "triton", "p"),
     ],
 )

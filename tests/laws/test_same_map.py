@@ -132,7 +132,14 @@ def test_the_order_of_volumes_and_the_signs_of_directions_change_no_map(
     [
         # in parts as it is; with a small budget it takes minutes
         pytest.param("edges", None, marks=pytest.mark.exhaustive),
-        *product(("dense", "fourier", "recoupled", "triton"), (None, 1_000_000)),
+        *(("dense", None), ("fourier", 1_000_000), ("recoupled", 1_000_000), ("triton", None)),
+        *(
+            pytest.param(backend, budget, marks=pytest.mark.exhaustive)
+            for backend, budget in (
+                *(("dense", 1_000_000), ("fourier", None)),
+                *(("recoupled", None), ("triton", 1_000_000)),
+            )
+        ),
     ],
 )
 def test_every_back_end_gives_the_map(

@@ -275,6 +275,7 @@ def test_a_layer_may_expand_a_map_to_directions(filter, form):
         assert relative_error(out[:, 1], out[:, 2]) > 0.01, "directions differ"
     errors = disagreement(layer, x, graph, backends_for(form, filter)[1:])
     assert max(errors.values()) < LIMIT, errors
+    with_backend(layer, "recoupled")  # the gradients of the others are the same
     leaves = x.requires_grad_(), *layer.parameters()
     assert gradcheck(lambda x, *_: layer(x, graph), leaves, fast_mode=True)
 
@@ -546,7 +547,12 @@ def tiny_layer(filter, backend, *, quadrature="sum", **options):
 
 @pytest.mark.parametrize(
     ("filter", "form", "backend"),
-    [c for filter in ("tp", "diff", "p + q") for c in combinations(filter)],
+    [
+        # What the others give for random layers is compared with the edges above.
+        pytest.param(*c, marks=() if c[-1] == "edges" else pytest.mark.exhaustive)
+        for filter in ("tp", "diff", "p + q")
+        for c in combinations(filter)
+    ],
 )
 def test_gradients_of_features_and_parameters(backend, filter, form):
     options = {"bias": True, "self_interaction": True} if form == "points" else {"q_out": None}

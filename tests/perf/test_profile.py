@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -46,21 +47,24 @@ def perf(perf_modules: None) -> SimpleNamespace:
 # -- the command ---------------------------------------------------------------------------------
 
 
+def in_this_process(function: Any, *arguments: Any, limit: float) -> Any:
+    """What is sent to a process and back is pickled, too."""
+    function, arguments = pickle.loads(pickle.dumps((function, arguments)))
+    return pickle.loads(pickle.dumps(function(*arguments)))
+
+
+@pytest.mark.parametrize("alone", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_the_command_measures_shows_and_keeps(
-    perf: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    alone: bool, perf: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Each figure in a process alone, or in this one, which need not import torch again."""
     kept = tmp_path / "kept.json"
     options = "--workload tiny --backend recoupled --backend triton --repeats 1 --threads"
     threads = torch.get_num_threads()  # they stay as they are for the tests that follow
-    in_own_process = perf.measure.in_own_process
-
-    def only_rows(function: Any, *arguments: Any, limit: float) -> Any:
-        """The rates of the machine need no process of their own, which would import torch again."""
-        if function is perf.tasks.machine:
-            return function(*arguments)
-        return in_own_process(function, *arguments, limit=limit)
-
-    monkeypatch.setattr(perf.measure, "in_own_process", only_rows)
+    if not alone:
+        monkeypatch.setattr(perf.measure, "in_own_process", in_this_process)
+        monkeypatch.setattr(perf.tasks, "limit_memory", lambda: None)
+        monkeypatch.setenv("KINETO_LOG_LEVEL", "99")
     shown = run_program(PERF / "profile.py", *options.split(), threads, "--json", kept)
     assert "triton: not measured: needs a CUDA device" in shown
     (run,) = perf.rows.load(kept)
@@ -110,6 +114,10 @@ def test_a_failure_is_a_reason_and_no_abort(
 ) -> None:
     with pytest.raises(perf.measure.NotMeasured, match=why):
         perf.measure.in_own_process(function, argument, limit=limit)
+
+
+def test_a_result_comes_from_a_process(perf: SimpleNamespace) -> None:
+    assert perf.measure.in_own_process(os.getppid, limit=60) == os.getpid()
 
 
 # -- what is compared ----------------------------------------------------------------------------

@@ -13,11 +13,6 @@ def anatomy() -> Anatomy:
 
 
 @pytest.fixture(scope="session")
-def fine_anatomy() -> Anatomy:
-    return default_anatomy(2.0)
-
-
-@pytest.fixture(scope="session")
 def table() -> GradientTable:
     return GradientTable.from_shells([1000.0], [32])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -194,14 +194,13 @@ def train(
             }
             with connected(rank):
                 by_leader(rank, lambda: _claim(folder, wanted, overwrite))
-                record = _train(
-                    network, taken, chosen_task, cohort, settings, folder, chosen, screen
-                )
+                training = _Training(chosen_task, network, taken, cohort, settings, chosen, screen)
+                record = training.run(folder)
         except ConfigError as error:
             raise ConfigError(f"{config or 'default settings'}: {error}") from error
         if not rank.leads:
             return
-        lines = _write(out, chosen_task, network, taken, record, cohort, settings, chosen, screen)
+        lines = training.write(out, record)
         if not quiet:
             written = (chosen_task.weights, _PAGE, _RECORD)
             screen.show(*lines, *(f"  {out / name}" for name in written))
@@ -266,37 +265,121 @@ def _clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
-def _train(
-    network: nn.Module,
-    taken: Taken | None,
-    task: TaskCommands[Any],
-    cohort: Cohort,
-    settings: TrainingConfig,
-    folder: Path,
-    device: str,
-    screen: Session,
-) -> TrainingRecord:
-    """Train, or resume training, and report progress."""
-    from tripq.training import choose_precision, training_state
+@dataclass(frozen=True)
+class _Training:
+    """What is trained, and on which scans.
 
-    state = training_state(folder)
-    if state != "new":
-        how = "resumes from the last validation" if state == "interrupted" else "is finished"
-        messages.info("%s: training %s.", folder, how)
-    elif taken is not None:
-        messages.info("%s: taken: %s.", taken.path, taken.summary)
-    precision = choose_precision(settings.training.precision, device)
-    messages.info("training on the %s in %s.", device, precision)
-    try:
-        with screen.meter("training") as update:
-            watch = Watch(update, task.score)
-            kept = () if taken is None else taken.modules
-            record = task.train(network, settings, cohort, folder, device, watch, kept)
-            watch.tell(record.scores)
-    except KeyboardInterrupt:
-        messages.warning("run it again to resume from the last validation in %s.", folder)
-        raise
-    return record
+    Parameters
+    ----------
+    task : TaskCommands
+        Of the network.
+    network : nn.Module
+        Its weights become those of the best validation.
+    taken : Taken or None
+        What it took from another network.
+    cohort : Cohort
+        The scans.
+    settings : TrainingConfig
+        Of the task.
+    device : str
+        Where to compute.
+    screen : Session
+        Where progress is shown.
+    """
+
+    task: TaskCommands[Any]
+    network: nn.Module
+    taken: Taken | None
+    cohort: Cohort
+    settings: TrainingConfig
+    device: str
+    screen: Session
+
+    def run(self, folder: Path) -> TrainingRecord:
+        """Train, or resume training from the checkpoints in a folder, and report progress."""
+        from tripq.training import choose_precision, training_state
+
+        state = training_state(folder)
+        if state != "new":
+            how = "resumes from the last validation" if state == "interrupted" else "is finished"
+            messages.info("%s: training %s.", folder, how)
+        elif self.taken is not None:
+            messages.info("%s: taken: %s.", self.taken.path, self.taken.summary)
+        precision = choose_precision(self.settings.training.precision, self.device)
+        messages.info("training on the %s in %s.", self.device, precision)
+        kept = () if self.taken is None else self.taken.modules
+        try:
+            with self.screen.meter("training") as update:
+                watch = Watch(update, self.task.score)
+                record = self.task.train(
+                    self.network, self.settings, self.cohort, folder, self.device, watch, kept
+                )
+                watch.tell(record.scores)
+        except KeyboardInterrupt:
+            messages.warning("run it again to resume from the last validation in %s.", folder)
+            raise
+        return record
+
+    def write(self, out: Path, record: TrainingRecord) -> list[str]:
+        """Write the network and its records, or nothing; return the lines to show."""
+        from tripq.networks.checkpoint import save_network
+
+        cohort = self.cohort
+        self.network.to(self.device)
+        with self.screen.bar("validating", "scans") as update:
+            validation = self.task.validate(self.network, cohort.validation, self.device, update)
+        self.network.cpu()
+        notes = {
+            **validation.notes,
+            "voxel_size_mm": cohort.voxel_note,
+            "b_values": " ".join(map(str, cohort.b_values)),
+            "fewest_directions": str(cohort.fewest_directions),
+            "tripq": __version__,
+            "task": self.task.name,
+            **self._origin,
+        }
+        with staged(out, last=_RECORD) as part:
+            save_network(self.network, part / self.task.weights, notes)
+            validation.write_page(part / _PAGE, notes)
+            write_json(
+                part / _RECORD,
+                {
+                    "tripq": __version__,
+                    "settings": asdict(self.settings),
+                    **cohort.fingerprints,
+                    **({} if self.taken is None else {"start": _described(self.taken)}),
+                    "notes": notes,
+                    "device": self.device,
+                    "validation_scores": validation.scores,
+                    "record": asdict(record),
+                },
+            )
+        step, _ = record.best or (record.steps, 0.0)
+        return [
+            f"{record.steps:,} steps in {_clock(record.seconds)}; best network at step {step:,}.",
+            validation.summary,
+        ]
+
+    @property
+    def _origin(self) -> dict[str, str]:
+        """Notes on the data, with those of the network that the training started from."""
+        cohort, notes = self.cohort, self.settings.notes
+        data = (
+            f"{notes.data or cohort.name}: {len(cohort.training)} scans for training, "
+            f"{len(cohort.validation)} for validation"
+        )
+        cautions = ["trained on simulated diffusion signal"] if cohort.simulated else []
+        cautions.append(notes.caution)
+        if self.taken is None:
+            return {"data": data, "caution": "; ".join(cautions)}
+        earlier, warned = (self.taken.notes.get(key, "") for key in ("data", "caution"))
+        words = [word for text in (*cautions, warned) for word in text.split("; ") if word]
+        return {
+            "data": f"{data}; started from a network trained on {earlier or 'unknown data'}",
+            "caution": "; ".join(dict.fromkeys(words)),
+            "started_from": f"{self.taken.path.name}, SHA-256 {self.taken.sha256}: "
+            f"{self.taken.summary}",
+        }
 
 
 def _claim(folder: Path, wanted: Mapping[str, Any], overwrite: bool) -> None:
@@ -335,75 +418,6 @@ def _differences(found: Any, wanted: Any, place: str = "") -> Iterator[str]:
             yield from _differences(found.get(key), wanted.get(key), inner)
     elif found != wanted:
         yield place
-
-
-def _write(
-    out: Path,
-    task: TaskCommands[Any],
-    network: nn.Module,
-    taken: Taken | None,
-    record: TrainingRecord,
-    cohort: Cohort,
-    settings: TrainingConfig,
-    device: str,
-    screen: Session,
-) -> list[str]:
-    """Write the network and its records, or nothing; return the lines to show."""
-    from tripq.networks.checkpoint import save_network
-
-    network.to(device)
-    with screen.bar("validating", "scans") as update:
-        validation = task.validate(network, cohort.validation, device, update)
-    network.cpu()
-    simulated = ["trained on simulated diffusion signal"] if cohort.simulated else []
-    caution = "; ".join([*simulated, settings.notes.caution])
-    data = (
-        f"{settings.notes.data or cohort.name}: {len(cohort.training)} scans for training, "
-        f"{len(cohort.validation)} for validation"
-    )
-    notes = {
-        **validation.notes,
-        "voxel_size_mm": cohort.voxel_note,
-        "b_values": " ".join(map(str, cohort.b_values)),
-        "fewest_directions": str(cohort.fewest_directions),
-        "tripq": __version__,
-        "task": task.name,
-        **_origin(data, caution, taken),
-    }
-    with staged(out, last=_RECORD) as part:
-        save_network(network, part / task.weights, notes)
-        validation.write_page(part / _PAGE, notes)
-        write_json(
-            part / _RECORD,
-            {
-                "tripq": __version__,
-                "settings": asdict(settings),
-                **cohort.fingerprints,
-                **({} if taken is None else {"start": _described(taken)}),
-                "notes": notes,
-                "device": device,
-                "validation_scores": validation.scores,
-                "record": asdict(record),
-            },
-        )
-    step, _ = record.best or (record.steps, 0.0)
-    return [
-        f"{record.steps:,} steps in {_clock(record.seconds)}; best network at step {step:,}.",
-        validation.summary,
-    ]
-
-
-def _origin(data: str, caution: str, taken: Taken | None) -> dict[str, str]:
-    """Notes on the data of a training, with those of the network that it started from."""
-    if taken is None:
-        return {"data": data, "caution": caution}
-    earlier, warned = (taken.notes.get(key, "") for key in ("data", "caution"))
-    words = [word for text in (caution, warned) for word in text.split("; ") if word]
-    return {
-        "data": f"{data}; started from a network trained on {earlier or 'unknown data'}",
-        "caution": "; ".join(dict.fromkeys(words)),
-        "started_from": f"{taken.path.name}, SHA-256 {taken.sha256}: {taken.summary}",
-    }
 
 
 def _described(taken: Taken) -> dict[str, Any]:

@@ -35,6 +35,9 @@ Chosen so that fractional anisotropies with the peaks of the HCP1065 template sp
 scans.
 """
 
+AIR = 10
+"""Voxels of 1 mm around the brain of the template: averages over 5 mm do not reach further."""
+
 CRISPNESS = 1.5
 """Power of the tissue probabilities of the template, which undoes the blur of averaging heads.
 
@@ -183,34 +186,13 @@ def default_anatomy(voxel_size: float | tuple[float, float, float] = 2.0) -> Ana
     edges = np.broadcast_to(np.asarray(voxel_size, dtype=np.float64), (3,))
     if not ((edges >= 1) & (edges <= 5)).all():
         raise SimulationError(f"voxel_size={voxel_size} mm must be between 1 and 5 mm.")
-    try:
-        from nilearn import datasets
-    except ImportError as error:
-        raise SimulationError(
-            "the default anatomy is the template shipped with nilearn, which is not installed: "
-            "pip install 'tripq[ms]', or read another anatomy with read_anatomy."
-        ) from error
-    mask, wm, gm = (
-        load(resolution=1)
-        for load in (
-            datasets.load_mni152_brain_mask,
-            datasets.load_mni152_wm_template,
-            datasets.load_mni152_gm_template,
-        )
-    )
-    source = Grid(mask.shape, mask.affine)
-    # the mask ends at the edge of the grey matter; a scan shows a rim of fluid around it
-    brain = ndimage.binary_dilation(ndimage.binary_fill_holes(mask.get_fdata() > 0))
-    inside = apply_affine(mask.affine, np.argwhere(brain)[::97])  # a sample gives the extent
+    template = _read_template()
+    inside = apply_affine(template.grid.affine, np.argwhere(template.brain)[::97])  # for the extent
     lattice = Grid((1, 1, 1), np.diag([*edges, 1.0]))
     grid = lattice.covering(inside, margin=2 * float(edges.max()))
     share, white, grey = (
-        resample_map(volume, source, grid)
-        for volume in (
-            brain,
-            np.where(brain, wm.get_fdata(), 0),
-            np.where(brain, gm.get_fdata(), 0),
-        )
+        resample_map(volume, template.grid, grid)
+        for volume in (template.brain, template.wm, template.gm)
     )
     # 152 brains, averaged: powers make the average as crisp as one brain
     fluid = np.clip(share - white - grey, 0.0, 1.0)
@@ -221,6 +203,42 @@ def default_anatomy(voxel_size: float | tuple[float, float, float] = 2.0) -> Ana
     for field in fields(anatomy):
         getattr(anatomy, field.name).flags.writeable = False  # it is cached, so others hold it too
     return anatomy
+
+
+@dataclass(frozen=True, eq=False)
+class _Template:
+    """The ICBM152 template: its brain (X, Y, Z), and white and grey matter in it, as float32."""
+
+    brain: NDArray[np.bool_]
+    wm: NDArray[np.float32]
+    gm: NDArray[np.float32]
+    grid: Grid
+
+
+@lru_cache(maxsize=1)
+def _read_template() -> _Template:
+    """Read the template at 1 mm, without most of the air around it.
+
+    It is kept: to read it takes longer than all else of an anatomy, of whatever size of voxels.
+    """
+    try:
+        from nilearn import datasets
+    except ImportError as error:
+        raise SimulationError(
+            "the default anatomy is the template shipped with nilearn, which is not installed: "
+            "pip install 'tripq[ms]', or read another anatomy with read_anatomy."
+        ) from error
+    image = datasets.load_mni152_brain_mask(resolution=1)
+    inside = ndimage.find_objects(np.asarray(image.dataobj))[0]
+    box = tuple(slice(max(0, axis.start - AIR), axis.stop + AIR) for axis in inside)
+    mask = image.slicer[box]
+    # the mask ends at the edge of the grey matter; a scan shows a rim of fluid around it
+    brain = ndimage.binary_dilation(ndimage.binary_fill_holes(mask.dataobj))
+    wm, gm = (
+        np.where(brain, load(resolution=1).get_fdata(dtype=np.float32)[box], np.float32(0))
+        for load in (datasets.load_mni152_wm_template, datasets.load_mni152_gm_template)
+    )
+    return _Template(brain, wm, gm, Grid(mask.shape, mask.affine))
 
 
 def read_anatomy(

@@ -12,21 +12,33 @@ from scipy.io import savemat
 
 
 def write_sources(
-    folder: Path, lesions: Mapping[str, tuple[float, float, float]], radius: float = 60
+    folder: Path,
+    lesions: Mapping[str, tuple[float, float, float]],
+    radius: float = 60,
+    edge: float = 1,
 ) -> None:
-    """Patients with round brains of a radius and a lesion each, given by its centre, all in mm."""
+    """Patients with round brains of a radius and a lesion each, given by its centre, all in mm.
+
+    The real masks have voxels of 1 mm; larger ones take less time.
+    """
     (folder / "open_ms").mkdir(parents=True)
     for patient, centre in lesions.items():
-        write_ball(folder / f"open_ms/patient{patient}_brainmask.nii.gz", (0, -20, 10), radius)
-        write_ball(folder / f"open_ms/patient{patient}_lesions_MNIrigid_1mm.nii.gz", centre, 7)
+        brain, lesion = (
+            folder / f"open_ms/patient{patient}_{name}.nii.gz"
+            for name in ("brainmask", "lesions_MNIrigid_1mm")
+        )
+        write_ball(brain, (0, -20, 10), radius, edge)
+        write_ball(lesion, centre, 7, edge)
     write_fibres(folder / "ICBM152_adult.fib.gz")
 
 
-def write_ball(path: Path, centre: tuple[float, float, float], radius: float) -> None:
-    """Write a mask at 1 mm, stored from right to left as the real ones are."""
-    affine = np.diag([-1.0, 1.0, 1.0, 1.0])
+def write_ball(
+    path: Path, centre: tuple[float, float, float], radius: float, edge: float = 1
+) -> None:
+    """Write a mask, stored from right to left as the real ones are."""
+    affine = np.diag([-edge, edge, edge, 1.0])
     affine[:3, 3] = 70, -90, -50
-    x, y, z = np.ogrid[:140, :140, :120]
+    x, y, z = np.ogrid[:140:edge, :140:edge, :120:edge]
     distance = np.hypot(np.hypot(70 - x - centre[0], y - 90 - centre[1]), z - 50 - centre[2])
     nib.Nifti1Image((distance < radius).astype(np.uint8), affine).to_filename(path)
 

@@ -36,7 +36,7 @@ CENTRES = {"01": (-26.0, -20.0, 25.0), "12": (26.0, -20.0, 25.0), "13": (26.0, -
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> OpenMS:
     folder = tmp_path_factory.mktemp("made-up") / "sources"
-    write_sources(folder, CENTRES)
+    write_sources(folder, CENTRES, edge=2)
     return open_ms(local=folder, accept_licences=True)
 
 

@@ -1,5 +1,5 @@
 from __future__ import annotations
 
-from tests.simulate.conftest import anatomy, block, fine_anatomy, table
+from tests.simulate.conftest import anatomy, block, table
 
-__all__ = ["anatomy", "block", "fine_anatomy", "table"]
+__all__ = ["anatomy", "block", "table"]
