@@ -9,10 +9,12 @@ split are those of examples/reproduce_paper.py.  There are three stages:
 1. *base*: simulated scans of the training patients, with many voxel sizes, gradient tables, poses,
    levels of noise and artefacts (`paper.mixture`);
 2. for each scanner, the base is trained further on real, healthy heads of the other scanners, with
-   and without implanted lesions, beside simulated scans; features are now normalised over each
-   scan.  examples/measure_weights.py measures these networks on the scanner that they have not
-   seen;
+   and without implanted lesions, beside simulated scans.  examples/measure_weights.py measures
+   these networks on the scanner that they have not seen;
 3. the same with the heads of all scanners.
+
+Networks read the contrast of b0, in which T2 shows, beside the signal over b0, and features are
+normalised over each scan: statistics of the training are wrong for a scanner that it did not see.
 
 The threshold and the minimum volume of a candidate are chosen for each network on heads that
 networks have not seen: every other person's, as they are and with outlines of the validation
@@ -25,7 +27,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from inspect import signature
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -248,7 +249,7 @@ class Studio:
         path = self.folder("base") / NETWORK
         if not path.is_file():
             torch.manual_seed(0)
-            network = LesionSegmenter(p_radius=RADIUS, normalize="batch", **SMALL)
+            network = LesionSegmenter(p_radius=RADIUS, normalize="scan", b0_contrast=True, **SMALL)
             scans = self.cohorts.simulated()
             self._train(network, path.parent, scans, self.schedule.base)
             self._save(network, (), path)
@@ -268,7 +269,7 @@ class Studio:
         """The base, trained further with real heads beside every second simulated scan."""
         path = self.folder(name) / NETWORK
         if not path.is_file():
-            network = normalized_over_scans(self.base())
+            network = self.base()
             scans = [
                 *self.cohorts.simulated(every=2),
                 *self.cohorts.implanted("training", heads),
@@ -362,19 +363,6 @@ class Studio:
             "fewest_directions": str(min(number for _, number in shells)),
             "data": f"{real}simulated diffusion signal; real outlines (Lesjak et al. 2017)",
         }
-
-
-def normalized_over_scans(network: LesionSegmenter) -> LesionSegmenter:
-    """A network with the same weights that takes its statistics from each scan.
-
-    Statistics of the training are wrong for a scanner that it did not see: with those of the scan
-    itself, maps of unseen scanners are on one scale.
-    """
-    arguments = {name: getattr(network, name) for name in signature(LesionSegmenter).parameters}
-    other = LesionSegmenter(**{**arguments, "normalize": "scan"})
-    weights = network.state_dict()
-    other.load_state_dict({name: weights[name] for name in other.state_dict()})
-    return other
 
 
 @dataclass(frozen=True)
