@@ -38,7 +38,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Compiling an e3nn module can take a second: neither deadlines nor the speed of drawing tell much.
 settings.register_profile(
     "ci",
-    max_examples=10,
+    max_examples=8,
     derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],

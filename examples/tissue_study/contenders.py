@@ -205,7 +205,7 @@ class Study:
         for rate in contender.rates:
             budget = Budget(steps=contender.pilot_steps)
             network, task, _, seconds = self._fit(contender, training, rate, budget)
-            pilot = Pilot(rate, round(seconds, 1), score_scans(network, task, validation))
+            pilot = Pilot(rate, round(seconds, 3), score_scans(network, task, validation))
             self.report(f"{contender.name}: {pilot}")
             yield pilot
 

@@ -84,7 +84,7 @@ def test_the_minimum_volume_is_that_of_the_checkpoint_unless_one_is_given(
 ) -> None:
     """Mask, list, counts and both sidecars have it; the map of probabilities has not."""
     sentence = "On 15 scans it marked a median of 0.05 ml."
-    notes = {"threshold": "0.88", "min_volume_ml": "0.05", "healthy_heads": sentence}
+    notes = {"threshold": "0.8", "min_volume_ml": "0.05", "healthy_heads": sentence}
     weights = write_weights(tmp_path / "least.safetensors", **notes)
     arguments = ("segment", scan, "--mask", mask, "--weights", weights)
     marked = {}
@@ -105,7 +105,7 @@ def test_the_minimum_volume_is_that_of_the_checkpoint_unless_one_is_given(
         assert f"Healthy heads:</strong> {sentence}" in Path(f"{stem}_report.html").read_text()
         dwi = read_dwi(scan, mask=mask)
         probability = read(Path(f"{stem}_probseg.nii.gz"))[dwi.mask]
-        candidates = find_candidates(dwi, probability, 0.88, volume)
+        candidates = find_candidates(dwi, probability, 0.8, volume)
         marked[folder] = read(Path(f"{stem}_mask.nii.gz"))
         assert marked[folder].sum() == sum(candidate.voxels for candidate in candidates)
         assert about["LesionCount"] == len(candidates)
