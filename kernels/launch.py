@@ -1,4 +1,4 @@
-"""Choice of implementation: Triton on a CUDA device, otherwise the torch twin.
+"""Choice of implementation: Triton, if it is installed, on a CUDA device, otherwise the torch twin.
 
 Every operator of this package has two implementations: Triton kernels (``*_triton.py``) and a torch
 twin that defines the result.  With ``TRITON_INTERPRET=1`` in the environment, set before Triton is
@@ -13,10 +13,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+TRITON_IS_INSTALLED = find_spec("triton") is not None
 
 #: Bytes that working arrays may take on a CPU, unless it is said otherwise.
 DEFAULT_BUDGET = 1 << 28
@@ -24,7 +27,9 @@ DEFAULT_BUDGET = 1 << 28
 
 def runs_in_triton(x: Tensor) -> bool:
     """Whether operators on `x` run as Triton kernels."""
-    return x.is_cuda or (x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1")
+    if x.is_cuda:
+        return TRITON_IS_INSTALLED
+    return x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def needs_twin() -> bool:

@@ -6,10 +6,13 @@ import gc
 import re
 import weakref
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from tests.strategies import (
@@ -24,6 +27,7 @@ from tripq import PQGraph, PQTensorFieldLayer
 from tripq.backends import BACKENDS
 from tripq.backends.base import Request
 from tripq.backends.plan import make_plan
+from tripq.kernels import launch
 
 CUDA = torch.device("cuda")
 AFFINE = affine_of(2.0 * np.eye(3))
@@ -105,12 +109,19 @@ def test_gradients_of_coordinates_are_not_for_triton():
 def test_without_triton_it_says_what_to_install(monkeypatch):
     request = replace(request_of(grid(np.ones((3, 3, 2)), 4), layer_of()), device=CUDA)
     assert BACKENDS["triton"].obstacle(request) is None
-    monkeypatch.setattr("tripq.backends.triton.find_spec", lambda name: None)
+    monkeypatch.setattr("tripq.kernels.launch.TRITON_IS_INSTALLED", False)
     why = "Triton is not installed: pip install 'tripq[cuda]'"
     assert BACKENDS["triton"].obstacle(request) == why
     assert make_plan("auto", request).backend != "triton"
     with pytest.raises(ValueError, match=re.escape(why)):
         make_plan("triton", request)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_without_triton_operators_of_a_cuda_device_are_plain_torch(monkeypatch, installed):
+    monkeypatch.setattr(launch, "TRITON_IS_INSTALLED", installed)
+    tensor = cast(Tensor, SimpleNamespace(is_cuda=True, device=CUDA))
+    assert launch.runs_in_triton(tensor) is installed
 
 
 def request_of(graph, layer, budget=1 << 20):

@@ -18,7 +18,6 @@ On a CPU the operators run as their plain torch twins: for tests, not for speed.
 from __future__ import annotations
 
 from functools import partial
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -33,6 +32,7 @@ from tripq.domain.voxels import PEdges
 from tripq.filters.filter import PQFilter, ungrouped
 from tripq.infra.chunks import chunks
 from tripq.infra.kept import kept_with_owner
+from tripq.kernels import launch
 from tripq.kernels.embeddings import edge_harmonics
 from tripq.kernels.launch import accumulation_dtype
 from tripq.kernels.mixing import mix
@@ -210,7 +210,7 @@ def _walk(nodes: NodeSpace, edges: PEdges, start: int, stop: int) -> NodeCsr:
 
 def obstacle(request: Request) -> str | None:
     """The reason why this back end cannot evaluate a request, or None."""
-    if request.on_gpu and find_spec("triton") is None:
+    if request.on_gpu and not launch.TRITON_IS_INSTALLED:
         return "Triton is not installed: pip install 'tripq[cuda]'"
     if request.filter.joint and not request.nodes:
         return 'it has no kernel for a "diff" filter between voxels that share directions'
