@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from tests.commands.conftest import write_scan
 from tests.scans.test_read import beside, traced
 from tripq.scans import DWI, DWIError, read_dwi
-from tripq.scans.brain import _otsu, find_brain, read_brain
+from tripq.scans.brain import _ball, _largest_region, _otsu, find_brain, read_brain
+from tripq.simulate import random_rotation
 
 
 def head(b0_inside: float) -> tuple[DWI, np.ndarray]:
@@ -44,6 +46,69 @@ def test_the_bright_ball_is_found_and_its_voxels_keep_their_signal() -> None:
     np.testing.assert_array_equal(brain.signal, dwi.signal[brain.mask[dwi.mask]])
     np.testing.assert_array_equal(brain.b0, dwi.b0[brain.mask[dwi.mask]])
     assert "median_otsu" in brain.notes[-1]
+
+
+def bright(shape: tuple[int, int, int], *boxes: tuple[slice, slice, slice]) -> np.ndarray:
+    """A mask of some boxes."""
+    mask = np.zeros(shape, dtype=bool)
+    for box in boxes:
+        mask[box] = True
+    return mask
+
+
+BRAIN = (slice(5, 30), slice(5, 30), slice(5, 30))
+
+
+def test_an_eye_on_its_nerve_is_no_brain() -> None:
+    eye = (slice(40, 54), slice(10, 24), slice(10, 24))
+    nerve = (slice(30, 40), slice(14, 18), slice(14, 18))
+    found = _largest_region(bright((60, 40, 40), BRAIN, eye, nerve), np.eye(4))
+    inner = tuple(slice(s.start + 3, s.stop - 3) for s in BRAIN)
+    assert found[inner].all()
+    assert not found[eye].any()
+
+
+def test_dark_nuclei_are_brain() -> None:
+    whole = bright((60, 60, 60), (slice(3, 57),) * 3)
+    with_hole = whole & ~bright(whole.shape, (slice(27, 31),) * 3)
+    np.testing.assert_array_equal(
+        _largest_region(with_hole, np.eye(4)), _largest_region(whole, np.eye(4))
+    )
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+def test_a_few_slices_of_a_brain_are_kept(slices: int) -> None:
+    disc = bright((40, 40, slices), (slice(5, 30), slice(5, 30), slice(None)))
+    found = _largest_region(disc, np.diag([1, 1, 4, 1.0]))
+    assert np.count_nonzero(found) > 0.9 * np.count_nonzero(disc)
+    np.testing.assert_array_equal(found, found[:, :, :1].repeat(slices, axis=2))
+
+
+def test_what_is_nowhere_thick_is_kept() -> None:
+    thin = bright((30, 30, 30), (slice(10, 14), slice(2, 28), slice(2, 28)))
+    np.testing.assert_array_equal(_largest_region(thin, np.eye(4)), thin)
+
+
+@pytest.mark.parametrize(
+    "edges", [(1, 1, 1), (2.5, 2.5, 2.5), (1.75, 1.75, 3), (3.5, 3.5, 4.2), (8, 8, 8)]
+)
+def test_the_ball_has_a_radius_of_6_mm_on_every_grid(edges: tuple[float, float, float]) -> None:
+    rotation = random_rotation(np.random.default_rng(0))
+    affine = np.eye(4)
+    affine[:3, :3] = rotation @ np.diag(edges)
+    ball = _ball(affine)
+    middle = (np.array(ball.shape) - 1) / 2
+    reach = np.linalg.norm((np.argwhere(ball) - middle) * edges, axis=1)
+    assert reach.max() <= 6.001
+    np.testing.assert_array_equal(middle, np.floor(6.001 / np.array(edges)))
+    np.testing.assert_array_equal(ball, _ball(np.diag([*edges, 1.0])))
+
+
+def test_the_ball_of_a_sheared_grid_holds_every_voxel_within_6_mm() -> None:
+    affine = np.array([[1, 0.8, 0, 0], [0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1.0]])
+    wide = np.indices((31, 31, 31)) - 15
+    inside = np.linalg.norm(np.einsum("ij,jxyz->ixyz", affine[:3, :3], wide), axis=0) <= 6.001
+    assert np.count_nonzero(_ball(affine)) == np.count_nonzero(inside)
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.05, 0.95), st.floats(1.5, 50))
@@ -114,3 +179,12 @@ def test_the_brain_of_a_real_scan_is_that_of_its_mask(shared_data: Path) -> None
     ).mask
     found = find_brain(scan).mask
     assert 2 * np.count_nonzero(found & shipped) / (found.sum() + shipped.sum()) > 0.9
+
+
+def test_the_brain_of_a_real_head_is_one_region_without_the_neck(shared_data: Path) -> None:
+    """Its threshold alone takes muscles below the skull base, nasal mucosa and eyes, too."""
+    path = shared_data / "real_dwi" / "philips" / "ph_1201_DT_HIGH_32DIR_SENSE.nii.gz"
+    mask = read_brain(path).mask
+    assert ndimage.label(mask)[1] == 1
+    assert not mask[:, 70:, :13].any()  # in front of the brainstem, below the temporal lobes
+    assert mask[64, 64, 40]
