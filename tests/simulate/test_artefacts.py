@@ -27,6 +27,7 @@ from tripq.simulate.artefacts import (
     compression,
     displacement_field,
     eddy_currents,
+    fold,
     inexact_mask,
     lost_volumes,
     motion,
@@ -83,6 +84,40 @@ def test_sharper_maps_keep_their_sum_and_blurred_ones_their_volume() -> None:
     (smooth,) = blur([blob(GRID, 4.0)], GRID, 3.0)
     assert smooth.sum() == pytest.approx(blob(GRID, 4.0).sum(), rel=1e-3)
     assert smooth.max() < 0.7
+
+
+def test_folds_keep_the_sum_and_what_is_certain() -> None:
+    rng = np.random.default_rng(0)
+    wm = rng.random((20, 20, 20), np.float32)
+    wm[:5], wm[5:10] = 1.0, 0.0
+    gm = 0.7 * (1 - wm)
+    csf = 0.2 * (1 - wm)
+    grid = Grid(wm.shape, np.diag([2.0, 2.0, 2.0, 1.0]))
+    folded = fold([wm, gm, csf], grid, 2.0, rng)
+    np.testing.assert_allclose(sum(folded), wm + gm + csf, rtol=1e-5)
+    np.testing.assert_allclose(folded[0][:10], wm[:10], rtol=1e-6)
+    assert all(part.min() >= 0 and part.max() <= 1 for part in folded)
+    share = folded[2][5:10] / 0.9  # of fluid, beside grey matter only: 0.22 on average
+    assert share.min() < 0.05
+    assert share.max() > 0.6
+    assert np.median(share) == pytest.approx(0.22, abs=0.05)
+
+
+def test_folds_are_a_few_mm_wide_on_every_grid() -> None:
+    for edges in ((1.0, 1.0, 1.0), (2.0, 2.0, 2.0), (1.5, 1.5, 3.0)):
+        shape = tuple(int(60 / edge) for edge in edges)
+        grid = Grid(shape, np.diag([*edges, 1.0]))
+        halves = [np.full(shape, 0.5, np.float32)] * 2
+        one = fold(halves, grid, 1.0, np.random.default_rng(0))[0]
+        logit = np.log(one / (1 - one)).ravel()
+        volume = logit.reshape(shape)
+        step = int(6 / edges[0])
+        near, far = (
+            np.corrcoef(volume[n:].ravel(), volume[:-n].ravel())[0, 1]
+            for n in (int(3 / edges[0]), 2 * step)
+        )
+        assert 0.4 < near < 0.8
+        assert abs(far) < 0.2
 
 
 def test_spread_diffusivities_add_kurtosis_and_leave_the_mean() -> None:
@@ -314,7 +349,7 @@ EVERYTHING = Artefacts(
     seed=7, phase_axis=0, crispness=1.4, blur=1.0, coherence=1.2, diffusivity_spread=0.1,
     distortion=3.0, eddy=0.5, translation=0.5, rotation=0.5, drift=0.05, slice_dropout=0.02,
     lost=0.1, ghost=0.05, kept=0.8, noise_variation=0.3, coils=4, mask_offset=2.0,
-    mask_roughness=1.0,
+    mask_roughness=1.0, folding=1.0,
 )  # fmt: skip
 
 

@@ -214,6 +214,23 @@ def test_noise_is_as_strong_as_stated(block: Anatomy) -> None:
     assert difference[white].std() == pytest.approx(1000 / 10, rel=0.12)
 
 
+def test_the_intensity_of_tissue_varies_without_its_diffusion(
+    anatomy: Anatomy, table: GradientTable
+) -> None:
+    plain, varied = (
+        simulate_scan(
+            anatomy, table, 3, snr=np.inf, heterogeneity=replace(UNIFORM, tissue_s0=variation)
+        )
+        for variation in (0.0, 0.2)
+    )
+    fluid = plain.tissue.csf
+    change = np.log(varied.dwi.b0 / plain.dwi.b0)
+    assert change[fluid < 0.01].std() == pytest.approx(0.2, abs=0.04)
+    assert change[fluid > 0.7].std() < 0.05
+    solid = fluid < 1e-3
+    np.testing.assert_allclose(varied.dwi.signal[solid], plain.dwi.signal[solid], atol=5e-3)
+
+
 def test_settings_vary_and_can_be_drawn_again() -> None:
     few, more = (list(random_settings(n, seed=7)) for n in (3, 20))
     for one, same in zip(few, more, strict=False):

@@ -76,8 +76,10 @@ class Randomisation:
         The bias field, see `Heterogeneity`.
     axial_diffusivity ... water_diffusivity : (float, float)
         See `Constants`.
-    phase_axis ... mask_roughness : (float, float)
+    phase_axis ... folding : (float, float)
         See `Artefacts`.
+    tissue_s0 : (float, float)
+        See `Heterogeneity`.
 
     Raises
     ------
@@ -131,6 +133,8 @@ class Randomisation:
     coils: Range = (1, 8)
     mask_offset: Range = (-3.0, 4.0)
     mask_roughness: Range = (0.0, 1.5)
+    folding: Range = (0.0, 2.0)
+    tissue_s0: Range = (0.0, 0.2)
 
     def __post_init__(self) -> None:
         if not 0 <= self.frequency <= 1:
@@ -149,7 +153,7 @@ class Randomisation:
     def none(cls, snr: float = 20.0) -> Randomisation:
         """Nothing varies: every scan as by default, with this signal-to-noise ratio."""
         values = {**asdict(Constants()), **asdict(Artefacts()), "snr": snr, "heterogeneity": 1.0}
-        values |= {name: getattr(Heterogeneity(), name) for name in ("gain_sd", "gain_scale")}
+        values |= {name: getattr(Heterogeneity(), name) for name in _OF_HETEROGENEITY}
         names = (f.name for f in fields(cls) if f.name != "frequency")
         ranges: dict[str, Any] = {name: (values[name], values[name]) for name in names}
         return cls(**ranges)
@@ -182,8 +186,7 @@ class Randomisation:
                 stick_fraction=factor * usual.stick_fraction,
                 axial_diffusivity=factor * usual.axial_diffusivity,
                 gm_diffusivity=factor * usual.gm_diffusivity,
-                gain_sd=self._at("gain_sd", place),
-                gain_scale=self._at("gain_scale", place),
+                **{name: self._at(name, place) for name in _OF_HETEROGENEITY},
             ),
             Artefacts(
                 seed=seed,
@@ -206,5 +209,7 @@ class Randomisation:
 
 _ARTEFACTS = tuple(f.name for f in fields(Artefacts) if f.name != "seed")
 
-_ALWAYS = {"phase_axis", "distortion_scale", "crispness", "coherence"}
+_OF_HETEROGENEITY = ("gain_sd", "gain_scale", "tissue_s0")
+
+_ALWAYS = {"phase_axis", "distortion_scale", "crispness", "coherence", "folding"}
 """Properties that every scan has; the others are absent from some."""

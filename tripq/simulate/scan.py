@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from nibabel.affines import apply_affine
@@ -47,6 +47,8 @@ class Heterogeneity:
         Lengths in mm over which they vary; every scale has an equal part in the variance.
     gain_sd, gain_scale : float
         Of the sensitivity of the receiver, and its length in mm. It changes b0 and noise.
+    tissue_s0 : float
+        Of the intensity of tissue at b = 0, within a head: T2 differs between tracts and nuclei.
     """
 
     stick_fraction: float = 0.12
@@ -56,6 +58,7 @@ class Heterogeneity:
     scales: tuple[float, ...] = (5.0, 20.0)
     gain_sd: float = 0.3
     gain_scale: float = 50.0
+    tissue_s0: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -361,6 +364,8 @@ def _fill(
     field = random_field(anatomy.grid, heterogeneity.gain_scale, rng)
     gain = np.exp(heterogeneity.gain_sd * read(field))
     gain /= np.average(gain, weights=tissue.wm + 1e-6)  # the stated SNR is that of white matter
+    if heterogeneity.tissue_s0:
+        tissue = replace(tissue, s0=vary(1.0, heterogeneity.tissue_s0, 0.0))
     return tissue, gain
 
 

@@ -2,8 +2,8 @@ r"""Artefacts of a scan, one function for each; `Artefacts` are those of one sca
 
 `tripq.simulate.simulate_scan` applies them at these stages:
 
-1. *Tissue maps of the anatomy*: `sharpen` and `blur` set the partial volume with fluid, and
-   `coherence` scales the weights of the fibres.
+1. *Tissue maps of the anatomy*: `fold` gives the average brain the folds of one, `sharpen` and
+   `blur` set the partial volume with fluid, and `coherence` scales the weights of the fibres.
 2. *Position*: `displacement_field` gives the displacement of the signal from its voxel along the
    phase axis.  Tissue, modifiers and mask are read at the displaced points, so all of them move
    alike: the coverage of a modifier is where it is **seen in the distorted scan**.  Directions of
@@ -34,6 +34,7 @@ from tripq.simulate.artefacts.effects import (
     displacement_field,
     drift,
     eddy_currents,
+    fold,
     inexact_mask,
     lost_volumes,
     motion,
@@ -52,6 +53,7 @@ __all__ = [
     "displacement_field",
     "drift",
     "eddy_currents",
+    "fold",
     "inexact_mask",
     "lost_volumes",
     "motion",

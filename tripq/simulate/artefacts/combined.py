@@ -16,6 +16,7 @@ from tripq.simulate.artefacts.effects import (
     displacement_field,
     drift,
     eddy_currents,
+    fold,
     inexact_mask,
     lost_volumes,
     motion,
@@ -38,7 +39,7 @@ NOISE_SCALE = 30.0
 
 _STREAMS = (
     *("displacement", "eddy", "motion", "slices", "lost", "ghost"),
-    *("coils", "noise", "mask", "beyond"),
+    *("coils", "noise", "mask", "beyond", "folds"),
 )
 
 
@@ -83,6 +84,8 @@ class Artefacts:
         Effective number of coils: 1 for Rician noise.
     mask_offset, mask_roughness : float
         Distance in mm of the edge of the mask from that of the brain, and its variation.
+    folding : float
+        Logarithmic standard deviation of the fields that fold the tissue maps, see `fold`.
 
     Raises
     ------
@@ -110,6 +113,7 @@ class Artefacts:
     coils: int = 1
     mask_offset: float = 0.0
     mask_roughness: float = 0.0
+    folding: float = 0.0
 
     def __post_init__(self) -> None:
         limits: dict[str, tuple[float, float]] = {
@@ -149,11 +153,13 @@ class Artefacts:
 
     def on_anatomy(self, anatomy: Anatomy) -> Anatomy:
         """Effects on the tissue maps of an anatomy."""
-        if (self.crispness, self.blur, self.coherence) == (1, 0, 1):
+        if (self.crispness, self.folding, self.blur, self.coherence) == (1, 0, 0, 1):
             return anatomy
         fractions = [anatomy.wm, anatomy.gm, anatomy.csf]
         if self.crispness != 1:
             fractions = sharpen(fractions, self.crispness)
+        if self.folding:
+            fractions = fold(fractions, anatomy.grid, self.folding, self._rng("folds"))
         if self.blur:
             fractions = blur(fractions, anatomy.grid, self.blur)
         weights = anatomy.weights
