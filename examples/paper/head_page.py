@@ -17,6 +17,7 @@ from paper.head_tests import (
     Implanted,
     Simulated,
     Tests,
+    pooled_average_precision,
     pooled_calibration_error,
 )
 from paper.repeats import Repeat
@@ -69,15 +70,15 @@ def implanted_table(rows: Sequence[Implanted], simulated: Sequence[Simulated]) -
     for person in people:
         some = [row for row in rows if row.person == person]
         lesions, found = sum(r.lesions for r in some), sum(r.found for r in some)
-        precision = np.mean([r.average_precision for r in some])
+        precision = pooled_average_precision(some)
         usual = own[person].average_precision
         lines.append(
             f"{person} | {len(some)} | {found} of {lesions} | {precision:.3f} | {usual:.3f} | "
-            f"{precision / usual:.2f} | {np.mean([r.dice for r in some]):.3f} | "
-            f"{pooled_calibration_error(some):.4f}"
+            f"{precision / usual:.2f} | {np.mean([r.average_precision for r in some]):.3f} | "
+            f"{np.mean([r.dice for r in some]):.3f} | {pooled_calibration_error(some):.4f}"
         )
-    heads = "person | subjects | lesions found | average precision | simulated | ratio | Dice | "
-    heads += "calibration error"
+    heads = "person | subjects | lesions found | average precision | simulated | ratio | mean "
+    heads += "average precision | mean Dice | calibration error"
     return table(heads, lines)
 
 
@@ -132,7 +133,7 @@ def people_table(tests: Tests) -> str:
         volumes = [row.ml for row in healthy]
         marked = " to ".join(f"{v:.2f}" for v in sorted({min(volumes), max(volumes)}))
         found, lesions = (sum(getattr(r, n) for r in implanted) for n in ("found", "lesions"))
-        precision = np.mean([row.average_precision for row in implanted])
+        precision = pooled_average_precision(implanted)
         lines.append(
             f"{healthy[0].scanner} | {len(healthy)} | {marked} | {found} of {lesions} | "
             f"{precision:.3f}"

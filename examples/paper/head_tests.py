@@ -15,7 +15,8 @@ from study import kept
 
 from paper.real_heads import RealHead
 from paper.repeats import Repeat, agreement
-from paper.statistics import headline
+from paper.results import curve_of
+from paper.statistics import headline, precision_over_recall
 from paper.work import score_maps
 from tripq.scans import DWI, voxel_ml
 from tripq.tasks.lesions.datasets import LabelledSubject, load_severity
@@ -101,6 +102,8 @@ class Implanted:
         Over its voxels.
     voxels, lesion_voxels, probability : tuple
         For each of `BINS`: voxels, lesion voxels, and the mean probability (0 without voxels).
+    curve : tuple of (int, int)
+        See `paper.results.SubjectResult`.
     """
 
     subject: str
@@ -113,6 +116,7 @@ class Implanted:
     voxels: tuple[int, ...]
     lesion_voxels: tuple[int, ...]
     probability: tuple[float, ...]
+    curve: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -147,8 +151,7 @@ class Tests:
 
         def rows(name: str, kind: type) -> tuple[Any, ...]:
             return tuple(
-                kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
-                for row in content[name]
+                kind(**{key: _tuples(value) for key, value in row.items()}) for row in content[name]
             )
 
         return cls(
@@ -157,6 +160,11 @@ class Tests:
             rows("simulated", Simulated),
             rows("repeats", Repeat),
         )
+
+
+def _tuples(value: Any) -> Any:
+    """Tuples in place of the lists of JSON."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def measure_healthy(
@@ -225,6 +233,7 @@ def measure_implanted(
         tuple(voxels.tolist()),
         tuple(sick.astype(int).tolist()),
         tuple(np.round(total / np.maximum(voxels, 1), 4).tolist()),
+        curve_of(probability, lesion),
     )
 
 
@@ -258,6 +267,14 @@ def pooled(
     voxels = np.sum([row.voxels for row in rows], axis=0)
     sick = np.sum([row.lesion_voxels for row in rows], axis=0)
     return voxels, sick, np.sum([np.multiply(r.voxels, r.probability) for r in rows], axis=0)
+
+
+def pooled_average_precision(rows: Sequence[Implanted]) -> float:
+    """Average precision over the voxels of all rows."""
+    voxels, sick, _ = pooled(rows)
+    curves = np.sum([row.curve for row in rows], axis=0)
+    all_voxels = [voxels.sum() - sick.sum(), sick.sum()]
+    return precision_over_recall(*np.vstack([all_voxels, curves]).T)
 
 
 def pooled_calibration_error(rows: Sequence[Implanted]) -> float:

@@ -48,7 +48,17 @@ def roc_auc(subjects: Sequence[SubjectResult]) -> float:
 
 def average_precision(subjects: Sequence[SubjectResult]) -> float:
     """Mean precision over recall, from the curves of the subjects."""
-    healthy, sick = _counts(subjects)
+    return precision_over_recall(*_counts(subjects))
+
+
+def precision_over_recall(healthy: NDArray[np.int64], sick: NDArray[np.int64]) -> float:
+    """Mean precision over recall.
+
+    Parameters
+    ----------
+    healthy, sick : (n,) int array
+        All voxels of both kinds, then those at or above each of the logits of a curve.
+    """
     if not sick[0]:
         return math.nan
     found = healthy + sick

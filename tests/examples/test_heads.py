@@ -155,6 +155,27 @@ def test_results_and_page(program, studio, tmp_path: Path) -> None:  # type: ign
     assert head_page.summary(tests) in text
 
 
+def test_average_precision_of_several_subjects_is_that_of_their_voxels(program) -> None:  # type: ignore[no-untyped-def]
+    from paper.head_tests import BINS, Implanted, pooled_average_precision
+    from paper.results import curve_of
+    from sklearn.metrics import average_precision_score
+
+    rng = np.random.default_rng(0)
+    rows, lesions, maps = [], [], []
+    for size, share in ((20_000, 0.2), (30_000, 0.002)):
+        lesion = rng.random(size) < share
+        logit = rng.normal(2.0 * lesion - 3, 1.5)
+        probability = 1 / (1 + np.exp(-logit))
+        voxels, sick = (np.histogram(p, BINS)[0] for p in (probability, probability[lesion]))
+        curve = curve_of(probability, lesion)
+        counts = (tuple(voxels), tuple(sick), (0.0,) * len(voxels))
+        rows.append(Implanted(f"sub-{size}", "a", 0, 0, (), 0.0, 0.0, *counts, curve))
+        lesions.append(lesion)
+        maps.append(probability)
+    expected = average_precision_score(np.concatenate(lesions), np.concatenate(maps))
+    assert pooled_average_precision(rows) == pytest.approx(expected, abs=2e-3)
+
+
 def test_a_network_with_the_heads_of_all(studio) -> None:  # type: ignore[no-untyped-def]
     studio.with_all()
     for person in studio.cohorts.people:
