@@ -21,7 +21,8 @@ networks have not seen: every other person's, as they are and with outlines of t
 patients, in the maps of the network that was trained without that person.  If the program was
 interrupted, the base goes on where it was, and finished networks are read.  The base of the network
 that comes with tripq is in perf/results/lesions/base; it is read, too, if it is copied to
-runs/heads/runs/base.
+runs/heads/runs/base.  Its scans were simulated when `tripq.simulate.Randomisation` varied neither
+`folding` nor `tissue_s0`; those of the later stages have both.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ class Schedule:
     """
 
     base: Stage = Stage(3600, 5e-3, every=1200)
-    with_heads: Stage = Stage(300, 3e-3)
+    with_heads: Stage = Stage(500, 3e-3)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ ToShip = Annotated[
 def start(app: typer.Typer) -> None:
     """Run a program; an error in its input is reported in one line."""
     # A job that a cluster ends takes its runs with it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    usual = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app()
     except OSError as error:
@@ -27,3 +27,5 @@ def start(app: typer.Typer) -> None:
         sys.exit(f"error: {error.filename}: {reason}" if error.filename else f"error: {reason}")
     except (ValueError, FloatingPointError) as error:
         sys.exit("error: " + " ".join(str(error).split()))
+    finally:
+        signal.signal(signal.SIGTERM, usual)
