@@ -9,9 +9,9 @@ implanted lesions of the test patients.  The network must not have seen them; ``
 for each head the network of examples/train_on_heads.py that has seen neither its person nor its
 scanner.  The simulated scans are those of the test patients.
 
-``--save``, with ``--left-out``, writes docs/real-heads.md and the results that
-examples/ship_weights.py needs.  ``--pictures FOLDER`` writes, for each healthy head, the slice with
-most of what was marked.
+``--save``, with ``--left-out``, keeps the results, which examples/ship_weights.py needs, and writes
+docs/real-heads.md.  ``--recipe`` measures a rival in the same way.  ``--pictures FOLDER`` writes,
+for each healthy head, the slice with most of what was marked.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ from paper.head_tests import (
 )
 from paper.plan import USUAL
 from paper.real_heads import Heads
+from paper.recipes import EQUIVARIANT, RECIPES, Recipe
 from rich.console import Console
 from study.command import start
-from train_on_heads import OUT, Cohorts, Studio
+from train_on_heads import OUT, Cohorts, OfRecipe, Studio
 
 from tripq.tasks.lesions.command import LesionCommands
 from tripq.tasks.lesions.datasets import open_ms
@@ -44,7 +45,7 @@ from tripq.tasks.lesions.segmentation import Model, load_model, segment_scan
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-RESULTS = ROOT / "perf" / "results" / "laws" / "real_heads.json"
+RESULTS = ROOT / "perf" / "results" / "lesions"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console()
@@ -62,6 +63,7 @@ def main(
     left_out: Annotated[
         Path | None, typer.Option(help="Folder of examples/train_on_heads.py, for its networks.")
     ] = None,
+    recipe: OfRecipe = EQUIVARIANT.name,
     pictures: Annotated[Path | None, typer.Option(help="Folder for pictures.")] = None,
     save: Annotated[bool, typer.Option("--save", help="Write results and pages.")] = False,
 ) -> None:
@@ -77,13 +79,26 @@ def main(
     def unseen(person: str) -> Model:
         if left_out is None:
             return load_model(network or LesionCommands().included_weights())
-        return load_model(Studio(replace(cohorts, folder=left_out)).network_without(person))
+        studio = Studio(replace(cohorts, folder=left_out), RECIPES[recipe])
+        return load_model(studio.network_without(person))
 
     tests = measure(cohorts, unseen, pictures)
     console.print(head_page.summary(tests), markup=False)
     if save:
-        tests.write(RESULTS)
-        head_page.write_page(tests, DOCS / "real-heads.md")
+        tests.write(results_of(RECIPES[recipe]))
+        write_page()
+
+
+def results_of(recipe: Recipe) -> Path:
+    """File of the results of a network that has not seen the heads."""
+    return RESULTS / f"real_heads_{recipe.name}.json"
+
+
+def write_page() -> None:
+    """Write the tables of docs/real-heads.md from the results that are there."""
+    done = [recipe for recipe in RECIPES.values() if results_of(recipe).is_file()]
+    networks = {recipe: Tests.read(results_of(recipe)) for recipe in done}
+    head_page.write_page(networks, DOCS / "real-heads.md")
 
 
 def measure(cohorts: Cohorts, unseen: Callable[[str], Model], pictures: Path | None) -> Tests:

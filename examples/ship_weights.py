@@ -14,13 +14,14 @@ import os
 from pathlib import Path
 
 import typer
-from measure_weights import RESULTS, ROOT
+from measure_weights import ROOT, results_of
 from paper.command import AcceptLicences, Data, Out
 from paper.head_page import found_in_healthy_heads, people_table, summary
 from paper.head_tests import Tests, simulated_scores
 from paper.mixture import GRIDS
 from paper.plan import OTHER_TABLES, ROTATED, USUAL, Condition
 from paper.real_heads import Heads, list_licences
+from paper.recipes import EQUIVARIANT
 from rich.console import Console
 from study.command import start
 from train_on_heads import NETWORK, OUT, Cohorts, Studio
@@ -51,7 +52,7 @@ def main(
     sources = open_ms(accept_licences=accept_licences, local=data)
     studio = Studio(Cohorts.of_first_split(sources, out, heads))
     weights = LesionCommands().included_weights()
-    ship(studio, Tests.read(RESULTS), CONDITIONS, weights, CARD)
+    ship(studio, Tests.read(results_of(EQUIVARIANT)), CONDITIONS, weights, CARD)
     console.print(f"written: {weights}, {CARD}", markup=False)
 
 
@@ -95,7 +96,7 @@ def ship(
             base_steps=record.steps,
             base_minutes=record.seconds / 60,
             score=score,
-            head_steps=studio.schedule.with_heads.steps,
+            head_steps=studio.recipe.with_heads.steps,
             threshold=model.threshold,
             min_volume=model.min_volume,
             summary=summary(real),

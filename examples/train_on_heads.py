@@ -41,8 +41,9 @@ from paper.cohort import Scans
 from paper.command import AcceptLicences, Data, Device, Out
 from paper.implanted import Implanted, pair_heads
 from paper.mixture import FULL_MIXTURE, Mixture, shares
-from paper.plan import FULL, SMALL, Condition, Plan, Split, split_patients
+from paper.plan import FULL, Condition, Plan, Split, split_patients
 from paper.real_heads import HEADS, Heads, RealHead
+from paper.recipes import EQUIVARIANT, RECIPES, Recipe, Stage
 from paper.work import Maps, choose_threshold
 from rich.console import Console
 from study.command import start
@@ -51,6 +52,7 @@ from torch import nn
 from tripq.networks.blocks import graph_radius, reads_b0_contrast
 from tripq.networks.checkpoint import load_network, read_notes, save_network
 from tripq.scans import DWI, voxel_ml
+from tripq.scans.resampling import map_back, resample
 from tripq.tasks.lesions.datasets import (
     LabelledSubject,
     OpenMS,
@@ -58,18 +60,22 @@ from tripq.tasks.lesions.datasets import (
     open_ms,
 )
 from tripq.tasks.lesions.scores import best_min_volume
-from tripq.tasks.lesions.segmentation import segment
-from tripq.tasks.lesions.segmenter import LesionSegmenter
+from tripq.tasks.lesions.segmentation import load_model, segment_scan
 from tripq.tasks.lesions.task import LesionTask
 from tripq.training import Augmentation, Budget, PatchDataModule, Progress, Stopping, train
 
 #: Of the experiment; the voxels where a condition of the mixture says no size.
 PLAN = replace(FULL, voxel_size=2.0, box_size=20)
 
-#: Radius of the neighbourhoods in mm: 27 voxels of 2 to 2.5 mm.
-RADIUS = 3.0
 
-WEIGHT_DECAY = 1e-2
+def _known(name: str) -> str:
+    """The name of a recipe; an error of the option otherwise."""
+    if name not in RECIPES:
+        raise typer.BadParameter(f"no network {name}; there are {', '.join(RECIPES)}.")
+    return name
+
+
+OfRecipe = Annotated[str, typer.Option(help=f"The network: {', '.join(RECIPES)}.", callback=_known)]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console()
@@ -88,41 +94,6 @@ NETWORK = "network.safetensors"
 
 #: Where networks go unless another folder is named.
 OUT = Path("runs/heads")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Length and rate of a training.
-
-    Parameters
-    ----------
-    steps : int
-        Steps of the optimiser.
-    learning_rate : float
-        The highest; it falls to 0.
-    every : int, optional
-        Steps between two validations, at which the training can go on after an interruption.
-    """
-
-    steps: int
-    learning_rate: float
-    every: int | None = None
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Both trainings of a network.
-
-    Parameters
-    ----------
-    base : Stage
-        On simulated scans.
-    with_heads : Stage
-        With real heads.
-    """
-
-    base: Stage = Stage(3600, 5e-3, every=1200)
-    with_heads: Stage = Stage(500, 3e-3)
 
 
 @dataclass(frozen=True)
@@ -218,6 +189,14 @@ def _healthy(head: RealHead, data: Path) -> LabelledSubject:
     return healthy_subject(head.head(data))
 
 
+@cache  # every network needs most of them
+def _resampled(scan: LabelledSubject, voxel_size: float) -> LabelledSubject:
+    """On cubic voxels, of which at least half is lesion where there is a lesion."""
+    dwi = resample(scan.dwi, voxel_size)
+    covered = map_back(scan.lesion.astype(np.float32), scan.dwi, dwi)
+    return LabelledSubject(scan.name, dwi, covered >= 0.5)
+
+
 @dataclass(frozen=True)
 class Studio:
     """Trains the networks, each in a folder of its own; a finished one is read from its file.
@@ -226,39 +205,37 @@ class Studio:
     ----------
     cohorts : Cohorts
         The scans.
+    recipe : Recipe
+        The network, its steps and rates.
     plan : Plan
         Boxes.
-    schedule : Schedule
-        Steps and rates.
     device : str
         Where to compute.
     """
 
     cohorts: Cohorts
+    recipe: Recipe = EQUIVARIANT
     plan: Plan = PLAN
-    schedule: Schedule = Schedule()
     device: str = "cpu"
 
     def folder(self, name: str) -> Path:
-        """Of a network and its checkpoints."""
-        return self.cohorts.folder / "runs" / name
+        """Of a network and its checkpoints; those of rivals have a folder of their own."""
+        runs = self.cohorts.folder / "runs"
+        return runs / name if self.recipe is EQUIVARIANT else runs / self.recipe.name / name
 
     def network_without(self, person: str) -> Path:
         """File of `without`."""
         return self.folder(f"without-{person}") / NETWORK
 
-    def base(self) -> LesionSegmenter:
+    def base(self) -> nn.Module:
         """The network that has seen simulated scans only."""
         path = self.folder("base") / NETWORK
         if not path.is_file():
             torch.manual_seed(0)
-            network = LesionSegmenter(p_radius=RADIUS, normalize="scan", b0_contrast=True, **SMALL)
-            scans = self.cohorts.simulated()
-            self._train(network, path.parent, scans, self.schedule.base)
+            network = self.recipe.build()
+            self._train(network, path.parent, self.cohorts.simulated(), self.recipe.base)
             self._save(network, (), path)
-        network = load_network(path)
-        assert isinstance(network, LesionSegmenter)
-        return network
+        return load_network(path)
 
     def without(self, person: str) -> nn.Module:
         """The network that has not seen a person and their scanner."""
@@ -278,7 +255,7 @@ class Studio:
                 *self.cohorts.implanted("training", heads),
                 *self.cohorts.healthy(heads),
             ]
-            self._train(network, path.parent, scans, self.schedule.with_heads, kept=(network,))
+            self._train(network, path.parent, scans, self.recipe.with_heads, kept=(network,))
             self._save(network, heads, path)
         return load_network(path)
 
@@ -297,13 +274,13 @@ class Studio:
             # Voxels of all samplings are in one score, which is highest long before each is best.
             stopping = Stopping(stage.every, patience=stage.steps, falling=True, returned="last")
         patches = PatchDataModule(
-            scans,
+            [self._suited(scan) for scan in scans],
             LesionTask(),
             radius=graph_radius(network),
             box_size=self.plan.box_size,
             n_boxes=self.plan.n_boxes,
             augment=Augmentation(),
-            validation=self.cohorts.validation() if stage.every else (),
+            validation=[self._suited(s) for s in self.cohorts.validation()] if stage.every else (),
             b0_contrast=reads_b0_contrast(network),
         )
         train(
@@ -313,12 +290,17 @@ class Studio:
             stopping=stopping,
             folder=folder if stage.every else None,
             learning_rate=stage.learning_rate,
-            weight_decay=WEIGHT_DECAY,
+            weight_decay=self.recipe.weight_decay,
             kept=kept,
             precision="auto",
             device=self.device,
             report=report,
         )
+
+    def _suited(self, scan: LabelledSubject) -> LabelledSubject:
+        """A scan on voxels of the network."""
+        size = self.recipe.voxel_size
+        return scan if size is None else _resampled(scan, size)
 
     def _save(self, network: nn.Module, heads: Sequence[RealHead], path: Path) -> None:
         save_network(network, path, self._notes(heads))
@@ -340,12 +322,12 @@ class Studio:
         heads = [head for head in self.cohorts.heads if head.person == person]
         implanted = self.cohorts.implanted("validation", heads)
         subjects = [*implanted, *self.cohorts.healthy(heads[:1])]
-        return list(zip(subjects, self.maps(self.without(person), subjects), strict=True))
-
-    def maps(self, network: nn.Module, subjects: Sequence[LabelledSubject]) -> Maps:
-        """The probability in every voxel of every subject."""
-        network = network.to(self.device)
-        return [segment(network, subject.dwi, device=self.device) for subject in subjects]
+        self.without(person)
+        model = load_model(self.network_without(person))
+        return [
+            (subject, segment_scan(model, subject.dwi, device=self.device).probability)
+            for subject in subjects
+        ]
 
     def _notes(self, heads: Sequence[RealHead]) -> dict[str, str]:
         """What the file of a network says about its training."""
@@ -359,9 +341,10 @@ class Studio:
         edges = [edge for sampling in samplings for edge in sampling.voxel_size]
         shells = [shell for sampling in samplings for shell in sampling.shells]
         real = "healthy real heads, lesions implanted into them, " if heads else ""
+        size = self.recipe.voxel_size
         return {
             "caution": CAUTION,
-            "voxel_size_mm": f"{min(edges):.3g} {max(edges):.3g}",
+            "voxel_size_mm": f"{min(edges):.3g} {max(edges):.3g}" if size is None else f"{size:g}",
             "b_values": " ".join(f"{b:g}" for b in sorted({b for b, _ in shells})),
             "fewest_directions": str(min(number for _, number in shells)),
             "data": f"{real}simulated diffusion signal; real outlines (Lesjak et al. 2017)",
@@ -453,6 +436,7 @@ def main(
     data: Data = None,
     accept_licences: AcceptLicences = False,
     device: Device = "cpu",
+    recipe: OfRecipe = EQUIVARIANT.name,
     without: Annotated[
         list[str] | None,
         typer.Option(
@@ -464,7 +448,7 @@ def main(
 ) -> None:
     """Train the base, a network without each scanner, and one with the heads of all."""
     sources = open_ms(accept_licences=accept_licences, local=data)
-    studio = Studio(Cohorts.of_first_split(sources, out, heads), device=device)
+    studio = Studio(Cohorts.of_first_split(sources, out, heads), RECIPES[recipe], device=device)
     if unknown := sorted(set(without or ()) - set(studio.cohorts.people)):
         raise typer.BadParameter(
             f"no person {', '.join(unknown)}; there are {', '.join(studio.cohorts.people)}."

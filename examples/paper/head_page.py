@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from paper.head_tests import (
     pooled_average_precision,
     pooled_calibration_error,
 )
+from paper.recipes import EQUIVARIANT, RECIPES, Recipe
 from paper.repeats import Repeat
 
 
@@ -145,13 +146,43 @@ def people_table(tests: Tests) -> str:
     )
 
 
-def write_page(tests: Tests, page: Path) -> None:
-    """Put the tables into the page about real heads."""
+def networks_table(networks: Mapping[Recipe, Tests]) -> str:
+    """A line for each network: false positives, and implanted lesions that were found."""
+    lines = []
+    for recipe in RECIPES.values():
+        if recipe not in networks:
+            lines.append(f"{recipe.says} | not yet run |  |  |  |  | ")
+            continue
+        tests = networks[recipe]
+        volumes = [row.ml for row in tests.healthy]
+        found, lesions = (sum(getattr(r, n) for r in tests.implanted) for n in ("found", "lesions"))
+        precisions = [
+            pooled_average_precision([row for row in tests.implanted if row.person == person])
+            for person in dict.fromkeys(row.person for row in tests.implanted)
+        ]
+        simulated = np.mean([row.average_precision for row in tests.simulated])
+        lines.append(
+            f"{recipe.says} | {np.median(volumes):.2f} | {max(volumes):.2f} | "
+            f"{found} of {lesions} | {np.mean(precisions):.3f} "
+            f"({min(precisions):.3f} to {max(precisions):.3f}) | {simulated:.3f} | "
+            f"{pooled_calibration_error(tests.implanted):.4f}"
+        )
+    return table(
+        "network | marked in a healthy head, median, ml | at most, ml | implanted lesions found | "
+        "average precision, mean of the people (lowest to highest) | simulated | calibration error",
+        lines,
+    )
+
+
+def write_page(networks: Mapping[Recipe, Tests], page: Path) -> None:
+    """Put the tables into the page about real heads; rivals have a line each."""
+    tests = networks[EQUIVARIANT]
     tables = {
         "summary": summary(tests),
         "healthy": healthy_table(tests.healthy),
         "thresholds": thresholds_table(tests),
         "implanted": implanted_table(tests.implanted, tests.simulated),
+        "networks": networks_table(networks),
         "repeats": repeats_table(tests.repeats),
         "reliability": reliability_table(tests.implanted),
     }

@@ -6,7 +6,8 @@ whole heads and real scans need no files of maps:
 * harmonics: coefficients of order 0, 2 and 4 on each shell, in the axes of the grid, by least
   squares with the Laplace-Beltrami penalty of Descoteaux et al. (MRM 58:497-510, 2007);
 * invariants: the norm of each order on each shell, which no rotation of head or table changes;
-* tensor: FA, MD, AD and RD of the diffusion tensor, fitted as by dipy's weighted least squares.
+* tensor: FA, MD, AD and RD of the diffusion tensor, fitted as by dipy's weighted least squares;
+* tensor and b0: these, and the logarithm of b0 over its median in the brain.
 
 The maps are standardised by statistics of the training, and convolutions follow: those of the
 reference, or SegResNet of MONAI (Myronenko, arXiv:1810.11654).
@@ -96,7 +97,7 @@ def tensor_maps(signal: Tensor, q: Tensor, b_values: Sequence[float]) -> Tensor:
     The logarithm of the signal of b0 and the shells is fitted by least squares, and again with the
     squares of the fitted signal as weights; eigenvalues below 0 become 0.
 
-    Parameters and errors are those of `harmonic_maps`.
+    Parameters and errors are those of `harmonic_maps`; without b-values all shells are fitted.
     """
     b0 = torch.nonzero(q.norm(dim=1) == 0).flatten()
     rows = torch.cat([b0, *_shells(q, b_values)])
@@ -119,13 +120,24 @@ def tensor_maps(signal: Tensor, q: Tensor, b_values: Sequence[float]) -> Tensor:
     return torch.stack([fa, mean, axial, radial], dim=1).to(signal)
 
 
+def tensor_and_b0_maps(signal: Tensor, q: Tensor, b_values: Sequence[float]) -> Tensor:
+    """`tensor_maps` and the logarithm of the contrast of b0, (V, 5).
+
+    The signal at q = 0 is `tripq.scans.DWI.b0_contrast`.
+    """
+    at_b0 = q.norm(dim=1) == 0
+    contrast = signal[:, at_b0].mean(dim=1, keepdim=True).clamp(min=LOWEST).log()
+    return torch.cat([tensor_maps(signal.masked_fill(at_b0, 1.0), q, b_values), contrast], dim=1)
+
+
 @dataclass(frozen=True)
 class MapKind:
-    """How maps are made, and how many there are of each shell, or of all."""
+    """How maps are made, how many there are of each shell, or of all, and whether of b0, too."""
 
     make: Callable[[Tensor, Tensor, Sequence[float]], Tensor]
     of_shell: int = 0
     of_all: int = 0
+    b0_contrast: bool = False
 
     def number(self, shells: int) -> int:
         """Of maps."""
@@ -136,14 +148,15 @@ KINDS: Mapping[str, MapKind] = {
     "harmonics": MapKind(harmonic_maps, of_shell=sum(2 * l + 1 for l in ORDERS)),
     "invariants": MapKind(invariant_maps, of_shell=len(ORDERS)),
     "tensor": MapKind(tensor_maps, of_all=4),
+    "tensor and b0": MapKind(tensor_and_b0_maps, of_all=5, b0_contrast=True),
 }
 
 
 def _shells(q: Tensor, b_values: Sequence[float]) -> list[Tensor]:
-    """Rows of the shell near each b-value."""
+    """Rows of the shell near each b-value; of all shells, if there is none."""
     found = B_REFERENCE * q.detach().double().square().sum(dim=1).cpu().numpy()
     shells, rows = find_shells(found), []
-    for wanted in b_values:
+    for wanted in b_values or [shell.b_value for shell in shells]:
         near = min(shells, key=lambda shell: abs(shell.b_value - wanted), default=None)
         if near is None or abs(near.b_value - wanted) > LIKE_B * wanted:
             present = ", ".join(f"{shell.b_value:.0f}" for shell in shells) or "none"
@@ -203,18 +216,18 @@ class MapSegmenter(Bindable):
 
     Parameters
     ----------
-    maps : {"harmonics", "invariants", "tensor"}
+    maps : {"harmonics", "invariants", "tensor", "tensor and b0"}
         What the layers see, beside the mask.
     turned : bool
         Whether training boxes are turned and mirrored at random in the 48 ways that map a grid onto
         itself, gradient table included.
     b_values : tuple of int
-        Of the shells, in s/mm2.
+        Of the shells, in s/mm2; a tensor can be fitted to all shells: ``()``.
 
     Raises
     ------
     ValueError
-        If there are no such maps.
+        If there are no such maps, or maps of each shell without b-values.
     """
 
     layers: nn.Module
@@ -224,7 +237,10 @@ class MapSegmenter(Bindable):
         super().__init__()
         if maps not in KINDS:
             raise ValueError(f"there are no maps {maps!r}, only {', '.join(KINDS)}")
+        if KINDS[maps].of_shell and not b_values:
+            raise ValueError(f"{maps} are maps of each shell, and need b-values.")
         self.maps = maps
+        self.b0_contrast = KINDS[maps].b0_contrast
         self.turned = turned
         self.b_values = b_values
         self.standardise = Standardise(KINDS[maps].number(len(b_values)))

@@ -39,7 +39,8 @@ def studio(program: ModuleType, slabs: None, tmp_path_factory: pytest.TempPathFa
     from paper.mixture import Mixture
     from paper.plan import USUAL, Condition, Split
     from paper.real_heads import RealHead
-    from train_on_heads import PLAN, Cohorts, Schedule, Stage, Studio
+    from paper.recipes import EQUIVARIANT, Stage
+    from train_on_heads import PLAN, Cohorts, Studio
 
     folder = tmp_path_factory.mktemp("weights")
     write_sources(folder / "sources", CENTRES, radius=45, edge=2)
@@ -78,7 +79,7 @@ def studio(program: ModuleType, slabs: None, tmp_path_factory: pytest.TempPathFa
         heads,
     )
     plan = replace(PLAN, box_size=6)
-    schedule = Schedule(Stage(4, 5e-3, every=2), Stage(2, 2e-3))
+    recipe = replace(EQUIVARIANT, base=Stage(4, 5e-3, every=2), with_heads=Stage(2, 2e-3))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tripq.training.module.N_SETTLING", FEW_SETTLING)
         patch.setattr("train_on_heads.IMPLANTED", {"training": 1, "validation": 1, "test": 1})
@@ -86,7 +87,7 @@ def studio(program: ModuleType, slabs: None, tmp_path_factory: pytest.TempPathFa
         patch.setattr(implanted, "cohort_anatomy", lambda fibres, _: cohort_anatomy(fibres, 4.0))
         for cache in (implanted._anatomy, implanted._coverage):
             cache.cache_clear()
-        yield Studio(cohorts, plan, schedule)
+        yield Studio(cohorts, recipe, plan)
         for cache in (implanted._anatomy, implanted._coverage):
             cache.cache_clear()
 
@@ -127,6 +128,7 @@ def test_a_finished_network_is_read(studio, monkeypatch: pytest.MonkeyPatch) -> 
 def test_results_and_page(program, studio, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     from paper import head_page
     from paper.head_tests import Repeat, Tests
+    from paper.recipes import EQUIVARIANT
 
     def unseen(person: str):  # type: ignore[no-untyped-def]
         studio.without(person)
@@ -148,11 +150,12 @@ def test_results_and_page(program, studio, tmp_path: Path) -> None:  # type: ign
     assert (tmp_path / "again.json").read_text() == (tmp_path / "results.json").read_text()
     page = tmp_path / "page.md"
     page.write_text((program.DOCS / "real-heads.md").read_text())
-    head_page.write_page(tests, page)
+    head_page.write_page({EQUIVARIANT: tests}, page)
     text = page.read_text()
     assert "| b | scanner b | 4 x 4 x 4 | 15 at 1000 |" in text
     assert "| b | a | head turned | 12 | 0.50 |" in text
     assert head_page.summary(tests) in text
+    assert "| CNN on tensor maps and b0 | not yet run |" in text
 
 
 def test_average_precision_of_several_subjects_is_that_of_their_voxels(program) -> None:  # type: ignore[no-untyped-def]
@@ -176,6 +179,22 @@ def test_average_precision_of_several_subjects_is_that_of_their_voxels(program) 
     assert pooled_average_precision(rows) == pytest.approx(expected, abs=2e-3)
 
 
+def test_a_rival_sees_the_same_heads_on_voxels_of_its_own(studio) -> None:  # type: ignore[no-untyped-def]
+    from paper.recipes import RECIPES, Stage
+
+    brief = {"base": Stage(2, 1e-3, every=1), "with_heads": Stage(2, 1e-3)}
+    rival = replace(studio, recipe=replace(RECIPES["tensor"], voxel_size=5.0, **brief))
+    assert rival.without("person a") is not None
+    path = rival.network_without("person a")
+    assert path.parent.parent.name == "tensor"
+    notes = read_notes(path)
+    assert notes["voxel_size_mm"] == "5"
+    ((subject, probability), *_) = rival._unseen("person a")
+    assert subject.dwi.voxel_size.tolist() == [4, 4, 4]
+    assert probability.shape == subject.dwi.b0.shape
+    assert 0 < probability.min() < probability.max() < 1
+
+
 def test_a_network_with_the_heads_of_all(studio) -> None:  # type: ignore[no-untyped-def]
     studio.with_all()
     for person in studio.cohorts.people:
@@ -190,12 +209,13 @@ def test_weights_to_ship_come_with_a_card(studio, tmp_path: Path) -> None:  # ty
     import ship_weights
     from paper.head_tests import Tests
     from paper.plan import USUAL
+    from paper.recipes import EQUIVARIANT
 
     from tripq.tasks.lesions.weights import weights_header
 
     studio.with_all()
     weights, card = tmp_path / "weights.safetensors", tmp_path / "weights.md"
-    real = Tests.read(ship_weights.RESULTS)
+    real = Tests.read(ship_weights.results_of(EQUIVARIANT))
     ship_weights.ship(studio, real, (USUAL,), weights, card)
     trained = studio.folder("all") / "network.safetensors"
     sentence = "healthy people, networks trained like this one, but without the person"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tests.strategies import CUBE, rotation_of
 from tripq import PQGraph
-from tripq.networks.blocks import predict_blocks
+from tripq.networks.blocks import predict_blocks, reads_b0_contrast
 from tripq.networks.checkpoint import load_network, save_network
 from tripq.scans import DWI, DWIError
 from tripq.simulate import GradientTable
@@ -72,6 +72,24 @@ def test_tensor_maps_are_those_of_dipy(rivals: ModuleType, scan: DWI) -> None:
     fit = model.fit(np.maximum(one.signal.astype(np.float64), rivals.LOWEST))
     expected = np.stack([fit.fa, 1e3 * fit.md, 1e3 * fit.ad, 1e3 * fit.rd], axis=1)
     np.testing.assert_allclose(maps_of(rivals, "tensor", scan), expected, atol=1e-5)
+
+
+def test_a_tensor_of_all_shells_and_b0(rivals: ModuleType, scan: DWI) -> None:
+    contrast = np.random.default_rng(1).uniform(0.3, 2.0, len(scan.b0)).astype(np.float32)
+    signal = scan.signal.copy()
+    signal[:, 0] = contrast
+    found = maps_of(rivals, "tensor and b0", dataclasses.replace(scan, signal=signal), ())
+    np.testing.assert_allclose(found[:, 4], np.log(contrast), rtol=1e-5)
+    fitted = maps_of(rivals, "tensor", scan, ())
+    torch.testing.assert_close(found[:, :4], fitted)
+    both = maps_of(rivals, "tensor", scan, (1000, 2000))
+    torch.testing.assert_close(fitted, both)
+    assert not torch.allclose(fitted, maps_of(rivals, "tensor", scan, (1000,)), atol=1e-2)
+    network = rivals.MapConvSegmenter("tensor and b0", b_values=(), widths=(3,))
+    assert reads_b0_contrast(network)
+    assert not reads_b0_contrast(rivals.MapConvSegmenter("tensor", widths=(3,)))
+    with pytest.raises(ValueError, match="harmonics are maps of each shell, and need b-values"):
+        rivals.MapConvSegmenter("harmonics", b_values=())
 
 
 def test_harmonics_of_a_head_and_its_table_turn_with_it(rivals: ModuleType, scan: DWI) -> None:
