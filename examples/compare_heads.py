@@ -3,9 +3,9 @@
     python examples/compare_heads.py                          # simulated heads
     python examples/compare_heads.py --heads FOLDER --save    # beside real ones, into the docs
 
-FOLDER holds one folder for each source of `paper.real_heads.HEADS`.  Heads of the default anatomy
-have voxels of 2 mm and 32 directions at b = 1000 s/mm2, like the real scans that calibrated the
-simulation.  ``--save`` writes the table of docs/training.md.
+FOLDER holds one folder for each source of `paper.real_heads.HEADS`.  Simulated heads have the
+default anatomy, voxels of 2 mm and 32 directions at b = 1000 s/mm2.  The real scans calibrated the
+default simulation.  ``--save`` writes the table of docs/training.md.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from tripq.simulate import Anatomy, GradientTable, Randomisation, default_anatom
 
 PAGE = Path(__file__).parents[1] / "docs" / "training.md"
 
-TABLE = GradientTable.from_shells([1000.0], [32])
+GRADIENTS = GradientTable.from_shells([1000.0], [32])
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 #: Real scans of whole brains that calibrated the default simulation, and what the page calls them.
 REAL = {"tractseg": "TractSeg's example", "nlsam": "NLSAM's example"}
 
-#: Parameters of a tensor fit.
-TENSOR = 7
+#: Of a tensor fit.
+N_PARAMETERS = 7
 
 Rows = NDArray[np.float64]
 
@@ -63,7 +63,6 @@ def main(
         Path | None, typer.Option(help="Folder with the scans of the healthy heads.")
     ] = None,
     number: Annotated[int, typer.Option(min=1, help="Simulated heads.")] = 17,
-    voxel_size: Annotated[float, typer.Option(min=1, max=5, help="Of simulated heads, mm.")] = 2.0,
     save: Annotated[
         bool, typer.Option("--save", help="Write the table into docs/training.md.")
     ] = False,
@@ -71,7 +70,7 @@ def main(
     """Print the lowest, median and highest head for every quantile, and the real scans."""
     if save and heads is None:
         raise typer.BadParameter("the table holds the real scans, too.", param_hint="--heads")
-    anatomy = default_anatomy(voxel_size)
+    anatomy = default_anatomy(2.0)
     simulated = []
     for seed in range(number):
         simulated.append(quantiles(randomised(anatomy, seed)))
@@ -80,13 +79,13 @@ def main(
     text = compare(simulated, real)
     console.print(text, markup=False)
     if save:
-        write_between(PAGE, {"heads": text})
+        write_between(PAGE, {"heads": f"Simulated heads: {number}.\n\n{text}"})
 
 
 def randomised(anatomy: Anatomy, seed: int) -> DWI:
     """Scan of a randomised head."""
     conditions = Randomisation().draw(np.random.default_rng(seed))
-    return simulate_scan(anatomy, TABLE, seed, **vars(conditions)).dwi
+    return simulate_scan(anatomy, GRADIENTS, seed, **vars(conditions)).dwi
 
 
 def measure_real(heads: Sequence[RealHead], folder: Path) -> dict[str, Rows]:
@@ -102,7 +101,7 @@ def quantiles(dwi: DWI) -> Rows:
     fitted = fit.predict(gradients, S0=1.0)
     scale = (signal * fitted).sum(axis=1) / np.square(fitted).sum(axis=1)  # S0 of the fit, over b0
     squares = np.square(signal - scale[:, None] * fitted).sum(axis=1)
-    residual = np.sqrt(squares / (signal.shape[1] - TENSOR))
+    residual = np.sqrt(squares / (signal.shape[1] - N_PARAMETERS))
     found = (fit.fa, 1e3 * fit.md, scale / np.maximum(residual, 1e-6))
     return np.array([np.quantile(values, QUANTILES) for values in found])
 

@@ -68,6 +68,8 @@ def main(
     save: Annotated[bool, typer.Option("--save", help="Write results and pages.")] = False,
 ) -> None:
     """Segment real heads and simulated scans, and list what was marked and found."""
+    if recipe != EQUIVARIANT.name and not left_out:
+        raise typer.BadParameter("a rival is measured with --left-out.", param_hint="--recipe")
     if save and (network or not left_out):
         raise typer.BadParameter(
             "the page is about networks that have not seen a head: it needs --left-out.",
@@ -96,6 +98,9 @@ def results_of(recipe: Recipe) -> Path:
 
 def write_page() -> None:
     """Write the tables of docs/real-heads.md from the results that are there."""
+    if not results_of(EQUIVARIANT).is_file():
+        console.print(f"no page before {results_of(EQUIVARIANT)} is there", markup=False)
+        return
     done = [recipe for recipe in RECIPES.values() if results_of(recipe).is_file()]
     networks = {recipe: Tests.read(results_of(recipe)) for recipe in done}
     head_page.write_page(networks, DOCS / "real-heads.md")

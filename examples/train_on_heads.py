@@ -22,7 +22,8 @@ patients, in the maps of the network that was trained without that person.  If t
 interrupted, the base goes on where it was, and finished networks are read.  The base of the network
 that comes with tripq is in perf/results/lesions/base; it is read, too, if it is copied to
 runs/heads/runs/base.  Its scans were simulated when `tripq.simulate.Randomisation` varied neither
-`folding` nor `tissue_s0`; those of the later stages have both.
+`folding` nor `tissue_s0`; the randomised scans of the later stages have both.  ``--recipe`` trains
+one of its rivals in the same way (`paper.recipes`).
 """
 
 from __future__ import annotations
@@ -191,7 +192,7 @@ def _healthy(head: RealHead, data: Path) -> LabelledSubject:
 
 @cache  # every network needs most of them
 def _resampled(scan: LabelledSubject, voxel_size: float) -> LabelledSubject:
-    """On cubic voxels, of which at least half is lesion where there is a lesion."""
+    """On cubic voxels; a voxel is lesion if at least half of it is covered."""
     dwi = resample(scan.dwi, voxel_size)
     covered = map_back(scan.lesion.astype(np.float32), scan.dwi, dwi)
     return LabelledSubject(scan.name, dwi, covered >= 0.5)
@@ -221,7 +222,8 @@ class Studio:
     def folder(self, name: str) -> Path:
         """Of a network and its checkpoints; those of rivals have a folder of their own."""
         runs = self.cohorts.folder / "runs"
-        return runs / name if self.recipe is EQUIVARIANT else runs / self.recipe.name / name
+        ours = self.recipe.name == EQUIVARIANT.name
+        return runs / name if ours else runs / self.recipe.name / name
 
     def network_without(self, person: str) -> Path:
         """File of `without`."""

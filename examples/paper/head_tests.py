@@ -154,12 +154,17 @@ class Tests:
                 kind(**{key: _tuples(value) for key, value in row.items()}) for row in content[name]
             )
 
-        return cls(
-            rows("healthy", Healthy),
-            rows("implanted", Implanted),
-            rows("simulated", Simulated),
-            rows("repeats", Repeat),
-        )
+        try:
+            return cls(
+                rows("healthy", Healthy),
+                rows("implanted", Implanted),
+                rows("simulated", Simulated),
+                rows("repeats", Repeat),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}: not a result of this program ({error}): measure the network again."
+            ) from error
 
 
 def _tuples(value: Any) -> Any:

@@ -7,7 +7,7 @@ whole heads and real scans need no files of maps:
   squares with the Laplace-Beltrami penalty of Descoteaux et al. (MRM 58:497-510, 2007);
 * invariants: the norm of each order on each shell, which no rotation of head or table changes;
 * tensor: FA, MD, AD and RD of the diffusion tensor, fitted as by dipy's weighted least squares;
-* tensor and b0: these, and the logarithm of b0 over its median in the brain.
+* tensor and b0: these, and the logarithm of b0 over its median in the brain, from 0.01 to 2.
 
 The maps are standardised by statistics of the training, and convolutions follow: those of the
 reference, or SegResNet of MONAI (Myronenko, arXiv:1810.11654).
@@ -98,6 +98,7 @@ def tensor_maps(signal: Tensor, q: Tensor, b_values: Sequence[float]) -> Tensor:
     squares of the fitted signal as weights; eigenvalues below 0 become 0.
 
     Parameters and errors are those of `harmonic_maps`; without b-values all shells are fitted.
+    A scan with fewer than six different directions is an error, too.
     """
     b0 = torch.nonzero(q.norm(dim=1) == 0).flatten()
     rows = torch.cat([b0, *_shells(q, b_values)])
@@ -105,6 +106,8 @@ def tensor_maps(signal: Tensor, q: Tensor, b_values: Sequence[float]) -> Tensor:
     products = [x * x, y * y, z * z, 2 * x * y, 2 * x * z, 2 * y * z]
     design = torch.stack([*(-product for product in products), torch.ones_like(x)], dim=1)
     logs = signal[:, rows].double().clamp(min=LOWEST).log()
+    if torch.linalg.matrix_rank(design) < design.shape[1]:
+        raise DWIError("a tensor needs b0 and six different directions; this scan has fewer.")
     weights = (2 * (logs @ torch.linalg.pinv(design).T @ design.T)).exp()
     outer = (design[:, :, None] * design[:, None, :]).flatten(1)
     normal = (weights @ outer).unflatten(1, (design.shape[1], -1))
@@ -123,7 +126,7 @@ def tensor_maps(signal: Tensor, q: Tensor, b_values: Sequence[float]) -> Tensor:
 def tensor_and_b0_maps(signal: Tensor, q: Tensor, b_values: Sequence[float]) -> Tensor:
     """`tensor_maps` and the logarithm of the contrast of b0, (V, 5).
 
-    The signal at q = 0 is `tripq.scans.DWI.b0_contrast`.
+    The signal at q = 0 is `tripq.scans.DWI.b0_contrast`, at most `LARGEST_RATIO`.
     """
     at_b0 = q.norm(dim=1) == 0
     contrast = signal[:, at_b0].mean(dim=1, keepdim=True).clamp(min=LOWEST).log()
@@ -132,7 +135,17 @@ def tensor_and_b0_maps(signal: Tensor, q: Tensor, b_values: Sequence[float]) -> 
 
 @dataclass(frozen=True)
 class MapKind:
-    """How maps are made, how many there are of each shell, or of all, and whether of b0, too."""
+    """How maps are made.
+
+    Parameters
+    ----------
+    make : callable
+        From signal, q-vectors and b-values to maps (V, C).
+    of_shell, of_all : int
+        Maps of each shell, and of all shells together.
+    b0_contrast : bool
+        Whether the signal at q = 0 is `tripq.scans.DWI.b0_contrast`.
+    """
 
     make: Callable[[Tensor, Tensor, Sequence[float]], Tensor]
     of_shell: int = 0
@@ -212,7 +225,8 @@ class Standardise(nn.Module):
 class MapSegmenter(Bindable):
     """Maps of the signal, and layers that a subclass sets; see the module.
 
-    It takes any gradient table with its shells, and uses no other shells.
+    It takes any gradient table with its shells, and uses no other shells; without b-values it uses
+    all shells.
 
     Parameters
     ----------

@@ -28,4 +28,4 @@ def start(app: typer.Typer) -> None:
     except (ValueError, FloatingPointError) as error:
         sys.exit("error: " + " ".join(str(error).split()))
     finally:
-        signal.signal(signal.SIGTERM, usual)
+        signal.signal(signal.SIGTERM, usual or signal.SIG_DFL)

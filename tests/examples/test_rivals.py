@@ -85,8 +85,15 @@ def test_a_tensor_of_all_shells_and_b0(rivals: ModuleType, scan: DWI) -> None:
     both = maps_of(rivals, "tensor", scan, (1000, 2000))
     torch.testing.assert_close(fitted, both)
     assert not torch.allclose(fitted, maps_of(rivals, "tensor", scan, (1000,)), atol=1e-2)
-    network = rivals.MapConvSegmenter("tensor and b0", b_values=(), widths=(3,))
+    network = rivals.MapConvSegmenter("tensor and b0", b_values=(), widths=(3,)).eval()
     assert reads_b0_contrast(network)
+    bright, brighter = (torch.from_numpy(signal) for _ in "ab")
+    bright, brighter = bright.clone(), brighter.clone()
+    bright[:, 0], brighter[:, 0] = 2.0, 5.0  # as for the equivariant network, it is 2 at most
+    torch.testing.assert_close(network(brighter, graph_of(scan)), network(bright, graph_of(scan)))
+    few = dataclasses.replace(scan, signal=signal[:, :6], q=scan.q[:6], b_values=scan.b_values[:6])
+    with pytest.raises(DWIError, match="a tensor needs b0 and six different directions"):
+        maps_of(rivals, "tensor", few, ())
     assert not reads_b0_contrast(rivals.MapConvSegmenter("tensor", widths=(3,)))
     with pytest.raises(ValueError, match="harmonics are maps of each shell, and need b-values"):
         rivals.MapConvSegmenter("harmonics", b_values=())

@@ -14,7 +14,7 @@ from scipy import ndimage
 from tests.commands.conftest import write_scan
 from tests.scans.test_read import beside, traced
 from tripq.scans import DWI, DWIError, read_dwi
-from tripq.scans.brain import _ball, _largest_region, _otsu, find_brain, read_brain
+from tripq.scans.brain import _ball, _large_regions, _otsu, find_brain, read_brain
 from tripq.simulate import random_rotation
 
 
@@ -62,31 +62,41 @@ BRAIN = (slice(5, 30), slice(5, 30), slice(5, 30))
 def test_an_eye_on_its_nerve_is_no_brain() -> None:
     eye = (slice(40, 54), slice(10, 24), slice(10, 24))
     nerve = (slice(30, 40), slice(14, 18), slice(14, 18))
-    found = _largest_region(bright((60, 40, 40), BRAIN, eye, nerve), np.eye(4))
+    found = _large_regions(bright((60, 40, 40), BRAIN, eye, nerve), np.eye(4))
     inner = tuple(slice(s.start + 3, s.stop - 3) for s in BRAIN)
     assert found[inner].all()
     assert not found[eye].any()
+
+
+@pytest.mark.parametrize("bridge", [0, 8])
+def test_both_halves_of_a_brain_are_kept(bridge: int) -> None:
+    halves = [(slice(3, 37), slice(first, first + 30), slice(None)) for first in (3, 37)]
+    between = (slice(10, 10 + bridge), slice(33, 37), slice(None))
+    mask = bright((40, 70, 3), *halves, between)
+    found = _large_regions(mask, np.eye(4))
+    for half in halves:
+        assert np.count_nonzero(found[half]) > 0.95 * np.count_nonzero(mask[half])
 
 
 def test_dark_nuclei_are_brain() -> None:
     whole = bright((60, 60, 60), (slice(3, 57),) * 3)
     with_hole = whole & ~bright(whole.shape, (slice(27, 31),) * 3)
     np.testing.assert_array_equal(
-        _largest_region(with_hole, np.eye(4)), _largest_region(whole, np.eye(4))
+        _large_regions(with_hole, np.eye(4)), _large_regions(whole, np.eye(4))
     )
 
 
-@pytest.mark.parametrize("slices", [1, 2])
+@pytest.mark.parametrize("slices", [2, 3])
 def test_a_few_slices_of_a_brain_are_kept(slices: int) -> None:
     disc = bright((40, 40, slices), (slice(5, 30), slice(5, 30), slice(None)))
-    found = _largest_region(disc, np.diag([1, 1, 4, 1.0]))
+    found = _large_regions(disc, np.diag([1, 1, 4, 1.0]))
     assert np.count_nonzero(found) > 0.9 * np.count_nonzero(disc)
     np.testing.assert_array_equal(found, found[:, :, :1].repeat(slices, axis=2))
 
 
 def test_what_is_nowhere_thick_is_kept() -> None:
     thin = bright((30, 30, 30), (slice(10, 14), slice(2, 28), slice(2, 28)))
-    np.testing.assert_array_equal(_largest_region(thin, np.eye(4)), thin)
+    np.testing.assert_array_equal(_large_regions(thin, np.eye(4)), thin)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +118,9 @@ def test_the_ball_of_a_sheared_grid_holds_every_voxel_within_6_mm() -> None:
     affine = np.array([[1, 0.8, 0, 0], [0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1.0]])
     wide = np.indices((31, 31, 31)) - 15
     inside = np.linalg.norm(np.einsum("ij,jxyz->ixyz", affine[:3, :3], wide), axis=0) <= 6.001
-    assert np.count_nonzero(_ball(affine)) == np.count_nonzero(inside)
+    ball = _ball(affine)
+    offsets = np.argwhere(ball) - (np.array(ball.shape) - 1) // 2
+    np.testing.assert_array_equal(offsets, np.argwhere(inside) - 15)
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.05, 0.95), st.floats(1.5, 50))

@@ -19,9 +19,13 @@ from tripq.scans.read import survey_dwi
 _MEDIAN_RADIUS, _PASSES = 2, 2
 
 #: Radius in mm of the ball that opens the mask.  The optic nerves and the vessels and nerves of the
-#: skull base are thinner than 12 mm; the brainstem and the lobes of the brain are thicker.  Files
-#: round the edges of voxels, and 6 mm is a multiple of many.
+#: skull base are thinner than 12 mm; the brainstem and the lobes of the brain are thicker.  The
+#: extra 0.001 mm allows for rounded voxel sizes: 6 mm is a multiple of many edges.
 _OPENING = 6.001
+
+#: Regions of an opened mask that are this large, relative to the largest, are brain, too: slabs may
+#: cut a brain into parts.  An eye is a hundredth of a brain.
+_PART = 0.2
 
 
 def find_brain(dwi: DWI) -> DWI:
@@ -29,8 +33,9 @@ def find_brain(dwi: DWI) -> DWI:
 
     Median filter and Otsu's threshold as in FSL's and MRtrix's quick masks: dipy's
     ``median_otsu`` as it is with scikit-image.  Eyes and muscles are as bright as the brain: an
-    opening by a ball of 6 mm separates them, the largest region is kept, and its holes are filled.
-    The mask is rough: inspect it.
+    opening by a ball of 6 mm separates them, large regions are kept, and holes within them are
+    filled.  (Holes that reach the edge of the grid remain, and a mask that is nowhere as thick is
+    not opened.)  The mask is rough: inspect it.
 
     Parameters
     ----------
@@ -97,15 +102,15 @@ def _find(
     from dipy.segment.mask import multi_median
 
     smooth = multi_median(b0, _MEDIAN_RADIUS, _PASSES)
-    mask = _largest_region(smooth > _otsu(smooth), affine) & usable
+    mask = _large_regions(smooth > _otsu(smooth), affine) & usable
     if not mask.any():
         raise DWIError(f"{path or 'scan'}: no brain found in b0; give a mask.")
     found, all_voxels = np.count_nonzero(mask), np.count_nonzero(usable)
     return mask, f"Brain found by median_otsu: {found} of {all_voxels} voxels."
 
 
-def _largest_region(mask: NDArray[np.bool_], affine: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """The largest region of an opened mask (X, Y, Z), without holes; the mask if none is thick.
+def _large_regions(mask: NDArray[np.bool_], affine: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """The large regions of an opened mask (X, Y, Z), without holes; the mask if none is thick.
 
     Beyond the grid the mask is taken to go on: slabs of a head have no edge above and below.
     """
@@ -113,9 +118,12 @@ def _largest_region(mask: NDArray[np.bool_], affine: NDArray[np.float64]) -> NDA
     cores, number = ndimage.label(ndimage.binary_erosion(mask, ball, border_value=1))
     if number == 0:
         return mask
-    largest = cores == 1 + np.argmax(np.bincount(cores.ravel())[1:])
+    size = np.bincount(cores.ravel())
+    size[0] = 0  # the background
+    kept = (size >= _PART * size.max())[cores]
+    # an opening lies within its mask: the argument `mask` only makes it faster
     filled: NDArray[np.bool_] = ndimage.binary_fill_holes(
-        ndimage.binary_dilation(largest, ball, mask=mask)
+        ndimage.binary_dilation(kept, ball, mask=mask)
     )
     return filled
 

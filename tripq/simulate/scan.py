@@ -48,7 +48,8 @@ class Heterogeneity:
     gain_sd, gain_scale : float
         Of the sensitivity of the receiver, and its length in mm. It changes b0 and noise.
     tissue_s0 : float
-        Of the intensity of tissue at b = 0, within a head: T2 differs between tracts and nuclei.
+        Of the signal of white and grey matter at b = 0, within a head (`between` does not apply):
+        T2 differs between tracts and nuclei.
     """
 
     stick_fraction: float = 0.12
@@ -106,7 +107,8 @@ def simulate_scan(
 
     The head is drawn in the anatomy, deformed and rotated, and then sampled on the grid of the
     scanner. Each of these steps has its own stream of random numbers, so the same seed with other
-    modifiers, another rotation, table or noise level gives the same head.
+    modifiers, another rotation, table or noise level gives the same head. (The folds of
+    `Artefacts.folding` have the seed of the artefacts.)
 
     Parameters
     ----------

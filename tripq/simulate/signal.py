@@ -89,7 +89,8 @@ class Tissue:
     water : (V,) float32 array
         Share of the white and grey matter that isotropic water has replaced; 0 in normal tissue.
     s0 : (V,) float32 array
-        Signal of all but the fluid at b = 0, relative to normal tissue: 1 there.
+        Signal of all but the fluid at b = 0, relative to normal tissue: 1 there, or near 1 with
+        `tripq.simulate.scan.Heterogeneity.tissue_s0`.
     """
 
     wm: NDArray[np.float32]

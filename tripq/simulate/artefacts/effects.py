@@ -34,7 +34,7 @@ EDGE_SCALE = 15.0
 """Length in mm over which the edge of a mask varies."""
 
 FOLD_SCALE = 2.0
-"""Length in mm of the fields of `fold`: half the width of a gyrus is about twice as long."""
+"""Length in mm of the fields of `fold`, about a quarter of the width of a gyrus."""
 
 # -- tissue --------------------------------------------------------------------------------------
 
