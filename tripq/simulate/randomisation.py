@@ -153,7 +153,8 @@ class Randomisation:
     def none(cls, snr: float = 20.0) -> Randomisation:
         """Nothing varies: every scan as by default, with this signal-to-noise ratio."""
         values = {**asdict(Constants()), **asdict(Artefacts()), "snr": snr, "heterogeneity": 1.0}
-        values |= {name: getattr(Heterogeneity(), name) for name in _OF_HETEROGENEITY}
+        of_head = ("gain_sd", "gain_scale", "tissue_s0")
+        values |= {name: getattr(Heterogeneity(), name) for name in of_head}
         names = (f.name for f in fields(cls) if f.name != "frequency")
         ranges: dict[str, Any] = {name: (values[name], values[name]) for name in names}
         return cls(**ranges)
@@ -186,7 +187,9 @@ class Randomisation:
                 stick_fraction=factor * usual.stick_fraction,
                 axial_diffusivity=factor * usual.axial_diffusivity,
                 gm_diffusivity=factor * usual.gm_diffusivity,
-                **{name: self._at(name, place) for name in _OF_HETEROGENEITY},
+                gain_sd=self._at("gain_sd", place),
+                gain_scale=self._at("gain_scale", place),
+                tissue_s0=self._at("tissue_s0", place),
             ),
             Artefacts(
                 seed=seed,
@@ -208,8 +211,6 @@ class Randomisation:
 
 
 _ARTEFACTS = tuple(f.name for f in fields(Artefacts) if f.name != "seed")
-
-_OF_HETEROGENEITY = ("gain_sd", "gain_scale", "tissue_s0")
 
 _ALWAYS = {"phase_axis", "distortion_scale", "crispness", "coherence", "folding"}
 """Properties that every scan has; the others are absent from some."""
