@@ -75,7 +75,7 @@ def test_both_halves_of_a_brain_are_kept(bridge: int) -> None:
     mask = bright((40, 70, 3), *halves, between)
     found = _large_regions(mask, np.eye(4))
     for half in halves:
-        assert np.count_nonzero(found[half]) > 0.95 * np.count_nonzero(mask[half])
+        assert np.count_nonzero(found[half]) > 0.9 * np.count_nonzero(mask[half])  # round corners
 
 
 def test_dark_nuclei_are_brain() -> None:

@@ -37,6 +37,7 @@ from tripq.simulate.artefacts import (
     spread_diffusivities,
     truncate,
 )
+from tripq.simulate.artefacts.effects import FOLD_SCALE
 
 UNIFORM = Heterogeneity(stick_fraction=0, axial_diffusivity=0, gm_diffusivity=0, gain_sd=0)
 OBLIQUE = np.eye(4)
@@ -112,12 +113,10 @@ def test_folds_are_a_few_mm_wide_on_every_grid() -> None:
         logit = np.log(one / (1 - one))
         for axis, edge in enumerate(edges):
             along = np.moveaxis(logit, axis, 0)
-            near, far = (
-                np.corrcoef(along[n:].ravel(), along[:-n].ravel())[0, 1]
-                for n in (round(3 / edge), round(12 / edge))
-            )
-            assert 0.4 < near < 0.8
-            assert abs(far) < 0.2
+            for n in (round(3 / edge), round(12 / edge)):
+                correlation = np.corrcoef(along[n:].ravel(), along[:-n].ravel())[0, 1]
+                expected = np.exp(-((n * edge) ** 2) / (4 * FOLD_SCALE**2))  # of `random_field`
+                assert correlation == pytest.approx(expected, abs=0.1)
 
 
 def test_spread_diffusivities_add_kurtosis_and_leave_the_mean() -> None:
