@@ -17,12 +17,12 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from dipy.core.gradients import gradient_table
 from dipy.reconst.dti import TensorModel
 from numpy.typing import NDArray
 from paper.real_heads import RealHead, choose_heads
 from rich.console import Console
 from study.command import start
+from study.gradients import dipy_table
 from study.pages import table, write_between
 
 from tripq.scans import DWI
@@ -96,7 +96,7 @@ def measure_real(heads: Sequence[RealHead], folder: Path) -> dict[str, Rows]:
 def quantiles(dwi: DWI) -> Rows:
     """`QUANTILES` of each of `QUANTITIES` over the voxels of a scan, (3, 5)."""
     signal = dwi.signal.astype(np.float64)
-    gradients = gradient_table(dwi.b_values, bvecs=_unit(dwi.q))
+    gradients = dipy_table(dwi)
     fit = TensorModel(gradients, fit_method="WLS").fit(signal)
     fitted = fit.predict(gradients, S0=1.0)
     scale = (signal * fitted).sum(axis=1) / np.square(fitted).sum(axis=1)  # S0 of the fit, over b0
@@ -126,13 +126,6 @@ def compare(simulated: Sequence[Rows], real: dict[str, Rows]) -> str:
 def _say(values: NDArray[np.float64], quantity: Quantity) -> str:
     numbers = (f"{value:.{quantity.digits}f}" for value in values)
     return " ".join(n.removeprefix("0") if quantity.digits else n for n in numbers)
-
-
-def _unit(q: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Directions (Q, 3); zeros at q = 0, and of length sqrt(b / b_ref) otherwise."""
-    length = np.linalg.norm(q, axis=1, keepdims=True)
-    unit: NDArray[np.float64] = q / np.where(length > 0, length, 1)
-    return unit
 
 
 if __name__ == "__main__":

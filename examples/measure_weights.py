@@ -34,10 +34,10 @@ from paper.head_tests import (
 )
 from paper.plan import USUAL
 from paper.real_heads import Heads
-from paper.recipes import EQUIVARIANT, RECIPES, Recipe
+from paper.recipes import EQUIVARIANT, RECIPES, OfRecipe, Recipe
 from rich.console import Console
 from study.command import start
-from train_on_heads import OUT, Cohorts, OfRecipe, Studio
+from train_on_heads import OUT, Cohorts, Studio
 
 from tripq.tasks.lesions.command import LesionCommands
 from tripq.tasks.lesions.datasets import open_ms

@@ -44,7 +44,7 @@ from paper.implanted import Implanted, pair_heads
 from paper.mixture import FULL_MIXTURE, Mixture, shares
 from paper.plan import FULL, Condition, Plan, Split, split_patients
 from paper.real_heads import HEADS, Heads, RealHead
-from paper.recipes import EQUIVARIANT, RECIPES, Recipe, Stage
+from paper.recipes import EQUIVARIANT, RECIPES, OfRecipe, Recipe, Stage
 from paper.work import Maps, choose_threshold
 from rich.console import Console
 from study.command import start
@@ -68,15 +68,6 @@ from tripq.training import Augmentation, Budget, PatchDataModule, Progress, Stop
 #: Of the experiment; the voxels where a condition of the mixture says no size.
 PLAN = replace(FULL, voxel_size=2.0, box_size=20)
 
-
-def _known(name: str) -> str:
-    """The name of a recipe; an error of the option otherwise."""
-    if name not in RECIPES:
-        raise typer.BadParameter(f"no network {name}; there are {', '.join(RECIPES)}.")
-    return name
-
-
-OfRecipe = Annotated[str, typer.Option(help=f"The network: {', '.join(RECIPES)}.", callback=_known)]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console()

@@ -9,12 +9,11 @@ from itertools import product
 
 import numpy as np
 import torch
-from dipy.core.gradients import GradientTable as DipyTable
-from dipy.core.gradients import gradient_table
 from dipy.data import get_sphere
 from dipy.reconst.csdeconv import ConstrainedSphericalDeconvModel, response_from_mask_ssst
 from numpy.typing import NDArray
 from signal_study.rivals import MPPCA
+from study.gradients import dipy_table
 
 from tripq.scans import DWI
 from tripq.scans.tensor import tensor_maps
@@ -100,14 +99,6 @@ def _to_coefficients(order: int) -> NDArray[np.float64]:
     """Matrix (C, N) from values on the sphere of `apply`."""
     vertices = torch.from_numpy(get_sphere(name="repulsion724").vertices)
     return np.linalg.pinv(harmonics_at(vertices, order).numpy() / ORTHONORMAL)
-
-
-def dipy_table(dwi: DWI) -> DipyTable:
-    """The gradient table of a scan for dipy, in world axes."""
-    length = np.linalg.norm(dwi.q, axis=1, keepdims=True)
-    return gradient_table(
-        dwi.b_values, bvecs=dwi.q / np.where(length > 0, length, 1), b0_threshold=10
-    )
 
 
 def response_of(dwi: DWI) -> tuple[NDArray[np.float64], float]:

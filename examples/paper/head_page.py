@@ -39,9 +39,14 @@ def found_in_healthy_heads(tests: Tests) -> str:
     )
 
 
+def count_found(rows: Sequence[Implanted]) -> tuple[int, int]:
+    """How many implanted lesions were found, and of how many."""
+    return sum(row.found for row in rows), sum(row.lesions for row in rows)
+
+
 def summary(tests: Tests) -> str:
     """The results in sentences."""
-    lesions, found = (sum(getattr(r, n) for r in tests.implanted) for n in ("lesions", "found"))
+    found, lesions = count_found(tests.implanted)
     return (
         f"{found_in_healthy_heads(tests)} Of {lesions} implanted lesions above {SMALLEST:g} ml "
         f"with a severity of {MILDEST:g} or more they found {found} "
@@ -70,7 +75,7 @@ def implanted_table(rows: Sequence[Implanted], simulated: Sequence[Simulated]) -
     lines = []
     for person in people:
         some = [row for row in rows if row.person == person]
-        lesions, found = sum(r.lesions for r in some), sum(r.found for r in some)
+        found, lesions = count_found(some)
         precision = pooled_average_precision(some)
         usual = own[person].average_precision
         lines.append(
@@ -133,7 +138,7 @@ def people_table(tests: Tests) -> str:
         implanted = [row for row in tests.implanted if row.person == person]
         volumes = [row.ml for row in healthy]
         marked = " to ".join(f"{v:.2f}" for v in sorted({min(volumes), max(volumes)}))
-        found, lesions = (sum(getattr(r, n) for r in implanted) for n in ("found", "lesions"))
+        found, lesions = count_found(implanted)
         precision = pooled_average_precision(implanted)
         lines.append(
             f"{healthy[0].scanner} | {len(healthy)} | {marked} | {found} of {lesions} | "
@@ -155,7 +160,7 @@ def networks_table(networks: Mapping[Recipe, Tests]) -> str:
             continue
         tests = networks[recipe]
         volumes = [row.ml for row in tests.healthy]
-        found, lesions = (sum(getattr(r, n) for r in tests.implanted) for n in ("found", "lesions"))
+        found, lesions = count_found(tests.implanted)
         precisions = [
             pooled_average_precision([row for row in tests.implanted if row.person == person])
             for person in dict.fromkeys(row.person for row in tests.implanted)

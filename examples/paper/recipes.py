@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
 
+import typer
 from torch import nn
 
 from paper.plan import SMALL
@@ -75,25 +78,36 @@ EQUIVARIANT = Recipe(
 )
 """The network that comes with tripq."""
 
+_rival = partial(
+    Recipe,
+    base=Stage(6000, 1e-3, every=2000),
+    with_heads=Stage(1000, 1e-3),
+    voxel_size=2.0,
+)
+
 RIVALS = (
-    Recipe(
+    _rival(
         "tensor",
         "CNN on tensor maps and b0",
         lambda: MapConvSegmenter("tensor and b0", b_values=(), turned=True),
-        Stage(6000, 1e-3, every=2000),
-        Stage(1000, 1e-3),
-        voxel_size=2.0,
         weight_decay=1e-1,
     ),
-    Recipe(
+    _rival(
         "segresnet",
         "SegResNet on tensor maps and b0",
         lambda: MapResNetSegmenter("tensor and b0", b_values=(), turned=True),
-        Stage(6000, 1e-3, every=2000),
-        Stage(1000, 1e-3),
-        voxel_size=2.0,
     ),
 )
 """Networks on maps that a tensor fit of any gradient table gives, on voxels of one size."""
 
 RECIPES = {recipe.name: recipe for recipe in (EQUIVARIANT, *RIVALS)}
+
+
+def _known(name: str) -> str:
+    """The name of a recipe; an error of the option otherwise."""
+    if name not in RECIPES:
+        raise typer.BadParameter(f"no network {name}; there are {', '.join(RECIPES)}.")
+    return name
+
+
+OfRecipe = Annotated[str, typer.Option(help=f"The network: {', '.join(RECIPES)}.", callback=_known)]

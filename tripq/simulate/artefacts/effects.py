@@ -59,9 +59,7 @@ def sharpen(fractions: Sequence[NDArray[np.float32]], power: float) -> list[NDAr
     >>> round(one.item(), 2), round(other.item(), 2)
     (0.72, 0.08)
     """
-    powers = [fraction**power for fraction in fractions]
-    share = np.sum(fractions, axis=0) / np.maximum(np.sum(powers, axis=0), 1e-12)
-    return [np.minimum(share * part, 1.0).astype(np.float32) for part in powers]
+    return _with_their_sum([fraction**power for fraction in fractions], fractions)
 
 
 def fold(
@@ -97,8 +95,15 @@ def fold(
     (True, True, True)
     """
     varied = [f * np.exp(sd * random_field(grid, FOLD_SCALE, rng)) for f in fractions]
-    share = np.sum(fractions, axis=0) / np.maximum(np.sum(varied, axis=0), 1e-12)
-    return [np.minimum(share * part, 1.0).astype(np.float32) for part in varied]
+    return _with_their_sum(varied, fractions)
+
+
+def _with_their_sum(
+    changed: Sequence[NDArray[np.float32]], fractions: Sequence[NDArray[np.float32]]
+) -> list[NDArray[np.float32]]:
+    """Changed tissue maps, scaled so that their sum is that of the fractions."""
+    share = np.sum(fractions, axis=0) / np.maximum(np.sum(changed, axis=0), 1e-12)
+    return [np.minimum(share * part, 1.0).astype(np.float32) for part in changed]
 
 
 def blur(
