@@ -22,8 +22,12 @@ from tripq.simulate import (
     simulate_scan,
 )
 from tripq.simulate.artefacts import (
+    Cavities,
     add_ghost,
+    along_axis,
     blur,
+    cavities_below,
+    cavity_field,
     compression,
     displacement_field,
     eddy_currents,
@@ -38,6 +42,7 @@ from tripq.simulate.artefacts import (
     truncate,
 )
 from tripq.simulate.artefacts.effects import FOLD_SCALE
+from tripq.simulate.pose import Pose
 
 UNIFORM = Heterogeneity(stick_fraction=0, axial_diffusivity=0, gm_diffusivity=0, gain_sd=0)
 OBLIQUE = np.eye(4)
@@ -59,6 +64,12 @@ def blob(grid: Grid, radius: float = 12.0) -> np.ndarray:
 def centre_of(volume: np.ndarray, grid: Grid) -> np.ndarray:
     """Centre of mass in mm."""
     return volume.ravel() @ grid.points() / volume.sum()
+
+
+def upright(anatomy: Anatomy) -> Pose:
+    """The head of the anatomy as it is."""
+    still = np.zeros((*anatomy.mask.shape, 3), np.float32)
+    return Pose(anatomy.grid, anatomy.centre, np.eye(3), still)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +160,63 @@ def test_distortion_folds_nothing_and_keeps_the_intensity(axis: int, sd: float) 
         assert abs(seen.sum() / blob(GRID, 8.0).sum() - 1) > 0.03
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("steepness", [0.1, 0.6])
+def test_air_piles_signal_up_and_keeps_the_intensity(axis: int, steepness: float) -> None:
+    """The displacement of the signal is as steep as asked, so its density is known."""
+    grid = Grid((81, 81, 5), np.eye(4))  # fine enough for the steep places
+    centre = grid.points().mean(axis=0)
+    cavities = Cavities(centre[None], np.array([20.0]))
+    field = cavity_field(grid, cavities, steepness, axis, rng())
+    jacobian = compression(field, grid, axis)
+    assert jacobian.min() == pytest.approx(1 / (1 + steepness), rel=0.05)
+    assert jacobian.max() == pytest.approx(1 / (1 - steepness), rel=0.05)
+    fields = [cavity_field(grid, cavities, 0.01, axis, rng(seed)) for seed in range(8)]
+    assert {float(np.sign(field.flat[0])) for field in fields} == {-1.0, 1.0}  # either polarity
+    along = grid.affine[:3, axis] / grid.voxel_size[axis]
+    points = grid.points() + field.reshape(-1, 1) * along
+    seen = np.exp(-(np.linalg.norm(points - centre, axis=1) ** 2) / 8.0**2).reshape(grid.shape)
+    assert (seen * jacobian).sum() == pytest.approx(blob(grid, 8.0).sum(), rel=0.02)
+
+
+def test_the_field_of_a_cavity_is_that_of_a_sphere_far_away() -> None:
+    """Opposite signs along the main field and across it, twice as strong along it."""
+    grid = Grid((41, 41, 41), np.diag([4.0, 4.0, 4.0, 1.0]))
+    cavities = Cavities(np.full((1, 3), 80.0), np.array([4.0]))
+    field = cavity_field(grid, cavities, 0.01, 1, rng())
+    along, across = field[20, 20, 40], field[40, 20, 20]
+    assert along == pytest.approx(-2 * across, rel=0.02)
+    assert field[20, 20, 35] / along == pytest.approx((20 / 15) ** 3, rel=0.02)
+
+
+def test_two_distortions_follow_each_other() -> None:
+    ramp = np.broadcast_to(np.arange(GRID.shape[0], dtype=np.float32)[:, None, None], GRID.shape)
+    twice = along_axis(np.full(GRID.shape, GRID.voxel_size[0], np.float32), ramp, GRID, 0)
+    np.testing.assert_allclose(twice[:-1], GRID.voxel_size[0] + ramp[1:], rtol=1e-6)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_cavities_are_below_the_brain(anatomy: Anatomy, seed: int) -> None:
+    cavities = cavities_below(anatomy.mask, anatomy.grid, 20, rng(seed))
+    voxels = np.rint(anatomy.grid.to_voxels(cavities.centres)).astype(int)
+    tall = np.argwhere(anatomy.mask)[:, 2]
+    inside = np.all((voxels >= 0) & (voxels < anatomy.mask.shape), axis=1)
+    assert not anatomy.mask[tuple(voxels[inside].T)].any()
+    assert (voxels[:, 2] < np.median(tall)).all()
+
+
+def test_cavities_turn_with_the_head(anatomy: Anatomy) -> None:
+    """The place of a distortion is that of the head's cavities, wherever the head is."""
+    artefacts = Artefacts(seed=2, air=0.5)
+    turned = replace(upright(anatomy), matrix=np.diag([-1.0, -1.0, 1.0]))
+    before = artefacts.displacement(anatomy.grid, anatomy, upright(anatomy))
+    grid = Grid(anatomy.grid.shape, np.diag([-1.0, -1.0, 1.0, 1.0]) @ anatomy.affine)
+    centre = anatomy.centre * [2, 2, 0]
+    grid.affine[:3, 3] += centre
+    after = artefacts.displacement(grid, anatomy, turned)
+    np.testing.assert_allclose(after, before, atol=1e-4)
+
+
 def test_coverages_move_with_a_distorted_scan(anatomy: Anatomy) -> None:
     """What is marked is where it is seen, and its fibres keep their directions."""
     coverage = (blob(anatomy.grid, 25.0) > 0.5).astype(np.float32)
@@ -162,7 +230,7 @@ def test_coverages_move_with_a_distorted_scan(anatomy: Anatomy) -> None:
     )
     before, after = (scan.dwi.volume(scan.coverages[0]) for scan in (plain, bent))
     moved = centre_of(after, anatomy.grid) - centre_of(before, anatomy.grid)
-    displacement = artefacts.displacement(anatomy.grid)
+    displacement = artefacts.displacement(anatomy.grid, anatomy, upright(anatomy))
     expected = -np.average(displacement, weights=after)  # a voxel at x shows x + d
     assert abs(expected) > 3.0  # mm along the phase axis
     assert moved[1] == pytest.approx(expected, abs=1.0)
@@ -348,7 +416,7 @@ EVERYTHING = Artefacts(
     seed=7, phase_axis=0, crispness=1.4, blur=1.0, coherence=1.2, diffusivity_spread=0.1,
     distortion=3.0, eddy=0.5, translation=0.5, rotation=0.5, drift=0.05, slice_dropout=0.02,
     lost=0.1, ghost=0.05, kept=0.8, noise_variation=0.3, coils=4, mask_offset=2.0,
-    mask_roughness=1.0, folding=1.0,
+    mask_roughness=1.0, folding=1.0, air=0.6,
 )  # fmt: skip
 
 
@@ -374,6 +442,7 @@ def test_all_artefacts_at_once_on_any_grid_and_table(block: Anatomy) -> None:
         ({"coils": 1.5}, "coils=1.5 must be a whole number"),
         ({"ghost": -0.1}, "ghost=-0.1 must be between 0 and 0.5"),
         ({"phase_axis": 2}, "phase_axis=2 must be between 0 and 1"),
+        ({"air": 1.0}, r"air=1 must be between 0 and 0\.9"),
         ({"blur": float("nan")}, "blur=nan"),
     ],
 )

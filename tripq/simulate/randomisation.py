@@ -80,6 +80,8 @@ class Randomisation:
         See `Artefacts`.
     tissue_s0 : (float, float)
         See `Heterogeneity`.
+    air : (float, float)
+        See `Artefacts`.
 
     Raises
     ------
@@ -135,6 +137,7 @@ class Randomisation:
     mask_roughness: Range = (0.0, 1.5)
     folding: Range = (0.0, 2.0)
     tissue_s0: Range = (0.0, 0.2)
+    air: Range = (0.0, 0.8)
 
     def __post_init__(self) -> None:
         if not 0 <= self.frequency <= 1:

@@ -108,7 +108,7 @@ def simulate_scan(
     The head is drawn in the anatomy, deformed and rotated, and then sampled on the grid of the
     scanner. Each of these steps has its own stream of random numbers, so the same seed with other
     modifiers, another rotation, table or noise level gives the same head. (The folds of
-    `Artefacts.folding` have the seed of the artefacts.)
+    `Artefacts.folding` and the cavities of `Artefacts.air` have the seed of the artefacts.)
 
     Parameters
     ----------
@@ -179,7 +179,7 @@ def simulate_scan(
         deformation=deformation,
     )
     grid = grid or _covering(anatomy, pose, artefacts.reach)
-    displacement = artefacts.displacement(grid)
+    displacement = artefacts.displacement(grid, anatomy, pose)
     brain, points, voxels = _see(anatomy, pose, grid, displacement, artefacts.phase_axis)
     mask = artefacts.mask(brain, grid)
     scanned = brain | mask  # all that has signal takes part in the images

@@ -4,10 +4,11 @@ r"""Artefacts of a scan, one function for each; `Artefacts` are those of one sca
 
 1. *Tissue maps of the anatomy*: `fold` gives the average brain the folds of one, `sharpen` and
    `blur` set the partial volume with fluid, and `coherence` scales the weights of the fibres.
-2. *Position*: `displacement_field` gives the displacement of the signal from its voxel along the
-   phase axis.  Tissue, modifiers and mask are read at the displaced points, so all of them move
-   alike: the coverage of a modifier is where it is **seen in the distorted scan**.  Directions of
-   fibres are those at the displaced point, unchanged, as distortion rotates no gradient.
+2. *Position*: `displacement_field`, and `cavity_field` near air, give the displacement of the
+   signal from its voxel along the phase axis.  Tissue, modifiers and mask are read at the displaced
+   points, so all of them move alike: the coverage of a modifier is where it is **seen in the
+   distorted scan**.  Directions of fibres are those at the displaced point, unchanged:
+   distortion rotates no gradient.
 3. *Signal without noise*, (V, N): `spread_diffusivities`, compression by the distortion, `drift`.
 4. *Images*, one volume after the other on the whole grid: `move` (residual eddy currents and
    motion, relative to the first volume), loss of signal (`slice_gains`), `add_ghost`, and
@@ -28,8 +29,12 @@ from __future__ import annotations
 
 from tripq.simulate.artefacts.combined import Artefacts
 from tripq.simulate.artefacts.effects import (
+    Cavities,
     add_ghost,
+    along_axis,
     blur,
+    cavities_below,
+    cavity_field,
     compression,
     displacement_field,
     drift,
@@ -47,8 +52,12 @@ from tripq.simulate.artefacts.effects import (
 
 __all__ = [
     "Artefacts",
+    "Cavities",
     "add_ghost",
+    "along_axis",
     "blur",
+    "cavities_below",
+    "cavity_field",
     "compression",
     "displacement_field",
     "drift",

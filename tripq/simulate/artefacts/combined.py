@@ -9,10 +9,16 @@ from numpy.typing import NDArray
 
 from tripq.simulate.anatomy import Anatomy
 from tripq.simulate.artefacts.effects import (
+    CAVITIES,
+    CAVITY_SCALES,
     EDGE_SCALE,
     FARTHEST,
+    Cavities,
     add_ghost,
+    along_axis,
     blur,
+    cavities_below,
+    cavity_field,
     displacement_field,
     drift,
     eddy_currents,
@@ -31,6 +37,7 @@ from tripq.simulate.errors import SimulationError
 from tripq.simulate.fields import random_field
 from tripq.simulate.grid import Grid
 from tripq.simulate.noise import magnitude, receive
+from tripq.simulate.pose import Pose
 from tripq.simulate.signal import Tissue
 from tripq.simulate.tables import GradientTable
 
@@ -39,7 +46,7 @@ NOISE_SCALE = 30.0
 
 _STREAMS = (
     *("displacement", "eddy", "motion", "slices", "lost", "ghost"),
-    *("coils", "noise", "mask", "beyond", "folds"),
+    *("coils", "noise", "mask", "beyond", "folds", "air"),
 )
 
 
@@ -86,6 +93,8 @@ class Artefacts:
         Distance in mm of the edge of the mask from that of the brain, and its variation.
     folding : float
         Logarithmic standard deviation of the fields that fold the tissue maps, see `fold`.
+    air : float
+        Steepness of the distortion by air-filled cavities below the brain, see `cavity_field`.
 
     Raises
     ------
@@ -114,6 +123,7 @@ class Artefacts:
     mask_offset: float = 0.0
     mask_roughness: float = 0.0
     folding: float = 0.0
+    air: float = 0.0
 
     def __post_init__(self) -> None:
         limits: dict[str, tuple[float, float]] = {
@@ -129,6 +139,7 @@ class Artefacts:
             "kept": (0.1, 1),
             "coils": (1, 1024),
             "mask_offset": (-np.inf, np.inf),
+            "air": (0, 0.9),
         }
         for field in fields(self):
             low, high = limits.get(field.name, (0, np.inf))
@@ -143,9 +154,8 @@ class Artefacts:
     @property
     def reach(self) -> float:
         """How far in mm beyond the head the grid of a scan must extend."""
-        return FARTHEST * self.distortion + max(
-            0.0, self.mask_offset + FARTHEST * self.mask_roughness
-        )
+        mask = max(0.0, self.mask_offset + FARTHEST * self.mask_roughness)
+        return FARTHEST * self.distortion + CAVITY_SCALES[1] * self.air + mask
 
     def lost_volumes(self, table: GradientTable) -> list[int]:
         """Volumes of a scan with a table that are lost, numbered from 0."""
@@ -169,15 +179,21 @@ class Artefacts:
         wm, gm, csf = (np.clip(fraction, 0.0, 1.0) for fraction in fractions)
         return replace(anatomy, wm=wm, gm=gm, csf=csf, weights=weights)
 
-    def displacement(self, grid: Grid) -> NDArray[np.float32]:
-        """Displacement along the phase axis in mm, (X, Y, Z); see `displacement_field`."""
-        return displacement_field(
-            grid,
-            self.distortion,
-            self.distortion_scale,
-            self.phase_axis,
-            self._rng("displacement"),
+    def displacement(self, grid: Grid, anatomy: Anatomy, pose: Pose) -> NDArray[np.float32]:
+        """Displacement along the phase axis in mm, (X, Y, Z), for a head in a pose.
+
+        See `displacement_field`, and `cavity_field` for that near air.
+        """
+        axis = self.phase_axis
+        smooth = displacement_field(
+            grid, self.distortion, self.distortion_scale, axis, self._rng("displacement")
         )
+        if not self.air:
+            return smooth
+        rng = self._rng("air")
+        below = cavities_below(anatomy.mask, anatomy.grid, CAVITIES, rng)
+        cavities = Cavities(pose.to_scanner(below.centres), below.scales)
+        return along_axis(smooth, cavity_field(grid, cavities, self.air, axis, rng), grid, axis)
 
     def mask(self, brain: NDArray[np.bool_], grid: Grid) -> NDArray[np.bool_]:
         """Mask that is delivered with the scan, see `inexact_mask`."""

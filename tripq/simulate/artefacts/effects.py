@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 from scipy.spatial.transform import Rotation
@@ -32,6 +34,12 @@ FEWEST_DIRECTIONS = 6
 
 EDGE_SCALE = 15.0
 """Length in mm over which the edge of a mask varies."""
+
+CAVITIES = 4
+"""Air-filled cavities at the base of the skull that distort a scan."""
+
+CAVITY_SCALES = (6.0, 20.0)
+"""Smallest and largest length in mm over which the field of a cavity falls."""
 
 FOLD_SCALE = 2.0
 """Length in mm of the fields of `fold`, about a quarter of the width of a gyrus."""
@@ -204,6 +212,131 @@ def displacement_field(
     field /= max(1.0, float(np.abs(field).max()) / FARTHEST)
     steepest = sd * float(np.abs(_slope(field, grid, axis)).max(initial=0.0))
     return field * np.float32(sd * min(1.0, STEEPEST / max(steepest, 1e-9)))
+
+
+@dataclass(frozen=True, eq=False)
+class Cavities:
+    """Air-filled cavities near the brain.
+
+    Parameters
+    ----------
+    centres : (K, 3) array
+        In world coordinates in mm.
+    scales : (K,) array
+        Length in mm over which the field of each falls.
+    """
+
+    centres: NDArray[np.float64]
+    scales: NDArray[np.float64]
+
+
+def cavities_below(
+    brain: NDArray[np.bool_], grid: Grid, n: int, rng: np.random.Generator
+) -> Cavities:
+    """Draw cavities below the brain, where sinuses and ear canals are.
+
+    Parameters
+    ----------
+    brain : (X, Y, Z) bool array
+        Mask of an upright head.
+    grid : Grid
+        Its grid.
+    n : int
+        Number of cavities.
+    rng : numpy.random.Generator
+        Source of places and scales.
+
+    Returns
+    -------
+    Cavities
+        Each is half its scale below a place of the surface that faces down.
+    """
+    smooth = ndimage.gaussian_filter(np.pad(brain, 1).astype(np.float32), 6.0 / grid.voxel_size)
+    surface = np.argwhere(brain & ~ndimage.binary_erosion(brain))
+    gradient = np.stack(
+        [np.gradient(smooth, axis=axis)[tuple(surface.T + 1)] for axis in range(3)], axis=1
+    )
+    outward = -gradient @ np.linalg.inv(grid.affine[:3, :3])
+    outward /= np.maximum(np.linalg.norm(outward, axis=1, keepdims=True), 1e-12)
+    down = np.flatnonzero(outward[:, 2] < -0.5)
+    chosen = rng.choice(down if len(down) else len(surface), n)
+    scales = rng.uniform(*CAVITY_SCALES, n)
+    places = apply_affine(grid.affine, surface[chosen])
+    return Cavities(places + 0.5 * scales[:, None] * outward[chosen], scales)
+
+
+def cavity_field(
+    grid: Grid, cavities: Cavities, steepness: float, axis: int, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    r"""Distortion of echo-planar images near air: displacements along the phase axis.
+
+    The main field, along the third world axis, changes near a cavity as near a sphere of another
+    susceptibility, by :math:`(3 \cos^2 \theta - 1) / \rho^3` with
+    :math:`\rho^2 = r^2 + s^2` for a scale s (Jezzard and Balaban, Magn Reson Med 34:65-73, 1995;
+    the sphere: Schenck, Med Phys 23:815-850, 1996).  The signal moves in proportion to it.
+
+    Parameters
+    ----------
+    grid : Grid
+        Of the scan.
+    cavities : Cavities
+        Where the air is.
+    steepness : float
+        Largest gradient of the displacement of the signal, below 1, so that the image is not
+        folded.  Where it is negative signal piles up, by a factor of up to 1 / (1 - steepness).
+    axis : int
+        The phase axis of the grid.
+    rng : numpy.random.Generator
+        Source of the polarity of the phase encoding.
+
+    Returns
+    -------
+    (X, Y, Z) float32 array
+        d in mm, as of `displacement_field`.
+    """
+    polarity = rng.choice([-1.0, 1.0])
+    points, moved = grid.points(), np.zeros(np.prod(grid.shape))
+    for centre, scale in zip(cavities.centres, cavities.scales, strict=True):
+        offset = (points - centre) / scale
+        square = 1 + np.einsum("ni,ni->n", offset, offset)
+        moved += scale * (3 * offset[:, 2] ** 2 / square - 1) / square**1.5
+    moved = moved.reshape(grid.shape).astype(np.float32)
+    steepest = float(np.abs(_slope(moved, grid, axis)).max(initial=0.0))
+    moved *= np.float32(polarity * steepness / max(steepest, 1e-9))
+    return _origin(moved, grid, axis)
+
+
+def _origin(moved: NDArray[np.float32], grid: Grid, axis: int) -> NDArray[np.float32]:
+    """Where the signal at x comes from, less x, if the signal of y is at ``y + moved(y)``."""
+    lines = np.moveaxis(moved, axis, -1)
+    position = grid.voxel_size[axis] * np.arange(lines.shape[-1])
+    rows = lines.reshape(-1, len(position))
+    came = [np.interp(position, position + line, -line) for line in rows]
+    return np.moveaxis(np.reshape(came, lines.shape), -1, axis).astype(np.float32)
+
+
+def along_axis(
+    first: NDArray[np.float32], then: NDArray[np.float32], grid: Grid, axis: int
+) -> NDArray[np.float32]:
+    """Displacement of two distortions: x shows what `then` shows at ``x + first(x)``.
+
+    Parameters
+    ----------
+    first, then : (X, Y, Z) float32 array
+        Displacements in mm along an axis of the grid.
+    grid : Grid
+        Their grid.
+    axis : int
+        The phase axis.
+
+    Returns
+    -------
+    (X, Y, Z) float32 array
+        In mm.
+    """
+    places = np.indices(grid.shape, dtype=np.float32)
+    places[axis] += first / np.float32(grid.voxel_size[axis])
+    return first + ndimage.map_coordinates(then, places, order=1, mode="nearest")
 
 
 def compression(displacement: NDArray[np.float32], grid: Grid, axis: int) -> NDArray[np.float32]:
