@@ -14,7 +14,7 @@ segmentation, the columns are the differences of
 * map there and back: T^-1 T S(x) and S(x), likewise;
 * shifted scan: S(D x) and D S(x) with shifts D by parts of a voxel in the place of T.  The network
   commutes with shifts as any convolution does, so that this is interpolation alone;
-* directions left: S(T x) with the directions as they were, and T S(x): what a network that is not
+* table unchanged: S(T x) with the directions as they were, and T S(x): what a network that is not
   equivariant might do.
 
 Each is the root mean square over the voxels in a ball, those aside that see its border, over the

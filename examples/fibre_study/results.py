@@ -198,15 +198,23 @@ def settings_table(results: Results) -> str:
     )
 
 
-def real_table(results: Results) -> str:
-    """Angles on the real scan."""
+def repeatability_table(results: Results) -> str:
+    """Angles on the real scan between the peaks of a method from 12 and from 32 directions."""
     return table(
-        "method | 12 to its own from 32: single | crossings | 12 to the peaks beside the scan: "
-        "single | crossings | 32 to these: single | crossings | two peaks, 12 | 32",
+        "method | single fibres | crossings",
+        [f"{one.method} | {one.own_single:.1f}° | {one.own_crossing:.1f}°" for one in results.real],
+    )
+
+
+def agreement_table(results: Results) -> str:
+    """Angles on the real scan to the peaks that lie beside it, and crossings found."""
+    return table(
+        "method | 12 directions: single fibres | crossings | two peaks found | 32 directions: "
+        "single fibres | crossings | two peaks found",
         [
-            f"{one.method} | {one.own_single:.1f}° | {one.own_crossing:.1f}° | "
-            f"{one.few_single:.1f}° | {one.few_crossing:.1f}° | {one.all_single:.1f}° | "
-            f"{one.all_crossing:.1f}° | {one.few_found:.2f} | {one.all_found:.2f}"
+            f"{one.method} | {one.few_single:.1f}° | {one.few_crossing:.1f}° | "
+            f"{one.few_found:.2f} | {one.all_single:.1f}° | {one.all_crossing:.1f}° | "
+            f"{one.all_found:.2f}"
             for one in results.real
         ],
     )
@@ -216,7 +224,8 @@ TABLES = {
     "scores": scores_table,
     "b-values": b_values_table,
     "settings": settings_table,
-    "real": real_table,
+    "repeatability": repeatability_table,
+    "agreement": agreement_table,
 }
 """The tables of the page, by the names of their markers."""
 

@@ -77,6 +77,13 @@ def test_messages_hold_what_stands_in_brackets(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == "[red]sub[/red]\n"
 
 
+def test_quiet_hides_messages_but_no_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    with session(quiet=True, verbose=False, log_file=None):
+        logging.getLogger("tripq").info("scan read")
+        logging.getLogger("tripq").warning("the frame is doubtful")
+    assert capsys.readouterr().err == "caution: the frame is doubtful\n"
+
+
 def test_a_session_leaves_no_handler_behind() -> None:
     before = list(logging.getLogger("tripq").handlers)
     with session(quiet=True, verbose=False, log_file=None):

@@ -12,8 +12,11 @@ from tests.training.test_training import labelled_scan
 from tripq.infra.rank import Rank
 from tripq.scans import DWI
 from tripq.simulate import GradientTable
+from tripq.tasks.lesions.config import LesionConfig
 from tripq.tasks.lesions.task import LesionTask
+from tripq.tasks.tissue.config import TissueConfig
 from tripq.training import Augmentation, PatchDataModule, PatchDataset
+from tripq.training.config import TrainingConfig, parse_config
 
 NOTHING = Augmentation(noise=0.0, bias=0.0, b0_error=0.0, dropped=0.0, field=0.0, contrast=0.0)
 
@@ -164,3 +167,10 @@ def test_numbers_out_of_range_are_named() -> None:
 def _first(stream: PatchDataset, n: int = 2) -> list:  # type: ignore[type-arg]
     batches = iter(stream)
     return [next(batches) for _ in range(n)]
+
+
+@pytest.mark.parametrize("kind", [LesionConfig, TissueConfig])
+def test_the_settings_of_a_segmentation_switch_it_on(kind: type[TrainingConfig]) -> None:
+    assert kind().training.augmentation is None
+    switched = parse_config("[training]\naugment = true", "train.toml", kind)
+    assert switched.training.augmentation == Augmentation()

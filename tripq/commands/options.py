@@ -298,7 +298,7 @@ Version = Annotated[
     bool,
     typer.Option("--version", callback=show_version, is_eager=True, help="Show the version."),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show errors only.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and errors only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show more messages.")]
 LogFile = Annotated[
     Path | None, typer.Option("--log", metavar="FILE", help="Append all messages to a file.")

@@ -153,7 +153,7 @@ def session(*, quiet: bool, verbose: bool, log_file: Path | None) -> Iterator[Se
     Parameters
     ----------
     quiet, verbose : bool
-        Show errors only, or details as well.
+        Show warnings and errors only, or details as well.
     log_file : Path or None
         File to which all messages are appended, including tracebacks, from all processes of the
         command.
@@ -169,7 +169,7 @@ def session(*, quiet: bool, verbose: bool, log_file: Path | None) -> Iterator[Se
     rank = Rank.here()
     # Rank 0 reports progress; the other ranks report warnings and errors only.
     usual = logging.INFO if rank.leads else logging.WARNING
-    level = logging.ERROR if quiet else logging.DEBUG if verbose else usual
+    level = logging.WARNING if quiet else logging.DEBUG if verbose else usual
     who = "" if rank.count == 1 else f"process {rank.number + 1} of {rank.count}: "
     handlers: list[logging.Handler] = [_ConsoleHandler(console, level, who)]
     columns = (

@@ -139,7 +139,8 @@ def train(
     Some participants are used for validation only: training stops when their score no longer
     rises, and the best network is kept.  A second call resumes an interrupted training.
 
-    Several processes divide the boxes of each step (n_boxes); the result is that of one process.
+    Several processes divide the boxes of each step (n_boxes); the result is that of one process,
+    except for the task tissue, whose loss is not a mean over boxes.
 
     The command writes the network (.safetensors) for `tripq predict`, its scores on the validation
     participants (validation.html), and a record of the training (training.json).

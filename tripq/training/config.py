@@ -234,9 +234,26 @@ class OptimisationConfig:
         return 0.0
 
     @property
-    def augment(self) -> Augmentation | None:
+    def augmentation(self) -> Augmentation | None:
         """Random changes of the boxes of training; none by default."""
         return None
+
+
+@dataclass(frozen=True, config=CHECKED)
+class SegmentationOptimisationConfig(OptimisationConfig):
+    """Optimisation settings of tasks whose truth does not change with the signal."""
+
+    augment: Annotated[
+        bool,
+        Field(
+            description="whether noise, bias and b0 of the boxes vary, and directions are left out"
+        ),
+    ] = False
+
+    @property
+    def augmentation(self) -> Augmentation | None:
+        """The default changes, if there are any."""
+        return Augmentation() if self.augment else None
 
 
 @dataclass(frozen=True, config=CHECKED)

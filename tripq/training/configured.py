@@ -151,7 +151,7 @@ def train_configured(
         n_boxes=config.n_boxes,
         focus_share=config.focus_share,
         seed=config.seed,
-        augment=config.augment,
+        augment=config.augmentation,
         validation=validation,
         b0_contrast=reads_b0_contrast(network),
     )

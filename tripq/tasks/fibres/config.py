@@ -74,7 +74,7 @@ class FibreOptimisationConfig(ShellOptimisationConfig):
         return self.white_matter_share
 
     @property
-    def augment(self) -> Augmentation:
+    def augmentation(self) -> Augmentation:
         """Boxes with some of the directions, so that one network serves tables of other numbers."""
         return Augmentation(noise=0.0, bias=0.0, b0_error=0.0, dropped=self.dropped)
 

@@ -15,11 +15,16 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from tripq.training.config import CHECKED, EncoderConfig, OptimisationConfig, TrainingConfig
+from tripq.training.config import (
+    CHECKED,
+    EncoderConfig,
+    SegmentationOptimisationConfig,
+    TrainingConfig,
+)
 
 
 @dataclass(frozen=True, config=CHECKED)
-class LesionOptimisationConfig(OptimisationConfig):
+class LesionOptimisationConfig(SegmentationOptimisationConfig):
     """Optimisation settings, with two for lesion voxels, which are rare."""
 
     positive_weight: Annotated[

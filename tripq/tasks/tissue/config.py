@@ -19,14 +19,14 @@ from tripq.tasks.tissue.task import TissueTask
 from tripq.training.config import (
     CHECKED,
     EncoderConfig,
-    OptimisationConfig,
+    SegmentationOptimisationConfig,
     TrainingConfig,
     default_of,
 )
 
 
 @dataclass(frozen=True, config=CHECKED)
-class TissueOptimisationConfig(OptimisationConfig):
+class TissueOptimisationConfig(SegmentationOptimisationConfig):
     """Optimisation settings, with two for rare classes."""
 
     balance: Annotated[
