@@ -16,7 +16,14 @@ from rich.console import Console
 from tests.commands.conftest import Call
 from tripq.commands.evaluate import show_scores
 from tripq.tasks.lesions.listing import drop_small
-from tripq.tasks.lesions.scores import LesionCounts, calibration_error, count_lesions, evaluate
+from tripq.tasks.lesions.scores import (
+    LesionCounts,
+    best_min_volume,
+    best_threshold,
+    calibration_error,
+    count_lesions,
+    evaluate,
+)
 from tripq.tasks.lesions.scoring import _SHOWN
 from tripq.tasks.scoring import Evaluation
 
@@ -159,6 +166,33 @@ def test_the_minimum_volume_is_that_of_the_maps_unless_one_is_given(score, cohor
     sidecar.write_text(json.dumps({"Threshold": 0.4, "MinVolumeMillilitres": "much"}))
     refused = score("--overwrite")
     assert "the MinVolumeMillilitres is 'much', not a number from 0 to 1000" in refused.error
+
+
+def test_limits_are_chosen_on_the_maps_if_asked(score, cohort: Cohort) -> None:
+    """Those of the training: the highest Dice of all voxels, then the highest F1 of lesions."""
+    sidecar = cohort.map(SUBJECTS[0]).with_name(
+        f"{SUBJECTS[0]}_space-orig_label-lesion_probseg.json"
+    )
+    sidecar.unlink()  # limits of the maps are not needed
+    done = score("--choose-limits")
+    assert done.status == 0
+    inside = [cohort.brain[name] for name in SUBJECTS]
+    truths = [cohort.lesion[name] & brain for name, brain in zip(SUBJECTS, inside, strict=True)]
+    maps = [cohort.probability[name] for name in SUBJECTS]
+    threshold = best_threshold(
+        np.concatenate([values[brain] for values, brain in zip(maps, inside, strict=True)]),
+        np.concatenate([truth[brain] for truth, brain in zip(truths, inside, strict=True)]),
+    )
+    marked = [(values >= threshold) & brain for values, brain in zip(maps, inside, strict=True)]
+    scores = cohort.scores()
+    assert scores["threshold"] == threshold
+    assert scores["min_volume_ml"] == best_min_volume(marked, truths, [0.01] * 2)
+    assert scores["limits_chosen_on_these_maps"]
+    assert "too optimistic" in " ".join(done.stdout.split())
+    assert "too optimistic" in (cohort.out / "report.html").read_text()
+    assert score("--choose-limits", "--threshold", 0.5, "--overwrite").error.startswith(
+        "error: --choose-limits: not with --threshold or --min-volume."
+    )
 
 
 def test_without_any_brain_mask_all_voxels_are_scored(score, cohort: Cohort) -> None:

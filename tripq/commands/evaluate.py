@@ -68,6 +68,14 @@ def evaluate(
         float | None,
         options.min_volume(show_default="that of the JSON files beside the maps, otherwise 0"),
     ] = None,
+    choose_limits: Annotated[
+        bool,
+        typer.Option(
+            "--choose-limits",
+            help="Choose both on these maps, by the highest Dice and the highest F1 of lesions, "
+            "for the maps of other subjects.",
+        ),
+    ] = False,
     overwrite: options.Overwrite = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -84,6 +92,8 @@ def evaluate(
 
         tripq evaluate cohort/derivatives/tripq cohort/derivatives/truth -o scores
 
+        tripq evaluate maps truth -o limits --participant-label 01 02 --choose-limits
+
         tripq evaluate maps truth -o scores --participant-label 03 07 --threshold 0.4
     """
     with session(quiet=quiet, verbose=verbose, log_file=log) as screen:
@@ -95,7 +105,7 @@ def evaluate(
             raise BIDSError(f"{masks}: no such folder; --masks names a derivatives dataset.")
         for folder in (maps, truth):
             check_folder(folder)
-        scoring = find_task(task).scoring(threshold, min_volume)
+        scoring = find_task(task).scoring(threshold, min_volume, choose_limits)
         need(*scoring.needed)
         found = scoring.find_maps(maps, participant_label or ())
         known = scoring.find_known(truth, participant_label or ())

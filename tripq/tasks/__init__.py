@@ -372,7 +372,10 @@ class TaskCommands(ABC, Generic[Config]):
         )
 
     def scoring(
-        self, threshold: float | None = None, min_volume: float | None = None
+        self,
+        threshold: float | None = None,
+        min_volume: float | None = None,
+        choose_limits: bool = False,
     ) -> MapScoring[Any]:
         """How maps are scored: by default as numbers, those of the map `scored`.
 
@@ -382,6 +385,8 @@ class TaskCommands(ABC, Generic[Config]):
             On probabilities, for tasks that have one.
         min_volume : float, optional
             Of what is marked, in ml, for tasks that mark something.
+        choose_limits : bool, optional
+            Whether both are chosen on the maps that are scored.
 
         Raises
         ------
@@ -392,7 +397,7 @@ class TaskCommands(ABC, Generic[Config]):
 
         if not self.scored:
             raise ValueError(f"the task {self.name} has no map that can be scored.")
-        reject_limits(f"the maps of the task {self.name}", threshold, min_volume)
+        reject_limits(f"the maps of the task {self.name}", threshold, min_volume, choose_limits)
         return ValueScoring(self.scored, self.units.get(self.scored, ""))
 
 

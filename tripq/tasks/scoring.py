@@ -154,16 +154,23 @@ def scan_name(found: BIDSScan, ending: str) -> str:
     return printable("_".join(f"{key}-{label}" for key, label in pairs))
 
 
-def reject_limits(maps: str, threshold: float | None, min_volume: float | None) -> None:
+def reject_limits(
+    maps: str, threshold: float | None, min_volume: float | None, choose_limits: bool
+) -> None:
     """Reject limits of maps, named in the plural, that have none.
 
-    >>> reject_limits("label images", 0.5, None)
+    >>> reject_limits("label images", 0.5, None, False)
     Traceback (most recent call last):
     ...
     ValueError: --threshold: label images have none.
     """
-    for option, value in (("--threshold", threshold), ("--min-volume", min_volume)):
-        if value is not None:
+    given = {
+        "--threshold": threshold is not None,
+        "--min-volume": min_volume is not None,
+        "--choose-limits": choose_limits,
+    }
+    for option, is_given in given.items():
+        if is_given:
             raise ValueError(f"{option}: {maps} have none.")
 
 

@@ -179,6 +179,7 @@ def test_maps_without_known_fibres_are_named(
     truth.slicer[:-1].to_filename(wrong)
     assert "grid" in call(*given).stderr
     assert "have none" in failure(call(*given, "--threshold", "0.5"))
+    assert "have none" in failure(call(*given, "--choose-limits"))
 
 
 def test_scans_without_known_fibres_cannot_be_trained_on(

@@ -155,11 +155,14 @@ class FibreCommands(TaskCommands["FibreConfig"]):
         }
 
     def scoring(
-        self, threshold: float | None = None, min_volume: float | None = None
+        self,
+        threshold: float | None = None,
+        min_volume: float | None = None,
+        choose_limits: bool = False,
     ) -> FibreScoring:
         """Orientation distributions and their peaks against known ones."""
         from tripq.tasks.fibres.scoring import FibreScoring
         from tripq.tasks.scoring import reject_limits
 
-        reject_limits("maps of fibres", threshold, min_volume)
+        reject_limits("maps of fibres", threshold, min_volume, choose_limits)
         return FibreScoring()

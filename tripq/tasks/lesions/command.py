@@ -102,8 +102,12 @@ class LesionCommands(TaskCommands["LesionConfig"]):
         The minimum volume is that with the highest F1 of whole lesions at this threshold.
         """
         from tripq.tasks.lesions import segmentation
-        from tripq.tasks.lesions.pages.evaluation import EvaluatedSubject, write_evaluation_report
-        from tripq.tasks.lesions.scores import LesionCounts, best_min_volume, best_threshold, score
+        from tripq.tasks.lesions.pages.evaluation import (
+            EvaluatedSubject,
+            best_limits,
+            write_evaluation_report,
+        )
+        from tripq.tasks.lesions.scores import LesionCounts, score
 
         subjects = []
         for number, scan in enumerate(scans):
@@ -116,12 +120,7 @@ class LesionCommands(TaskCommands["LesionConfig"]):
             )
         probabilities = np.concatenate([subject.probability for subject in subjects])
         lesions = np.concatenate([subject.lesion for subject in subjects])
-        threshold = best_threshold(probabilities, lesions)
-        min_volume = best_min_volume(
-            [subject.mark(threshold) for subject in subjects],
-            [subject.known for subject in subjects],
-            [subject.voxel_ml for subject in subjects],
-        )
+        threshold, min_volume = best_limits(subjects)
         found = [subject.mark(threshold, min_volume)[subject.mask] for subject in subjects]
         scores = score(probabilities, lesions, threshold, found=np.concatenate(found))
         counts = sum(
@@ -193,9 +192,12 @@ class LesionCommands(TaskCommands["LesionConfig"]):
         )
 
     def scoring(
-        self, threshold: float | None = None, min_volume: float | None = None
+        self,
+        threshold: float | None = None,
+        min_volume: float | None = None,
+        choose_limits: bool = False,
     ) -> LesionScoring:
         """By voxel and by lesion."""
         from tripq.tasks.lesions.scoring import LesionScoring
 
-        return LesionScoring(threshold, min_volume)
+        return LesionScoring(threshold, min_volume, choose_limits)

@@ -19,7 +19,7 @@ from tripq.tasks.lesions.maps import (
     score_maps,
 )
 from tripq.tasks.lesions.names import find_lesion_maps, find_lesion_masks
-from tripq.tasks.lesions.pages.evaluation import write_evaluation_report
+from tripq.tasks.lesions.pages.evaluation import best_limits, write_evaluation_report
 from tripq.tasks.scoring import Evaluation, MapScoring
 
 _log = logging.getLogger("tripq")
@@ -68,16 +68,26 @@ class LesionScoring(MapScoring[ReadLesionMap]):
         Minimum probability of a lesion voxel; None for that of the JSON files beside the maps.
     min_volume : float or None
         Minimum volume of a candidate in ml; None for that of the JSON files.
+    choose_limits : bool
+        Whether both are chosen on the maps that are scored, by `best_limits`.
+
+    Raises
+    ------
+    ValueError
+        If a limit is out of range, or given although both are chosen.
     """
 
     threshold: float | None = None
     min_volume: float | None = None
+    choose_limits: bool = False
 
     needed = ("torchmetrics",)
     known = "lesion masks"
 
     def __post_init__(self) -> None:
         check_limits(self.threshold or 0.0, self.min_volume or 0.0)
+        if self.choose_limits and (self.threshold, self.min_volume) != (None, None):
+            raise ValueError("--choose-limits: not with --threshold or --min-volume.")
 
     def find_maps(self, root: Path, participants: Sequence[str]) -> list[BIDSScan]:
         """See `tripq.tasks.lesions.names.find_lesion_maps`."""
@@ -95,8 +105,6 @@ class LesionScoring(MapScoring[ReadLesionMap]):
         """Read a map, the known lesions of its scan and the limits of its candidates."""
         files = find_truth(found, truth, masks)
         lesion_map = read_map(files)
-        threshold = read_threshold(found.path) if self.threshold is None else self.threshold
-        min_volume = read_min_volume(found.path) if self.min_volume is None else self.min_volume
         if files.brain is None:
             _log.info("%s: no brain mask: all voxels are scored.", files.name)
         if lesion_map.outside:
@@ -104,33 +112,63 @@ class LesionScoring(MapScoring[ReadLesionMap]):
                 "%s: %d lesion voxels are outside the brain mask and are not scored.",
                 *(files.lesion, lesion_map.outside),
             )
-        return ReadLesionMap(found, lesion_map, threshold, min_volume), files.lesion
+        return ReadLesionMap(found, lesion_map, *self._limits(found)), files.lesion
+
+    def _limits(self, found: BIDSScan) -> tuple[float, float]:
+        """Threshold and minimum volume of a map; none yet, if `score` chooses them."""
+        if self.choose_limits:
+            return 0.0, 0.0
+        return (
+            read_threshold(found.path) if self.threshold is None else self.threshold,
+            read_min_volume(found.path) if self.min_volume is None else self.min_volume,
+        )
 
     def score(self, read: Sequence[ReadLesionMap]) -> Evaluation:
-        """Scores of all maps at their common threshold and minimum volume."""
-        found = [one.found for one in read]
-        threshold = _common(found, [one.threshold for one in read], "thresholds", "--threshold")
-        min_volume = _common(
-            found, [one.min_volume for one in read], "minimum volumes", "--min-volume"
-        )
+        """Scores of all maps at one threshold and minimum volume."""
         maps = [one.lesion_map for one in read]
+        subjects = [lesion_map.subject for lesion_map in maps]
+        if self.choose_limits:
+            threshold, min_volume = best_limits(subjects)
+        else:
+            threshold, min_volume = _common_limits(read)
         smallest = f" in {min_volume:g} ml or more" if min_volume else ""
+        optimistic = "chosen on these maps; the scores are therefore too optimistic"
+        chosen = {"Limits": optimistic} if self.choose_limits else {}
 
         def write_page(path: Path, settings: Mapping[str, str], title: str) -> None:
-            subjects = [lesion_map.subject for lesion_map in maps]
             write_evaluation_report(
-                path, subjects, threshold, settings, min_volume=min_volume, title=title
+                path,
+                subjects,
+                threshold,
+                {**settings, **chosen},
+                min_volume=min_volume,
+                title=title,
             )
 
         return Evaluation(
             rows=score_maps(maps, threshold, min_volume),
             shown=_SHOWN,
-            caption=f"found: a probability of {threshold:.3g} or more{smallest}; AP: average "
-            "precision; ECE: expected calibration error, over all voxels; sensitivity, precision "
-            "and F1 refer to whole lesions",
-            settings={"threshold": threshold, "min_volume_ml": min_volume},
+            caption=f"found: a probability of {threshold:.3g} or more{smallest}"
+            f"{f' ({optimistic})' if chosen else ''}; AP: average precision; ECE: expected "
+            "calibration error, over all voxels; sensitivity, precision and F1 refer to whole "
+            "lesions",
+            settings={
+                "threshold": threshold,
+                "min_volume_ml": min_volume,
+                "limits_chosen_on_these_maps": self.choose_limits,
+            },
             write_page=write_page,
         )
+
+
+def _common_limits(read: Sequence[ReadLesionMap]) -> tuple[float, float]:
+    """Threshold and minimum volume that all maps have in common."""
+    found = [one.found for one in read]
+    volumes = [one.min_volume for one in read]
+    return (
+        _common(found, [one.threshold for one in read], "thresholds", "--threshold"),
+        _common(found, volumes, "minimum volumes", "--min-volume"),
+    )
 
 
 def _common(found: Sequence[BIDSScan], values: Sequence[float], name: str, option: str) -> float:

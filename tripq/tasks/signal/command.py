@@ -178,13 +178,16 @@ class _PredictionCommands(TaskCommands[Settings]):
         )
 
     def scoring(
-        self, threshold: float | None = None, min_volume: float | None = None
+        self,
+        threshold: float | None = None,
+        min_volume: float | None = None,
+        choose_limits: bool = False,
     ) -> SignalScoring:
         """Predicted scans against measured ones, at the directions of both."""
         from tripq.tasks.scoring import reject_limits
         from tripq.tasks.signal.scoring import SignalScoring
 
-        reject_limits("predicted signals", threshold, min_volume)
+        reject_limits("predicted signals", threshold, min_volume, choose_limits)
         return SignalScoring()
 
 

@@ -193,13 +193,16 @@ class TissueCommands(TaskCommands["TissueConfig"]):
         }
 
     def scoring(
-        self, threshold: float | None = None, min_volume: float | None = None
+        self,
+        threshold: float | None = None,
+        min_volume: float | None = None,
+        choose_limits: bool = False,
     ) -> TissueScoring:
         """Dice and volume of every class."""
         from tripq.tasks.scoring import reject_limits
         from tripq.tasks.tissue.scoring import TissueScoring
 
-        reject_limits("label images", threshold, min_volume)
+        reject_limits("label images", threshold, min_volume, choose_limits)
         return TissueScoring()
 
 

@@ -18,6 +18,8 @@ from tripq.tasks.lesions.scores import (
     N_BINS,
     LesionCounts,
     Scores,
+    best_min_volume,
+    best_threshold,
     calibration_error,
     count_lesions,
     evaluate,
@@ -75,6 +77,29 @@ class EvaluatedSubject:
     def count(self, threshold: float, min_volume: float = 0.0) -> LesionCounts:
         """Match the candidates, of a minimum volume in ml, with the known lesions."""
         return count_lesions(self.mark(threshold, min_volume), self.known)
+
+
+def best_limits(subjects: Sequence[EvaluatedSubject]) -> tuple[float, float]:
+    """The threshold with the highest Dice, and the minimum volume in ml with the highest F1.
+
+    See `tripq.tasks.lesions.scores.best_threshold` and `best_min_volume`.  The subjects must not be
+    scored with these limits: the scores would be too optimistic.
+
+    Raises
+    ------
+    ValueError
+        If no subject has a lesion.
+    """
+    threshold = best_threshold(
+        np.concatenate([np.asarray(subject.probability) for subject in subjects]),
+        np.concatenate([np.asarray(subject.lesion) for subject in subjects]),
+    )
+    min_volume = best_min_volume(
+        [subject.mark(threshold) for subject in subjects],
+        [subject.known for subject in subjects],
+        [subject.voxel_ml for subject in subjects],
+    )
+    return threshold, min_volume
 
 
 @dataclass(frozen=True)
