@@ -295,12 +295,13 @@ def cavity_field(
         d in mm, as of `displacement_field`.
     """
     polarity = rng.choice([-1.0, 1.0])
-    points, moved = grid.points(), np.zeros(np.prod(grid.shape))
+    points = grid.points()
+    field = np.zeros(len(points))
     for centre, scale in zip(cavities.centres, cavities.scales, strict=True):
         offset = (points - centre) / scale
         square = 1 + np.einsum("ni,ni->n", offset, offset)
-        moved += scale * (3 * offset[:, 2] ** 2 / square - 1) / square**1.5
-    moved = moved.reshape(grid.shape).astype(np.float32)
+        field += scale * (3 * offset[:, 2] ** 2 / square - 1) / square**1.5
+    moved = field.reshape(grid.shape).astype(np.float32)
     steepest = float(np.abs(_slope(moved, grid, axis)).max(initial=0.0))
     moved *= np.float32(polarity * steepness / max(steepest, 1e-9))
     return _origin(moved, grid, axis)
@@ -336,7 +337,8 @@ def along_axis(
     """
     places = np.indices(grid.shape, dtype=np.float32)
     places[axis] += first / np.float32(grid.voxel_size[axis])
-    return first + ndimage.map_coordinates(then, places, order=1, mode="nearest")
+    shown: NDArray[np.float32] = ndimage.map_coordinates(then, places, order=1, mode="nearest")
+    return first + shown
 
 
 def compression(displacement: NDArray[np.float32], grid: Grid, axis: int) -> NDArray[np.float32]:
