@@ -50,6 +50,15 @@ def test_the_paper_cites_what_is_in_its_bibliography_and_shows_what_exists() -> 
     pictures = re.findall(r"\]\((\.\./[^)]+\.png)\)", paper)
     assert pictures
     assert all((ROOT / "joss" / picture).is_file() for picture in pictures)
+    sections = set(re.findall(r"^# (.+)$", paper, re.M))
+    assert sections >= {  # those that the journal requires
+        "Summary",
+        "Statement of need",
+        "State of the field",
+        "Software design",
+        "Research impact statement",
+        "AI usage disclosure",
+    }
     header = yaml.safe_load(paper.split("---\n")[1])
     assert {"title", "tags", "authors", "affiliations", "date", "bibliography"} <= header.keys()
 
