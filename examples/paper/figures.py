@@ -63,12 +63,14 @@ def figure_2(scores: Mapping[str, Mapping[str, Mapping[float, Estimate]]]) -> Fi
     for axes, (score, networks) in zip(
         figure.subplots(1, len(scores)), scores.items(), strict=True
     ):
-        styles = product(("-", "--"), NETWORK_COLOURS)
-        for (name, by_share), (line, colour) in zip(networks.items(), styles, strict=False):
+        styles = product((("-", "o"), ("--", "s")), NETWORK_COLOURS)
+        for (name, by_share), ((line, marker), colour) in zip(
+            networks.items(), styles, strict=False
+        ):
             shares = sorted(by_share)
             middle = [by_share[share].value for share in shares]
             percent = [100 * share for share in shares]
-            axes.plot(percent, middle, line, marker="o", color=colour, label=name)
+            axes.plot(percent, middle, line, marker=marker, color=colour, label=name)
             axes.fill_between(
                 percent,
                 [by_share[share].low for share in shares],
@@ -80,10 +82,11 @@ def figure_2(scores: Mapping[str, Mapping[str, Mapping[float, Estimate]]]) -> Fi
         if best := [by_share for name, by_share in networks.items() if 1.0 in by_share][1:]:
             axes.axhline(best[0][1.0].value, color="0.5", linestyle=":")
         axes.set(xlabel="training patients (%)", ylabel=score, xscale="log")
-        axes.set_xticks([100 * s for s in shares], [f"{100 * s:g}" for s in shares])
+        ticks = sorted({100 * share for by_share in networks.values() for share in by_share})
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.suptitle(f"Scores on test patients ({SIMULATED}); 95 % intervals over patients")
     return figure
 
