@@ -89,6 +89,26 @@ def test_batch_norm_is_that_of_e3nn(irreps, shape):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("instance", [True, False])
+def test_batch_norm_is_in_full_precision_under_autocast(instance):
+    """Outputs, gradients and the kept statistics are the same to the last bit."""
+    graph = random_graph()
+    x = 3 * torch.randn(28, 10) + 1
+    results = []
+    for enabled in (True, False):
+        torch.manual_seed(0)
+        module = BatchNorm("2x0e + 1x1o + 1x2e", instance=instance)
+        values = []
+        for training in (True, False):
+            leaf = x.clone().requires_grad_()
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                y = module.train(training)(leaf, graph)
+            values += [y, *torch.autograd.grad(y.pow(3).sum(), [leaf, *module.parameters()])]
+        results.append([*values, *module.buffers()])
+    for a, b in zip(*results, strict=True):
+        assert a.equal(b)
+
+
 def padded_batch() -> tuple[list[PQGraph], PQGraph]:
     """Three scans with different numbers of directions, and all of them as one."""
     scans = [random_graph(seed, TABLE[:n]) for seed, n in enumerate((2, 4, 3))]

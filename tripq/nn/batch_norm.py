@@ -113,6 +113,9 @@ class BatchNorm(e3nn_nn.BatchNorm):
 
     def _moments(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
         """Mean and variance of each component in each scan, (2, scans, dim)."""
+        if torch.is_autocast_enabled(x.device.type):  # products would be rounded to bfloat16
+            with torch.autocast(x.device.type, enabled=False):
+                return self._moments(x, sizes)
         if self.instance and self.whole is None:
             # In double precision afterwards, so that the order of the voxels does not matter.
             return column_moments(x if self.training else x.double(), sizes).to(x.dtype)
