@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -135,7 +136,7 @@ def assemble(folder: Path, weights: Path) -> None:
     shutil.copy(weights, folder / MODEL)
     shutil.copy(ROOT / "LICENSE", folder / "LICENSE")
     _, _, page = (ROOT / "docs/weights.md").read_text(encoding="utf-8").split("---\n", 2)
-    card = weights_header(notes) + page.replace("](real-heads.md)", "]")
+    card = weights_header(notes) + re.sub(r"\]\((?!http)[^)]*\)", "]", page)  # links of the site
     (folder / "docs/README.md").write_text(card, encoding="utf-8")
     licences = "\n".join(f"* {licence}" for licence in LICENCES)
     (folder / "docs/data_license.txt").write_text(licences + "\n", encoding="utf-8")

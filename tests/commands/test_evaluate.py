@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -185,13 +186,27 @@ def test_limits_are_chosen_on_the_maps_if_asked(score, cohort: Cohort) -> None:
     )
     marked = [(values >= threshold) & brain for values, brain in zip(maps, inside, strict=True)]
     scores = cohort.scores()
-    assert scores["threshold"] == threshold
+    assert threshold - 1e-6 < scores["threshold"] <= threshold
     assert scores["min_volume_ml"] == best_min_volume(marked, truths, [0.01] * 2)
     assert scores["limits_chosen_on_these_maps"]
-    assert "too optimistic" in " ".join(done.stdout.split())
-    assert "too optimistic" in (cohort.out / "report.html").read_text()
+    told = " ".join(done.stdout.split())
+    printed = re.search(r"--threshold (\S+) --min-volume ([^)\s]+)\)", told)
+    assert printed is not None
+    assert [float(value) for value in printed.groups()] == [
+        scores["threshold"],
+        scores["min_volume_ml"],
+    ]
+    page = (cohort.out / "report.html").read_text()
+    assert "too optimistic" in page
+    assert "must be chosen on other subjects" not in page
     assert score("--choose-limits", "--threshold", 0.5, "--overwrite").error.startswith(
         "error: --choose-limits: not with --threshold or --min-volume."
+    )
+    for name in SUBJECTS:
+        save(cohort.known(name), np.zeros_like(cohort.lesion[name]))
+    refused = score("--choose-limits", "--overwrite")
+    assert "maps: --choose-limits needs a known lesion; the scored maps (2) have none" in (
+        refused.error
     )
 
 

@@ -189,20 +189,47 @@ def test_the_field_of_a_cavity_is_that_of_a_sphere_far_away() -> None:
     assert field[20, 20, 35] / along == pytest.approx((20 / 15) ** 3, rel=0.02)
 
 
+def test_far_from_the_cavities_there_is_no_distortion() -> None:
+    """Whatever else of the head is on the grid."""
+    cavities = Cavities(np.array([[0.0, 0.0, -100.0], [20.0, 0.0, -95.0]]), np.array([9.0, 20.0]))
+    slab = Grid((40, 40, 6), np.diag([5.0, 5.0, 5.0, 1.0]))
+    assert np.abs(cavity_field(slab, cavities, 0.8, 1, rng())).max() < 0.5  # mm
+
+
+def test_the_field_is_along_the_axis_of_the_scanner() -> None:
+    """A tilted head takes its cavities along, but not the direction of the field."""
+    grid = Grid((41, 41, 41), np.diag([4.0, 4.0, 4.0, 1.0]))
+    tilted = Grid(grid.shape, np.diag([4.0, 4.0, 4.0, 1.0])[[0, 2, 1, 3]] * [1, 1, -1, 1])
+    cavities = Cavities(np.full((1, 3), 80.0), np.array([4.0]))
+    turned = Cavities(np.array([[80.0, -80.0, 80.0]]), np.array([4.0]))
+    straight = cavity_field(grid, cavities, 0.01, 0, rng())
+    lying = cavity_field(tilted, turned, 0.01, 0, rng())
+    assert straight[20, 20, 40] == pytest.approx(-2 * straight[20, 40, 20], rel=0.02)
+    assert lying[20, 40, 20] == pytest.approx(-2 * lying[20, 20, 40], rel=0.02)
+
+
 def test_two_distortions_follow_each_other() -> None:
     ramp = np.broadcast_to(np.arange(GRID.shape[0], dtype=np.float32)[:, None, None], GRID.shape)
     twice = along_axis(np.full(GRID.shape, GRID.voxel_size[0], np.float32), ramp, GRID, 0)
     np.testing.assert_allclose(twice[:-1], GRID.voxel_size[0] + ramp[1:], rtol=1e-6)
+    wave = np.sin(ramp / 5)  # x shows x + 0.1 x of an image that shows y + wave(y) at y
+    stretched = along_axis(0.1 * GRID.voxel_size[0] * ramp, wave, GRID, 0)
+    voxels = np.arange(30)
+    expected = 0.1 * GRID.voxel_size[0] * voxels + np.sin(1.1 * voxels / 5)
+    np.testing.assert_allclose(stretched[:30, 0, 0], expected, atol=0.01)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_cavities_are_below_the_brain(anatomy: Anatomy, seed: int) -> None:
-    cavities = cavities_below(anatomy.mask, anatomy.grid, 20, rng(seed))
+    cavities = cavities_below(anatomy.brain, anatomy.grid, 20, rng(seed))
     voxels = np.rint(anatomy.grid.to_voxels(cavities.centres)).astype(int)
     tall = np.argwhere(anatomy.mask)[:, 2]
     inside = np.all((voxels >= 0) & (voxels < anatomy.mask.shape), axis=1)
     assert not anatomy.mask[tuple(voxels[inside].T)].any()
     assert (voxels[:, 2] < np.median(tall)).all()
+    cut = anatomy.within((-40, -40, 0), (40, 40, 30))
+    same = cavities_below(cut.brain, cut.grid, 20, rng(seed))
+    np.testing.assert_array_equal(same.centres, cavities.centres)
 
 
 def test_cavities_turn_with_the_head(anatomy: Anatomy) -> None:

@@ -155,11 +155,11 @@ def scan_name(found: BIDSScan, ending: str) -> str:
 
 
 def reject_limits(
-    maps: str, threshold: float | None, min_volume: float | None, choose_limits: bool
+    maps: str, threshold: float | None, min_volume: float | None, choose_limits: bool = False
 ) -> None:
     """Reject limits of maps, named in the plural, that have none.
 
-    >>> reject_limits("label images", 0.5, None, False)
+    >>> reject_limits("label images", 0.5, None)
     Traceback (most recent call last):
     ...
     ValueError: --threshold: label images have none.

@@ -155,7 +155,7 @@ class Artefacts:
     def reach(self) -> float:
         """How far in mm beyond the head the grid of a scan must extend."""
         mask = max(0.0, self.mask_offset + FARTHEST * self.mask_roughness)
-        return FARTHEST * self.distortion + CAVITY_SCALES[1] * self.air + mask
+        return FARTHEST * self.distortion + 1.2 * CAVITY_SCALES[1] * self.air + mask
 
     def lost_volumes(self, table: GradientTable) -> list[int]:
         """Volumes of a scan with a table that are lost, numbered from 0."""
@@ -191,7 +191,7 @@ class Artefacts:
         if not self.air:
             return smooth
         rng = self._rng("air")
-        below = cavities_below(anatomy.mask, anatomy.grid, CAVITIES, rng)
+        below = cavities_below(anatomy.brain, anatomy.grid, CAVITIES, rng)
         cavities = Cavities(pose.to_scanner(below.centres), below.scales)
         return along_axis(smooth, cavity_field(grid, cavities, self.air, axis, rng), grid, axis)
 

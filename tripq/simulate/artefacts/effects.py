@@ -38,6 +38,9 @@ EDGE_SCALE = 15.0
 CAVITIES = 4
 """Air-filled cavities at the base of the skull that distort a scan."""
 
+STEEPEST_OF_CAVITY = 1.5 * 1.25**-2.5
+"""Largest gradient of the field of one cavity across the main field, half its scale away."""
+
 CAVITY_SCALES = (6.0, 20.0)
 """Smallest and largest length in mm over which the field of a cavity falls."""
 
@@ -251,7 +254,10 @@ def cavities_below(
     Cavities
         Each is half its scale below a place of the surface that faces down.
     """
-    smooth = ndimage.gaussian_filter(np.pad(brain, 1).astype(np.float32), 6.0 / grid.voxel_size)
+    brain = ndimage.binary_fill_holes(brain)
+    smooth = ndimage.gaussian_filter(
+        np.pad(brain, 1).astype(np.float32), 6.0 / grid.voxel_size, mode="constant"
+    )
     surface = np.argwhere(brain & ~ndimage.binary_erosion(brain))
     gradient = np.stack(
         [np.gradient(smooth, axis=axis)[tuple(surface.T + 1)] for axis in range(3)], axis=1
@@ -283,7 +289,8 @@ def cavity_field(
         Where the air is.
     steepness : float
         Largest gradient of the displacement of the signal, below 1, so that the image is not
-        folded.  Where it is negative signal piles up, by a factor of up to 1 / (1 - steepness).
+        folded.  It is that of one cavity of any scale, and less where the fields of several add
+        up.  Where it is negative signal piles up, by a factor of up to 1 / (1 - steepness).
     axis : int
         The phase axis of the grid.
     rng : numpy.random.Generator
@@ -301,10 +308,10 @@ def cavity_field(
         offset = (points - centre) / scale
         square = 1 + np.einsum("ni,ni->n", offset, offset)
         field += scale * (3 * offset[:, 2] ** 2 / square - 1) / square**1.5
-    moved = field.reshape(grid.shape).astype(np.float32)
-    steepest = float(np.abs(_slope(moved, grid, axis)).max(initial=0.0))
-    moved *= np.float32(polarity * steepness / max(steepest, 1e-9))
-    return _origin(moved, grid, axis)
+    moved = (polarity * steepness / STEEPEST_OF_CAVITY) * field.reshape(grid.shape)
+    steepest = np.abs(np.diff(moved, axis=axis)).max(initial=0.0) / grid.voxel_size[axis]
+    moved *= min(1.0, steepness / max(steepest, 1e-9))  # fields of several cavities add up
+    return _origin(moved.astype(np.float32), grid, axis)
 
 
 def _origin(moved: NDArray[np.float32], grid: Grid, axis: int) -> NDArray[np.float32]:

@@ -137,7 +137,13 @@ class LesionCommands(TaskCommands["LesionConfig"]):
             }
             title = "Validation of the trained network"
             write_evaluation_report(
-                path, subjects, threshold, about, min_volume=min_volume, title=title
+                path,
+                subjects,
+                threshold,
+                about,
+                min_volume=min_volume,
+                chosen_here=True,
+                title=title,
             )
 
         return Validation(

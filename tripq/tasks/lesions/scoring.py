@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from tripq.scans.bids import BIDSError, BIDSScan
 from tripq.tasks.lesions.listing import check_limits
@@ -128,20 +131,25 @@ class LesionScoring(MapScoring[ReadLesionMap]):
         maps = [one.lesion_map for one in read]
         subjects = [lesion_map.subject for lesion_map in maps]
         if self.choose_limits:
-            threshold, min_volume = best_limits(subjects)
+            threshold, min_volume = _best_limits(read)
         else:
             threshold, min_volume = _common_limits(read)
         smallest = f" in {min_volume:g} ml or more" if min_volume else ""
-        optimistic = "chosen on these maps; the scores are therefore too optimistic"
-        chosen = {"Limits": optimistic} if self.choose_limits else {}
+        chosen = (
+            f" (chosen on these maps, whose scores are therefore too optimistic; for other scans: "
+            f"--threshold {threshold:.6g} --min-volume {min_volume:g})"
+            if self.choose_limits
+            else ""
+        )
 
         def write_page(path: Path, settings: Mapping[str, str], title: str) -> None:
             write_evaluation_report(
                 path,
                 subjects,
                 threshold,
-                {**settings, **chosen},
+                settings,
                 min_volume=min_volume,
+                chosen_here=self.choose_limits,
                 title=title,
             )
 
@@ -149,9 +157,8 @@ class LesionScoring(MapScoring[ReadLesionMap]):
             rows=score_maps(maps, threshold, min_volume),
             shown=_SHOWN,
             caption=f"found: a probability of {threshold:.3g} or more{smallest}"
-            f"{f' ({optimistic})' if chosen else ''}; AP: average precision; ECE: expected "
-            "calibration error, over all voxels; sensitivity, precision and F1 refer to whole "
-            "lesions",
+            f"{chosen}; AP: average precision; ECE: expected calibration error, over all voxels; "
+            "sensitivity, precision and F1 refer to whole lesions",
             settings={
                 "threshold": threshold,
                 "min_volume_ml": min_volume,
@@ -159,6 +166,18 @@ class LesionScoring(MapScoring[ReadLesionMap]):
             },
             write_page=write_page,
         )
+
+
+def _best_limits(read: Sequence[ReadLesionMap]) -> tuple[float, float]:
+    """See `best_limits`; the threshold is rounded down to the digits that are printed."""
+    subjects = [one.lesion_map.subject for one in read]
+    if not any(np.any(subject.lesion) for subject in subjects):
+        raise BIDSError(
+            f"{read[0].found.root}: --choose-limits needs a known lesion; the scored maps "
+            f"({len(read)}) have none: add participants with lesions."
+        )
+    threshold, min_volume = best_limits(subjects)
+    return math.floor(1e6 * threshold) / 1e6, min_volume
 
 
 def _common_limits(read: Sequence[ReadLesionMap]) -> tuple[float, float]:

@@ -119,6 +119,7 @@ def write_evaluation_report(
     settings: Mapping[str, str],
     *,
     min_volume: float = 0.0,
+    chosen_here: bool = False,
     title: str = "Evaluation",
 ) -> None:
     """Write the page of an evaluation.
@@ -137,6 +138,8 @@ def write_evaluation_report(
         the top.
     min_volume : float, optional
         Minimum volume of a candidate in ml, also chosen on other subjects.
+    chosen_here : bool, optional
+        Whether both were chosen on these subjects; the page then says that scores are too high.
     title : str, optional
         Title, such as the name of the network.
 
@@ -177,6 +180,7 @@ def write_evaluation_report(
         title=title,
         threshold=threshold,
         min_volume=min_volume,
+        chosen_here=chosen_here,
         matching_iou=MATCHING_IOU,
         n_bins=N_BINS,
         rows=rows,
