@@ -336,8 +336,8 @@ class _Page:
             "turned at random in training. The layers are those of the reference, or "
             "[SegResNet](https://arxiv.org/abs/1810.11654) of MONAI. The last columns are gains in "
             "average precision of the equivariant network, trained on all patients or a share of "
-            "them, over the network of the row trained on all. Hours include validation; runs may "
-            "have been on different machines, and beside others.\n\n"
+            "them, over the network of the row trained on all. Hours are those of all runs so far, "
+            "with validation; runs may have been on different machines, and beside others.\n\n"
             + _table(
                 [
                     "network",
