@@ -102,7 +102,9 @@ class _Page:
 
     def _wins(self, runs: list[Result]) -> str:
         """On how many splits of some runs the equivariant network has more average precision."""
-        gains = [self._lead([result]) > 0 for result in runs]
+        ours = _of_seeds(self.main("equivariant"), [result.run.seed for result in runs])
+        scores = (map(statistics.average_precision, _tested(some)) for some in (ours, runs))
+        gains = [one > other for one, other in zip(*scores, strict=True)]
         return f"{sum(gains)} of {len(gains)}"
 
     def _splits(self, label: str, runs: Sequence[Result]) -> str:

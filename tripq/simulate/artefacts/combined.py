@@ -155,6 +155,7 @@ class Artefacts:
     def reach(self) -> float:
         """How far in mm beyond the head the grid of a scan must extend."""
         mask = max(0.0, self.mask_offset + FARTHEST * self.mask_roughness)
+        # A field moves the signal by at most its scale over `STEEPEST_OF_CAVITY`: 1.16 times.
         return FARTHEST * self.distortion + 1.2 * CAVITY_SCALES[1] * self.air + mask
 
     def lost_volumes(self, table: GradientTable) -> list[int]:

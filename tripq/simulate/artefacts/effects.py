@@ -279,7 +279,8 @@ def cavity_field(
     The main field, along the third world axis, changes near a cavity as near a sphere of another
     susceptibility, by :math:`(3 \cos^2 \theta - 1) / \rho^3` with
     :math:`\rho^2 = r^2 + s^2` for a scale s (Jezzard and Balaban, Magn Reson Med 34:65-73, 1995;
-    the sphere: Schenck, Med Phys 23:815-850, 1996).  The signal moves in proportion to it.
+    the sphere: Schenck, Med Phys 23:815-850, 1996).  The signal moves in proportion to it.  The
+    amplitude of each field is such that cavities of every scale are equally steep.
 
     Parameters
     ----------
