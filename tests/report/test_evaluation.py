@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tripq.tasks.lesions.pages.evaluation import EvaluatedSubject, write_evaluation_report
+from tripq.tasks.lesions.evaluated import EvaluatedSubject
+from tripq.tasks.lesions.pages.evaluation import write_evaluation_report
 from tripq.tasks.lesions.scores import calibration_error, count_lesions, evaluate
 
 pytestmark = pytest.mark.usefixtures("undrawn")

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from tripq.report.page import ReportError
+from tripq.tasks.lesions.evaluated import EvaluatedSubject
 from tripq.tasks.lesions.names import HEALTHY_HEADS
-from tripq.tasks.lesions.pages.evaluation import EvaluatedSubject, write_evaluation_report
+from tripq.tasks.lesions.pages.evaluation import write_evaluation_report
 from tripq.tasks.lesions.pages.group import SubjectSummary, write_group_report
 from tripq.tasks.lesions.pages.subject import write_subject_report
 

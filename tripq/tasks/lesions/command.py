@@ -102,11 +102,8 @@ class LesionCommands(TaskCommands["LesionConfig"]):
         The minimum volume is that with the highest F1 of whole lesions at this threshold.
         """
         from tripq.tasks.lesions import segmentation
-        from tripq.tasks.lesions.pages.evaluation import (
-            EvaluatedSubject,
-            best_limits,
-            write_evaluation_report,
-        )
+        from tripq.tasks.lesions.evaluated import EvaluatedSubject, best_limits
+        from tripq.tasks.lesions.pages.evaluation import write_evaluation_report
         from tripq.tasks.lesions.scores import LesionCounts, score
 
         subjects = []

@@ -24,8 +24,8 @@ from tripq.infra.files import printable, read_json
 from tripq.scans import DWIError, voxel_ml
 from tripq.scans.bids import BIDSError, BIDSScan, find_brain_mask
 from tripq.scans.nifti import open_nifti, read_mask, read_volumes
+from tripq.tasks.lesions.evaluated import EvaluatedSubject
 from tripq.tasks.lesions.names import LABEL, MAX_MIN_VOLUME, lesion_mask
-from tripq.tasks.lesions.pages.evaluation import EvaluatedSubject
 from tripq.tasks.lesions.scores import LesionCounts, Scores, calibration_error, count_lesions, score
 from tripq.tasks.scoring import POOLED
 

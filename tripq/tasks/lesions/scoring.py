@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tripq.scans.bids import BIDSError, BIDSScan
+from tripq.tasks.lesions.evaluated import best_limits
 from tripq.tasks.lesions.listing import check_limits
 from tripq.tasks.lesions.maps import (
     LesionMap,
@@ -22,7 +23,7 @@ from tripq.tasks.lesions.maps import (
     score_maps,
 )
 from tripq.tasks.lesions.names import find_lesion_maps, find_lesion_masks
-from tripq.tasks.lesions.pages.evaluation import best_limits, write_evaluation_report
+from tripq.tasks.lesions.pages.evaluation import write_evaluation_report
 from tripq.tasks.scoring import Evaluation, MapScoring
 
 _log = logging.getLogger("tripq")
