@@ -46,6 +46,12 @@ PENALTY = 1e-4
 #: Of b0: lower signals are noise, and their logarithms would dominate.
 LOWEST = 0.01
 
+#: Cosine of the angle of two directions of which one is a repetition.
+ALIKE = 0.9999
+
+#: Of the tensor fit, in units of one sample at b_ref.
+RIDGE = 1e-10
+
 
 # -- maps ----------------------------------------------------------------------------------------
 
@@ -106,10 +112,13 @@ def tensor_maps(signal: Tensor, q: Tensor, b_values: Sequence[float]) -> Tensor:
     products = [x * x, y * y, z * z, 2 * x * y, 2 * x * z, 2 * y * z]
     design = torch.stack([*(-product for product in products), torch.ones_like(x)], dim=1)
     logs = signal[:, rows].double().clamp(min=LOWEST).log()
-    if torch.linalg.matrix_rank(design) < design.shape[1]:
+    if not len(b0) or _n_different(q[rows[len(b0) :]]) < 6:
         raise DWIError("a tensor needs b0 and six different directions; this scan has fewer.")
     weights = (2 * (logs @ torch.linalg.pinv(design).T @ design.T)).exp()
     outer = (design[:, :, None] * design[:, None, :]).flatten(1)
+    # Six vertices of an icosahedron may lie on a cone: then the ridge gives the smallest tensor.
+    norm = torch.tensor([1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 1.0])  # which turns with the head
+    outer = outer + RIDGE * torch.diag(norm).to(outer).flatten()
     normal = (weights @ outer).unflatten(1, (design.shape[1], -1))
     fitted = torch.linalg.solve(normal, (weights * logs) @ design)
     xx, yy, zz, xy, xz, yz, _ = fitted.unbind(1)
@@ -178,6 +187,12 @@ def _shells(q: Tensor, b_values: Sequence[float]) -> list[Tensor]:
             )
         rows.append(torch.from_numpy(near.indices).to(q.device))
     return rows
+
+
+def _n_different(q: Tensor) -> int:
+    """Number of directions that are neither equal nor opposite."""
+    unit = q.double() / q.double().norm(dim=1, keepdim=True)
+    return len(((unit @ unit.T).abs() > ALIKE).int().argmax(dim=1).unique())
 
 
 def _norm(x: Tensor) -> Tensor:

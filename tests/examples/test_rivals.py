@@ -94,9 +94,24 @@ def test_a_tensor_of_all_shells_and_b0(rivals: ModuleType, scan: DWI) -> None:
     few = dataclasses.replace(scan, signal=signal[:, :6], q=scan.q[:6], b_values=scan.b_values[:6])
     with pytest.raises(DWIError, match="a tensor needs b0 and six different directions"):
         maps_of(rivals, "tensor", few, ())
+    repeated = dataclasses.replace(scan, q=scan.q[[0, 1, 2, 3, 4, 5, 5] + [1] * (len(scan.q) - 7)])
+    with pytest.raises(DWIError, match="a tensor needs b0 and six different directions"):
+        maps_of(rivals, "tensor", repeated, ())
     assert not reads_b0_contrast(rivals.MapConvSegmenter("tensor", widths=(3,)))
     with pytest.raises(ValueError, match="harmonics are maps of each shell, and need b-values"):
         rivals.MapConvSegmenter("harmonics", b_values=())
+
+
+def test_six_directions_on_a_cone_give_a_finite_tensor(rivals: ModuleType, scan: DWI) -> None:
+    """A training may draw them from the table of a scanner, such as the vertices of a solid."""
+    azimuth = np.linspace(0, 2 * np.pi, 6, endpoint=False)
+    cone = np.stack([np.cos(azimuth), np.sin(azimuth), np.full(6, 1.2)], axis=1)
+    q = np.concatenate([np.zeros((1, 3)), cone / np.linalg.norm(cone[0])])
+    few = dataclasses.replace(scan, q=q, signal=scan.signal[:, :7], b_values=scan.b_values[:7])
+    found = maps_of(rivals, "tensor", few, ())
+    assert found.isfinite().all()
+    assert found[:, 0].max() <= 1
+    assert found[:, 1].max() < 30  # not a multiple of the logarithm of noise
 
 
 def test_harmonics_of_a_head_and_its_table_turn_with_it(rivals: ModuleType, scan: DWI) -> None:
