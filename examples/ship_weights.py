@@ -26,6 +26,7 @@ from rich.console import Console
 from study.command import start
 from train_on_heads import NETWORK, OUT, Cohorts, Studio
 
+from tripq.networks.blocks import graph_radius
 from tripq.networks.checkpoint import load_network, read_notes, save_network
 from tripq.tasks.lesions.command import LesionCommands
 from tripq.tasks.lesions.datasets import open_ms
@@ -83,6 +84,7 @@ def ship(
         + page.format(
             weights=sum(values.numel() for values in network.parameters()),
             kilobytes=os.path.getsize(weights) / 1000,
+            radius=graph_radius(network),
             training=len(cohorts.split.training),
             validation=len(cohorts.split.validation),
             test=len(cohorts.split.test),

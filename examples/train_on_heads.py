@@ -21,9 +21,7 @@ networks have not seen: every other person's, as they are and with outlines of t
 patients, in the maps of the network that was trained without that person. If the program was
 interrupted, the base goes on where it was, and finished networks are read. The base of the network
 that comes with tripq is in perf/results/lesions/base; it is read, too, if it is copied to
-runs/heads/runs/base.  Its scans were simulated when `tripq.simulate.Randomisation` varied neither
-`folding` nor `tissue_s0` nor `air`; the randomised scans of its later stages had the first two.
-``--recipe`` trains one of its rivals in the same way (`paper.recipes`).
+runs/heads/runs/base.  ``--recipe`` trains one of its rivals in the same way (`paper.recipes`).
 """
 
 from __future__ import annotations
