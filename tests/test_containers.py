@@ -148,6 +148,18 @@ def test_the_test_of_the_image_reads_the_included_network() -> None:
     assert Path(shown.getvalue().strip()).is_file()
 
 
+def test_apptainer_takes_no_python_packages_of_the_caller() -> None:
+    """Apptainer hands over the caller's environment; it ignores `unset`, but not empty values."""
+    done = subprocess.run(
+        ["sh", "-c", f"{section('environment')}\nenv"],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": "/elsewhere", "PYTHONHOME": "/elsewhere"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert {"PYTHONPATH=", "PYTHONHOME=", "PYTHONNOUSERSITE=1"} <= set(done.stdout.splitlines())
+
+
 def test_nobody_is_root() -> None:
     users = re.findall(r"^USER (\S+)$", DOCKERFILE, re.M)
     assert users
@@ -215,9 +227,8 @@ def not_pinned(packages: Iterable[str]) -> set[str]:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(
-    ("recipe", "variant"), [("docker", "cpu"), ("docker", "cuda"), ("apptainer", "cpu")]
-)
+@pytest.mark.parametrize("variant", ["cpu", "cuda"])
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_an_image_is_pinned_and_gives_the_map_of_this_environment(
     recipe: str, variant: str, tmp_path: Path
 ) -> None:
