@@ -24,7 +24,7 @@ from paper.real_heads import Heads, list_licences
 from paper.recipes import EQUIVARIANT
 from rich.console import Console
 from study.command import start
-from train_on_heads import NETWORK, OUT, Cohorts, Studio
+from train_on_heads import NETWORK, OUT, QUIET, Cohorts, Studio
 
 from tripq.networks.blocks import graph_radius
 from tripq.networks.checkpoint import load_network, read_notes, save_network
@@ -101,6 +101,7 @@ def ship(
             head_steps=studio.recipe.with_heads.steps,
             threshold=model.threshold,
             min_volume=model.min_volume,
+            quiet=QUIET,
             summary=summary(real),
             people_table=people_table(real),
             rows="\n".join(rows),

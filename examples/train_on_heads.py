@@ -17,8 +17,9 @@ Networks read the contrast of b0, in which T2 shows, beside the signal over b0, 
 normalised over each scan: statistics of the training are wrong for a scanner that it did not see.
 
 The threshold and the minimum volume of a candidate are chosen for each network on heads that
-networks have not seen: every other person's, as they are and with outlines of the validation
-patients, in the maps of the network that was trained without that person. If the program was
+networks have not seen: every other person's, as they are (threshold) and with outlines of the
+validation patients (volume), in the maps of the network that was trained without that person. If
+the program was
 interrupted, the base goes on where it was, and finished networks are read. The base of the network
 that comes with tripq is in perf/results/lesions/base; it is read, too, if it is copied to
 runs/heads/runs/base.  ``--recipe`` trains one of its rivals in the same way (`paper.recipes`).
@@ -43,7 +44,7 @@ from paper.mixture import FULL_MIXTURE, Mixture, shares
 from paper.plan import FULL, Condition, Plan, Split, split_patients
 from paper.real_heads import HEADS, Heads, RealHead
 from paper.recipes import EQUIVARIANT, RECIPES, OfRecipe, Recipe, Stage
-from paper.work import Maps, choose_threshold
+from paper.work import Maps
 from rich.console import Console
 from study.command import start
 from torch import nn
@@ -74,6 +75,9 @@ Part = Literal["training", "validation", "test"]
 
 #: Subjects with implanted lesions, for each healthy person.
 IMPLANTED: dict[Part, int] = {"training": 6, "validation": 1, "test": 4}
+
+#: Volume in ml that is marked in a healthy head, at most, in half of the heads.
+QUIET = 0.1
 
 CAUTION = (
     "trained on modelled lesions, not on scans of patients; for research only, not for diagnosis"
@@ -364,9 +368,13 @@ class Limits:
 
     @classmethod
     def choose(cls, subjects: Sequence[LabelledSubject], maps: Maps) -> Limits:
-        """The highest Dice of all voxels, then the highest F1 of lesions, of some subjects."""
-        threshold = choose_threshold(subjects, maps)
+        """The lowest threshold for healthy heads, then the highest F1 of lesions, of some subjects.
+
+        At the threshold, half of the healthy heads have `QUIET` ml or less.
+        """
         pairs = list(zip(subjects, maps, strict=True))
+        enough = [quiet_threshold(s, map) for s, map in pairs if not s.lesion.any()]
+        threshold = float(np.median(enough))
         return cls(
             threshold,
             best_min_volume(
@@ -375,6 +383,13 @@ class Limits:
                 [voxel_ml(subject.dwi.affine) for subject in subjects],
             ),
         )
+
+
+def quiet_threshold(healthy: LabelledSubject, map: NDArray[np.float32]) -> float:
+    """The lowest threshold, in steps of 0.0001, at which a head has `QUIET` ml or less."""
+    largest_first = np.sort(map)[::-1].astype(float)
+    number = int(QUIET / voxel_ml(healthy.dwi.affine))  # of voxels; the next one must be below
+    return float(np.floor(1e4 * largest_first[number] + 1) / 1e4)
 
 
 @dataclass(frozen=True)

@@ -205,6 +205,25 @@ def test_a_network_with_the_heads_of_all(studio) -> None:  # type: ignore[no-unt
     assert float(notes["min_volume_ml"]) >= 0
 
 
+def test_a_threshold_for_healthy_heads_marks_no_more_than_its_volume(studio) -> None:  # type: ignore[no-untyped-def]
+    """On voxels of 0.064 ml there is room for one; with a lower threshold there would be two."""
+    from train_on_heads import QUIET, Limits, quiet_threshold
+
+    (healthy,) = studio.cohorts.healthy(studio.cohorts.heads[:1])
+    volume = float(np.prod(healthy.dwi.voxel_size)) / 1000
+    rng = np.random.default_rng(0)
+    maps = [rng.random(len(healthy.lesion)).astype(np.float32) ** power for power in (1, 3, 9)]
+    found = [quiet_threshold(healthy, map) for map in maps]
+    for threshold, map in zip(found, maps, strict=True):
+        assert volume * np.count_nonzero(map >= threshold) <= QUIET
+        assert volume * np.count_nonzero(map >= threshold - 2e-4) > QUIET
+    lesion = np.zeros_like(healthy.lesion)
+    lesion[:20] = True
+    sick = replace(healthy, lesion=lesion)
+    subjects, of_all = [healthy] * 3 + [sick], [*maps, lesion.astype(np.float32)]
+    assert Limits.choose(subjects, of_all).threshold == pytest.approx(np.median(found))
+
+
 def test_weights_to_ship_come_with_a_card(studio, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     import ship_weights
     from paper.head_tests import Tests
