@@ -22,7 +22,7 @@ def rotation(perf_modules: None) -> ModuleType:
 
 def test_a_quarter_turn_needs_no_interpolation(rotation: ModuleType) -> None:
     """So that nothing but rounding is left: image and table turn the same way."""
-    head = rotation.Head(radius=22.0, directions=8, order=3, seed=0)
+    head = rotation.Head(radius=28.0, directions=8, order=3, seed=0)
     original = head.segment(head.image)
     quarter = np.array([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]]) @ np.diag([1.0, -1, -1])
     turned, wanted = head.turned(head.image, quarter), head.turned(original, quarter)
@@ -37,7 +37,7 @@ def test_a_quarter_turn_needs_no_interpolation(rotation: ModuleType) -> None:
 def test_the_table_tells_resampling_from_what_is_wrong(
     rotation: ModuleType, tmp_path: Path
 ) -> None:
-    result = rotation.measure([90.0, 30.0], axes=1, radius=22.0, directions=8)
+    result = rotation.measure([90.0, 30.0], axes=1, radius=28.0, directions=8)
     assert [row.degrees for row in result.rows] == [30.0, 90.0]
     assert result.voxels > 100
     assert 0 < result.shifted_scan < 1
@@ -51,7 +51,7 @@ def test_the_table_tells_resampling_from_what_is_wrong(
 
 
 def test_a_ball_that_does_not_fit_is_told(rotation: ModuleType) -> None:
-    with pytest.raises(ValueError, match="a radius above 16"):
+    with pytest.raises(ValueError, match="a radius above 21.6 mm"):
         rotation.measure([90.0], radius=16.0)
     with pytest.raises(ValueError, match="a smaller radius"):
         rotation.measure([90.0], radius=70.0)

@@ -160,7 +160,7 @@ def test_any_split_of_memory_gives_the_map(
     written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`--memory` decides how large the blocks are, and with that how many."""
-    head = make_head(shape=(13, 14, 40))
+    head = make_head(shape=(26, 26, 64))
     split_blocks, counts = blocks.split_blocks, []
 
     def counted(*arguments):
