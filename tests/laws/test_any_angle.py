@@ -51,7 +51,7 @@ def test_the_table_tells_resampling_from_what_is_wrong(
 
 
 def test_a_ball_that_does_not_fit_is_told(rotation: ModuleType) -> None:
-    with pytest.raises(ValueError, match="a radius above 21.6 mm"):
+    with pytest.raises(ValueError, match=r"a radius above 21\.6 mm"):
         rotation.measure([90.0], radius=16.0)
     with pytest.raises(ValueError, match="a smaller radius"):
         rotation.measure([90.0], radius=70.0)
