@@ -16,13 +16,15 @@ split are those of examples/reproduce_paper.py.  There are three stages:
 Networks read the contrast of b0, in which T2 shows, beside the signal over b0, and features are
 normalised over each scan: statistics of the training are wrong for a scanner that it did not see.
 
-The threshold and the minimum volume of a candidate are chosen for each network on heads that
-networks have not seen: every other person's, as they are (threshold) and with outlines of the
-validation patients (volume), in the maps of the network that was trained without that person. If
-the program was
-interrupted, the base goes on where it was, and finished networks are read. The base of the network
-that comes with tripq is in perf/results/lesions/base; it is read, too, if it is copied to
-runs/heads/runs/base.  ``--recipe`` trains one of its rivals in the same way (`paper.recipes`).
+The limits of each network are chosen on heads that networks have not seen: every other person's, as
+they are and with outlines of the validation patients, in the maps of the network that was trained
+without that person.  The threshold is the median, over the healthy heads, of the lowest one at
+which `QUIET` ml or less are marked; the minimum volume of a candidate is that of the highest F1.
+
+If the program was interrupted, the base goes on where it was, and finished networks are read.  The
+base of the network that comes with tripq is in perf/results/lesions/base; it is read, too, if it is
+copied to runs/heads/runs/base.  ``--recipe`` trains one of its rivals in the same way
+(`paper.recipes`).
 """
 
 from __future__ import annotations
@@ -76,7 +78,7 @@ Part = Literal["training", "validation", "test"]
 #: Subjects with implanted lesions, for each healthy person.
 IMPLANTED: dict[Part, int] = {"training": 6, "validation": 1, "test": 4}
 
-#: Volume in ml that is marked in a healthy head, at most, in half of the heads.
+#: Largest volume in ml that may be marked in a healthy head at its threshold.
 QUIET = 0.1
 
 CAUTION = (
@@ -368,9 +370,9 @@ class Limits:
 
     @classmethod
     def choose(cls, subjects: Sequence[LabelledSubject], maps: Maps) -> Limits:
-        """The lowest threshold for healthy heads, then the highest F1 of lesions, of some subjects.
+        """The median threshold of the healthy heads, then the highest F1 of lesions of all.
 
-        At the threshold, half of the healthy heads have `QUIET` ml or less.
+        See `quiet_threshold`.
         """
         pairs = list(zip(subjects, maps, strict=True))
         enough = [quiet_threshold(s, map) for s, map in pairs if not s.lesion.any()]
@@ -389,7 +391,7 @@ def quiet_threshold(healthy: LabelledSubject, map: NDArray[np.float32]) -> float
     """The lowest threshold, in steps of 0.0001, at which a head has `QUIET` ml or less."""
     largest_first = np.sort(map)[::-1].astype(float)
     number = int(QUIET / voxel_ml(healthy.dwi.affine))  # of voxels; the next one must be below
-    return float(np.floor(1e4 * largest_first[number] + 1) / 1e4)
+    return min(1.0, float(np.floor(1e4 * largest_first[number] + 1) / 1e4))
 
 
 @dataclass(frozen=True)

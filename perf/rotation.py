@@ -20,8 +20,8 @@ segmentation, the columns are the differences of
 Each is the root mean square over the voxels in a ball, those aside that see its border, over the
 standard deviation of the map there.
 
-What is left beside interpolation: a filter that reaches one voxel far is sampled at 26 neighbours,
-and these do not turn.  Of finer voxels it has more, and all differences must fall to zero.
+What is left beside interpolation: a filter with a radius of about two voxels is sampled at
+neighbours that do not turn.  Of finer voxels it has more, and all differences must fall to zero.
 ``--fineness 2`` halves the voxels and interpolates the same head on them.  The weights of layers
 with neighbours that are sums, not integrals, are divided by 8, so that they stay what they were.
 """

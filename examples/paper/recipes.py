@@ -14,8 +14,9 @@ from paper.plan import SMALL
 from paper.rivals import MapConvSegmenter, MapResNetSegmenter
 from tripq.tasks.lesions.segmenter import LesionSegmenter
 
-#: Radius of the neighbourhoods in mm.  With 3 mm, the default, the maps depend more on the grid
-#: (perf/sampling.py), and average precision on the validation patients is lower.
+#: Radius of the neighbourhoods in mm.  The map of a network that was trained with the default of
+#: 3 mm depends more on the grid (perf/sampling.py), and its score on the validation patients is
+#: lower.
 RADIUS = 4.4
 
 

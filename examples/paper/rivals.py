@@ -49,7 +49,7 @@ LOWEST = 0.01
 #: Cosine of the angle of two directions of which one is a repetition.
 ALIKE = 0.9999
 
-#: Of the tensor fit, in units of one sample at b_ref.
+#: Of the tensor fit, relative to one sample of weight 1 at b_ref.
 RIDGE = 1e-10
 
 
@@ -104,7 +104,8 @@ def tensor_maps(signal: Tensor, q: Tensor, b_values: Sequence[float]) -> Tensor:
     squares of the fitted signal as weights; eigenvalues below 0 become 0.
 
     Parameters and errors are those of `harmonic_maps`; without b-values all shells are fitted.
-    A scan with fewer than six different directions is an error, too.
+    A scan with fewer than six different directions is an error, too; six or more that do not
+    determine a tensor, such as on a cone, give the smallest one that fits.
     """
     b0 = torch.nonzero(q.norm(dim=1) == 0).flatten()
     rows = torch.cat([b0, *_shells(q, b_values)])
@@ -116,8 +117,9 @@ def tensor_maps(signal: Tensor, q: Tensor, b_values: Sequence[float]) -> Tensor:
         raise DWIError("a tensor needs b0 and six different directions; this scan has fewer.")
     weights = (2 * (logs @ torch.linalg.pinv(design).T @ design.T)).exp()
     outer = (design[:, :, None] * design[:, None, :]).flatten(1)
-    # Six vertices of an icosahedron may lie on a cone: then the ridge gives the smallest tensor.
-    norm = torch.tensor([1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 1.0])  # which turns with the head
+    # Six directions of a symmetric table may lie on a cone; then the ridge chooses the smallest
+    # tensor.  Its weights are those of the Frobenius norm, so the choice turns with the head.
+    norm = torch.tensor([1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 1.0])
     outer = outer + RIDGE * torch.diag(norm).to(outer).flatten()
     normal = (weights @ outer).unflatten(1, (design.shape[1], -1))
     fitted = torch.linalg.solve(normal, (weights * logs) @ design)

@@ -180,7 +180,7 @@ def segment(head: Head, folder: Path, *options: object, frame: str = "fsl") -> M
 
 
 def assert_same(found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
-    """Equal but for rounding, in every voxel; and neither is a map that would obey any law."""
+    """Equal but for rounding, in every voxel, and not constant: that would obey every law."""
     assert np.ptp(expected[expected > 0]) > 10_000 * ROUNDING
     assert expected[expected > 0].std() > 0.01
     np.testing.assert_allclose(found, expected, rtol=0, atol=ROUNDING)
