@@ -34,7 +34,7 @@ from tripq.networks.registry import register_network
 from tripq.networks.signal import LARGEST_RATIO
 from tripq.nn.bound import Bindable
 from tripq.scans import B_REFERENCE, DWIError
-from tripq.scans.shells import LIKE_B, find_shells
+from tripq.scans.shells import LIKE_B, TENSOR_DIRECTIONS, count_directions, find_shells
 from tripq.so3.fit import ShellFit, even_orders
 
 ORDERS = even_orders(4)
@@ -45,9 +45,6 @@ PENALTY = 1e-4
 
 #: Of b0: lower signals are noise, and their logarithms would dominate.
 LOWEST = 0.01
-
-#: Cosine of the angle of two directions of which one is a repetition.
-ALIKE = 0.9999
 
 #: Of the tensor fit, relative to one sample of weight 1 at b_ref.
 RIDGE = 1e-10
@@ -113,7 +110,7 @@ def tensor_maps(signal: Tensor, q: Tensor, b_values: Sequence[float]) -> Tensor:
     products = [x * x, y * y, z * z, 2 * x * y, 2 * x * z, 2 * y * z]
     design = torch.stack([*(-product for product in products), torch.ones_like(x)], dim=1)
     logs = signal[:, rows].double().clamp(min=LOWEST).log()
-    if not len(b0) or _n_different(q[rows[len(b0) :]]) < 6:
+    if not len(b0) or count_directions(q[rows].detach().cpu()) < TENSOR_DIRECTIONS:
         raise DWIError("a tensor needs b0 and six different directions; this scan has fewer.")
     weights = (2 * (logs @ torch.linalg.pinv(design).T @ design.T)).exp()
     outer = (design[:, :, None] * design[:, None, :]).flatten(1)
@@ -189,12 +186,6 @@ def _shells(q: Tensor, b_values: Sequence[float]) -> list[Tensor]:
             )
         rows.append(torch.from_numpy(near.indices).to(q.device))
     return rows
-
-
-def _n_different(q: Tensor) -> int:
-    """Number of directions that are neither equal nor opposite."""
-    unit = q.double() / q.double().norm(dim=1, keepdim=True)
-    return len(((unit @ unit.T).abs() > ALIKE).int().argmax(dim=1).unique())
 
 
 def _norm(x: Tensor) -> Tensor:
