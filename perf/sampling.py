@@ -19,7 +19,7 @@ import last_on_path  # isort: split
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -37,9 +37,16 @@ from torch import nn
 
 from tripq import PQGraph
 from tripq.filters.radial import Radial
-from tripq.networks.blocks import Part, graph_radius, receptive_field, whole_scan
+from tripq.networks.blocks import (
+    Contribution,
+    Part,
+    graph_radius,
+    receptive_field,
+    statistics_from,
+)
 from tripq.networks.checkpoint import load_network
 from tripq.networks.encoder import VoxelNetwork
+from tripq.nn.batch_norm import Statistics
 from tripq.simulate import GradientTable
 from tripq.tasks.lesions.command import LesionCommands
 
@@ -141,7 +148,8 @@ def logits(
 ) -> NDArray[np.float64]:
     """The output (places, ...) in the voxel at each place.
 
-    Instance norms take their statistics from the voxels within `AROUND` of all places.
+    Instance norms take their statistics from the voxels within `AROUND` of all places: the scene is
+    the same everywhere in its statistics, and a window around each place would be a whole head.
     """
     affine = np.eye(4)
     affine[:3, :3] = linear
@@ -154,9 +162,16 @@ def logits(
     near = torch.from_numpy(np.linalg.norm(steps @ linear.T, axis=1) <= AROUND)
     signals = [scene.signal(place + steps @ linear.T, q) for place in places]
     parts = [Part(torch.from_numpy(signal).float(), graph, near) for signal in signals]
-    with whole_scan(network, lambda: parts):
+    with statistics_from(network, lambda: parts, _average):
         found = [network(part.signal, graph)[middle].double().numpy() for part in parts]
     return np.array(found)
+
+
+def _average(found: Sequence[Contribution]) -> Statistics:
+    """The same statistics in every voxel."""
+    sums = torch.cat([part.sums for part in found]).sum(dim=0)
+    average = sums / torch.cat([part.numbers for part in found]).sum()
+    return lambda graph: average.expand(graph.n_voxels, -1)
 
 
 @dataclass(frozen=True)

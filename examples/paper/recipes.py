@@ -74,7 +74,7 @@ class Recipe:
 EQUIVARIANT = Recipe(
     "equivariant",
     "equivariant",
-    lambda: LesionSegmenter(p_radius=RADIUS, normalize="scan", b0_contrast=True, **SMALL),
+    lambda: LesionSegmenter(p_radius=RADIUS, normalize="local", b0_contrast=True, **SMALL),
     Stage(3600, 5e-3, every=1200),
     Stage(500, 3e-3),
 )

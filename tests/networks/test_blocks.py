@@ -51,7 +51,7 @@ def head() -> NDArray[np.bool_]:
     return (radius < 1) & (radius > 0.05)
 
 
-def networks(normalize: Normalization = "scan") -> list[nn.Module]:
+def networks(normalize: Normalization = "local") -> list[nn.Module]:
     torch.manual_seed(0)
     equivariant = LesionSegmenter(
         p_radius=3.1,

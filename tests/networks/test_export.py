@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
@@ -17,12 +19,15 @@ from torch.fx import GraphModule
 from tripq import PQGraph, PQTensorFieldLayer
 from tripq.networks.blocks import graph_radius
 from tripq.networks.encoder import Encoder, VoxelNetwork
-from tripq.networks.export import export_network, neighbour_table
+from tripq.networks.export import export_network, voxel_tables
 from tripq.networks.paper import PaperSegmenter
 from tripq.tasks.lesions.segmenter import LesionSegmenter
 
 # Oblique, of three edge lengths, and mirrored: the axes of the file are not those of the world.
-AFFINE = np.array([[0, -2.0, 0.3, 7], [1.8, 0, 0, -3], [0, 0.2, 2.4, 1], [0, 0, 0, 1]])
+AFFINE = np.eye(4)
+AFFINE[:3, :3] = Rotation.random(random_state=0).as_matrix() @ np.diag([2.0, -1.8, 2.4])
+AFFINE[:3, 3] = (7, -3, 1)
+SHEARED = np.array([[0, -2.0, 0.3, 7], [1.8, 0, 0, -3], [0, 0.2, 2.4, 1], [0, 0, 0, 1]])
 Q = np.concatenate([np.zeros((1, 3)), np.random.default_rng(0).normal(size=(7, 3)) / 2])
 
 
@@ -57,7 +62,7 @@ def test_any_mask_has_the_logits_of_the_network(
     signal = torch.rand(int(mask.sum()), len(Q))
     with torch.no_grad():
         expected = network(signal, PQGraph.from_grid(mask, AFFINE, Q, network.p_radius))
-        found = program.module()(signal, neighbour_table(network, mask, AFFINE))
+        found = program.module()(signal, *voxel_tables(network, mask, AFFINE))
     # float32, sums of some thousand terms in another order
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
     assert len(mask.nonzero()[0]) == 1 or expected.std() > 0.01
@@ -67,10 +72,10 @@ def test_a_saved_program_has_operators_of_torch_alone(
     network: LesionSegmenter, program: ExportedProgram, tmp_path: Path
 ) -> None:
     mask = np.ones((4, 3, 5), dtype=bool)
-    signal, table = torch.rand(60, len(Q)), neighbour_table(network, mask, AFFINE)
+    arguments = torch.rand(60, len(Q)), *voxel_tables(network, mask, AFFINE)
     torch.export.save(program, tmp_path / "network.pt2")
     loaded = torch.export.load(tmp_path / "network.pt2").module()
-    torch.testing.assert_close(loaded(signal, table), program.module()(signal, table))
+    torch.testing.assert_close(loaded(*arguments), program.module()(*arguments))
     targets = [
         node.target
         for part in loaded.modules()
@@ -87,9 +92,9 @@ def test_a_saved_program_runs_without_tripq(
     network: LesionSegmenter, program: ExportedProgram, tmp_path: Path
 ) -> None:
     mask = np.ones((4, 3, 5), dtype=bool)
-    signal, table = torch.rand(60, len(Q)), neighbour_table(network, mask, AFFINE)
+    arguments = torch.rand(60, len(Q)), *voxel_tables(network, mask, AFFINE)
     torch.export.save(program, tmp_path / "network.pt2")
-    torch.save((signal, table), tmp_path / "in.pt")
+    torch.save(arguments, tmp_path / "in.pt")
     script = (
         "import sys, torch; program = torch.export.load('network.pt2').module(); "
         "torch.save(program(*torch.load('in.pt')).detach(), 'out.pt'); "
@@ -97,7 +102,7 @@ def test_a_saved_program_runs_without_tripq(
     )
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=300)
     with torch.no_grad():
-        expected = network(signal, PQGraph.from_grid(mask, AFFINE, Q, network.p_radius))
+        expected = network(arguments[0], PQGraph.from_grid(mask, AFFINE, Q, network.p_radius))
     found = torch.load(tmp_path / "out.pt")
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
 
@@ -107,6 +112,10 @@ def test_exporting_leaves_the_network_as_it_was(
 ) -> None:
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert not network.training
+
+
+#: A network without statistics of surroundings.
+BATCH = {"q_features": "4x0e + 2x2e", "p_features": "4x0e", "n_p_layers": 1, "normalize": "batch"}
 
 
 class VectorsAndMean(nn.Module):
@@ -130,17 +139,24 @@ class VectorsAndMean(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "make", [VectorsAndMean, lambda: VoxelNetwork("2x0e + 1x1o", n_p_layers=0)]
+    ("make", "affine"),
+    [
+        (VectorsAndMean, AFFINE),
+        (lambda: VoxelNetwork("2x0e + 1x1o", n_p_layers=0), AFFINE),
+        (lambda: VoxelNetwork("1x0e", **BATCH), SHEARED),
+    ],
 )
-def test_an_encoder_with_any_head_can_be_exported(make: Callable[[], nn.Module]) -> None:
+def test_an_encoder_with_any_head_can_be_exported(
+    make: Callable[[], nn.Module], affine: NDArray[np.float64]
+) -> None:
     torch.manual_seed(2)
     other = make().eval()
-    exported = export_network(other, Q, AFFINE)
+    exported = export_network(other, Q, affine)
     mask = np.random.default_rng(1).random((5, 4, 4)) < 0.7
     signal = torch.rand(int(mask.sum()), len(Q))
     with torch.no_grad():
-        expected = other(signal, PQGraph.from_grid(mask, AFFINE, Q, graph_radius(other)))
-        found = exported.module()(signal, neighbour_table(other, mask, AFFINE))
+        expected = other(signal, PQGraph.from_grid(mask, affine, Q, graph_radius(other)))
+        found = exported.module()(signal, *voxel_tables(other, mask, affine))
     assert found.shape == expected.shape
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
     assert (expected.std(dim=0) > 1e-3 * expected.abs().max()).all()
@@ -164,6 +180,8 @@ def test_other_networks_are_refused_by_name() -> None:
         export_network(reduces, Q, AFFINE)
     with pytest.raises(TypeError, match=r"uses graph\.n_voxels"):
         export_network(UsesVoxels(n_p_layers=0), Q, AFFINE)
+    with pytest.raises(ValueError, match="the axes of the voxels are not orthogonal"):
+        export_network(LesionSegmenter(), Q, SHEARED)
     with pytest.raises(ValueError, match="q must have the shape"):
         export_network(LesionSegmenter(), [1.0, 0, 0], AFFINE)
     with pytest.raises(ValueError, match="singular"):

@@ -93,7 +93,7 @@ def test_batch_norm_is_that_of_e3nn(irreps, shape):
 def test_batch_norm_is_in_full_precision_under_autocast(instance):
     """Outputs, gradients and the kept statistics are the same to the last bit."""
     graph = random_graph()
-    x = 3 * torch.randn(28, 10) + 1
+    x = 3 * torch.randn(7, 4, 10) + 1
     results = []
     for enabled in (True, False):
         torch.manual_seed(0)
@@ -144,8 +144,12 @@ def test_batch_norm_does_not_count_padding(training):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_instance_norm_is_that_of_e3nn_in_every_scan(training):
-    """Whatever scans are beside it in a batch, and however many directions they have."""
+def test_instance_norm_is_that_of_e3nn_in_every_scan(training, monkeypatch):
+    """Whatever scans are beside it in a batch, and however many directions they have.
+
+    Once trained, that of a window which is wide against the scans.
+    """
+    monkeypatch.setattr("tripq.nn.batch_norm.WINDOW", 1e7)
     scans, batch = padded_batch()
     irreps = "2x0e + 1x1o + 1x2e"
     ours = BatchNorm(irreps, instance=True).double().train(training)
@@ -163,11 +167,39 @@ def test_instance_norm_is_that_of_e3nn_in_every_scan(training):
         torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_statistics_of_parts_are_those_of_the_whole():
-    norm = BatchNorm("2x0e + 1x1o + 1x2e", instance=True).double()
-    x = 3 * torch.randn(50, 10, dtype=torch.float64) + 1
-    parts = [(len(part), norm.moments(part)) for part in x.split([7, 30, 13])]
-    torch.testing.assert_close(norm.pooled(parts), norm.moments(x), rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("kind", ["maps", "directions", "nodes"])
+def test_instance_norm_has_the_statistics_of_the_surroundings(kind, monkeypatch):
+    """In evaluation mode: means and mean squares with the weights of the window, by hand."""
+    sigma = 4.0
+    monkeypatch.setattr("tripq.nn.batch_norm.WINDOW", sigma)
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0, 15, (12, 3))
+    voxels = rng.permutation(np.repeat(np.arange(12), 3)) if kind == "nodes" else None
+    if voxels is None:
+        graph = PQGraph.from_points(p, TABLE[:4], 3.0)
+        rows = np.repeat(np.arange(12), 4 if kind == "directions" else 1)
+    else:
+        graph = PQGraph.from_nodes(p[voxels], rng.normal(size=(36, 3)), 3.0, voxel=voxels)
+        rows = voxels
+    x = 3 * torch.randn(len(rows), 10, dtype=torch.float64) + 1
+    norm = BatchNorm("2x0e + 1x1o + 1x2e", instance=True).double().eval()
+    with torch.no_grad():
+        norm.weight.normal_(), norm.bias.normal_()
+    places = torch.from_numpy(p[rows])
+    weights = torch.exp(-(places[:, None] - places).square().sum(dim=-1) / (2 * sigma**2))
+    weights /= weights.sum(dim=1, keepdim=True)
+    expected = torch.empty_like(x)
+    for feature, columns in enumerate([[0], [1], [2, 3, 4], [5, 6, 7, 8, 9]]):
+        values = x[:, columns]
+        mean = weights @ values if feature < 2 else torch.zeros_like(values)
+        power = weights @ values.square().mean(dim=1) - mean.square().mean(dim=1)
+        expected[:, columns] = (
+            (values - mean) * norm.weight[feature] / (power + norm.eps).sqrt()[:, None]
+        )
+    expected[:, :2] += norm.bias
+    shape = (12, 4, 10) if kind == "directions" else x.shape
+    found = norm(x.view(shape), graph).flatten(0, -2)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_first_weights_do_not_count_padding():

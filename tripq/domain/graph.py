@@ -15,17 +15,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from tripq.domain.batch import Extent, directions_of, pad_rows, rows_of
 from tripq.domain.checks import vectors_of, volumes_of
-from tripq.domain.nodes import node_space
+from tripq.domain.nodes import NodeSpace, node_space
 from tripq.domain.qspace import QEdges, QSpace, shared_q_space
 from tripq.domain.scan_graph import ScanGraph
 from tripq.domain.volumes import Volumes
 from tripq.domain.voxels import grid_edges, point_edges
+from tripq.domain.window import means, windows_of
 from tripq.infra.kept import kept_with_owner, ordinary_tensors
 from tripq.infra.tracing import constant, traced_as_one_call
 
@@ -395,6 +397,32 @@ class PQGraph:
         """
         return _scattered(self, values)
 
+    def means_around(self, sums: Tensor, numbers: Tensor, sigma: float) -> Tensor:
+        """Means over the surroundings of each voxel, which a Gaussian of the distance weights.
+
+        Parameters
+        ----------
+        sums : Tensor of shape (V, C)
+            Sums over the rows of each voxel.
+        numbers : Tensor of shape (V,)
+            Numbers of these rows.
+        sigma : float
+            Standard deviation of the Gaussian along each axis, in mm.
+
+        Returns
+        -------
+        Tensor of shape (V, C), float64
+            See `tripq.domain.window`.  Voxels of different scans and patches do not see each other.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> graph = PQGraph.from_grid(np.ones((3, 1, 1)), np.diag([2.0, 2, 2, 1]), None, radius=0.0)
+        >>> graph.means_around(torch.tensor([[0.0], [3.0], [6.0]]), torch.ones(3), 1.0).flatten()
+        tensor([0.3580, 3.0000, 5.6420], dtype=torch.float64)
+        """
+        return _means_around(self, sums, numbers, sigma)
+
     def filled(self, x: Tensor) -> Tensor | None:
         """Which rows of features (V, Q, ...) belong to directions, and not to padding.
 
@@ -444,6 +472,23 @@ class PQGraph:
             return tuple(number * x.shape[1] for number in rows)
         return _filled_sizes(self, x.shape[1], tuple(rows))
 
+    def voxels_of_rows(self, number: int) -> Tensor | None:
+        """The voxel of each row of features (N, dim) of nodes; None for maps (V, dim).
+
+        Parameters
+        ----------
+        number : int
+            Of the rows: N output nodes or, if it is that of those and not of others, input nodes.
+
+        Raises
+        ------
+        ValueError
+            If the graph has another number of rows, or it is not clear what the rows are.
+        """
+        if number == self.n_voxels and not any(isinstance(s.q, NodeSpace) for s in self.scans):
+            return None
+        return _voxels_of_rows(self, number)
+
     @ordinary_tensors()
     def to(self, device: torch.device | str) -> PQGraph:
         """The same graph on another device; itself, with all it has kept, if it is there."""
@@ -474,6 +519,23 @@ def _filled_sizes(graph: PQGraph, longest: int, rows: tuple[int, ...]) -> tuple[
     return tuple(int(part.sum()) for part in mask.split(rows))
 
 
+@kept_with_owner
+def _voxels_of_rows(graph: PQGraph, number: int) -> Tensor | None:
+    rows_of(graph.merged, number, graph)
+    starts = np.cumsum([0, *(scan.n_voxels for scan in graph.scans)]).tolist()
+    spaces = [scan.q for scan in graph.scans if isinstance(scan.q, NodeSpace)]
+    outputs = torch.cat([q.voxel_out + start for q, start in zip(spaces, starts, strict=False)])
+    inputs = torch.cat([q.voxel + start for q, start in zip(spaces, starts, strict=False)])
+    every = torch.arange(graph.n_voxels, device=graph.device)
+    of_nodes = next((voxels for voxels in (outputs, inputs) if len(voxels) == number), every)
+    if number == graph.n_voxels and not torch.equal(of_nodes, every):
+        raise ValueError(
+            f"features of {number:,} rows can be those of nodes or of voxels of this graph, whose "
+            "order differs: number the voxels in the order of their nodes"
+        )
+    return None if number == graph.n_voxels else of_nodes
+
+
 @traced_as_one_call
 def _gathered(graph: PQGraph, volume: Tensor) -> Tensor:
     return _volumes(graph).gather(volume)
@@ -482,6 +544,14 @@ def _gathered(graph: PQGraph, volume: Tensor) -> Tensor:
 @traced_as_one_call
 def _scattered(graph: PQGraph, values: Tensor) -> Tensor:
     return _volumes(graph).scatter(values)
+
+
+@traced_as_one_call
+def _means_around(graph: PQGraph, sums: Tensor, numbers: Tensor, sigma: float) -> Tensor:
+    together = torch.cat([sums, numbers[:, None]], dim=1).double()
+    windows = [window for scan in graph.scans for window in windows_of(scan, sigma)]
+    parts = together.split([window.n_voxels for window in windows])
+    return means(torch.cat([w.sums(part) for w, part in zip(windows, parts, strict=True)]))
 
 
 @kept_with_owner

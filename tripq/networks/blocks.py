@@ -1,8 +1,8 @@
 """Output of a network in every voxel of a scan, in bounded memory.
 
 A scan is cut into blocks.  Each is evaluated with a halo as wide as the receptive field, so that
-the output equals that of the whole scan at once.  Instance norms first get the statistics of the
-whole scan.
+the output equals that of the whole scan at once.  The statistics of instance norms, whose windows
+are wider, are computed first, for the whole scan.
 
 >>> from tripq.networks.paper import PaperSegmenter
 >>> dwi = DWI(
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from tripq.domain.graph import PQGraph
 from tripq.domain.voxels import neighbour_steps
-from tripq.nn.batch_norm import BatchNorm, Moments
+from tripq.nn.batch_norm import WINDOW, BatchNorm, Statistics
 from tripq.nn.layer import PQTensorFieldLayer
 from tripq.nn.products import SphericalProducts
 from tripq.scans import B_REFERENCE, DWI, DWIError
@@ -265,8 +265,9 @@ def predict_blocks(
     cut = _Cut(network, dwi, q_out, torch.device(device))
     output: NDArray[np.float32] | None = None
     done = 0
-    statistics = whole_scan(network, lambda: map(cut, blocks)) if len(blocks) > 1 else nullcontext()
-    with torch.inference_mode(), statistics:
+    split = len(blocks) > 1
+    settled = statistics_from(network, lambda: map(cut, blocks), cut.surroundings)
+    with torch.inference_mode(), settled if split else nullcontext():
         for part in map(cut, blocks):
             values = network(part.signal, part.graph)[part.wanted].float().cpu().numpy()
             if output is None:
@@ -305,7 +306,7 @@ class _CutPart(Part):
 
 
 class _Cut:
-    """Cuts blocks out of a scan."""
+    """Cuts blocks out of a scan, and puts the statistics of its voxels together."""
 
     def __init__(
         self,
@@ -335,10 +336,48 @@ class _Cut:
             rows[wanted],
         )
 
+    def surroundings(self, found: Sequence[Contribution]) -> Statistics:
+        """Those of instance norms in each voxel of the scan, from the contributions of blocks."""
+        dwi = self._dwi
+        order = torch.argsort(self._rows(torch.cat([part.p for part in found])))
+        sums = torch.cat([part.sums for part in found])[order]
+        numbers = torch.cat([part.numbers for part in found])[order]
+        whole = PQGraph.from_grid(dwi.mask, dwi.affine, None, radius=0.0).to(self._device)
+        statistics = whole.means_around(sums, numbers, WINDOW)
+        return lambda graph: statistics[self._rows(graph.p)]
+
+    def _rows(self, p: Tensor) -> Tensor:
+        """Numbers in the scan of voxels at positions (n, 3) in mm."""
+        to_voxels = np.linalg.inv(self._dwi.affine)
+        places = p.cpu().numpy() @ to_voxels[:3, :3].T + to_voxels[:3, 3]
+        rows = self._number[tuple(np.rint(places).astype(np.int64).T)]
+        return torch.from_numpy(rows).to(self._device)
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What the n wanted voxels of a part contribute to the statistics of an instance norm.
+
+    Parameters
+    ----------
+    p : (n, 3) Tensor
+        Their positions in mm.
+    sums, numbers : (n, ...) and (n,) Tensor
+        See `tripq.nn.batch_norm.BatchNorm.contributions`.
+    """
+
+    p: Tensor
+    sums: Tensor
+    numbers: Tensor
+
 
 @contextmanager
-def whole_scan(network: nn.Module, parts: Callable[[], Iterable[Part]]) -> Iterator[None]:
-    """Give instance norms the statistics of a whole scan while its parts are evaluated.
+def statistics_from(
+    network: nn.Module,
+    parts: Callable[[], Iterable[Part]],
+    statistics: Callable[[Sequence[Contribution]], Statistics],
+) -> Iterator[None]:
+    """Give instance norms statistics of voxels of all parts while the parts are evaluated.
 
     A norm changes what those after it see, so that each takes a pass over the parts, which ends at
     the norm.
@@ -348,24 +387,29 @@ def whole_scan(network: nn.Module, parts: Callable[[], Iterable[Part]]) -> Itera
     network : Module
         In evaluation mode.
     parts : callable
-        Gives the parts of the scan; each voxel is wanted in one of them.
+        Gives the parts; each voxel of a scan is wanted in one of them.
+    statistics : callable
+        Makes the statistics of a norm from what all parts contribute, in their order.
     """
     norms = [m for m in network.modules() if isinstance(m, BatchNorm) and m.instance]
     waiting = list(norms)
     try:
-        while waiting and (norm := _settle_next(waiting, network, parts())) is not None:
+        while waiting and (norm := _settle_next(waiting, network, parts(), statistics)) is not None:
             waiting.remove(norm)
         yield
     finally:
         for norm in norms:
-            norm.whole = None
+            norm.given = None
 
 
 def _settle_next(
-    norms: Sequence[BatchNorm], network: nn.Module, parts: Iterable[Part]
+    norms: Sequence[BatchNorm],
+    network: nn.Module,
+    parts: Iterable[Part],
+    statistics: Callable[[Sequence[Contribution]], Statistics],
 ) -> BatchNorm | None:
     """Set the statistics of the norm that the network evaluates first; None if it uses none."""
-    found: list[tuple[int, Moments]] = []
+    found: list[Contribution] = []
     first: BatchNorm | None = None
     for part in parts:
         try:
@@ -374,11 +418,10 @@ def _settle_next(
             return None
         except _Reached as reached:
             first = reached.norm
-            values = reached.values[part.wanted]
-            if len(values):
-                found.append((len(values), first.moments(values.double())))
+            every = (part.graph.p, *first.contributions(reached.values, part.graph))
+            found.append(Contribution(*(values[part.wanted] for values in every)))
     if first is not None:
-        first.whole = first.pooled(found)
+        first.given = statistics(found)
     return first
 
 

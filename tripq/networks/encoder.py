@@ -47,10 +47,11 @@ class Encoder(Encoding):
         Features of each of the p-layers that follow.
     n_p_layers : int
         How many of those.
-    normalize : {"scan", "batch", "none"}
-        How the features of every layer are normalised: over the voxels of each scan, so that
-        contrast and noise of a scanner matter less (the scan must then show the whole brain, as in
-        the training); over a batch in training, with fixed statistics afterwards; or not.
+    normalize : {"local", "batch", "none"}
+        How the features of every layer are normalised: over the surroundings of each voxel, so that
+        contrast and noise of a scanner matter less (in training over each box, which should be 40
+        to 50 mm wide; see `tripq.nn.BatchNorm`); over a batch in training, with fixed statistics
+        afterwards; or not.
     q_max : float
         The largest |q| = sqrt(b / b_ref) in any scan.
     filter, selection, antipodal : str, str, bool
@@ -102,7 +103,7 @@ class Encoder(Encoding):
         q_features: o3.Irreps | str = "24x0e + 8x2e + 4x4e",
         p_features: o3.Irreps | str = "24x0e + 6x1o + 8x2e",
         n_p_layers: int = 3,
-        normalize: Normalization = "scan",
+        normalize: Normalization = "local",
         q_max: float = 2.0,
         filter: str = "q",
         selection: Selection = "all",
@@ -212,7 +213,7 @@ antipodal, p_radial, q_radial, quadrature, b0_contrast
         q_features: o3.Irreps | str = "24x0e + 8x2e + 4x4e",
         p_features: o3.Irreps | str = "24x0e + 6x1o + 8x2e",
         n_p_layers: int = 3,
-        normalize: Normalization = "scan",
+        normalize: Normalization = "local",
         q_max: float = 2.0,
         filter: str = "q",
         selection: Selection = "all",

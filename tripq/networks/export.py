@@ -24,9 +24,11 @@ from tripq.domain.graph import PQGraph
 from tripq.domain.neighbours import grid_neighbours
 from tripq.domain.qspace import QSpace
 from tripq.domain.voxels import neighbour_steps
+from tripq.domain.window import GridWindow, means, windows_of
 from tripq.filters.filter import PQFilter
 from tripq.kernels.launch import plain_torch
 from tripq.networks.blocks import graph_radius
+from tripq.nn.batch_norm import WINDOW, BatchNorm
 from tripq.nn.layer import PQTensorFieldLayer
 
 
@@ -47,14 +49,15 @@ def export_network(network: nn.Module, q: ArrayLike | Tensor, affine: ArrayLike)
     Returns
     -------
     ExportedProgram
-        ``program.module()(signal, neighbours)`` gives the output of the network, (V, ...), for any
-        number V of voxels: from the signal (V, Q) divided by b0, float32, and the number of each
-        voxel's neighbours (V, T), int64, as `neighbour_table` has them.
+        ``program.module()(signal, *tables)`` gives the output of the network, (V, ...), for any
+        mask of V voxels: from the signal (V, Q) divided by b0, float32, and from `voxel_tables` of
+        the mask.
 
     Raises
     ------
     ValueError
-        If q or affine make no sense.
+        If q or affine make no sense, or a network that normalises over the surroundings of voxels
+        is exported for voxels whose axes are not orthogonal.
     TypeError
         If a layer has directions in its output or a self-interaction, or another part of the
         network uses the graph.
@@ -68,8 +71,8 @@ def export_network(network: nn.Module, q: ArrayLike | Tensor, affine: ArrayLike)
     >>> network = VoxelNetwork("1x0e + 1x2e", **options)
     >>> program = export_network(network, q, affine)
     >>> mask = np.ones((5, 4, 3), dtype=bool)
-    >>> neighbours = neighbour_table(network, mask, affine)
-    >>> program.module()(torch.rand(60, 4), neighbours).shape
+    >>> tables = voxel_tables(network, mask, affine)
+    >>> program.module()(torch.rand(60, 4), *tables).shape
     torch.Size([60, 6])
     """
     for name, module in network.named_modules():
@@ -78,22 +81,53 @@ def export_network(network: nn.Module, q: ArrayLike | Tensor, affine: ArrayLike)
     one_voxel = PQGraph.from_grid(np.ones((1, 1, 1)), affine, q, graph_radius(network))
     fixed = _Fixed(network, one_voxel).eval()
     n_directions = len(_q_space(one_voxel).q_in)
-    example = (
-        torch.rand(3, n_directions, device=one_voxel.device),
-        torch.full((3, fixed.n_types), 3, dtype=torch.int64),
-    )
+    tables = voxel_tables(network, np.ones((3, 4, 5)), affine)
+    signal = torch.rand(len(tables[0]), n_directions, device=one_voxel.device)
     voxels = Dim("voxels", min=1)
+    of_axes = [{0: Dim(f"length_{axis}"), 1: Dim(f"rank_{axis}")} for axis in "xyz"]
+    sizes = [{0: voxels}, {0: voxels}, *of_axes][: len(tables)]
     with torch.no_grad(), plain_torch():
-        return export(fixed, example, dynamic_shapes=({0: voxels}, {0: voxels}))
+        return export(fixed, (signal, *tables), dynamic_shapes=({0: voxels}, tuple(sizes)))
 
 
-def neighbour_table(network: nn.Module, mask: ArrayLike, affine: ArrayLike) -> Tensor:
-    """The neighbours of every voxel of a mask, (V, T), int64; V where there is none.
+def voxel_tables(network: nn.Module, mask: ArrayLike, affine: ArrayLike) -> tuple[Tensor, ...]:
+    """What an exported program reads beside the signal, for the V voxels of a mask.
 
-    Voxels are in the order of ``np.argwhere(mask)``.
+    Parameters
+    ----------
+    network : Module
+        The network that was exported.
+    mask : array of shape (X, Y, Z)
+        Voxels are in the order of ``np.argwhere(mask)``.
+    affine : array of shape (4, 4)
+        That of the export, but for its origin.
+
+    Returns
+    -------
+    tuple of Tensors
+        The neighbours of every voxel, (V, T), int64, with V where there is none.  For a network
+        that normalises over the surroundings of voxels also the places of the voxels in the box
+        around them, (V,), int64, and a matrix for each axis; see `tripq.domain.window`.
+
+    Raises
+    ------
+    ValueError
+        If there are surroundings, and the axes of the voxels are not orthogonal.
     """
+    given = np.asarray(mask) != 0
     axes = np.asarray(affine, dtype=np.float64)[:3, :3]
-    return torch.from_numpy(grid_neighbours(np.asarray(mask) != 0, _steps(network, axes)))
+    neighbours = torch.from_numpy(grid_neighbours(given, _steps(network, axes)))
+    if not any(isinstance(m, BatchNorm) and m.instance for m in network.modules()):
+        return (neighbours,)
+    (scan,) = PQGraph.from_grid(given, affine, None, radius=0.0).scans
+    (window,) = windows_of(scan, WINDOW)
+    if not isinstance(window, GridWindow):
+        raise ValueError(
+            "the axes of the voxels are not orthogonal: only networks that do not normalise over "
+            "the surroundings of voxels can be exported for them. Resample the scans, or train "
+            'with normalize="batch".'
+        )
+    return neighbours, window.places, *window.factors
 
 
 def _steps(network: nn.Module, axes: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -119,11 +153,20 @@ class _Table:
     """The graph of one scan in an exported program."""
 
     neighbours: Tensor
+    window: GridWindow | None = None
 
     merged = (None,)
 
     def filled(self, x: Tensor) -> None:
         """All rows are."""
+
+    def voxels_of_rows(self, number: int) -> None:
+        """Every row is a voxel."""
+
+    def means_around(self, sums: Tensor, numbers: Tensor, sigma: float) -> Tensor:
+        """As of a graph, without a limit of memory."""
+        assert self.window is not None
+        return means(self.window.at_once(torch.cat([sums, numbers[:, None]], dim=1)))
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
@@ -150,8 +193,13 @@ class _Fixed(nn.Module):
                 parent, _, own = name.rpartition(".")
                 setattr(self.get_submodule(parent), own, _FixedLayer(module, graph, columns))
 
-    def forward(self, signal: Tensor, neighbours: Tensor) -> Tensor:
-        output: Tensor = self.network(signal, _Table(neighbours))
+    def forward(self, signal: Tensor, *tables: Tensor) -> Tensor:
+        neighbours, *surroundings = tables
+        window = None
+        if surroundings:
+            places, x, y, z = surroundings
+            window = GridWindow((x.shape[0], y.shape[0], z.shape[0]), places, (x, y, z))
+        output: Tensor = self.network(signal, _Table(neighbours, window))
         return output
 
 

@@ -1,9 +1,9 @@
-"""Batch and instance normalisation of equivariant features."""
+"""Normalisation of equivariant features: over a batch, or over the surroundings of each voxel."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,27 +17,23 @@ from tripq.kernels.features import normalised
 from tripq.kernels.moments import column_moments
 from tripq.kernels.normalisation import Features, matrices, mean_squares, normalisation
 
-#: How a network normalises its features: over each scan, over a batch of them, or not.
-Normalization = Literal["scan", "batch", "none"]
+#: How a network normalises its features: over the surroundings of each voxel, over a batch, or not.
+Normalization = Literal["local", "batch", "none"]
+
+WINDOW = 23.0
+"""Standard deviation in mm, along each axis, of the Gaussian that weights the surroundings.
+
+Along an axis, the distance of two random points in a box of edge a has the standard deviation
+a / sqrt(6): 20 mm in a training box of 50 mm, 24 mm in one of 60 mm.  Of 14, 18, 23, 28 and 35 mm,
+this one gave the highest average precision of lesions that were implanted into real heads of
+persons whom the networks had not seen, with outlines of the validation patients."""
+
+#: Statistics around each voxel of a graph, (V, n + F): see `BatchNorm.contributions`.
+Statistics = Callable[[PQGraph], Tensor]
 
 #: A function of features, of the factor and the constant of each component and scan applied first,
 #: and of the numbers of rows of the scans.
 Following = Callable[[Tensor, Tensor, Tensor, Sequence[int]], Tensor]
-
-
-class Moments(NamedTuple):
-    """Statistics of features.
-
-    Attributes
-    ----------
-    mean : (dim,) Tensor
-        Mean of each component; 0 for those of order l > 0.
-    power : (features,) Tensor
-        Mean square about it, over the components of each feature.
-    """
-
-    mean: Tensor
-    power: Tensor
 
 
 class BatchNorm(e3nn_nn.BatchNorm):
@@ -53,20 +49,22 @@ class BatchNorm(e3nn_nn.BatchNorm):
     irreps : Irreps or str
         Features in and out.
     instance : bool
-        Instance normalisation (Ulyanov et al., arXiv:1607.08022): the statistics are those of each
-        scan of the batch, in training and afterwards.  Features of scans with other contrast, noise
-        or gradient tables are then on one scale, but depend on all voxels of a scan.
+        Instance normalisation (Ulyanov et al., arXiv:1607.08022): in training the statistics are
+        those of each graph of the batch, a box of a scan.  Afterwards those of each voxel are
+        averages over its surroundings, about as wide as such a box: a Gaussian of standard
+        deviation `WINDOW`, see `tripq.domain.window`.  Features of scans with other contrast, noise
+        or gradient tables are then on one scale.
 
     Attributes
     ----------
-    whole : Moments or None
-        Statistics for instance normalisation of part of a scan: those of the whole scan, see
-        `tripq.networks.blocks.predict_blocks`.
+    given : Statistics or None
+        In evaluation mode the statistics of instance normalisation, for a part of a scan, whose
+        voxels have surroundings outside of it; see `tripq.networks.blocks.predict_blocks`.
     """
 
     def __init__(self, irreps: o3.Irreps | str, *, instance: bool = False) -> None:
         super().__init__(irreps, instance=instance)
-        self.whole: Moments | None = None
+        self.given: Statistics | None = None
         self._features = Features(
             tuple(mul for mul, _ in self.irreps),
             tuple(ir.dim for _, ir in self.irreps),
@@ -78,6 +76,15 @@ class BatchNorm(e3nn_nn.BatchNorm):
         self._constants: Tensor
         self.register_buffer("_copies", copies.clone(), persistent=False)
         self.register_buffer("_constants", constants.clone(), persistent=False)
+        #: Columns of the scalars, which have a mean, and their numbers among the features.
+        self._scalars: list[int] = []
+        self._with_mean: list[int] = []
+        first = 0
+        for (mul, ir), columns in zip(self.irreps, self.irreps.slices(), strict=True):
+            if ir.is_scalar():
+                self._scalars += range(columns.start, columns.stop)
+                self._with_mean += range(first, first + mul)
+            first += mul
 
     def forward(self, x: Tensor, graph: PQGraph, function: Following = normalised) -> Tensor:
         """Normalise features and, in the same step, evaluate a function of them.
@@ -99,55 +106,98 @@ class BatchNorm(e3nn_nn.BatchNorm):
             The normalised features, or what the function returns for them; padding stays 0.
         """
         x = x.to(self.weight.dtype)  # under autocast a layer returns bfloat16: too coarse to sum
-        filled = graph.filled(x)
-        rows = x.flatten(0, -2) if filled is None else x[filled]
-        scans = self.instance and self.whole is None and len(graph.merged) > 1
-        sizes = graph.sizes(x) if scans else ()
-        moments = self._moments(rows, sizes)
-        scale, shift = normalisation(moments, self.weight, self.bias, self._features)
-        values = function(rows, scale, shift, sizes)
-        if filled is None:
-            return values.view(*x.shape[:-1], values.shape[-1])
-        padded = values.new_zeros(*x.shape[:-1], values.shape[-1])
-        return padded.index_put((filled,), values)
+        if self.instance and not self.training:
+            x = self._normalised_locally(x, graph)
+            one, zero = x.new_ones(1, x.shape[-1]), x.new_zeros(1, x.shape[-1])
+            return _on_rows(x, graph.filled(x), lambda rows: function(rows, one, zero, ()))
+        sizes = graph.sizes(x) if self.instance and len(graph.merged) > 1 else ()
+
+        def normalise(rows: Tensor) -> Tensor:
+            moments = self._moments(rows, sizes)
+            scale, shift = normalisation(moments, self.weight, self.bias, self._features)
+            return function(rows, scale, shift, sizes)
+
+        return _on_rows(x, graph.filled(x), normalise)
+
+    def contributions(self, x: Tensor, graph: PQGraph) -> tuple[Tensor, Tensor]:
+        """What each voxel contributes to the statistics of its surroundings.
+
+        Parameters
+        ----------
+        x : Tensor of shape (V, Q, dim), (N, dim) or (V, dim)
+            Features on the graph.
+        graph : PQGraph
+            Their graph.
+
+        Returns
+        -------
+        sums : Tensor of shape (V, n + F), float64
+            Sums over the rows of each voxel: the n scalars that have a mean, and the mean square
+            over the components of each of the F features.
+        numbers : Tensor of shape (V,), float64
+            Numbers of these rows, without padding.
+        """
+        squares = self._power(x.square()).double()
+        scalars = x[..., self._scalars].double()
+        squares[..., self._with_mean] = scalars.square()  # a mean will be subtracted
+        values = torch.cat([scalars, squares], dim=-1)
+        if x.ndim == 3:
+            filled = graph.filled(x)
+            counted = values.new_ones(values.shape[:2]) if filled is None else filled.to(values)
+            return (values * counted[..., None]).sum(dim=1), counted.sum(dim=1)
+        voxels = graph.voxels_of_rows(x.shape[0])
+        if voxels is None:
+            return values, values.new_ones(x.shape[0])
+        sums = values.new_zeros(graph.n_voxels, values.shape[1]).index_add(0, voxels, values)
+        return sums, torch.bincount(voxels, minlength=graph.n_voxels).to(values)
+
+    def _normalised_locally(self, x: Tensor, graph: PQGraph) -> Tensor:
+        """Features with the statistics of the surroundings of their voxels; padding stays 0."""
+        if torch.is_autocast_enabled(x.device.type):  # products would be rounded to bfloat16
+            with torch.autocast(x.device.type, enabled=False):
+                return self._normalised_locally(x, graph)
+        if self.given is None:
+            statistics = graph.means_around(*self.contributions(x, graph), WINDOW)
+        else:
+            statistics = self.given(graph)
+        scale, shift = self._factors(statistics)
+        if x.ndim == 3:
+            filled = graph.filled(x)
+            y = torch.addcmul(shift[:, None], x, scale[:, None])
+            return y if filled is None else y * filled[..., None]
+        voxels = graph.voxels_of_rows(x.shape[0])
+        if voxels is not None:
+            scale, shift = scale[voxels], shift[voxels]
+        return torch.addcmul(shift, x, scale)
+
+    def _factors(self, statistics: Tensor) -> tuple[Tensor, Tensor]:
+        """The factor and the constant of each component in each voxel, (V, dim)."""
+        number = len(self._scalars)
+        means, power = statistics[:, :number], statistics[:, number:].clone()
+        power[:, self._with_mean] -= means.square()
+        scale = ((power.clamp_(min=0) + self.eps).rsqrt() * self.weight).to(self.weight.dtype)
+        shift = scale.new_zeros(scale.shape[0], len(self._copies))
+        shift[:, self._scalars] = (self.bias - means * scale[:, self._with_mean]).to(shift.dtype)
+        return scale @ self._copies.T, shift
 
     def _moments(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
         """Mean and variance of each component in each scan, (2, scans, dim)."""
         if torch.is_autocast_enabled(x.device.type):  # products would be rounded to bfloat16
             with torch.autocast(x.device.type, enabled=False):
                 return self._moments(x, sizes)
-        if self.instance and self.whole is None:
-            # In double precision afterwards, so that the order of the voxels does not matter.
-            return column_moments(x if self.training else x.double(), sizes).to(x.dtype)
-        if self.whole is not None:
-            mean, power = (moment.to(x.dtype) for moment in self.whole)
-            return torch.stack([mean, self._copies @ power])[:, None]
+        if self.instance:
+            return column_moments(x, sizes)
         if not self.training:
             mean, power = self._constants @ self.running_mean, self._copies @ self.running_var
             return torch.stack([mean, power])[:, None]
         moments = self._moments_over_ranks(x) if dist.is_initialized() else column_moments(x)
         with torch.no_grad():
-            mean, power = self._moments_of(moments[:, 0])
+            averages, variance = moments[:, 0]
+            mean = averages * self._constants.sum(dim=1)
             self.running_mean.lerp_(mean @ self._constants, self.momentum)
+            power = self._power(variance + (averages - mean).square())
             self.running_var.lerp_(power, self.momentum)
         return moments
-
-    def moments(self, x: Tensor) -> Moments:
-        """Statistics of features (..., dim)."""
-        return self._moments_of(column_moments(x.flatten(0, -2))[:, 0])
-
-    def _moments_of(self, of_components: Tensor) -> Moments:
-        """From mean and variance of each component, (2, dim)."""
-        averages, variance = of_components
-        mean = averages * self._constants.sum(dim=1).to(averages.dtype)
-        return Moments(mean, self._power(variance + (averages - mean).square()))
-
-    def pooled(self, parts: Sequence[tuple[int, Moments]]) -> Moments:
-        """Statistics of all features from those of parts, each with its number of rows."""
-        total = sum(number for number, _ in parts)
-        mean = sum((number * part.mean for number, part in parts), start=torch.zeros(())) / total
-        power = [n * (part.power + self._power((part.mean - mean).square())) for n, part in parts]
-        return Moments(mean, sum(power, start=torch.zeros(())) / total)
 
     def _power(self, squares: Tensor) -> Tensor:
         return mean_squares(squares, self._copies.to(squares.dtype))
@@ -158,3 +208,12 @@ class BatchNorm(e3nn_nn.BatchNorm):
         number = sums[-1]
         mean = sums[:-1] / number
         return torch.stack([mean, sum_over_ranks((x - mean).square().sum(dim=0)) / number])[:, None]
+
+
+def _on_rows(x: Tensor, filled: Tensor | None, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """A function of the rows of features (..., dim) that are not padding, which stays 0."""
+    values = function(x.flatten(0, -2) if filled is None else x[filled])
+    if filled is None:
+        return values.view(*x.shape[:-1], values.shape[-1])
+    padded = values.new_zeros(*x.shape[:-1], values.shape[-1])
+    return padded.index_put((filled,), values)

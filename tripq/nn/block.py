@@ -24,9 +24,9 @@ class Block(Bindable):
         scalars.
     p_radius : float
         Of the layer, in mm.
-    normalize : {"scan", "batch", "none"}
-        Whether the features of the layer are normalised over each scan or over a batch; see
-        `BatchNorm`.  With ``"none"`` the layer has a bias.
+    normalize : {"local", "batch", "none"}
+        Whether the features of the layer are normalised over the surroundings of each voxel or over
+        a batch; see `BatchNorm`.  With ``"none"`` the layer has a bias.
     norms : bool
         Append the norms of features of order l > 0 as scalars; see `GatedNonlinearity`.
     **layer
@@ -54,7 +54,7 @@ class Block(Bindable):
         irreps_out: o3.Irreps | str,
         p_radius: float,
         *,
-        normalize: Normalization = "scan",
+        normalize: Normalization = "local",
         norms: bool = False,
         **layer: Any,
     ) -> None:
@@ -72,7 +72,7 @@ class Block(Bindable):
         self.norm = (
             None
             if normalize == "none"
-            else BatchNorm(self.gate.irreps_in, instance=normalize == "scan")
+            else BatchNorm(self.gate.irreps_in, instance=normalize == "local")
         )
         self.irreps_out = self.gate.irreps_out
 

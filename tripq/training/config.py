@@ -116,7 +116,8 @@ class EncoderConfig(NetworkConfig):
     normalize: Annotated[
         Normalization,
         Field(
-            description="normalise the features of every layer over each scan, over a batch, or not"
+            description="normalise the features of every layer over the surroundings of each "
+            "voxel, over a batch, or not"
         ),
     ] = default_of(Encoder, "normalize")
     q_max: Annotated[
