@@ -27,7 +27,7 @@ from tripq.domain.qspace import QEdges, QSpace, shared_q_space
 from tripq.domain.scan_graph import ScanGraph
 from tripq.domain.volumes import Volumes
 from tripq.domain.voxels import grid_edges, point_edges
-from tripq.domain.window import means, windows_of
+from tripq.domain.window import windows_of
 from tripq.infra.kept import kept_with_owner, ordinary_tensors
 from tripq.infra.tracing import constant, traced_as_one_call
 
@@ -548,10 +548,11 @@ def _scattered(graph: PQGraph, values: Tensor) -> Tensor:
 
 @traced_as_one_call
 def _means_around(graph: PQGraph, sums: Tensor, numbers: Tensor, sigma: float) -> Tensor:
-    together = torch.cat([sums, numbers[:, None]], dim=1).double()
     windows = [window for scan in graph.scans for window in windows_of(scan, sigma)]
-    parts = together.split([window.n_voxels for window in windows])
-    return means(torch.cat([w.sums(part) for w, part in zip(windows, parts, strict=True)]))
+    sizes = [window.n_voxels for window in windows]
+    parts = (x.double().split(sizes) for x in (sums, numbers[:, None]))
+    found = [w.sums(s) / w.sums(n) for w, s, n in zip(windows, *parts, strict=True)]
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 @kept_with_owner

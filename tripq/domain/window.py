@@ -26,19 +26,14 @@ from tripq.domain.scan_graph import ScanGraph
 from tripq.infra.chunks import chunks
 from tripq.infra.kept import kept_with_owner
 
-#: Memory of a volume, and of a matrix of pairs, that is held at a time.
-_BYTES = 1 << 26
+#: Memory of a volume, and of a matrix of pairs, that is held at a time: larger ones are slower.
+_BYTES = 1 << 24
 
 #: Eigenvalues below this share of the largest are left out.
 _LEAST = 1e-12
 
 #: Cosine of the angle of two axes that are orthogonal.
 _ORTHOGONAL = 1e-6
-
-
-def means(sums: Tensor) -> Tensor:
-    """Sums (V, C) divided by the numbers in the last column of (V, C + 1)."""
-    return sums[:, :-1] / sums[:, -1:]
 
 
 @dataclass(frozen=True, eq=False)

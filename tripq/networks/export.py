@@ -24,7 +24,7 @@ from tripq.domain.graph import PQGraph
 from tripq.domain.neighbours import grid_neighbours
 from tripq.domain.qspace import QSpace
 from tripq.domain.voxels import neighbour_steps
-from tripq.domain.window import GridWindow, means, windows_of
+from tripq.domain.window import GridWindow, windows_of
 from tripq.filters.filter import PQFilter
 from tripq.kernels.launch import plain_torch
 from tripq.networks.blocks import graph_radius
@@ -166,7 +166,7 @@ class _Table:
     def means_around(self, sums: Tensor, numbers: Tensor, sigma: float) -> Tensor:
         """As of a graph, without a limit of memory."""
         assert self.window is not None
-        return means(self.window.at_once(torch.cat([sums, numbers[:, None]], dim=1)))
+        return self.window.at_once(sums) / self.window.at_once(numbers[:, None])
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):

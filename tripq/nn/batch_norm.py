@@ -76,15 +76,13 @@ class BatchNorm(e3nn_nn.BatchNorm):
         self._constants: Tensor
         self.register_buffer("_copies", copies.clone(), persistent=False)
         self.register_buffer("_constants", constants.clone(), persistent=False)
-        #: Columns of the scalars, which have a mean, and their numbers among the features.
-        self._scalars: list[int] = []
-        self._with_mean: list[int] = []
-        first = 0
-        for (mul, ir), columns in zip(self.irreps, self.irreps.slices(), strict=True):
-            if ir.is_scalar():
-                self._scalars += range(columns.start, columns.stop)
-                self._with_mean += range(first, first + mul)
-            first += mul
+        of_features = zip(self._features.muls, self._features.constants, strict=True)
+        means = [constant for mul, constant in of_features for _ in range(mul)]
+        others = [i for i, mean in enumerate(means) if not mean]
+        self._others: Tensor  # as `_copies`, of the features without a mean
+        self.register_buffer("_others", copies[:, others].clone(), persistent=False)
+        #: Features with a mean, and the others, among all.
+        self._order = [*(i for i, mean in enumerate(means) if mean), *others]
 
     def forward(self, x: Tensor, graph: PQGraph, function: Following = normalised) -> Tensor:
         """Normalise features and, in the same step, evaluate a function of them.
@@ -132,15 +130,14 @@ class BatchNorm(e3nn_nn.BatchNorm):
         Returns
         -------
         sums : Tensor of shape (V, n + F), float64
-            Sums over the rows of each voxel: the n scalars that have a mean, and the mean square
-            over the components of each of the F features.
+            Sums over the rows of each voxel: the n scalars, which have a mean, their squares, and
+            the mean square over the components of each of the other features.
         numbers : Tensor of shape (V,), float64
             Numbers of these rows, without padding.
         """
-        squares = self._power(x.square()).double()
-        scalars = x[..., self._scalars].double()
-        squares[..., self._with_mean] = scalars.square()  # a mean will be subtracted
-        values = torch.cat([scalars, squares], dim=-1)
+        scalars = (x @ self._constants).double()
+        others = x.square() @ self._others / self._others.sum(dim=0)
+        values = torch.cat([scalars, scalars.square(), others.double()], dim=-1)
         if x.ndim == 3:
             filled = graph.filled(x)
             counted = values.new_ones(values.shape[:2]) if filled is None else filled.to(values)
@@ -172,13 +169,14 @@ class BatchNorm(e3nn_nn.BatchNorm):
 
     def _factors(self, statistics: Tensor) -> tuple[Tensor, Tensor]:
         """The factor and the constant of each component in each voxel, (V, dim)."""
-        number = len(self._scalars)
-        means, power = statistics[:, :number], statistics[:, number:].clone()
-        power[:, self._with_mean] -= means.square()
-        scale = ((power.clamp_(min=0) + self.eps).rsqrt() * self.weight).to(self.weight.dtype)
-        shift = scale.new_zeros(scale.shape[0], len(self._copies))
-        shift[:, self._scalars] = (self.bias - means * scale[:, self._with_mean]).to(shift.dtype)
-        return scale @ self._copies.T, shift
+        number = self._constants.shape[1]
+        means, squares, others = statistics.tensor_split([number, 2 * number], dim=1)
+        power = torch.cat([(squares - means.square()).clamp(min=0), others], dim=1)
+        factors = (power.to(self.weight.dtype) + self.eps).rsqrt() * self.weight[self._order]
+        of_scalars, of_others = factors.tensor_split([number], dim=1)
+        constants = self.bias - means.to(factors.dtype) * of_scalars
+        scale = of_scalars @ self._constants.T + of_others @ self._others.T
+        return scale, constants @ self._constants.T
 
     def _moments(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
         """Mean and variance of each component in each scan, (2, scans, dim)."""
