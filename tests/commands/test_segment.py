@@ -84,12 +84,12 @@ def test_the_minimum_volume_is_that_of_the_checkpoint_unless_one_is_given(
 ) -> None:
     """Mask, list, counts and both sidecars have it; the map of probabilities has not."""
     sentence = "On 15 scans it marked a median of 0.05 ml."
-    notes = {"threshold": "0.8", "min_volume_ml": "0.05", "healthy_heads": sentence}
+    notes = {"threshold": "0.9", "min_volume_ml": "0.02", "healthy_heads": sentence}
     weights = write_weights(tmp_path / "least.safetensors", **notes)
     arguments = ("segment", scan, "--mask", mask, "--weights", weights)
     marked = {}
     for folder, volume, given in (
-        ("own", 0.05, ()),
+        ("own", 0.02, ()),
         ("all", 0.0, ("--min-volume", 0)),
         ("none", 999.0, ("--min-volume", 999)),
     ):
@@ -105,7 +105,7 @@ def test_the_minimum_volume_is_that_of_the_checkpoint_unless_one_is_given(
         assert f"Healthy heads:</strong> {sentence}" in Path(f"{stem}_report.html").read_text()
         dwi = read_dwi(scan, mask=mask)
         probability = read(Path(f"{stem}_probseg.nii.gz"))[dwi.mask]
-        candidates = find_candidates(dwi, probability, 0.8, volume)
+        candidates = find_candidates(dwi, probability, 0.9, volume)
         marked[folder] = read(Path(f"{stem}_mask.nii.gz"))
         assert marked[folder].sum() == sum(candidate.voxels for candidate in candidates)
         assert about["LesionCount"] == len(candidates)

@@ -419,7 +419,7 @@ class PQGraph:
         >>> import numpy as np
         >>> graph = PQGraph.from_grid(np.ones((3, 1, 1)), np.diag([2.0, 2, 2, 1]), None, radius=0.0)
         >>> graph.means_around(torch.tensor([[0.0], [3.0], [6.0]]), torch.ones(3), 1.0).flatten()
-        tensor([0.3580, 3.0000, 5.6420], dtype=torch.float64)
+        tensor([0.3593, 3.0000, 5.6407], dtype=torch.float64)
         """
         return _means_around(self, sums, numbers, sigma)
 

@@ -339,9 +339,12 @@ class _Cut:
     def surroundings(self, found: Sequence[Contribution]) -> Statistics:
         """Those of instance norms in each voxel of the scan, from the contributions of blocks."""
         dwi = self._dwi
-        order = torch.argsort(self._rows(torch.cat([part.p for part in found])))
-        sums = torch.cat([part.sums for part in found])[order]
-        numbers = torch.cat([part.numbers for part in found])[order]
+        number = len(dwi.b0)
+        sums = found[0].sums.new_empty(number, found[0].sums.shape[1])
+        numbers = sums.new_empty(number)
+        for part in found:
+            rows = self._rows(part.p)
+            sums[rows], numbers[rows] = part.sums, part.numbers
         whole = PQGraph.from_grid(dwi.mask, dwi.affine, None, radius=0.0).to(self._device)
         statistics = whole.means_around(sums, numbers, WINDOW)
         return lambda graph: statistics[self._rows(graph.p)]

@@ -25,8 +25,7 @@ WINDOW = 23.0
 
 Along an axis, the distance of two random points in a box of edge a has the standard deviation
 a / sqrt(6): 20 mm in a training box of 50 mm, 24 mm in one of 60 mm.  Of 14, 18, 23, 28 and 35 mm,
-this one gave the highest average precision of lesions that were implanted into real heads of
-persons whom the networks had not seen, with outlines of the validation patients."""
+this one gave the highest validation score on real heads of people who were absent from training."""
 
 #: Statistics around each voxel of a graph, (V, n + F): see `BatchNorm.contributions`.
 Statistics = Callable[[PQGraph], Tensor]
