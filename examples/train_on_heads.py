@@ -14,7 +14,8 @@ split are those of examples/reproduce_paper.py.  There are three stages:
 3. the same with the heads of all scanners.
 
 Networks read the contrast of b0, in which T2 shows, beside the signal over b0, and features are
-normalised over each scan: statistics of the training are wrong for a scanner that it did not see.
+normalised over the surroundings of each voxel: statistics of the training are wrong for a scanner
+that it did not see.
 
 The limits of each network are chosen on heads that networks have not seen: every other person's, as
 they are and with outlines of the validation patients, in the maps of the network that was trained

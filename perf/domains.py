@@ -134,7 +134,7 @@ def sizes_of(graph: PQGraph, layer: PQTensorFieldLayer) -> dict[str, float]:
 def segmenter(backend: str) -> LesionSegmenter:
     """The default network but for its norms, its first weights scaled: logits of order 1.
 
-    Batch norms have fixed statistics when a network is applied.  Those of a whole scan, the
+    Batch norms have fixed statistics when a network is applied.  Those of surroundings, the
     default, would not be the same in the part of the scan from which a logit is checked.
     """
     torch.manual_seed(0)

@@ -46,7 +46,7 @@ from tripq.networks.blocks import (
 )
 from tripq.networks.checkpoint import load_network
 from tripq.networks.encoder import VoxelNetwork
-from tripq.nn.batch_norm import Statistics
+from tripq.nn.batch_norm import BatchNorm, LocalStatistics
 from tripq.simulate import GradientTable
 from tripq.tasks.lesions.command import LesionCommands
 
@@ -148,8 +148,8 @@ def logits(
 ) -> NDArray[np.float64]:
     """The output (places, ...) in the voxel at each place.
 
-    Instance norms take their statistics from the voxels within `AROUND` of all places: the scene is
-    the same everywhere in its statistics, and a window around each place would be a whole head.
+    The statistics of instance norms are averages over the voxels within `AROUND` of all places: a
+    window around each place would be as large as a head.
     """
     affine = np.eye(4)
     affine[:3, :3] = linear
@@ -167,11 +167,11 @@ def logits(
     return np.array(found)
 
 
-def _average(found: Sequence[Contribution]) -> Statistics:
+def _average(norm: BatchNorm, found: Sequence[Contribution]) -> LocalStatistics:
     """The same statistics in every voxel."""
-    sums = torch.cat([part.sums for part in found]).sum(dim=0)
-    average = sums / torch.cat([part.numbers for part in found]).sum()
-    return lambda graph: average.expand(graph.n_voxels, -1)
+    sums = torch.cat([part.sums for part in found]).sum(dim=0, keepdim=True)
+    statistics = norm.statistics(sums / torch.cat([part.numbers for part in found]).sum())
+    return lambda graph: statistics.expand(graph.n_voxels, -1)
 
 
 @dataclass(frozen=True)

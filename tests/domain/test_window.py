@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from tripq import PQGraph
+from tripq.domain.window import GridWindow, ShearedWindow, windows_of
 
 MASK = np.random.default_rng(0).random((6, 5, 4)) < 0.8
 AXES = Rotation.random(random_state=1).as_matrix() @ np.diag([2.0, 1.5, 4.0])
@@ -35,7 +36,24 @@ def by_definition(
     return (weights @ sums) / (weights @ numbers)[:, None]
 
 
-@pytest.mark.parametrize("sigma", [0.5, 3.0, 18.0, 1e3])
+def test_rounded_directions_count_as_orthogonal() -> None:
+    """Sheared grids are slower; the rounding of directions in files must not make them so."""
+    rounded = AXES + 1e-5 * np.array([[1.0, -1, 1], [-1, 1, 1], [1, 1, -1]])
+    (window,) = windows_of(grid(rounded).scans[0], 6.0)
+    assert isinstance(window, GridWindow)
+    (window,) = windows_of(grid(SHEARED).scans[0], 6.0)
+    assert isinstance(window, ShearedWindow)
+
+
+def test_a_graph_without_voxels_has_no_means() -> None:
+    for graph in (
+        PQGraph.from_grid(np.zeros((2, 2, 2)), np.eye(4), None, radius=0.0),
+        PQGraph.from_points(np.empty((0, 3)), None, 1.0),
+    ):
+        assert graph.means_around(torch.empty(0, 3), torch.empty(0), 5.0).shape == (0, 3)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 3.0, 18.0, 1e3, np.inf])
 @pytest.mark.parametrize("axes", [AXES, SHEARED], ids=["orthogonal", "sheared"])
 def test_a_grid_has_the_means_of_the_definition(axes: NDArray[np.float64], sigma: float) -> None:
     graph = grid(axes)
@@ -97,7 +115,16 @@ def test_the_mean_on_a_finer_grid_is_the_same_integral() -> None:
     torch.testing.assert_close(*found, rtol=3e-3, atol=0)
 
 
-def test_gradients_are_those_of_the_definition() -> None:
+@pytest.mark.parametrize("axes", [AXES, SHEARED], ids=["orthogonal", "sheared"])
+def test_gradients_of_a_grid(axes: NDArray[np.float64]) -> None:
+    graph = grid(axes, MASK[:3, :2, :2])
+    sums, numbers = values(graph.n_voxels)
+    assert torch.autograd.gradcheck(
+        lambda s: graph.means_around(s, numbers, 4.0), sums.requires_grad_()
+    )
+
+
+def test_gradients_of_points_are_those_of_the_definition() -> None:
     p = torch.from_numpy(np.random.default_rng(3).uniform(0, 8, (7, 3))).requires_grad_()
     sums, numbers = values(7)
     graph = PQGraph.from_points(p, None, 3.0)

@@ -178,7 +178,9 @@ def test_any_split_of_memory_gives_the_map(
     dwi = read_dwi(head.write(tmp_path), mask=tmp_path / "mask.nii.gz")
     least = least_voxels(network, dwi)
     for voxels in (least, least + 900):
-        memory = PROGRAM_BYTES + dwi.signal.nbytes + (voxels + 1) * bytes_per_voxel(network, 19)
+        statistics = blocks.statistics_bytes_per_voxel(network) * len(dwi.b0)
+        in_blocks = (voxels + 1) * bytes_per_voxel(network, 19)
+        memory = PROGRAM_BYTES + dwi.signal.nbytes + statistics + in_blocks
         found = segment(head, tmp_path / str(voxels), "--memory", f"{memory / 1e3:.0f}kB")
         assert_same(found.volume, expected)
     assert counts[0] == 1

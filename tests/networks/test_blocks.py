@@ -21,7 +21,7 @@ from tripq.networks.blocks import (
     split_blocks,
 )
 from tripq.networks.conv import ConvSegmenter
-from tripq.nn.batch_norm import Normalization
+from tripq.nn.batch_norm import BatchNorm, Normalization
 from tripq.scans import DWI, DWIError
 from tripq.tasks.lesions.segmentation import segment
 from tripq.tasks.lesions.segmenter import LesionSegmenter
@@ -63,13 +63,22 @@ def networks(normalize: Normalization = "local") -> list[nn.Module]:
     return [equivariant, ConvSegmenter(5, widths=(4, 3))]
 
 
-@pytest.mark.parametrize("network", networks(), ids=lambda network: type(network).__name__)
 @pytest.mark.parametrize(
-    "max_voxels", [500, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (300, 400))]
+    "network", [*networks(), networks("scan")[0]], ids=["local", "convolutions", "scan"]
 )
-def test_blocks_equal_the_whole(network: nn.Module, max_voxels: int) -> None:
+@pytest.mark.parametrize(
+    ("max_voxels", "axes"),
+    [
+        (500, OBLIQUE),
+        (500, OBLIQUE @ [[1, 0.1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
+        *(pytest.param(n, OBLIQUE, marks=pytest.mark.exhaustive) for n in (300, 400)),
+    ],
+)
+def test_blocks_equal_the_whole(
+    network: nn.Module, max_voxels: int, axes: NDArray[np.float64]
+) -> None:
     network.eval()
-    dwi = make_scan(head())
+    dwi = replace(make_scan(head()), affine=axes)
     halo = receptive_field(network, dwi.affine)
     assert len(split_blocks(dwi.mask, halo, max_voxels)) > 2
 
@@ -78,6 +87,19 @@ def test_blocks_equal_the_whole(network: nn.Module, max_voxels: int) -> None:
         whole = torch.sigmoid(network(torch.from_numpy(dwi.signal), graph)).numpy()
     assert whole.std() > 1e-3
     np.testing.assert_allclose(segment(network, dwi, max_voxels=max_voxels), whole, atol=1e-6)
+
+
+def test_blocks_have_the_statistics_of_the_whole_under_autocast() -> None:
+    """In double precision, so that a split changes no more than the rounding of the layers."""
+    network, dwi = networks()[0].eval(), make_scan(head())
+    norm = network.blocks[0].norm
+    assert isinstance(norm, BatchNorm)
+    graph = PQGraph.from_grid(dwi.mask, dwi.affine, dwi.q, 3.1)
+    x = torch.randn(len(dwi.b0), norm.irreps.dim).bfloat16()
+    expected, _ = norm.contributions(x, graph)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = norm.contributions(x, graph)
+    assert found.equal(expected)
 
 
 def test_a_network_reads_the_contrast_of_b0_if_it_asks_for_it() -> None:

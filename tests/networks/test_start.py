@@ -60,7 +60,7 @@ def features(network: Encoder) -> torch.Tensor:
     return Encoder.forward(network.eval(), SIGNAL, GRAPH)
 
 
-@pytest.mark.parametrize("normalize", ["local", "batch", "none"])
+@pytest.mark.parametrize("normalize", ["local", "scan", "batch", "none"])
 def test_the_same_network_gives_the_same_output(normalize: str, file: Path) -> None:
     source = trained(LesionSegmenter(**SMALL, normalize=normalize))
     save_network(source, file, {"data": "some scans"})
@@ -73,7 +73,7 @@ def test_the_same_network_gives_the_same_output(normalize: str, file: Path) -> N
     assert taken.summary == "all weights"
 
 
-@pytest.mark.parametrize("normalize", ["local", "batch", "none"])
+@pytest.mark.parametrize("normalize", ["local", "scan", "batch", "none"])
 def test_another_network_has_the_same_features_and_its_own_head(normalize: str, file: Path) -> None:
     source = trained(SignalEncoder(**SMALL, normalize=normalize))
     save_network(source, file)

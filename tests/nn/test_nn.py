@@ -143,16 +143,13 @@ def test_batch_norm_does_not_count_padding(training):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("window", [np.inf, 1e7], ids=["scan", "wide"])
 @pytest.mark.parametrize("training", [True, False])
-def test_instance_norm_is_that_of_e3nn_in_every_scan(training, monkeypatch):
-    """Whatever scans are beside it in a batch, and however many directions they have.
-
-    Once trained, that of a window which is wide against the scans.
-    """
-    monkeypatch.setattr("tripq.nn.batch_norm.WINDOW", 1e7)
+def test_instance_norm_is_that_of_e3nn_in_every_scan(training, window):
+    """Whatever scans are beside it in a batch, and however many directions they have."""
     scans, batch = padded_batch()
     irreps = "2x0e + 1x1o + 1x2e"
-    ours = BatchNorm(irreps, instance=True).double().train(training)
+    ours = BatchNorm(irreps, instance=True, window=window).double().train(training)
     reference = e3nn.nn.BatchNorm(irreps, instance=True).double().train(training)
     with torch.no_grad():
         for parameter in ours.parameters():
@@ -168,10 +165,9 @@ def test_instance_norm_is_that_of_e3nn_in_every_scan(training, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["maps", "directions", "nodes"])
-def test_instance_norm_has_the_statistics_of_the_surroundings(kind, monkeypatch):
+def test_instance_norm_has_the_statistics_of_the_surroundings(kind):
     """In evaluation mode: means and mean squares with the weights of the window, by hand."""
     sigma = 4.0
-    monkeypatch.setattr("tripq.nn.batch_norm.WINDOW", sigma)
     rng = np.random.default_rng(0)
     p = rng.uniform(0, 15, (12, 3))
     voxels = rng.permutation(np.repeat(np.arange(12), 3)) if kind == "nodes" else None
@@ -182,7 +178,7 @@ def test_instance_norm_has_the_statistics_of_the_surroundings(kind, monkeypatch)
         graph = PQGraph.from_nodes(p[voxels], rng.normal(size=(36, 3)), 3.0, voxel=voxels)
         rows = voxels
     x = 3 * torch.randn(len(rows), 10, dtype=torch.float64) + 1
-    norm = BatchNorm("2x0e + 1x1o + 1x2e", instance=True).double().eval()
+    norm = BatchNorm("2x0e + 1x1o + 1x2e", instance=True, window=sigma).double().eval()
     with torch.no_grad():
         norm.weight.normal_(), norm.bias.normal_()
     places = torch.from_numpy(p[rows])
@@ -200,6 +196,36 @@ def test_instance_norm_has_the_statistics_of_the_surroundings(kind, monkeypatch)
     shape = (12, 4, 10) if kind == "directions" else x.shape
     found = norm(x.view(shape), graph).flatten(0, -2)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_nodes_in_another_order_than_their_voxels_are_not_guessed():
+    """One node in each voxel: features of nodes look like a map."""
+    q = np.eye(3)
+    ordered = PQGraph.from_nodes(q, q, 3.0, voxel=[0, 1, 2])
+    permuted = PQGraph.from_nodes(q, q, 3.0, voxel=[2, 0, 1])
+    norm = BatchNorm("2x0e", instance=True, window=5.0).eval()
+    assert norm(torch.randn(3, 2), ordered).shape == (3, 2)
+    with pytest.raises(ValueError, match="number the voxels in the order of their nodes"):
+        norm(torch.randn(3, 2), permuted)
+
+
+def test_statistics_of_merged_nodes_are_those_of_each_graph():
+    rng = np.random.default_rng(0)
+    graphs = [
+        PQGraph.from_nodes(
+            rng.uniform(0, 6, (4, 3))[voxel := np.repeat(np.arange(4), 2)],
+            rng.normal(size=(8, 3)),
+            3.0,
+            voxel=voxel,
+            volumes=rng.uniform(1, 9, 4),
+        )
+        for _ in range(2)
+    ]
+    norm = BatchNorm("2x0e + 1x1o", instance=True, window=5.0).double().eval()
+    xs = [torch.randn(8, 5, dtype=torch.float64) for _ in graphs]
+    together = norm(torch.cat(xs), PQGraph.merge(graphs))
+    alone = torch.cat([norm(x, graph) for x, graph in zip(xs, graphs, strict=True)])
+    torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
 
 
 def test_first_weights_do_not_count_padding():

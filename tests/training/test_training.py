@@ -28,7 +28,7 @@ from tripq.filters.filter import TYPICAL_VOXEL_MM
 from tripq.networks.blocks import graph_radius
 from tripq.networks.conv import ConvSegmenter
 from tripq.scans import DWI
-from tripq.tasks.lesions.config import LesionOptimisationConfig
+from tripq.tasks.lesions.config import LesionNetworkConfig, LesionOptimisationConfig
 from tripq.tasks.lesions.datasets import draw_validation
 from tripq.tasks.lesions.scores import score
 from tripq.tasks.lesions.segmentation import segment
@@ -45,7 +45,7 @@ from tripq.training import (
     learning_rate_factor,
     train,
 )
-from tripq.training.config import EncoderConfig, SplitConfig
+from tripq.training.config import SplitConfig
 from tripq.training.configured import build_encoder
 
 pytestmark = pytest.mark.usefixtures("few_settling")
@@ -501,10 +501,10 @@ def defaults(call):
 
 def test_the_settings_of_a_network_are_the_arguments_of_its_constructor():
     """All but its radial functions, which are chosen in Python only."""
-    hints = get_type_hints(EncoderConfig)
+    hints = get_type_hints(LesionNetworkConfig)
     expected, types = defaults(LesionSegmenter), get_type_hints(LesionSegmenter.__init__)
     del expected["p_radial"], expected["q_radial"]
-    assert asdict(EncoderConfig()) == {**expected, "p_radius": None}
+    assert asdict(LesionNetworkConfig()) == {**expected, "p_radius": None}
     for name in expected.keys() - {"p_radius"}:
         text = types[name] == o3.Irreps | str
         assert hints[name] == (str if text else types[name]), name
@@ -514,16 +514,18 @@ def test_the_settings_of_a_network_are_the_arguments_of_its_constructor():
 def test_by_default_the_command_trains_the_network_of_the_library():
     """On voxels of 2 mm, which the default radius is for; elsewhere the radius follows them."""
     sizes = (TYPICAL_VOXEL_MM, TYPICAL_VOXEL_MM)
-    ours, default = build_encoder(LesionSegmenter, EncoderConfig(), sizes), LesionSegmenter()
+    ours, default = build_encoder(LesionSegmenter, LesionNetworkConfig(), sizes), LesionSegmenter()
     assert repr(ours) == repr(default)
     assert {name: getattr(ours, name) for name in defaults(LesionSegmenter)} == defaults(
         LesionSegmenter
     )
     assert ours.state_dict().keys() == default.state_dict().keys()
     for size in (1.25, 2.0, 2.5):
-        radius = build_encoder(LesionSegmenter, EncoderConfig(n_p_layers=0), (size, size)).p_radius
+        radius = build_encoder(
+            LesionSegmenter, LesionNetworkConfig(n_p_layers=0), (size, size)
+        ).p_radius
         assert len(neighbour_steps(size * np.eye(3), radius, "integral")) == 27
-    several = build_encoder(LesionSegmenter, EncoderConfig(n_p_layers=0), (1.0, 4.0))
+    several = build_encoder(LesionSegmenter, LesionNetworkConfig(n_p_layers=0), (1.0, 4.0))
     assert several.p_radius == default.p_radius, "of the geometric mean"
 
 

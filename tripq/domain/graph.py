@@ -407,12 +407,12 @@ class PQGraph:
         numbers : Tensor of shape (V,)
             Numbers of these rows.
         sigma : float
-            Standard deviation of the Gaussian along each axis, in mm.
+            Standard deviation of the Gaussian along each axis, in mm; infinite for whole patches.
 
         Returns
         -------
         Tensor of shape (V, C), float64
-            See `tripq.domain.window`.  Voxels of different scans and patches do not see each other.
+            See `tripq.domain.window`.  Sums do not extend from one scan or patch to another.
 
         Examples
         --------
@@ -478,16 +478,19 @@ class PQGraph:
         Parameters
         ----------
         number : int
-            Of the rows: N output nodes or, if it is that of those and not of others, input nodes.
+            Of the rows: that of the output nodes, or of the input nodes if there are as many of
+            those, and not of the others.
 
         Raises
         ------
         ValueError
-            If the graph has another number of rows, or it is not clear what the rows are.
+            If the graph has another number of rows, or has one node in each voxel, in another
+            order than the voxels: it is not clear what the rows are.
         """
         if number == self.n_voxels and not any(isinstance(s.q, NodeSpace) for s in self.scans):
             return None
-        return _voxels_of_rows(self, number)
+        voxels: Tensor | None = _voxels_of_rows(self, number)
+        return voxels
 
     @ordinary_tensors()
     def to(self, device: torch.device | str) -> PQGraph:
@@ -519,13 +522,19 @@ def _filled_sizes(graph: PQGraph, longest: int, rows: tuple[int, ...]) -> tuple[
     return tuple(int(part.sum()) for part in mask.split(rows))
 
 
-@kept_with_owner
+@traced_as_one_call
 def _voxels_of_rows(graph: PQGraph, number: int) -> Tensor | None:
+    voxels = _kept_voxels_of_rows(graph, number)
+    return None if voxels is None else voxels.clone()
+
+
+@kept_with_owner
+def _kept_voxels_of_rows(graph: PQGraph, number: int) -> Tensor | None:
     rows_of(graph.merged, number, graph)
-    starts = np.cumsum([0, *(scan.n_voxels for scan in graph.scans)]).tolist()
+    starts = np.cumsum([0, *(scan.n_voxels for scan in graph.scans[:-1])]).tolist()
     spaces = [scan.q for scan in graph.scans if isinstance(scan.q, NodeSpace)]
-    outputs = torch.cat([q.voxel_out + start for q, start in zip(spaces, starts, strict=False)])
-    inputs = torch.cat([q.voxel + start for q, start in zip(spaces, starts, strict=False)])
+    outputs = torch.cat([q.voxel_out + start for q, start in zip(spaces, starts, strict=True)])
+    inputs = torch.cat([q.voxel + start for q, start in zip(spaces, starts, strict=True)])
     every = torch.arange(graph.n_voxels, device=graph.device)
     of_nodes = next((voxels for voxels in (outputs, inputs) if len(voxels) == number), every)
     if number == graph.n_voxels and not torch.equal(of_nodes, every):
@@ -550,9 +559,9 @@ def _scattered(graph: PQGraph, values: Tensor) -> Tensor:
 def _means_around(graph: PQGraph, sums: Tensor, numbers: Tensor, sigma: float) -> Tensor:
     windows = [window for scan in graph.scans for window in windows_of(scan, sigma)]
     sizes = [window.n_voxels for window in windows]
-    parts = (x.double().split(sizes) for x in (sums, numbers[:, None]))
-    found = [w.sums(s) / w.sums(n) for w, s, n in zip(windows, *parts, strict=True)]
-    return found[0] if len(found) == 1 else torch.cat(found)
+    sums, numbers = sums.double(), numbers[:, None].double()
+    parts = zip(windows, sums.split(sizes), numbers.split(sizes), strict=True)
+    return torch.cat([sums[:0], *(window.sums(s) / window.sums(n) for window, s, n in parts)])
 
 
 @kept_with_owner

@@ -27,7 +27,12 @@ from torch import nn
 
 from tripq.infra.files import parse_json, sha256, shortened
 from tripq.infra.memory import PROGRAM_BYTES, is_out_of_memory
-from tripq.networks.blocks import bytes_per_voxel, predict_blocks, receptive_field
+from tripq.networks.blocks import (
+    bytes_per_voxel,
+    predict_blocks,
+    receptive_field,
+    statistics_bytes_per_voxel,
+)
 from tripq.networks.checkpoint import CheckpointError, load_network, read_notes
 from tripq.scans import DWI, DWIError, cubic_edge
 from tripq.scans.cautions import find_cautions
@@ -283,7 +288,8 @@ def voxels_within(memory: float, network: nn.Module, dwi: DWI, held: int = 0) ->
         If that is not enough for the scan and a block of `least_voxels`.
     """
     each = bytes_per_voxel(network, len(dwi.b_values))
-    fixed = PROGRAM_BYTES + dwi.signal.nbytes + held
+    statistics = statistics_bytes_per_voxel(network) * len(dwi.b0)
+    fixed = PROGRAM_BYTES + dwi.signal.nbytes + statistics + held
     least = least_voxels(network, dwi)
     if (voxels := int((memory - fixed) / each)) >= least:
         return voxels

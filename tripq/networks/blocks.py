@@ -1,8 +1,8 @@
 """Output of a network in every voxel of a scan, in bounded memory.
 
 A scan is cut into blocks.  Each is evaluated with a halo as wide as the receptive field, so that
-the output equals that of the whole scan at once.  The statistics of instance norms, whose windows
-are wider, are computed first, for the whole scan.
+the output equals that of the whole scan at once.  The statistics of instance norms, which are
+averages over wider surroundings or over the whole scan, are computed first.
 
 >>> from tripq.networks.paper import PaperSegmenter
 >>> dwi = DWI(
@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 
 from tripq.domain.graph import PQGraph
 from tripq.domain.voxels import neighbour_steps
-from tripq.nn.batch_norm import WINDOW, BatchNorm, Statistics
+from tripq.nn.batch_norm import BatchNorm, LocalStatistics
 from tripq.nn.layer import PQTensorFieldLayer
 from tripq.nn.products import SphericalProducts
 from tripq.scans import B_REFERENCE, DWI, DWIError
@@ -54,6 +55,11 @@ def graph_radius(network: nn.Module) -> float:
     A network without such layers takes any graph: 0.
     """
     return max((layer.p_radius for layer in _tensor_field_layers(network)), default=0.0)
+
+
+def instance_norms(network: nn.Module) -> list[BatchNorm]:
+    """The norms of a network that normalise over each scan, or the surroundings of each voxel."""
+    return [m for m in network.modules() if isinstance(m, BatchNorm) and m.instance]
 
 
 def reads_b0_contrast(network: nn.Module) -> bool:
@@ -216,6 +222,16 @@ def bytes_per_voxel(network: nn.Module, n_samples: int) -> int:
     return _LIVE_TENSORS * max(widths) * torch.finfo(torch.float32).bits // 8
 
 
+def statistics_bytes_per_voxel(network: nn.Module) -> int:
+    """Memory that statistics of instance norms take for each voxel of a scan in several blocks.
+
+    All norms keep theirs; contributions, sums and means of one of them are held in addition, in
+    double precision.
+    """
+    widths = [norm.n_statistics for norm in instance_norms(network)]
+    return 4 * sum(widths) + 3 * 8 * max(widths, default=0)
+
+
 def predict_blocks(
     network: nn.Module,
     dwi: DWI,
@@ -265,9 +281,12 @@ def predict_blocks(
     cut = _Cut(network, dwi, q_out, torch.device(device))
     output: NDArray[np.float32] | None = None
     done = 0
-    split = len(blocks) > 1
-    settled = statistics_from(network, lambda: map(cut, blocks), cut.surroundings)
-    with torch.inference_mode(), settled if split else nullcontext():
+    settled = (
+        statistics_from(network, lambda: map(cut, blocks), cut.statistics)
+        if len(blocks) > 1
+        else nullcontext()
+    )
+    with torch.inference_mode(), settled:
         for part in map(cut, blocks):
             values = network(part.signal, part.graph)[part.wanted].float().cpu().numpy()
             if output is None:
@@ -336,18 +355,22 @@ class _Cut:
             rows[wanted],
         )
 
-    def surroundings(self, found: Sequence[Contribution]) -> Statistics:
-        """Those of instance norms in each voxel of the scan, from the contributions of blocks."""
-        dwi = self._dwi
-        number = len(dwi.b0)
+    def statistics(self, norm: BatchNorm, found: Sequence[Contribution]) -> LocalStatistics:
+        """Statistics of an instance norm in each voxel of the scan, from what blocks contribute."""
+        number = len(self._dwi.b0)
         sums = found[0].sums.new_empty(number, found[0].sums.shape[1])
         numbers = sums.new_empty(number)
         for part in found:
             rows = self._rows(part.p)
             sums[rows], numbers[rows] = part.sums, part.numbers
-        whole = PQGraph.from_grid(dwi.mask, dwi.affine, None, radius=0.0).to(self._device)
-        statistics = whole.means_around(sums, numbers, WINDOW)
+        statistics = norm.statistics(self._whole.means_around(sums, numbers, norm.window))
         return lambda graph: statistics[self._rows(graph.p)]
+
+    @cached_property
+    def _whole(self) -> PQGraph:
+        """The voxels of the scan, not joined."""
+        graph = PQGraph.from_grid(self._dwi.mask, self._dwi.affine, None, radius=0.0)
+        return graph.to(self._device)
 
     def _rows(self, p: Tensor) -> Tensor:
         """Numbers in the scan of voxels at positions (n, 3) in mm."""
@@ -378,7 +401,7 @@ class Contribution:
 def statistics_from(
     network: nn.Module,
     parts: Callable[[], Iterable[Part]],
-    statistics: Callable[[Sequence[Contribution]], Statistics],
+    statistics: Callable[[BatchNorm, Sequence[Contribution]], LocalStatistics],
 ) -> Iterator[None]:
     """Give instance norms statistics of voxels of all parts while the parts are evaluated.
 
@@ -392,9 +415,9 @@ def statistics_from(
     parts : callable
         Gives the parts; each voxel of a scan is wanted in one of them.
     statistics : callable
-        Makes the statistics of a norm from what all parts contribute, in their order.
+        Makes the statistics of a norm from what the parts contribute, in their order.
     """
-    norms = [m for m in network.modules() if isinstance(m, BatchNorm) and m.instance]
+    norms = instance_norms(network)
     waiting = list(norms)
     try:
         while waiting and (norm := _settle_next(waiting, network, parts(), statistics)) is not None:
@@ -409,7 +432,7 @@ def _settle_next(
     norms: Sequence[BatchNorm],
     network: nn.Module,
     parts: Iterable[Part],
-    statistics: Callable[[Sequence[Contribution]], Statistics],
+    statistics: Callable[[BatchNorm, Sequence[Contribution]], LocalStatistics],
 ) -> BatchNorm | None:
     """Set the statistics of the norm that the network evaluates first; None if it uses none."""
     found: list[Contribution] = []
@@ -424,7 +447,7 @@ def _settle_next(
             every = (part.graph.p, *first.contributions(reached.values, part.graph))
             found.append(Contribution(*(values[part.wanted] for values in every)))
     if first is not None:
-        first.given = statistics(found)
+        first.given = statistics(first, found)
     return first
 
 

@@ -183,8 +183,6 @@ def _check_arguments(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     if "normalize" in known and type(before := arguments.get("batch_norm")) is bool:
         arguments = {key: value for key, value in arguments.items() if key != "batch_norm"}
         checked["normalize"] = "batch" if before else "none"
-    if arguments.get("normalize") == "scan":  # so called before statistics were local
-        arguments = {**arguments, "normalize": "local"}
     for key, value in arguments.items():
         if key not in known:
             raise ValueError(f"{name} has no argument {key!r}")

@@ -47,10 +47,12 @@ class Encoder(Encoding):
         Features of each of the p-layers that follow.
     n_p_layers : int
         How many of those.
-    normalize : {"local", "batch", "none"}
-        How the features of every layer are normalised: over the surroundings of each voxel, so that
-        contrast and noise of a scanner matter less (in training over each box, which should be 40
-        to 50 mm wide; see `tripq.nn.BatchNorm`); over a batch in training, with fixed statistics
+    normalize : {"local", "scan", "batch", "none"}
+        How the features of every layer are normalised.  Over the surroundings of each voxel or over
+        each scan, contrast and noise of a scanner matter less; in training both are the box, which
+        should be 50 to 60 mm wide for surroundings (`tripq.nn.batch_norm.WINDOW`), and a scan must
+        show the whole brain.  Surroundings are better for finding what is rare, and scans for what
+        is everywhere, such as tissue.  Or over a batch in training, with fixed statistics
         afterwards; or not.
     q_max : float
         The largest |q| = sqrt(b / b_ref) in any scan.
@@ -103,7 +105,7 @@ class Encoder(Encoding):
         q_features: o3.Irreps | str = "24x0e + 8x2e + 4x4e",
         p_features: o3.Irreps | str = "24x0e + 6x1o + 8x2e",
         n_p_layers: int = 3,
-        normalize: Normalization = "local",
+        normalize: Normalization = "scan",
         q_max: float = 2.0,
         filter: str = "q",
         selection: Selection = "all",
@@ -213,7 +215,7 @@ antipodal, p_radial, q_radial, quadrature, b0_contrast
         q_features: o3.Irreps | str = "24x0e + 8x2e + 4x4e",
         p_features: o3.Irreps | str = "24x0e + 6x1o + 8x2e",
         n_p_layers: int = 3,
-        normalize: Normalization = "local",
+        normalize: Normalization = "scan",
         q_max: float = 2.0,
         filter: str = "q",
         selection: Selection = "all",

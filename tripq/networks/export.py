@@ -7,6 +7,7 @@ accepts: the program runs wherever torch does, or can be compiled ahead of time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -27,8 +28,7 @@ from tripq.domain.voxels import neighbour_steps
 from tripq.domain.window import GridWindow, windows_of
 from tripq.filters.filter import PQFilter
 from tripq.kernels.launch import plain_torch
-from tripq.networks.blocks import graph_radius
-from tripq.nn.batch_norm import WINDOW, BatchNorm
+from tripq.networks.blocks import graph_radius, instance_norms
 from tripq.nn.layer import PQTensorFieldLayer
 
 
@@ -51,7 +51,8 @@ def export_network(network: nn.Module, q: ArrayLike | Tensor, affine: ArrayLike)
     ExportedProgram
         ``program.module()(signal, *tables)`` gives the output of the network, (V, ...), for any
         mask of V voxels: from the signal (V, Q) divided by b0, float32, and from `voxel_tables` of
-        the mask.
+        the mask.  Statistics of surroundings take a volume of double precision for all features at
+        once: some GB for voxels of 1 mm.
 
     Raises
     ------
@@ -112,20 +113,24 @@ def voxel_tables(network: nn.Module, mask: ArrayLike, affine: ArrayLike) -> tupl
     Raises
     ------
     ValueError
-        If there are surroundings, and the axes of the voxels are not orthogonal.
+        If there are surroundings, and the axes of the voxels are not orthogonal or the mask has
+        none.
     """
     given = np.asarray(mask) != 0
     axes = np.asarray(affine, dtype=np.float64)[:3, :3]
     neighbours = torch.from_numpy(grid_neighbours(given, _steps(network, axes)))
-    if not any(isinstance(m, BatchNorm) and m.instance for m in network.modules()):
+    windows = {norm.window for norm in instance_norms(network) if math.isfinite(norm.window)}
+    if not windows:
         return (neighbours,)
+    if not given.any():
+        raise ValueError("the mask has no voxel")
     (scan,) = PQGraph.from_grid(given, affine, None, radius=0.0).scans
-    (window,) = windows_of(scan, WINDOW)
+    (window,) = windows_of(scan, *windows)
     if not isinstance(window, GridWindow):
         raise ValueError(
             "the axes of the voxels are not orthogonal: only networks that do not normalise over "
             "the surroundings of voxels can be exported for them. Resample the scans, or train "
-            'with normalize="batch".'
+            'with normalize="scan".'
         )
     return neighbours, window.places, *window.factors
 
@@ -166,7 +171,8 @@ class _Table:
     def means_around(self, sums: Tensor, numbers: Tensor, sigma: float) -> Tensor:
         """As of a graph, without a limit of memory."""
         assert self.window is not None
-        return self.window.at_once(sums) / self.window.at_once(numbers[:, None])
+        sums, numbers = map(self.window.sums_in_one_volume, (sums, numbers[:, None]))
+        return sums / numbers
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):

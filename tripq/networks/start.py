@@ -152,11 +152,18 @@ def encoder_arguments(kind: type[Encoding], source: nn.Module, path: Path) -> di
 
 
 def same_argument(one: object, other: object) -> bool:
-    """Whether two arguments of networks are equal; features can be written in several ways.
+    """Whether two arguments of networks are equal for the weights.
+
+    Features can be written in several ways, and normalisation over scans and over surroundings is
+    the same in training.
 
     >>> same_argument("4x0e+2x2e", "4x0e + 2x2e"), same_argument("4x0e", "2x0e")
     (True, False)
+    >>> same_argument("scan", "local"), same_argument("scan", "batch")
+    (True, False)
     """
+    if {one, other} == {"scan", "local"}:
+        return True
     if isinstance(one, str | o3.Irreps) and isinstance(other, str | o3.Irreps):
         return one == other or "".join(str(one).split()) == "".join(str(other).split())
     return one == other

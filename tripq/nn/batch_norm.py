@@ -1,7 +1,8 @@
-"""Normalisation of equivariant features: over a batch, or over the surroundings of each voxel."""
+"""Batch and instance normalisation of equivariant features."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -17,21 +18,24 @@ from tripq.kernels.features import normalised
 from tripq.kernels.moments import column_moments
 from tripq.kernels.normalisation import Features, matrices, mean_squares, normalisation
 
-#: How a network normalises its features: over the surroundings of each voxel, over a batch, or not.
-Normalization = Literal["local", "batch", "none"]
+#: How a network normalises its features: over the surroundings of each voxel, over each scan, over
+#: a batch, or not.
+Normalization = Literal["local", "scan", "batch", "none"]
 
 WINDOW = 23.0
 """Standard deviation in mm, along each axis, of the Gaussian that weights the surroundings.
 
 Along an axis, the distance of two random points in a box of edge a has the standard deviation
-a / sqrt(6): 20 mm in a training box of 50 mm, 24 mm in one of 60 mm.  Of 14, 18, 23, 28 and 35 mm,
-this one gave the highest validation score on real heads of people who were absent from training."""
+a / sqrt(6): 23 mm in a training box of 56 mm.  Of 14, 18, 23, 28 and 35 mm, this one gave the
+highest validation score on real heads of people who were absent from training, where boxes had
+edges of 30 to 60 mm.  Networks that were trained with smaller or larger boxes have the same one."""
 
-#: Statistics around each voxel of a graph, (V, n + F): see `BatchNorm.contributions`.
-Statistics = Callable[[PQGraph], Tensor]
+#: Gives the statistics around each voxel of a graph, (V, n + F); see `BatchNorm.statistics`.
+LocalStatistics = Callable[[PQGraph], Tensor]
 
-#: A function of features, of the factor and the constant of each component and scan applied first,
-#: and of the numbers of rows of the scans.
+#: A function of features, of the factor and the constant of each component and scan, which are
+#: applied first, and of the numbers of rows of the scans.  Factors are 1 and constants 0 for
+#: features that are normalised already.
 Following = Callable[[Tensor, Tensor, Tensor, Sequence[int]], Tensor]
 
 
@@ -48,22 +52,29 @@ class BatchNorm(e3nn_nn.BatchNorm):
     irreps : Irreps or str
         Features in and out.
     instance : bool
-        Instance normalisation (Ulyanov et al., arXiv:1607.08022): in training the statistics are
-        those of each graph of the batch, a box of a scan.  Afterwards those of each voxel are
-        averages over its surroundings, about as wide as such a box: a Gaussian of standard
-        deviation `WINDOW`, see `tripq.domain.window`.  Features of scans with other contrast, noise
-        or gradient tables are then on one scale.
+        Instance normalisation (Ulyanov et al., arXiv:1607.08022): the statistics are those of each
+        graph of the batch, in training those of a box of a scan.  Features of scans with other
+        contrast, noise or gradient tables are then on one scale.
+    window : float
+        In evaluation mode of an instance norm, standard deviation in mm of a Gaussian around each
+        voxel, over which the statistics of the voxel are averages (`tripq.domain.window`).  If it
+        is about as wide as the boxes of the training, rare features have the same contrast as
+        there.  By default whole scans are averaged, which is better for features that are
+        everywhere.
 
     Attributes
     ----------
-    given : Statistics or None
+    given : LocalStatistics or None
         In evaluation mode the statistics of instance normalisation, for a part of a scan, whose
         voxels have surroundings outside of it; see `tripq.networks.blocks.predict_blocks`.
     """
 
-    def __init__(self, irreps: o3.Irreps | str, *, instance: bool = False) -> None:
+    def __init__(
+        self, irreps: o3.Irreps | str, *, instance: bool = False, window: float = math.inf
+    ) -> None:
         super().__init__(irreps, instance=instance)
-        self.given: Statistics | None = None
+        self.window = window
+        self.given: LocalStatistics | None = None
         self._features = Features(
             tuple(mul for mul, _ in self.irreps),
             tuple(ir.dim for _, ir in self.irreps),
@@ -75,13 +86,6 @@ class BatchNorm(e3nn_nn.BatchNorm):
         self._constants: Tensor
         self.register_buffer("_copies", copies.clone(), persistent=False)
         self.register_buffer("_constants", constants.clone(), persistent=False)
-        of_features = zip(self._features.muls, self._features.constants, strict=True)
-        means = [constant for mul, constant in of_features for _ in range(mul)]
-        others = [i for i, mean in enumerate(means) if not mean]
-        self._others: Tensor  # as `_copies`, of the features without a mean
-        self.register_buffer("_others", copies[:, others].clone(), persistent=False)
-        #: Features with a mean, and the others, among all.
-        self._order = [*(i for i, mean in enumerate(means) if mean), *others]
 
     def forward(self, x: Tensor, graph: PQGraph, function: Following = normalised) -> Tensor:
         """Normalise features and, in the same step, evaluate a function of them.
@@ -103,7 +107,7 @@ class BatchNorm(e3nn_nn.BatchNorm):
             The normalised features, or what the function returns for them; padding stays 0.
         """
         x = x.to(self.weight.dtype)  # under autocast a layer returns bfloat16: too coarse to sum
-        if self.instance and not self.training:
+        if self._is_local:
             x = self._normalised_locally(x, graph)
             one, zero = x.new_ones(1, x.shape[-1]), x.new_zeros(1, x.shape[-1])
             return _on_rows(x, graph.filled(x), lambda rows: function(rows, one, zero, ()))
@@ -115,6 +119,12 @@ class BatchNorm(e3nn_nn.BatchNorm):
             return function(rows, scale, shift, sizes)
 
         return _on_rows(x, graph.filled(x), normalise)
+
+    @property
+    def _is_local(self) -> bool:
+        """Whether each voxel has statistics of its own."""
+        windowed = math.isfinite(self.window) or self.given is not None
+        return self.instance and not self.training and windowed
 
     def contributions(self, x: Tensor, graph: PQGraph) -> tuple[Tensor, Tensor]:
         """What each voxel contributes to the statistics of its surroundings.
@@ -129,14 +139,22 @@ class BatchNorm(e3nn_nn.BatchNorm):
         Returns
         -------
         sums : Tensor of shape (V, n + F), float64
-            Sums over the rows of each voxel: the n scalars, which have a mean, their squares, and
-            the mean square over the components of each of the other features.
+            Sums over the rows of each voxel: the n scalars, which have a mean, and the mean square
+            over the components of each of the F features.
         numbers : Tensor of shape (V,), float64
             Numbers of these rows, without padding.
         """
-        scalars = (x @ self._constants).double()
-        others = x.square() @ self._others / self._others.sum(dim=0)
-        values = torch.cat([scalars, scalars.square(), others.double()], dim=-1)
+        shapes = list(zip(self._features.muls, self._features.dims, strict=True))
+        columns = x.to(self.weight.dtype).split([mul * dim for mul, dim in shapes], dim=-1)
+        runs = [
+            part.unflatten(-1, shape).double() for part, shape in zip(columns, shapes, strict=True)
+        ]
+        means = [
+            run.squeeze(-1)
+            for run, constant in zip(runs, self._features.constants, strict=True)
+            if constant
+        ]
+        values = torch.cat([*means, *(run.square().mean(dim=-1) for run in runs)], dim=-1)
         if x.ndim == 3:
             filled = graph.filled(x)
             counted = values.new_ones(values.shape[:2]) if filled is None else filled.to(values)
@@ -147,20 +165,37 @@ class BatchNorm(e3nn_nn.BatchNorm):
         sums = values.new_zeros(graph.n_voxels, values.shape[1]).index_add(0, voxels, values)
         return sums, torch.bincount(voxels, minlength=graph.n_voxels).to(values)
 
+    def statistics(self, averages: Tensor) -> Tensor:
+        """Means and variances from averages of contributions.
+
+        Parameters
+        ----------
+        averages : Tensor of shape (V, n + F), float64
+            Of the `contributions`: sums over the rows of several voxels, divided by their number.
+
+        Returns
+        -------
+        Tensor of shape (V, n + F)
+            The means of the n scalars; then of each of the F features the variance, or for order
+            l > 0 the mean square.  In the dtype of the weights.
+        """
+        means, *powers = averages.split([self._n_means, *self._features.muls], dim=1)
+        squares = iter(means.square().split(self._n_scalars, dim=1))
+        for run, constant in enumerate(self._features.constants):
+            if constant:
+                powers[run] = (powers[run] - next(squares)).clamp(min=0)
+        return torch.cat([means, *powers], dim=1).to(self.weight.dtype)
+
     def _normalised_locally(self, x: Tensor, graph: PQGraph) -> Tensor:
-        """Features with the statistics of the surroundings of their voxels; padding stays 0."""
-        if torch.is_autocast_enabled(x.device.type):  # products would be rounded to bfloat16
-            with torch.autocast(x.device.type, enabled=False):
-                return self._normalised_locally(x, graph)
+        """Features with the statistics of the surroundings of their voxels."""
         if self.given is None:
-            statistics = graph.means_around(*self.contributions(x, graph), WINDOW)
+            averages = graph.means_around(*self.contributions(x, graph), self.window)
+            statistics = self.statistics(averages)
         else:
             statistics = self.given(graph)
         scale, shift = self._factors(statistics)
         if x.ndim == 3:
-            filled = graph.filled(x)
-            y = torch.addcmul(shift[:, None], x, scale[:, None])
-            return y if filled is None else y * filled[..., None]
+            return torch.addcmul(shift[:, None], x, scale[:, None])
         voxels = graph.voxels_of_rows(x.shape[0])
         if voxels is not None:
             scale, shift = scale[voxels], shift[voxels]
@@ -168,14 +203,37 @@ class BatchNorm(e3nn_nn.BatchNorm):
 
     def _factors(self, statistics: Tensor) -> tuple[Tensor, Tensor]:
         """The factor and the constant of each component in each voxel, (V, dim)."""
-        number = self._constants.shape[1]
-        means, squares, others = statistics.tensor_split([number, 2 * number], dim=1)
-        power = torch.cat([(squares - means.square()).clamp(min=0), others], dim=1)
-        factors = (power.to(self.weight.dtype) + self.eps).rsqrt() * self.weight[self._order]
-        of_scalars, of_others = factors.tensor_split([number], dim=1)
-        constants = self.bias - means.to(factors.dtype) * of_scalars
-        scale = of_scalars @ self._constants.T + of_others @ self._others.T
-        return scale, constants @ self._constants.T
+        means, power = statistics.tensor_split([self._n_means], dim=1)
+        factors = ((power + self.eps).rsqrt() * self.weight).split(list(self._features.muls), dim=1)
+        of_means = zip(
+            means.split(self._n_scalars, dim=1), self.bias.split(self._n_scalars), strict=True
+        )
+        scales, shifts = [], []
+        for factor, dim, constant in zip(
+            factors, self._features.dims, self._features.constants, strict=True
+        ):
+            scales.append(factor.repeat_interleave(dim, dim=1))
+            if constant:
+                mean, bias = next(of_means)
+                shifts.append(bias - mean * factor)
+            else:
+                shifts.append(torch.zeros_like(scales[-1]))
+        return torch.cat(scales, dim=1), torch.cat(shifts, dim=1)
+
+    @property
+    def _n_scalars(self) -> list[int]:
+        """Number of scalars in each run of them."""
+        features = zip(self._features.muls, self._features.constants, strict=True)
+        return [mul for mul, constant in features if constant]
+
+    @property
+    def _n_means(self) -> int:
+        return sum(self._n_scalars)
+
+    @property
+    def n_statistics(self) -> int:
+        """Numbers in the statistics of a voxel: n + F."""
+        return self._n_means + sum(self._features.muls)
 
     def _moments(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
         """Mean and variance of each component in each scan, (2, scans, dim)."""
@@ -183,7 +241,8 @@ class BatchNorm(e3nn_nn.BatchNorm):
             with torch.autocast(x.device.type, enabled=False):
                 return self._moments(x, sizes)
         if self.instance:
-            return column_moments(x, sizes)
+            # In double precision afterwards, so that the order of the voxels does not matter.
+            return column_moments(x if self.training else x.double(), sizes).to(x.dtype)
         if not self.training:
             mean, power = self._constants @ self.running_mean, self._copies @ self.running_var
             return torch.stack([mean, power])[:, None]

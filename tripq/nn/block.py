@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, get_args
 
 from torch import Tensor
 
 from tripq.domain.graph import PQGraph
 from tripq.infra.e3nn import o3
-from tripq.nn.batch_norm import BatchNorm, Normalization
+from tripq.nn.batch_norm import WINDOW, BatchNorm, Normalization
 from tripq.nn.bound import Bindable
 from tripq.nn.gate import GatedNonlinearity
 from tripq.nn.layer import PQTensorFieldLayer
@@ -24,9 +25,9 @@ class Block(Bindable):
         scalars.
     p_radius : float
         Of the layer, in mm.
-    normalize : {"local", "batch", "none"}
-        Whether the features of the layer are normalised over the surroundings of each voxel or over
-        a batch; see `BatchNorm`.  With ``"none"`` the layer has a bias.
+    normalize : {"local", "scan", "batch", "none"}
+        Whether the features of the layer are normalised over the surroundings of each voxel, over
+        each scan or over a batch; see `BatchNorm`.  With ``"none"`` the layer has a bias.
     norms : bool
         Append the norms of features of order l > 0 as scalars; see `GatedNonlinearity`.
     **layer
@@ -54,7 +55,7 @@ class Block(Bindable):
         irreps_out: o3.Irreps | str,
         p_radius: float,
         *,
-        normalize: Normalization = "local",
+        normalize: Normalization = "scan",
         norms: bool = False,
         **layer: Any,
     ) -> None:
@@ -72,7 +73,11 @@ class Block(Bindable):
         self.norm = (
             None
             if normalize == "none"
-            else BatchNorm(self.gate.irreps_in, instance=normalize == "local")
+            else BatchNorm(
+                self.gate.irreps_in,
+                instance=normalize in ("local", "scan"),
+                window=WINDOW if normalize == "local" else math.inf,
+            )
         )
         self.irreps_out = self.gate.irreps_out
 

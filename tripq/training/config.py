@@ -54,6 +54,13 @@ Features = Annotated[
 """Features of a network whose layers all have the same."""
 
 _Rate = Annotated[float, Field(gt=0, description="highest rate of AdamW")]
+Normalize = Annotated[
+    Normalization,
+    Field(
+        description="normalise the features of every layer over the surroundings of each voxel, "
+        "over each scan, over a batch, or not"
+    ),
+]
 _BoxSize = Annotated[int, Field(ge=1, description="edge of the boxes in voxels")]
 _Boxes = Annotated[int, Field(ge=1, description="boxes per step")]
 
@@ -113,13 +120,7 @@ class EncoderConfig(NetworkConfig):
     n_p_layers: Annotated[
         int, Field(ge=0, description="number of following layers, without the last")
     ] = default_of(Encoder, "n_p_layers")
-    normalize: Annotated[
-        Normalization,
-        Field(
-            description="normalise the features of every layer over the surroundings of each "
-            "voxel, over a batch, or not"
-        ),
-    ] = default_of(Encoder, "normalize")
+    normalize: Normalize = default_of(Encoder, "normalize")
     q_max: Annotated[
         float,
         Field(

@@ -91,15 +91,16 @@ def started_config(settings: Config, path: Path, given: Collection[str] = ()) ->
     found = encoder_arguments(config.encoding, source, path)
     if isinstance(source, config.encoding):
         found = {**arguments_of(source), **found}
-    found = {one.name: found[one.name] for one in fields(config) if one.name in found}
-    for name, value in found.items():
+    names = [one.name for one in fields(config) if one.name in found]
+    others = {n: found[n] for n in names if not same_argument(getattr(config, n), found[n])}
+    for name, value in others.items():
         chosen = getattr(config, name)
-        if name in given and not same_argument(chosen, value):
+        if name in given:
             raise ConfigError(
                 f"[network] {name} = {chosen!r}, but the network of {path} has {value!r}: omit "
                 "this key, or start from another network."
             )
-    return replace(settings, network=replace(config, **found))
+    return replace(settings, network=replace(config, **others))
 
 
 def train_configured(

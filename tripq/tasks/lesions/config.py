@@ -15,11 +15,14 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from tripq.tasks.lesions.segmenter import LesionSegmenter
 from tripq.training.config import (
     CHECKED,
     EncoderConfig,
+    Normalize,
     SegmentationOptimisationConfig,
     TrainingConfig,
+    default_of,
 )
 
 
@@ -41,8 +44,15 @@ class LesionOptimisationConfig(SegmentationOptimisationConfig):
 
 
 @dataclass(frozen=True, config=CHECKED)
+class LesionNetworkConfig(EncoderConfig):
+    """Arguments of `tripq.tasks.lesions.segmenter.LesionSegmenter`, with its defaults."""
+
+    normalize: Normalize = default_of(LesionSegmenter, "normalize")
+
+
+@dataclass(frozen=True, config=CHECKED)
 class LesionConfig(TrainingConfig):
     """All training settings of lesion segmentation."""
 
-    network: EncoderConfig = field(default_factory=EncoderConfig)
+    network: LesionNetworkConfig = field(default_factory=LesionNetworkConfig)
     training: LesionOptimisationConfig = field(default_factory=LesionOptimisationConfig)

@@ -27,7 +27,8 @@ class LesionSegmenter(VoxelNetwork):
     ----------
     p_radius, q_features, p_features, n_p_layers, normalize, q_max, filter, selection, group, \
 antipodal, p_radial, q_radial, quadrature, b0_contrast
-        As in `tripq.networks.encoder.VoxelNetwork`; the output of its last layer is the logit.
+        As in `tripq.networks.encoder.VoxelNetwork`; the output of its last layer is the logit.  By
+        default features are normalised over the surroundings of each voxel: lesions are rare.
 
     Raises
     ------

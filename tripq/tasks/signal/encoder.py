@@ -71,7 +71,7 @@ antipodal, p_radial, q_radial, quadrature, b0_contrast
         q_features: o3.Irreps | str = "24x0e + 8x2e + 4x4e",
         p_features: o3.Irreps | str = "24x0e + 6x1o + 8x2e",
         n_p_layers: int = 3,
-        normalize: Normalization = "local",
+        normalize: Normalization = "scan",
         q_max: float = 2.0,
         filter: str = "q",
         selection: Selection = "all",
