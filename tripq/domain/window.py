@@ -21,7 +21,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor
@@ -67,11 +66,11 @@ class GridWindow:
 
     def sums(self, x: Tensor) -> Tensor:
         """Weighted sums around each voxel, (V, C)."""
-        return _by_columns(self.sums_in_one_volume, x, prod(self.shape))
+        return _by_columns(self.sums_in_one_volume, x, math.prod(self.shape))
 
     def sums_in_one_volume(self, x: Tensor) -> Tensor:
         """The same, with all columns in memory at once."""
-        volume = x.new_zeros(prod(self.shape), x.shape[1]).index_copy(0, self.places, x)
+        volume = x.new_zeros(math.prod(self.shape), x.shape[1]).index_copy(0, self.places, x)
         lengths = list(self.shape)
         for axis, factor in enumerate(self.factors):
             volume, lengths[axis] = _along(volume, lengths, axis, factor.T)
@@ -82,7 +81,7 @@ class GridWindow:
 
 def _along(volume: Tensor, lengths: list[int], axis: int, matrix: Tensor) -> tuple[Tensor, int]:
     """A matrix times a volume along an axis, and the new length of the axis."""
-    before = prod(lengths[:axis])
+    before = math.prod(lengths[:axis])
     return matrix @ volume.reshape(before, lengths[axis], -1), matrix.shape[0]
 
 
@@ -117,10 +116,10 @@ class ShearedWindow:
 
     def sums(self, x: Tensor) -> Tensor:
         """Weighted sums around each voxel, (V, C)."""
-        return _by_columns(self._sums, x, prod(self.shape))
+        return _by_columns(self._sums, x, math.prod(self.shape))
 
     def _sums(self, x: Tensor) -> Tensor:
-        volume = x.new_zeros(x.shape[1], prod(self.shape)).index_copy(1, self.places, x.T)
+        volume = x.new_zeros(x.shape[1], math.prod(self.shape)).index_copy(1, self.places, x.T)
         spectrum = torch.fft.rfftn(volume.unflatten(1, self.shape), dim=(1, 2, 3))
         found = torch.fft.irfftn(spectrum * self.spectrum, s=self.shape, dim=(1, 2, 3))
         return found.flatten(1)[:, self.places].T

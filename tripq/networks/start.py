@@ -161,10 +161,12 @@ def same_argument(one: object, other: object) -> bool:
     (True, False)
     >>> same_argument("scan", "local"), same_argument("scan", "batch")
     (True, False)
+    >>> same_argument([3, 2], [3, 2])
+    True
     """
-    if {one, other} == {"scan", "local"}:
-        return True
     if isinstance(one, str | o3.Irreps) and isinstance(other, str | o3.Irreps):
+        if {str(one), str(other)} == {"scan", "local"}:
+            return True
         return one == other or "".join(str(one).split()) == "".join(str(other).split())
     return one == other
 
