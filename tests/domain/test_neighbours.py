@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.strategies import affines, masks, rotation_of, seeds
-from tripq.domain.neighbours import closer_than, grid_neighbours, grid_offsets, point_neighbours
+from tests.strategies import affines, rotation_of, seeds
+from tripq.domain.neighbours import closer_than, grid_offsets, point_neighbours
 
 radii = st.sampled_from((0.0, 1.0, 2.5, 4.0))
 
@@ -35,26 +35,6 @@ def test_offsets_are_all_that_are_shorter_than_the_radius(affine, radius):
     expected = box[(lengths < radius) | (lengths == 0)]
     assert np.abs(expected).max(initial=0) < 6, "the box holds them all"
     np.testing.assert_array_equal(grid_offsets(linear, radius), expected)
-
-
-@given(mask=masks(4), affine=affines(), radius=radii)
-def test_grid_neighbours_are_the_masked_voxels_at_the_offsets(mask, affine, radius):
-    offsets = grid_offsets(affine[:3, :3], radius)
-    number = {tuple(voxel): i for i, voxel in enumerate(np.argwhere(mask))}
-    expected = [
-        [number.get(tuple(voxel - offset), len(number)) for offset in offsets] for voxel in number
-    ]
-    found = grid_neighbours(mask, offsets)
-    assert found.shape == (len(number), len(offsets))
-    assert found.tolist() == expected
-
-
-@given(mask=masks(), affine=affines(), radius=radii)
-def test_grid_and_search_agree(mask, affine, radius):
-    table = grid_neighbours(mask, grid_offsets(affine[:3, :3], radius))
-    by_index = sorted((i, j) for i, row in enumerate(table) for j in row if j < len(table))
-    centres = np.argwhere(mask) @ affine[:3, :3].T + affine[:3, 3]
-    assert pairs(*point_neighbours(centres, radius)) == [list(pair) for pair in by_index]
 
 
 @given(seed=seeds, n=st.integers(0, 12), radius=radii)

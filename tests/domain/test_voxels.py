@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from tests.domain.parts import all_pairs, pair_list, scan_of
 from tests.strategies import affine_of, affines, domains, masks, rotation_of, seeds, table_of
 from tripq import PQGraph
+from tripq.domain.neighbours import grid_offsets
+from tripq.domain.voxels import VoxelGrid
 
 radii = st.sampled_from((0.0, 1.5, 2.5, 4.0))
 
@@ -33,6 +35,22 @@ def test_edges_of_points_are_all_pairs_closer_than_the_radius(seed, n, radius):
     edges = scan.edges
     assert pair_list(edges.dst, edges.src) == all_pairs(p, radius)
     torch.testing.assert_close(edges.offsets[edges.type], scan.p[edges.dst] - scan.p[edges.src])
+
+
+@given(mask=masks(4), other=masks(4), affine=affines(), radius=radii)
+def test_neighbours_on_a_grid_are_the_voxels_at_the_steps_in_a_volume(mask, other, affine, radius):
+    steps = grid_offsets(affine[:3, :3], radius)
+    voxels = np.array([(i, *v) for i, m in enumerate((mask, other)) for v in np.argwhere(m)], int)
+    grid = VoxelGrid((mask.shape, other.shape), torch.from_numpy(voxels.reshape(-1, 4)))
+    number = {tuple(voxel): i for i, voxel in enumerate(voxels.tolist())}
+    expected = [
+        [number.get((volume, *(np.array(place) - step)), len(number)) for step in steps]
+        for volume, *place in number
+    ]
+    found = grid.neighbours(torch.from_numpy(steps))
+    assert found.shape == (len(number), len(steps))
+    assert found.tolist() == expected
+    assert grid.n_pairs(torch.from_numpy(steps)) == int((found < len(number)).sum())
 
 
 @given(mask=masks(), affine=affines(), radius=radii)

@@ -114,37 +114,6 @@ def _offsets_in_box(linear: NDArray[np.float64], radius: float, margin: float) -
     return np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
-def grid_neighbours(mask: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Neighbours of every masked voxel at given index offsets.
-
-    Parameters
-    ----------
-    mask : ndarray of shape (X, Y, Z), bool
-        Voxels are numbered in the order of ``np.argwhere(mask)``.
-    offsets : ndarray of shape (T, 3)
-        Index offsets out - in.
-
-    Returns
-    -------
-    ndarray of shape (V, T)
-        Number of the voxel at ``out - offset``, or V outside the mask.
-
-    Examples
-    --------
-    >>> grid_neighbours(np.ones((3, 1, 1), bool), np.array([[0, 0, 0], [1, 0, 0]])).tolist()
-    [[0, 3], [1, 0], [2, 1]]
-    """
-    voxels = np.argwhere(mask)
-    number = len(voxels)
-    margin = np.abs(offsets).max(axis=0, initial=0)
-    padded = np.full(np.array(mask.shape) + 2 * margin, number, dtype=np.int64)
-    inner = tuple(slice(m, m + n) for m, n in zip(margin, mask.shape, strict=True))
-    padded[inner][mask] = np.arange(number)
-    flat_voxels = np.ravel_multi_index(tuple((voxels + margin).T), padded.shape)
-    strides = np.array([padded.shape[1] * padded.shape[2], padded.shape[2], 1])
-    return padded.ravel()[flat_voxels[:, None] - (offsets @ strides)[None, :]]
-
-
 def point_neighbours(
     p: NDArray[np.float64], radius: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

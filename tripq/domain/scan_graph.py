@@ -97,9 +97,7 @@ class ScanGraph:
         """Both as one scan, if they are on grids with the same offsets and the same directions."""
         a, b = self, other
         if (
-            a.edges.table is None
-            or b.edges.table is None
-            or a.grid is None
+            a.grid is None
             or b.grid is None
             or a.radius != b.radius
             or a.edges.axes is None
@@ -109,19 +107,12 @@ class ScanGraph:
             or not _same_q_space(a.q, b.q)
         ):
             return None
-        number = a.n_voxels + b.n_voxels
-        table = torch.cat(
-            [
-                torch.where(a.edges.table == a.n_voxels, number, a.edges.table),
-                torch.where(b.edges.table == b.n_voxels, number, b.edges.table + a.n_voxels),
-            ]
-        )
-        edges = replace(a.edges, n_voxels=number, table=table, grid=a.grid.join(b.grid))
+        edges = replace(a.edges, n_voxels=a.n_voxels + b.n_voxels, grid=a.grid.join(b.grid))
         return ScanGraph(torch.cat([a.p, b.p]), a.radius, edges, a.q)
 
     def __repr__(self) -> str:
         parts = [f"{self.n_voxels:,} voxels", f"{self.edges.n_edges:,} p-edges"]
-        if self.edges.table is not None:
+        if self.grid is not None:
             parts.append(f"{len(self.edges.offsets)} edge types")
         if isinstance(self.q, QSpace):
             n_out, n_in = self.q.weights.shape

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 import torch
@@ -14,7 +15,6 @@ from tripq.domain.adjacency import Adjacency
 from tripq.domain.checks import checked_radius, coordinates
 from tripq.domain.neighbours import (
     closer_than,
-    grid_neighbours,
     grid_offsets,
     point_neighbours,
     voxel_offsets,
@@ -38,18 +38,43 @@ class VoxelGrid:
     shapes: tuple[tuple[int, int, int], ...]
     voxels: Tensor
 
-    def neighbours(self, steps: NDArray[np.int64]) -> Tensor:
-        """Number of the voxel at each step (T, 3) out - in, V outside the mask; (V, T)."""
-        voxels = coordinates(self.voxels).astype(np.int64)
-        number = len(voxels)
-        tables = []
-        for volume, shape in enumerate(self.shapes):
-            (rows,) = np.nonzero(voxels[:, 0] == volume)
-            mask = np.zeros(shape, bool)
-            mask[tuple(voxels[rows, 1:].T)] = True
-            table = grid_neighbours(mask, steps)
-            tables.append(np.where(table < len(rows), table + rows[:1].sum(), number))
-        return torch.from_numpy(np.concatenate(tables)).to(self.voxels.device)
+    def neighbours(self, steps: Tensor) -> Tensor:
+        """Number of the voxel at each step (T, 3) out - in, V where there is none; (V, T).
+
+        Examples
+        --------
+        >>> row = VoxelGrid(((3, 1, 1),), torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [0, 2, 0, 0]]))
+        >>> row.neighbours(torch.tensor([[0, 0, 0], [1, 0, 0]])).tolist()
+        [[0, 3], [1, 0], [2, 1]]
+        """
+        number = len(self.voxels)
+        if number == 0 or len(steps) == 0:
+            return self.voxels.new_empty(number, len(steps))
+        (n, *box), _ = self.cropped
+        margins = steps.abs().amax(dim=0)
+        x, y, z = (size + 2 * m for size, m in zip(box, margins.tolist(), strict=True))
+        strides = torch.tensor([x * y * z, y * z, z, 1], device=self.voxels.device)
+        places = (self.voxels - self.voxels.amin(dim=0)) @ strides + margins @ strides[1:]
+        numbers = self.voxels.new_full((n * x * y * z,), number)
+        numbers[places] = torch.arange(number, device=places.device)
+        return numbers[places[:, None] - steps @ strides[1:]]
+
+    def n_pairs(self, steps: Tensor) -> int:
+        """How many pairs of voxels are one of the steps (T, 3) apart."""
+        if len(self.voxels) == 0:
+            return 0
+        shape, places = self.cropped
+        box = torch.zeros(prod(shape), dtype=torch.bool, device=places.device)
+        box[places] = True
+        box = box.view(shape)
+        counts = []
+        for step in steps.tolist():
+            sizes = list(zip(step, shape[1:], strict=True))
+            if all(abs(s) < size for s, size in sizes):
+                here = box[(..., *(slice(max(s, 0), size + min(s, 0)) for s, size in sizes))]
+                there = box[(..., *(slice(max(-s, 0), size + min(-s, 0)) for s, size in sizes))]
+                counts.append((here & there).count_nonzero())
+        return int(torch.stack(counts).sum()) if counts else 0
 
     def join(self, other: VoxelGrid) -> VoxelGrid:
         """The volumes of both, one list after the other."""
@@ -76,11 +101,8 @@ class PEdges:
     offsets : Tensor of shape (T, 3), float64
         Offsets p_out - p_in in mm, one for each edge type.
     pairs : Tensor of shape (3, E), int64, or None
-        Output voxel, input voxel and edge type of each edge, ordered by output voxel; None on a
-        grid, whose edges follow from the table.
-    table : Tensor of shape (V, T), int64, or None
-        On a grid a voxel has at most one neighbour of each type: its number, or V if there is none.
-        None for irregular points, where every edge has its own type.
+        For irregular points, where every edge has its own type: output voxel, input voxel and edge
+        type of each edge, ordered by output voxel.  None on a grid: edges follow from the steps.
     grid : VoxelGrid or None
         Positions of the voxels, on a grid.
     steps : Tensor of shape (T, 3), int64, or None
@@ -98,20 +120,12 @@ class PEdges:
     n_voxels: int
     offsets: Tensor
     pairs: Tensor | None = None
-    table: Tensor | None = None
     grid: VoxelGrid | None = None
     steps: Tensor | None = None
     axes: Tensor | None = None
     volumes: Tensor | None = None
     weights: Tensor | None = None
     rule: VoxelRule | None = None
-
-    @classmethod
-    def on_grid(
-        cls, offsets: Tensor, steps: Tensor, table: Tensor, grid: VoxelGrid, axes: Tensor
-    ) -> PEdges:
-        """Edges of a grid, from its table of neighbours."""
-        return cls(len(table), offsets, None, table, grid, steps, axes)
 
     @classmethod
     def listed(
@@ -125,6 +139,16 @@ class PEdges:
     ) -> PEdges:
         """Edges one by one, ordered by output voxel."""
         return cls(n_voxels, offsets, torch.stack([dst, src, type_]), volumes=volumes)
+
+    @kept_property
+    def table(self) -> Tensor | None:
+        """The neighbours on a grid, (V, T), int64; None for irregular points.
+
+        A voxel has at most one neighbour of each type: its number, or V if there is none.
+        """
+        if self.grid is None or self.steps is None:
+            return None
+        return self.grid.neighbours(self.steps)
 
     @kept_property
     def edge_list(self) -> Tensor:
@@ -153,9 +177,9 @@ class PEdges:
     @kept_property
     def n_edges(self) -> int:
         """Number of edges; on a grid they need not be listed for it."""
-        if self.table is None:
+        if self.grid is None or self.steps is None:
             return self.edge_list.shape[1]
-        return int((self.table < len(self.table)).sum())
+        return self.grid.n_pairs(self.steps)
 
     @kept_property
     def margin(self) -> tuple[int, int, int]:
@@ -185,13 +209,8 @@ class PEdges:
         keep = closer_than(self.offsets.detach().norm(dim=-1), radius)
         if bool(keep.all()):
             return self
-        if self.table is not None and self.steps is not None and self.grid is not None:
-            return replace(
-                self,
-                offsets=self.offsets[keep],
-                steps=self.steps[keep],
-                table=self.table[:, keep],
-            )
+        if self.grid is not None and self.steps is not None:
+            return replace(self, offsets=self.offsets[keep], steps=self.steps[keep])
         kept = keep[self.type]
         renumbered = torch.cumsum(keep, 0) - 1
         return PEdges.listed(
@@ -230,7 +249,6 @@ class PEdges:
         return PEdges(
             self.n_voxels,
             offsets.to(device),
-            table=self.grid.neighbours(steps),
             grid=self.grid,
             steps=torch.from_numpy(steps).to(device),
             axes=self.axes,
@@ -323,11 +341,11 @@ def grid_edges(mask: ArrayLike, affine: ArrayLike, radius: float) -> tuple[Tenso
     offsets = grid_offsets(linear, checked_radius(radius))
     voxels = np.argwhere(selected)
     x, y, z = selected.shape
-    edges = PEdges.on_grid(
+    edges = PEdges(
+        len(voxels),
         torch.from_numpy(offsets @ linear.T),
-        torch.from_numpy(offsets),
-        torch.from_numpy(grid_neighbours(selected, offsets)),
-        VoxelGrid(((x, y, z),), torch.from_numpy(np.pad(voxels, ((0, 0), (1, 0))))),
-        torch.from_numpy(linear.copy()),
+        grid=VoxelGrid(((x, y, z),), torch.from_numpy(np.pad(voxels, ((0, 0), (1, 0))))),
+        steps=torch.from_numpy(offsets),
+        axes=torch.from_numpy(linear.copy()),
     )
     return torch.from_numpy(voxels @ linear.T + matrix[:3, 3]), edges

@@ -22,7 +22,6 @@ from torch.nn import functional as F
 
 from tripq.backends.dense import DenseFilter
 from tripq.domain.graph import PQGraph
-from tripq.domain.neighbours import grid_neighbours
 from tripq.domain.qspace import QSpace
 from tripq.domain.voxels import neighbour_steps
 from tripq.domain.window import GridWindow, windows_of
@@ -118,13 +117,14 @@ def voxel_tables(network: nn.Module, mask: ArrayLike, affine: ArrayLike) -> tupl
     """
     given = np.asarray(mask) != 0
     axes = np.asarray(affine, dtype=np.float64)[:3, :3]
-    neighbours = torch.from_numpy(grid_neighbours(given, _steps(network, axes)))
+    (scan,) = PQGraph.from_grid(given, affine, None, radius=0.0).scans
+    assert scan.grid is not None
+    neighbours = scan.grid.neighbours(torch.from_numpy(_steps(network, axes)))
     windows = {norm.window for norm in instance_norms(network) if math.isfinite(norm.window)}
     if not windows:
         return (neighbours,)
     if not given.any():
         raise ValueError("the mask has no voxel")
-    (scan,) = PQGraph.from_grid(given, affine, None, radius=0.0).scans
     (window,) = windows_of(scan, *windows)
     if not isinstance(window, GridWindow):
         raise ValueError(

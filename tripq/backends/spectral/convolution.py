@@ -37,6 +37,7 @@ from tripq.backends.spectral.stages import (
     Stages,
     frequency_parts,
     matrices,
+    multiply,
 )
 from tripq.backends.spectral.tiles import Tiles
 from tripq.kernels.launch import gradients_of_twin, higher_derivatives, needs_twin
@@ -147,7 +148,7 @@ def _forward(x: Tensor, operands: Operands, layout: Layout, tiles: Tiles, budget
                     joined = stages.join(i, s, part)
                     with record_function("tripq: p-aggregation"):
                         for m, a in zip(matrices(mixed), matrices(aggregated), strict=True):
-                            m.baddbmm_(joined, a)
+                            multiply(joined, a, m, beta=1)
                 _combine(mixed, total[:, run, :, part])
         del spectra
         _write(total, out, layout, group)
@@ -190,12 +191,12 @@ def _backward(
                     # The gradient takes the place of what it is the gradient of.
                     with record_function("tripq: p-aggregation"):
                         for m, a in zip(matrices(mixed), matrices(aggregated), strict=True):
-                            torch.bmm(joined.transpose(1, 2), m, out=a)
+                            multiply(joined.mT, m, a, beta=0)
                     if wanted.embeddings[i]:
                         weighted = rows[i] * weights[part, :, None]
                         target = grads.embeddings[i][..., run]
-                        product = weighted.flatten(0, 2).T @ aggregated.view(-1, target[0].numel())
-                        target += product.view_as(target)
+                        flat = aggregated.reshape(-1, target[0].numel())
+                        target += (weighted.flatten(0, 2).T @ flat).view_as(target)
                     stages.aggregate_back(i, s, aggregated, grad_rows[i])
             for spectrum, values in zip(spectra, grad_rows, strict=True):
                 parts = frequency_parts(spectrum, part)

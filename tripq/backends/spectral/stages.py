@@ -14,8 +14,8 @@ from torch.profiler import record_function
 from tripq.backends.spectral.tiles import Tiles
 from tripq.infra.chunks import chunks
 
-# Bytes of a stage for a few frequencies, on a CPU: they stay in the cache of a core.
-_CACHED = 1 << 22
+# Bytes of a stage for a few frequencies and each thread of a CPU: they stay in the cache of a core.
+_CACHED = 1 << 23
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +139,17 @@ def matrices(t: Tensor) -> list[Tensor]:
     return [t[..., 0].permute(1, 2, 0)] if t.shape[3] == 1 else list(t)
 
 
+def multiply(a: Tensor, b: Tensor, out: Tensor, beta: int) -> None:
+    """``out = a b + beta out`` for batches of matrices; `out` or its transpose is contiguous.
+
+    On a CPU torch evaluates a batch at once only if its result is contiguous.
+    """
+    if out.is_contiguous():
+        out.baddbmm_(a, b, beta=beta)
+    else:
+        out.mT.baddbmm_(b.mT, a.mT, beta=beta)
+
+
 class Stages:
     """The stages and their transposes, in work buffers that all chunks share."""
 
@@ -160,13 +171,19 @@ class Stages:
             buffer = self._buffers[name] = self._transfer.new_empty(size)
         return buffer[:size].view(shape)
 
+    def _room(self, name: str, two_b: int, n: int, width: int, n_q: int) -> Tensor:
+        """Room for (2 B, f, C, Q) with contiguous `matrices`, or transposes of these."""
+        if n_q > 1:
+            return self._work(name, two_b, n, width, n_q)
+        return self._work(name, n, two_b, width, n_q).transpose(0, 1)
+
     def chunks(self, n_tiles: int, budget: int) -> list[slice]:
         """Frequencies, as many at a time as the cache holds, or the budget."""
         longest = max(run.stop - run.start for run in self._layout.runs)
         width = max(c.shape[3] for c in self._coefficients)
         per_frequency = width * (2 * n_tiles * longest + 2 * self._dim_out)
         on_cpu = self._transfer.device.type == "cpu"
-        held = min(_CACHED, budget) if on_cpu else budget // 8
+        held = min(_CACHED * torch.get_num_threads(), budget) if on_cpu else budget // 8
         size = self._transfer.element_size() * per_frequency
         return chunks(len(self._transfer), size, held)
 
@@ -185,7 +202,7 @@ class Stages:
     def mixed(self, n_tiles: int, part: slice, run: slice) -> Tensor:
         """Room for even and odd parts of the result, (2 B, f, 2 dim_out, Q)."""
         n, n_q = part.stop - part.start, run.stop - run.start
-        return self._work("mixed", 2 * n_tiles, n, 2 * self._dim_out, n_q)
+        return self._room("mixed", 2 * n_tiles, n, 2 * self._dim_out, n_q)
 
     @record_function("tripq: q-aggregation")
     def aggregate(self, i: int, s: int, rows: Tensor) -> Tensor:
@@ -195,13 +212,16 @@ class Stages:
         flat = rows.flatten(0, 2)
         product = self._work("aggregated", len(flat), embedding.shape[1])
         torch.mm(flat, embedding, out=product)
-        return product.view(*rows.shape[:2], -1, run.stop - run.start)
+        aggregated = product.view(*rows.shape[:2], -1, run.stop - run.start)
+        if aggregated.shape[3] > 1:
+            return aggregated
+        return self._room("single", *aggregated.shape).copy_(aggregated)
 
     @record_function("tripq: q-aggregation")
     def aggregate_back(self, i: int, s: int, grad: Tensor, grad_rows: Tensor) -> None:
         """Add the gradient of the rows of `aggregate`."""
         embedding = self._embeddings[i][s]
-        grad_rows.flatten(0, 2).addmm_(grad.view(-1, embedding.shape[1]), embedding.T)
+        grad_rows.flatten(0, 2).addmm_(grad.reshape(-1, embedding.shape[1]), embedding.T)
 
     @record_function("tripq: filter")
     def join(self, i: int, s: int, part: slice) -> Tensor:
@@ -240,5 +260,5 @@ class Stages:
         total = self._work("joined", n, n_mixed, aggregated.shape[2])
         total.zero_()
         for m, a in zip(matrices(mixed), matrices(aggregated), strict=True):
-            total.baddbmm_(m, a.transpose(1, 2))
+            multiply(m, a.mT, total, beta=1)
         return total
