@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import prod
 
 import numpy as np
 import torch
@@ -61,20 +60,16 @@ class VoxelGrid:
 
     def n_pairs(self, steps: Tensor) -> int:
         """How many pairs of voxels are one of the steps (T, 3) apart."""
-        if len(self.voxels) == 0:
+        if len(self.voxels) == 0 or len(steps) == 0:
             return 0
         shape, places = self.cropped
-        box = torch.zeros(prod(shape), dtype=torch.bool, device=places.device)
-        box[places] = True
-        box = box.view(shape)
-        counts = []
-        for step in steps.tolist():
-            sizes = list(zip(step, shape[1:], strict=True))
-            if all(abs(s) < size for s, size in sizes):
-                here = box[(..., *(slice(max(s, 0), size + min(s, 0)) for s, size in sizes))]
-                there = box[(..., *(slice(max(-s, 0), size + min(-s, 0)) for s, size in sizes))]
-                counts.append((here & there).count_nonzero())
-        return int(torch.stack(counts).sum()) if counts else 0
+        box = torch.zeros(shape, dtype=torch.float64, device=places.device)
+        box.view(-1)[places] = 1
+        # The autocorrelation of the mask, with room for the longest steps.
+        room = [n + m for n, m in zip(shape[1:], steps.abs().amax(dim=0).tolist(), strict=True)]
+        power = torch.fft.rfftn(box, s=room).abs().square().sum(dim=0)
+        counts = torch.fft.irfftn(power, s=room).round()
+        return int(counts[tuple((steps % steps.new_tensor(room)).T)].sum())
 
     def join(self, other: VoxelGrid) -> VoxelGrid:
         """The volumes of both, one list after the other."""

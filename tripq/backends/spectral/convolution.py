@@ -184,8 +184,8 @@ def _backward(
                 for i in range(len(rows)):
                     aggregated = stages.aggregate(i, s, rows[i])
                     if wanted.coefficients[i] or wanted.transfer:
+                        aggregated.mul_(weights[part, :, None])
                         joined = stages.correlate(mixed, aggregated)
-                        joined.mul_(weights[part, :, None])
                         stages.join_back(i, s, part, joined, grads, wanted)
                     joined = stages.join(i, s, part)
                     # The gradient takes the place of what it is the gradient of.

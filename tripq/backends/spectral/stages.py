@@ -258,7 +258,6 @@ class Stages:
         """The gradient of what `join` makes."""
         _, n, n_mixed, _ = mixed.shape
         total = self._work("joined", n, n_mixed, aggregated.shape[2])
-        total.zero_()
-        for m, a in zip(matrices(mixed), matrices(aggregated), strict=True):
-            multiply(m, a.mT, total, beta=1)
+        for k, (m, a) in enumerate(zip(matrices(mixed), matrices(aggregated), strict=True)):
+            multiply(m, a.mT, total, beta=min(k, 1))
         return total

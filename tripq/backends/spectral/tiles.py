@@ -125,14 +125,14 @@ class Tiles:
         Tensor of shape (F, B)
             The real part for even ones, minus the imaginary part for odd ones.
         """
-        turns = torch.zeros(1, len(steps), dtype=torch.float64, device=steps.device)
-        for n, number, step in zip(self.shape, self.spectrum, steps.T, strict=True):
-            # The product of integers is reduced first: the angle is exact for any size.
-            axis = (torch.arange(number, device=steps.device)[:, None] * step % n).double() / n
-            turns = (turns[:, None] + axis).flatten(0, 1)
-        angle = 2 * torch.pi * turns
-        cosine, sine = angle.cos().to(functions.dtype), angle.sin().to(functions.dtype)
-        return torch.cat([cosine @ functions[:, :n_even], sine @ functions[:, n_even:]], dim=1)
+        nx, ny, nz = self.shape
+        x, y, z = (steps % steps.new_tensor(self.shape)).T
+        # Steps that are a whole ring apart share a place; tables are made in double precision.
+        box = functions.new_zeros(nx * ny * nz, functions.shape[1], dtype=torch.float64)
+        box = box.index_add(0, (x * ny + y) * nz + z, functions.double())
+        spectrum = torch.fft.rfftn(box.T.unflatten(1, self.shape), dim=(1, 2, 3)).flatten(1)
+        parts = torch.cat([spectrum[:n_even].real, -spectrum[n_even:].imag])
+        return parts.T.to(functions.dtype).contiguous()
 
     def weights(self, like: Tensor) -> Tensor:
         """How often each frequency (F,) counts in the inverse transform, over the places."""
