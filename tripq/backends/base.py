@@ -110,7 +110,7 @@ class Request:
         """Number of different p-offsets."""
         return len(self.edges.offsets)
 
-    @property
+    @cached_property
     def n_edges(self) -> int:
         """Number of p-edges, or of edges between nodes."""
         if isinstance(self.q, NodeSpace):

@@ -40,7 +40,8 @@ from tripq.so3.recoupling import Block, Mixing
 
 def _on_shared(x: Tensor, edges: PEdges, q: QSpace, filter: PQFilter, budget: int) -> Tensor:
     if filter.joint:
-        parts = (_on_joint_offsets(x, some, q, filter, budget) for some in edges.at_points())
+        points = edges.with_list().at_points()
+        parts = (_on_joint_offsets(x, some, q, filter, budget) for some in points)
         return sum(parts, start=x.new_zeros(()))
     if len(q.q_out) == 1:
         return _to_one_direction(x, edges, q, filter, budget)
@@ -160,9 +161,11 @@ def _mix_and_aggregate_p(
 
 
 def _over_edges(z: Tensor, matrices: Tensor, edges: PEdges, budget: int) -> Tensor:
-    if edges.table is not None and edges.transposed_table is not None:
-        return aggregate_on_grid(z, matrices, edges.table, edges.transposed_table, budget)
-    return aggregate_on_edges(z, matrices, edges.dst, edges.src, edges.type, budget)
+    table, transposed = edges.table, edges.transposed_table
+    if table is not None and transposed is not None:
+        return aggregate_on_grid(z, matrices, table, transposed, budget)
+    dst, src, type_ = edges.edge_list
+    return aggregate_on_edges(z, matrices, dst, src, type_, budget)
 
 
 def _row_blocks(

@@ -38,7 +38,7 @@ class VoxelGrid:
     voxels: Tensor
 
     def neighbours(self, steps: Tensor) -> Tensor:
-        """Number of the voxel at each step (T, 3) out - in, V where there is none; (V, T).
+        """Number of the voxel at ``out - step``, for steps (T, 3), V where there is none; (V, T).
 
         Examples
         --------
@@ -49,17 +49,19 @@ class VoxelGrid:
         number = len(self.voxels)
         if number == 0 or len(steps) == 0:
             return self.voxels.new_empty(number, len(steps))
-        (n, *box), _ = self.cropped
+        low, high = self.voxels.amin(dim=0), self.voxels.amax(dim=0)
+        n, *sizes = (high - low + 1).tolist()
         margins = steps.abs().amax(dim=0)
-        x, y, z = (size + 2 * m for size, m in zip(box, margins.tolist(), strict=True))
-        strides = torch.tensor([x * y * z, y * z, z, 1], device=self.voxels.device)
-        places = (self.voxels - self.voxels.amin(dim=0)) @ strides + margins @ strides[1:]
+        x, y, z = (size + 2 * m for size, m in zip(sizes, margins.tolist(), strict=True))
+        strides = steps.new_tensor([x * y * z, y * z, z, 1])
+        # Sums of products: CUDA has no matrix products of integers.
+        places = ((self.voxels - low) * strides).sum(dim=1) + (margins * strides[1:]).sum()
         numbers = self.voxels.new_full((n * x * y * z,), number)
         numbers[places] = torch.arange(number, device=places.device)
-        return numbers[places[:, None] - steps @ strides[1:]]
+        return numbers[places[:, None] - (steps * strides[1:]).sum(dim=1)]
 
     def n_pairs(self, steps: Tensor) -> int:
-        """How many pairs of voxels are one of the steps (T, 3) apart."""
+        """How many ordered pairs (out, in) of voxels are one of the steps (T, 3) apart."""
         if len(self.voxels) == 0 or len(steps) == 0:
             return 0
         shape, places = self.cropped
@@ -97,7 +99,8 @@ class PEdges:
         Offsets p_out - p_in in mm, one for each edge type.
     pairs : Tensor of shape (3, E), int64, or None
         For irregular points, where every edge has its own type: output voxel, input voxel and edge
-        type of each edge, ordered by output voxel.  None on a grid: edges follow from the steps.
+        type of each edge, ordered by output voxel.  On a grid edges follow from the steps: None,
+        unless they were listed by `with_list`.
     grid : VoxelGrid or None
         Positions of the voxels, on a grid.
     steps : Tensor of shape (T, 3), int64, or None
@@ -150,9 +153,14 @@ class PEdges:
         """All edges as `pairs`, on a grid too."""
         if self.pairs is not None:
             return self.pairs
-        assert self.table is not None
-        dst, type_ = torch.nonzero(self.table < len(self.table), as_tuple=True)
-        return torch.stack([dst, self.table[dst, type_], type_])
+        table = self.table
+        assert table is not None
+        dst, type_ = torch.nonzero(table < len(table), as_tuple=True)
+        return torch.stack([dst, table[dst, type_], type_])
+
+    def with_list(self) -> PEdges:
+        """The same edges; copies with other offsets share the list of them."""
+        return replace(self, pairs=self.edge_list)
 
     @property
     def dst(self) -> Tensor:
@@ -193,10 +201,11 @@ class PEdges:
     @kept_property
     def transposed_table(self) -> Tensor | None:
         """The output voxel for each (input voxel, type), V where there is none."""
-        if self.table is None:
+        if (table := self.table) is None:
             return None
-        transposed = torch.full_like(self.table, len(self.table))
-        transposed[self.src, self.type] = self.dst
+        dst, src, type_ = self.edge_list
+        transposed = torch.full_like(table, len(table))
+        transposed[src, type_] = dst
         return transposed
 
     def within(self, radius: float) -> PEdges:
@@ -205,7 +214,7 @@ class PEdges:
         if bool(keep.all()):
             return self
         if self.grid is not None and self.steps is not None:
-            return replace(self, offsets=self.offsets[keep], steps=self.steps[keep])
+            return replace(self, offsets=self.offsets[keep], pairs=None, steps=self.steps[keep])
         kept = keep[self.type]
         renumbered = torch.cumsum(keep, 0) - 1
         return PEdges.listed(

@@ -112,8 +112,8 @@ def voxel_tables(network: nn.Module, mask: ArrayLike, affine: ArrayLike) -> tupl
     Raises
     ------
     ValueError
-        If there are surroundings, and the axes of the voxels are not orthogonal or the mask has
-        none.
+        If mask or affine are not as `PQGraph.from_grid` says; if there are surroundings, and the
+        axes of the voxels are not orthogonal or the mask has none.
     """
     given = np.asarray(mask) != 0
     axes = np.asarray(affine, dtype=np.float64)[:3, :3]

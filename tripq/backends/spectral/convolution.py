@@ -172,6 +172,7 @@ def _backward(
     grads = Operands.unpack([t.new_zeros(t.shape) for t in operands.pack()])
     wanted = Operands.unpack(needs)  # type: ignore[arg-type]  # a truth value for each tensor
     weights = tiles.weights(x)[:, None]
+    weighted = operands.transfer * weights
     for group in tiles.groups(bytes_per_place(x, operands.n_out, operands.dim_out), budget):
         n_tiles = len(group.voxels)
         spectra = _spectra(x, layout, group)
@@ -184,25 +185,25 @@ def _backward(
                 for i in range(len(rows)):
                     aggregated = stages.aggregate(i, s, rows[i])
                     if wanted.coefficients[i] or wanted.transfer:
-                        aggregated.mul_(weights[part, :, None])
                         joined = stages.correlate(mixed, aggregated)
-                        stages.join_back(i, s, part, joined, grads, wanted)
+                        stages.join_back(i, s, part, joined, weighted, grads, wanted)
                     joined = stages.join(i, s, part)
                     # The gradient takes the place of what it is the gradient of.
                     with record_function("tripq: p-aggregation"):
                         for m, a in zip(matrices(mixed), matrices(aggregated), strict=True):
                             multiply(joined.mT, m, a, beta=0)
                     if wanted.embeddings[i]:
-                        weighted = rows[i] * weights[part, :, None]
+                        read = (rows[i] * weights[part, :, None]).flatten(0, 2)
                         target = grads.embeddings[i][..., run]
                         flat = aggregated.reshape(-1, target[0].numel())
-                        target += (weighted.flatten(0, 2).T @ flat).view_as(target)
+                        target += (read.T @ flat).view_as(target)
                     stages.aggregate_back(i, s, aggregated, grad_rows[i])
             for spectrum, values in zip(spectra, grad_rows, strict=True):
                 parts = frequency_parts(spectrum, part)
                 parts.copy_(values.view(parts.shape))
         if needs_x:
             _add(spectra, grad_x, layout, group)
+    grads.transfer.mul_(weights)
     return [grad_x, *grads.pack()]
 
 

@@ -14,7 +14,8 @@ from torch.profiler import record_function
 from tripq.backends.spectral.tiles import Tiles
 from tripq.infra.chunks import chunks
 
-# Bytes of a stage for a few frequencies and each thread of a CPU: they stay in the cache of a core.
+# Bytes, for each thread of a CPU, that a stage takes for a few frequencies: they stay in the cache
+# of its core.  With twice as many the stages were slower, with half as many they were no faster.
 _CACHED = 1 << 23
 
 
@@ -183,7 +184,7 @@ class Stages:
         width = max(c.shape[3] for c in self._coefficients)
         per_frequency = width * (2 * n_tiles * longest + 2 * self._dim_out)
         on_cpu = self._transfer.device.type == "cpu"
-        held = min(_CACHED * torch.get_num_threads(), budget) if on_cpu else budget // 8
+        held = min(_CACHED * torch.get_num_threads(), budget // 8) if on_cpu else budget // 8
         size = self._transfer.element_size() * per_frequency
         return chunks(len(self._transfer), size, held)
 
@@ -235,13 +236,24 @@ class Stages:
 
     @record_function("tripq: filter")
     def join_back(
-        self, i: int, s: int, part: slice, grad: Tensor, grads: Operands, needed: Operands
+        self,
+        i: int,
+        s: int,
+        part: slice,
+        grad: Tensor,
+        weighted: Tensor,
+        grads: Operands,
+        needed: Operands,
     ) -> None:
-        """Add the gradients of both factors of `join`, where they are needed."""
+        """Add the gradients of both factors of `join`, where they are needed.
+
+        The one of the coefficients is for the `weighted` transfer functions, the one of the
+        transfer functions is without these weights.
+        """
         coefficients, grad_coefficients = self._coefficients[i][s], grads.coefficients[i][s]
         for half, some in self._by_parity(grad):
             if needed.coefficients[i]:
-                grad_coefficients[some].flatten(1).addmm_(self._transfer[part, some].T, half)
+                grad_coefficients[some].flatten(1).addmm_(weighted[part, some].T, half)
             if needed.transfer:
                 grads.transfer[part, some].addmm_(half, coefficients[some].flatten(1).T)
 

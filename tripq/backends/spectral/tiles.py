@@ -127,10 +127,10 @@ class Tiles:
         """
         nx, ny, nz = self.shape
         x, y, z = (steps % steps.new_tensor(self.shape)).T
-        # Steps that are a whole ring apart share a place; tables are made in double precision.
-        box = functions.new_zeros(nx * ny * nz, functions.shape[1], dtype=torch.float64)
-        box = box.index_add(0, (x * ny + y) * nz + z, functions.double())
-        spectrum = torch.fft.rfftn(box.T.unflatten(1, self.shape), dim=(1, 2, 3)).flatten(1)
+        box = functions.new_zeros(functions.shape[1], nx * ny * nz, dtype=torch.float64)
+        # Steps that are a whole ring apart share a place.
+        box = box.index_add(1, (x * ny + y) * nz + z, functions.T.double())
+        spectrum = torch.fft.rfftn(box.unflatten(1, self.shape), dim=(1, 2, 3)).flatten(1)
         parts = torch.cat([spectrum[:n_even].real, -spectrum[n_even:].imag])
         return parts.T.to(functions.dtype).contiguous()
 
