@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import permutations
 
 import numpy as np
@@ -155,7 +156,11 @@ def test_repr_says_to_which_order_a_shell_integrates() -> None:
 
 def test_edges_of_product_domains_take_the_room_of_the_two_sets():
     mask, q = np.ones((16, 16, 16)), table_of(0, 64)
+    PQGraph.from_grid(mask[:2], 2 * np.eye(4), q, 3.5)
+    tracemalloc.start()
     graph = PQGraph.from_grid(mask, 2 * np.eye(4), q, 3.5)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
     n_edges = len(scan_of(graph).edges.dst)
     assert scan_of(graph).edges.transposed_table is not None
     stored = sum(
@@ -166,6 +171,7 @@ def test_edges_of_product_domains_take_the_room_of_the_two_sets():
     )
     product = n_edges * 64 * 64
     assert product > 3e8
+    assert peak < product / 40, "bytes, of NumPy alone"
     assert stored < product / 40, "bytes: less than a bit for each edge of the product"
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.domain.parts import all_pairs, pair_list, scan_of
 from tests.strategies import affine_of, affines, domains, masks, rotation_of, seeds, table_of
 from tripq import PQGraph
-from tripq.domain.neighbours import grid_offsets
+from tripq.domain.neighbours import grid_offsets, point_neighbours
 from tripq.domain.voxels import VoxelGrid
 
 radii = st.sampled_from((0.0, 1.5, 2.5, 4.0))
@@ -51,6 +51,15 @@ def test_neighbours_on_a_grid_are_the_voxels_at_the_steps_in_a_volume(mask, othe
     assert found.shape == (len(number), len(steps))
     assert found.tolist() == expected
     assert grid.n_pairs(torch.from_numpy(steps)) == int((found < len(number)).sum())
+
+
+@given(mask=masks(), affine=affines(), radius=radii)
+def test_grid_and_search_agree(mask, affine, radius):
+    edges = scan_of(PQGraph.from_grid(mask, affine, None, radius)).edges
+    centres = np.argwhere(mask) @ affine[:3, :3].T + affine[:3, 3]
+    dst, src = point_neighbours(centres, radius)
+    by_search = list(zip(dst.tolist(), src.tolist(), strict=True))
+    assert by_search == pair_list(edges.dst, edges.src)
 
 
 @given(mask=masks(), affine=affines(), radius=radii)

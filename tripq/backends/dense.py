@@ -31,7 +31,7 @@ from tripq.backends.tables import (
 )
 from tripq.domain.nodes import NodeSpace
 from tripq.domain.qspace import QSpace
-from tripq.domain.voxels import PEdges
+from tripq.domain.voxels import PEdges, flat_places
 from tripq.filters.filter import PQFilter
 from tripq.filters.sparse import SparseMatrix
 from tripq.infra.kept import keep, kept_with_owner
@@ -156,9 +156,8 @@ class DenseFilter:
         """Values (..., T) at the offsets to (..., cells), zero at others."""
         x, y, z = self.cells
         assert self.edges.steps is not None
-        strides = torch.tensor([y * z, z, 1], device=values.device)
         # conv3d takes the filter at in - out, from the corner of the box.
-        place = (x * y * z) // 2 - (self.edges.steps * strides).sum(dim=1)
+        place = (x * y * z) // 2 - flat_places(self.edges.steps, self.cells)
         filled = values.new_zeros(*values.shape[:-1], x * y * z)
         return filled.index_copy(-1, place, values)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 import torch
@@ -20,6 +21,19 @@ from tripq.domain.neighbours import (
 )
 from tripq.domain.quadrature import REFERENCE_VOLUME, Quadrature, VoxelRule, voxel_points
 from tripq.infra.kept import kept_property
+
+
+def flat_places(indices: Tensor, shape: Sequence[int]) -> Tensor:
+    """Places of indices (..., d) in an array of this shape without its axes; also of differences.
+
+    Examples
+    --------
+    >>> flat_places(torch.tensor([[0, 0, 1], [1, 0, 0]]), (2, 3, 4)).tolist()
+    [1, 12]
+    """
+    strides = [prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    # Not a matrix product: CUDA has none of integers.
+    return (indices * torch.tensor(strides, device=indices.device)).sum(dim=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +66,11 @@ class VoxelGrid:
         low, high = self.voxels.amin(dim=0), self.voxels.amax(dim=0)
         n, *sizes = (high - low + 1).tolist()
         margins = steps.abs().amax(dim=0)
-        x, y, z = (size + 2 * m for size, m in zip(sizes, margins.tolist(), strict=True))
-        strides = steps.new_tensor([x * y * z, y * z, z, 1])
-        # Sums of products: CUDA has no matrix products of integers.
-        places = ((self.voxels - low) * strides).sum(dim=1) + (margins * strides[1:]).sum()
-        numbers = self.voxels.new_full((n * x * y * z,), number)
+        room = [size + 2 * m for size, m in zip(sizes, margins.tolist(), strict=True)]
+        places = flat_places(self.voxels - low, [n, *room]) + flat_places(margins, room)
+        numbers = self.voxels.new_full((n * prod(room),), number)
         numbers[places] = torch.arange(number, device=places.device)
-        return numbers[places[:, None] - (steps * strides[1:]).sum(dim=1)]
+        return numbers[places[:, None] - flat_places(steps, room)]
 
     def n_pairs(self, steps: Tensor) -> int:
         """How many ordered pairs (out, in) of voxels are one of the steps (T, 3) apart."""
@@ -83,8 +95,7 @@ class VoxelGrid:
         """Shape (volumes, x, y, z) of the smallest boxes around the voxels, flat places in them."""
         low = self.voxels.amin(dim=0)
         n, x, y, z = (self.voxels.amax(dim=0) - low + 1).tolist()
-        strides = torch.tensor([x * y * z, y * z, z, 1], device=self.voxels.device)
-        return (n, x, y, z), ((self.voxels - low) * strides).sum(dim=1)
+        return (n, x, y, z), flat_places(self.voxels - low, (n, x, y, z))
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from tripq.domain.scan_graph import ScanGraph
+from tripq.domain.voxels import flat_places
 from tripq.infra.chunks import chunks
 from tripq.infra.kept import kept_with_owner
 
@@ -251,8 +252,7 @@ def _boxed(voxels: Tensor, times: int = 1) -> tuple[tuple[int, int, int], Tensor
     """The shape of a box, so many times as long as that around voxels, and their places in it."""
     low = voxels.amin(dim=0)
     x, y, z = (times * length for length in (voxels.amax(dim=0) - low + 1).tolist())
-    strides = torch.tensor([y * z, z, 1], device=voxels.device)
-    return (x, y, z), ((voxels - low) * strides).sum(dim=1)
+    return (x, y, z), flat_places(voxels - low, (x, y, z))
 
 
 def _factor(length: int, step: float) -> Tensor:

@@ -142,13 +142,13 @@ def _forward(x: Tensor, operands: Operands, layout: Layout, tiles: Tiles, budget
         for part in stages.chunks(n_tiles, budget):
             rows = stages.rows(spectra, part)
             for s, run in enumerate(layout.runs):
-                mixed = stages.mixed(n_tiles, part, run).zero_()
+                mixed = stages.mixed(n_tiles, part, run)
                 for i in range(len(rows)):
                     aggregated = stages.aggregate(i, s, rows[i])
                     joined = stages.join(i, s, part)
                     with record_function("tripq: p-aggregation"):
                         for m, a in zip(matrices(mixed), matrices(aggregated), strict=True):
-                            multiply(joined, a, m, beta=1)
+                            multiply(joined, a, m, beta=min(i, 1))
                 _combine(mixed, total[:, run, :, part])
         del spectra
         _write(total, out, layout, group)

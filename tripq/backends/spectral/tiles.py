@@ -9,6 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from tripq.domain.voxels import flat_places
 from tripq.infra.chunks import chunks
 
 #: Numbers of voxels along the three axes.
@@ -94,8 +95,7 @@ class Tiles:
             axes[2][:, None, None, :],
         ]
         inside = voxels[:, 1:] % torch.tensor(core, device=device)
-        strides = torch.tensor([shape[1] * shape[2], shape[2], 1], device=device)
-        places = (inside * strides).sum(dim=1)
+        places = flat_places(inside, shape)
         order = tile.argsort(stable=True)
         counts = tile.bincount().tolist()
         return cls(shape, source.flatten(1), order.split(counts), places[order].split(counts))
@@ -125,11 +125,10 @@ class Tiles:
         Tensor of shape (F, B)
             The real part for even ones, minus the imaginary part for odd ones.
         """
-        nx, ny, nz = self.shape
-        x, y, z = (steps % steps.new_tensor(self.shape)).T
-        box = functions.new_zeros(functions.shape[1], nx * ny * nz, dtype=torch.float64)
+        places = flat_places(steps % steps.new_tensor(self.shape), self.shape)
+        box = functions.new_zeros(functions.shape[1], prod(self.shape), dtype=torch.float64)
         # Steps that are a whole ring apart share a place.
-        box = box.index_add(1, (x * ny + y) * nz + z, functions.T.double())
+        box = box.index_add(1, places, functions.T.double())
         spectrum = torch.fft.rfftn(box.unflatten(1, self.shape), dim=(1, 2, 3)).flatten(1)
         parts = torch.cat([spectrum[:n_even].real, -spectrum[n_even:].imag])
         return parts.T.to(functions.dtype).contiguous()
