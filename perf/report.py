@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import segmentation
 from goals import GOALS, Goal, judged
 from pages import between
 from rich.console import Console
@@ -58,6 +59,14 @@ Method:
   Ratios to C vary less between machines than times do.
 """
 
+COMMAND = """\
+`python perf/segmentation.py SCAN --save` measures the command with a scan and the network that
+comes with tripq. *Call* is the time from the start of Python to the last file. The rows below it
+are the stages of a second call, in which a thread checks every 5 ms what the command does. *Network
+alone* is the network on the same voxels after the call, graphs and statistics of the norms
+included. Its probabilities differ from those of the written map by {:.0e} at most.
+"""
+
 
 def print_run(run: Run, console: Console) -> None:
     """Show a run as tables on a console."""
@@ -95,7 +104,7 @@ def _rich(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> T
 
 def page(results: dict[str, tuple[Run, ...]]) -> str:
     """docs/performance.md, from the runs of each device by its name."""
-    parts = [INTRODUCTION, "## Goals\n", *_goals(results)]
+    parts = [INTRODUCTION, "## Goals\n", *_goals(results), *_command(segmentation.stored())]
     for slug, runs in sorted(results.items()):
         parts += _device(slug, runs)
     return "\n".join(parts)
@@ -115,6 +124,15 @@ def _goals(results: dict[str, tuple[Run, ...]]) -> list[str]:
 
 def _goal_row(goal: Goal, value: str, verdict: str) -> list[str]:
     return [f"`{goal.workload}`", goal.quantity, goal.limit, value, verdict]
+
+
+def _command(calls: Sequence[segmentation.Call]) -> list[str]:
+    """Where the time of `tripq segment` goes."""
+    if not calls:
+        return []
+    header, *rows = segmentation.table(calls)
+    difference = max(call.difference for call in calls)
+    return ["## `tripq segment`\n", COMMAND.format(difference), _markdown(header, rows)]
 
 
 def _device(slug: str, runs: Sequence[Run]) -> list[str]:
