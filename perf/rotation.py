@@ -78,7 +78,7 @@ class Row:
     turned_scan: float
     scan_there_and_back: float
     map_there_and_back: float
-    directions_left: float
+    table_unchanged: float
 
 
 COLUMNS = tuple(field.name for field in fields(Row))[1:]

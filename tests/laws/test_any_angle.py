@@ -43,7 +43,7 @@ def test_the_table_tells_resampling_from_what_is_wrong(
     assert 0 < result.shifted_scan < 1
     for row in result.rows:
         assert row.turned_grid < ROUNDING
-        assert 0 < row.map_there_and_back < row.turned_scan < row.directions_left
+        assert 0 < row.map_there_and_back < row.turned_scan < row.table_unchanged
     rotation.write(result, tmp_path)
     kept = json.loads((tmp_path / "rotation.json").read_text())
     assert kept["rows"][1]["turned_scan"] == result.rows[1].turned_scan
