@@ -45,7 +45,7 @@ STAGES = {
     "reading and checks": ("scans/", "commands/checks.py", "commands/scans.py"),
     "statistics of the norms": ("domain/window.py",),
     "graph": ("domain/",),
-    "layers": ("backends/", "networks/", "nn/", "filters/", "so3/"),
+    "layers": ("backends/", "networks/", "nn/", "filters/", "so3/", "kernels/"),
 }
 IMPORTS, OTHER = "imports", "other"
 

@@ -76,7 +76,7 @@ EQUIVARIANT = Recipe(
     "equivariant",
     lambda: LesionSegmenter(p_radius=RADIUS, normalize="local", b0_contrast=True, **SMALL),
     Stage(3600, 5e-3, every=1200),
-    Stage(500, 3e-3),
+    Stage(1500, 5e-3),
 )
 """The network that comes with tripq."""
 
