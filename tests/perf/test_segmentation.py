@@ -20,15 +20,17 @@ def segmentation(perf_modules: None) -> ModuleType:
 
 
 @pytest.mark.exhaustive
-def test_the_stages_sum_to_the_call_and_the_map_is_that_of_the_network(
-    segmentation: ModuleType, tmp_path: Path
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_map_of_the_measured_call_is_that_of_the_network(
+    masked: bool, segmentation: ModuleType, tmp_path: Path
 ) -> None:
     anatomy = default_anatomy(4.0).within((-32, -48, 0), (32, 24, 20))
     subject = simulate_subject(anatomy, GradientTable.from_shells([1000], [12]), 0)
     write_subject(subject, tmp_path)
-    scan = segmentation.Scan("small", tmp_path / "dwi.nii.gz", tmp_path / "mask.nii.gz")
-    call = segmentation.measure(scan, 1)
-    assert call.voxels == subject.dwi.mask.sum()
+    mask = tmp_path / "mask.nii.gz" if masked else None
+    call = segmentation.measure(segmentation.Scan("small", tmp_path / "dwi.nii.gz", mask), 1)
+    assert call.mask is masked
+    assert call.voxels == subject.dwi.mask.sum() or not masked
     assert call.difference <= segmentation.TOLERANCE
     assert call.stages["imports"] > 0.5  # the import of torch alone takes more
     assert {"layers", "maps and page"} <= set(call.stages)
@@ -70,3 +72,4 @@ def test_calls_are_kept_and_shown(
     assert table[0] == ["", "a", "b"]
     assert ["voxels", "1,234", "1,234"] in table
     assert ["imports", "0.0 s", "1.0 s"] in table
+    assert ["goal", "at most 18.0 s", "at most 8.0 s"] in table  # the mask of "a" is computed
