@@ -21,7 +21,7 @@ def describe_machine(device: str, dtype: str, threads: int | None) -> Machine:
     number = getattr(torch, dtype)
     return Machine(
         device,
-        torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        torch.cuda.get_device_name() if device == "cuda" else processor(),
         torch.get_num_threads(),
         _versions(device),
         _matrix_product_rate(device, number),
@@ -67,7 +67,7 @@ def _versions(device: str) -> dict[str, str]:
     return versions
 
 
-def _processor() -> str:
+def processor() -> str:
     """Model of the CPU, with its cores."""
     info = Path("/proc/cpuinfo")
     models = [

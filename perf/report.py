@@ -64,7 +64,7 @@ COMMAND = """\
 comes with tripq. *Call* is the time from the start of Python to the last file. The rows below it
 are the stages of a second call, in which a thread checks every 5 ms what the command does. *Network
 alone* is the network on the same voxels after the call, graphs and statistics of the norms
-included. Its probabilities differ from those of the written map by {:.0e} at most. The *goal* is
+included; the largest difference from the probabilities in the written map is {:.1g}. The *goal* is
 three times this time and 5 s, and 10 s more if the mask is computed.
 """
 

@@ -110,6 +110,8 @@ class Call:
         Voxels in the mask, and volumes.
     mask : bool
         Whether a mask was given.
+    processor : str
+        Its model.
     threads : int
         Of torch.
     seconds : float
@@ -126,6 +128,7 @@ class Call:
     voxels: int
     samples: int
     mask: bool
+    processor: str
     threads: int
     seconds: float
     network_seconds: float
@@ -134,7 +137,7 @@ class Call:
 
     @property
     def goal(self) -> float:
-        """Seconds that the call may take: three times the network, and 5 s, or 15 s without mask."""
+        """Seconds that a call may take: three times the network, and 5 s, or 15 s without mask."""
         return 3 * self.network_seconds + (5 if self.mask else 15)
 
 
@@ -227,6 +230,8 @@ def measure_stages(scan: Scan, threads: int, seconds: float) -> Call:
         import numpy as np
 
         map = nib.load(written).get_fdata(dtype=np.float32)  # type: ignore[attr-defined]
+    from machine import processor
+
     from tripq.scans import read_dwi
     from tripq.scans.brain import read_brain
     from tripq.tasks.lesions.command import LesionCommands
@@ -244,6 +249,7 @@ def measure_stages(scan: Scan, threads: int, seconds: float) -> Call:
         len(alone),
         len(dwi.q),
         scan.mask is not None,
+        processor(),
         threads,
         seconds,
         time.perf_counter() - start,
@@ -274,7 +280,7 @@ def table(calls: Sequence[Call]) -> list[list[str]]:
         ["voxels", *(f"{call.voxels:,}" for call in calls)],
         ["volumes", *(str(call.samples) for call in calls)],
         ["mask", *("given" if call.mask else "computed" for call in calls)],
-        ["threads", *(str(call.threads) for call in calls)],
+        ["processor", *(f"{call.processor}, {call.threads} threads" for call in calls)],
         ["**call**", *(f"**{call.seconds:.1f} s**" for call in calls)],
         ["goal", *(f"at most {call.goal:.1f} s" for call in calls)],
         ["network alone", *(f"{call.network_seconds:.1f} s" for call in calls)],

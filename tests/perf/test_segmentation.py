@@ -46,7 +46,7 @@ def test_the_thread_counts_seconds_where_the_code_is(segmentation: ModuleType) -
 def test_a_wrong_map_has_no_figures(
     segmentation: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    call = segmentation.Call("scan", 100, 13, True, 1, 2.0, 1.0, 1e-6, {"imports": 1.0})
+    call = segmentation.Call("scan", 100, 13, True, "EPYC", 1, 2.0, 1.0, 1e-6, {"imports": 1.0})
     monkeypatch.setattr(segmentation.subprocess, "run", lambda *_, **__: None)
     scan = segmentation.Scan("scan", tmp_path / "dwi.nii.gz")
     for difference, refused in ((1e-6, False), (1e-3, True)):
@@ -63,7 +63,7 @@ def test_calls_are_kept_and_shown(
     segmentation: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(segmentation, "KEPT", tmp_path / "kept")
-    call = segmentation.Call("b", 1234, 13, True, 1, 2.0, 1.0, 1e-6, {"imports": 1.0})
+    call = segmentation.Call("b", 1234, 13, True, "EPYC", 1, 2.0, 1.0, 1e-6, {"imports": 1.0})
     other = replace(call, scan="a", mask=False, stages={"layers": 0.5})
     for each in (call, other):
         segmentation.keep(each)
