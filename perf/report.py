@@ -62,10 +62,11 @@ Method:
 COMMAND = """\
 `python perf/segmentation.py SCAN --save` measures the command with a scan and the network that
 comes with tripq. *Call* is the time from the start of Python to the last file. The rows below it
-are the stages of a second call, in which a thread checks every 5 ms what the command does. *Network
-alone* is the network on the same voxels after the call, graphs and statistics of the norms
-included; the largest difference from the probabilities in the written map is {:.1g}. The *goal* is
-three times this time and 5 s, and 10 s more if the mask is computed.
+are the stages of a second call, in which a thread checks every 5 ms what the command does; the
+start and the end of Python are not in them. *Network alone* is the computation of the map from the
+signal, with graphs and statistics of the norms; the largest difference from the probabilities in
+the written map is {:.1g}. The *goal* is three times the time of *network alone* and 5 s, or 15 s if
+the mask is computed.
 """
 
 
