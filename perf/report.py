@@ -75,16 +75,16 @@ def print_run(run: Run, console: Console) -> None:
     if run.workload == "scaling":
         for axis in axes(run):
             header, *rows = scaling_table(run, axis)
-            console.print(_rich(f"scaling with {axis}", header, rows))
+            console.print(rich_table(f"scaling with {axis}", header, rows))
         return
     title = f"{run.workload} ({about(run)}; {run.dtype}, {_threads(run.machine)})"
     header, *rows = table_of(run)
-    console.print(_rich(title, header, rows))
+    console.print(rich_table(title, header, rows))
     for line in notes_of(run):
         console.print(line)
     stages = [[label(row.method), stages_of(row)] for row in run.rows if row.stages]
     if stages:
-        console.print(_rich("where the time goes", ("method", "stages"), stages))
+        console.print(rich_table("where the time goes", ("method", "stages"), stages))
     if (line := verdict_on_auto(run)) is not None:
         console.print(line)
     for goal, value, verdict in judged(run.machine.slug, [run]):
@@ -92,7 +92,8 @@ def print_run(run: Run, console: Console) -> None:
             console.print(f"{goal.quantity}: {goal.limit}: {value}, {verdict}", markup=False)
 
 
-def _rich(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+def rich_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table for a console."""
     table = Table(title=title)
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")

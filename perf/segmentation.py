@@ -16,7 +16,6 @@ from __future__ import annotations
 import last_on_path  # isort: split
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -33,7 +32,6 @@ from typing import Annotated, Literal
 import typer
 from measure import NotMeasured, in_own_process
 from rich.console import Console
-from rich.table import Table
 from rows import RESULTS
 
 #: Files with what was measured.
@@ -221,12 +219,14 @@ def measure_stages(scan: Scan, threads: int, seconds: float) -> Call:
     """Call the command in this process, which must be new; then evaluate the network alone."""
     with TemporaryDirectory() as folder:
         with watched() as stages:
-            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `tripq.commands.run` does
-            from tripq.commands import app
+            from tripq.commands import run
 
-            status = app(scan.words(Path(folder), threads), standalone_mode=False)
-        if status:
-            raise NotMeasured(f"tripq segment ended with {status}")
+            sys.argv = ["tripq", *scan.words(Path(folder), threads)]
+            try:
+                run()
+            except SystemExit as ended:
+                if ended.code:
+                    raise NotMeasured(f"tripq segment ended with {ended.code}") from None
         (written,) = Path(folder).glob("*_probseg.nii.gz")
         import nibabel as nib
         import numpy as np
@@ -311,14 +311,12 @@ def main(
         call = measure(scan, threads)
     except (NotMeasured, subprocess.CalledProcessError) as why:
         raise typer.BadParameter(f"{file}: {why}") from None
-    header, *rows = table([call])
-    shown = Table(*header, title=f"tripq segment; largest difference {call.difference:.1g}")
-    for row in rows:
-        shown.add_row(*(cell.strip("*") for cell in row))
-    Console(width=None if sys.stdout.isatty() else 100).print(shown)
-    if save:
-        from report import write_report
+    from report import rich_table, write_report
 
+    title = f"tripq segment; largest difference {call.difference:.1g}"
+    header, *rows = [[cell.strip("*") for cell in row] for row in table([call])]
+    Console(width=None if sys.stdout.isatty() else 100).print(rich_table(title, header, rows))
+    if save:
         keep(call)
         write_report()
 

@@ -65,7 +65,7 @@ def test_a_wrong_map_has_no_figures(
         found = replace(call, difference=difference)
         monkeypatch.setattr(segmentation, "in_own_process", lambda *_, found=found, **__: found)
         if refused:
-            with pytest.raises(segmentation.NotMeasured, match="differs by"):
+            with pytest.raises(segmentation.NotMeasured, match=f"differs by {difference:g}"):
                 segmentation.measure(scan, 1)
         else:
             assert segmentation.measure(scan, 1) == found
