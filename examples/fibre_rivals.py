@@ -33,10 +33,12 @@ import typer
 from fibre_study import heads
 from fibre_study.picture import draw_peaks
 from fibre_study.results import (
-    CSD,
+    DECONVOLUTIONS,
     DENOISED,
     MAIN_B_VALUE,
     NETWORK,
+    RIDGE,
+    RIDGE_DENOISED,
     TABLES,
     VOXELWISE,
     RealRow,
@@ -51,6 +53,8 @@ from fibre_study.rivals import (
     PATCH_RADII,
     Deconvolution,
     Denoised,
+    RidgeDeconvolution,
+    all_ridges,
     all_settings,
     denoised,
 )
@@ -64,6 +68,7 @@ from study.weights import notes, write_card
 from tripq.networks import load_network, save_network
 from tripq.networks.blocks import graph_radius, predict_blocks
 from tripq.scans import DWI, read_dwi
+from tripq.scans.response import scale_by_response
 from tripq.scans.tensor import tensor_maps
 from tripq.tasks.fibres.command import FibreCommands
 from tripq.tasks.fibres.network import FibreNetwork
@@ -83,12 +88,12 @@ WEIGHTS = ROOT / "tripq" / "tasks" / "fibres" / "weights" / FibreCommands.weight
 
 OUT = Path("runs/fibres")
 
-HEADS, TESTS, STEPS = 20, 3, 700
+HEADS, TESTS, STEPS = 30, 3, 2400
 
 VALIDATION_HEADS = 3
 """Settings that are best on one head do not carry over to others from 12 directions."""
 
-BOX_SIZE, N_BOXES, LEARNING_RATE = 8, 2, 8e-3
+BOX_SIZE, N_BOXES, LEARNING_RATE = 10, 3, 8e-3
 
 AUGMENTATION = Augmentation(noise=0.0, bias=0.0, b0_error=0.0, dropped=0.5)
 """The heads differ in all but the choice of directions."""
@@ -154,7 +159,7 @@ class Study:
     def training(self) -> list[SimulatedFibres]:
         """The heads of the training."""
         console.print(f"simulating {self.heads} heads")
-        return list(heads.training_heads(self.heads, seed=0))
+        return [head.scaled() for head in heads.training_heads(self.heads, seed=0)]
 
     def validation(self, b_value: float) -> list[SimulatedFibres]:
         """The heads that choose weights of networks and settings of deconvolutions."""
@@ -209,24 +214,25 @@ class Study:
 
     def methods(self, b_value: float, directions: int) -> dict[str, Predict]:
         """All methods, the deconvolutions with their settings for such scans."""
-        chosen = {one.method: one for one in self.settings(b_value, directions)}
-        plain, after = (
-            Deconvolution(one.order, one.penalty, one.threshold)
-            for one in (chosen[CSD], chosen[DENOISED])
-        )
         return {
             NETWORK: by_network(self.network(NETWORK)),
             VOXELWISE: by_network(self.network(VOXELWISE)),
-            CSD: plain,
-            DENOISED: Denoised(after, chosen[DENOISED].patch_radius),
+            **{one.method: with_setting(one) for one in self.settings(b_value, directions)},
         }
 
     def settings(self, b_value: float, directions: int) -> tuple[Setting, ...]:
-        """What suits the heads of the validation best."""
-        path = self.folder / f"settings-{b_value:.0f}-{directions}.json"
-        return kept.read_or_make(
-            path, Setting, lambda: tune(self.validation(b_value), b_value, directions)
-        )
+        """What suits the heads of the validation best, for each of the deconvolutions."""
+        found: list[Setting] = []
+        for method in DECONVOLUTIONS:
+            name = f"settings-{method.replace(' ', '-')}-{b_value:.0f}-{directions}.json"
+            found += kept.read_or_make(
+                self.folder / name,
+                Setting,
+                lambda method=method: [  # type: ignore[misc]
+                    tune(method, self.validation(b_value), b_value, directions)
+                ],
+            )
+        return tuple(found)
 
     def rows(self, b_value: float, directions: int) -> tuple[Row, ...]:
         """Scores of all methods on the heads of the tests."""
@@ -252,7 +258,7 @@ class Study:
         for number in heads.SHOWN:
             dwi = heads.with_directions(head.dwi, number)
             for name, predict in self.methods(MAIN_B_VALUE, number).items():
-                if name in (NETWORK, DENOISED):
+                if name in (NETWORK, RIDGE_DENOISED):
                     peaks = np.zeros_like(head.peaks)
                     peaks[rows] = find_peaks(predict(dwi, rows))
                     panels[f"{name}, {number} directions"] = peaks
@@ -289,27 +295,40 @@ def make_network(name: str) -> FibreNetwork:
 
 def by_network(network: FibreNetwork) -> Predict:
     """The prediction of a network."""
-    return lambda dwi, rows: predict_blocks(network, dwi)[rows]
+    return lambda dwi, rows: predict_blocks(network, scale_by_response(dwi))[rows]
 
 
 def shown_in_validation(head: SimulatedFibres) -> list[SimulatedFibres]:
-    """A head with each of the numbers of directions."""
-    return [replace(head, dwi=heads.with_directions(head.dwi, number)) for number in heads.SHOWN]
+    """A head with each of the numbers of directions, as networks take it."""
+    shown = (heads.with_directions(head.dwi, number) for number in heads.SHOWN)
+    return [replace(head, dwi=dwi).scaled() for dwi in shown]
 
 
-def tune(validation: Sequence[SimulatedFibres], b_value: float, directions: int) -> list[Setting]:
-    """The settings of the deconvolutions with the least error at the crossings of some heads."""
-    best = []
-    for method, radii in ((CSD, (0,)), (DENOISED, PATCH_RADII)):
-        tried = []
-        for radius in radii:
-            voxels = [TuningVoxels.of(head, directions, radius) for head in validation]
-            for one in all_settings():
-                error = float(np.mean([some.error(one) for some in voxels]))
-                shape = (one.order, one.penalty, one.threshold)
-                tried.append(Setting(method, b_value, directions, *shape, radius, error))
-        best.append(min(tried, key=lambda one: one.crossing_error))
-        console.print(best[-1], markup=False)
+def settings_of(method: str) -> Sequence[Deconvolution | RidgeDeconvolution]:
+    """Settings of a deconvolution to choose from."""
+    return all_ridges() if method in (RIDGE, RIDGE_DENOISED) else all_settings()
+
+
+def with_setting(one: Setting) -> Predict:
+    """The deconvolution of a setting."""
+    kind = RidgeDeconvolution if one.method in (RIDGE, RIDGE_DENOISED) else Deconvolution
+    deconvolution = kind(one.order, one.penalty, one.threshold)
+    return Denoised(deconvolution, one.patch_radius) if one.patch_radius else deconvolution
+
+
+def tune(
+    method: str, validation: Sequence[SimulatedFibres], b_value: float, directions: int
+) -> Setting:
+    """The setting of a deconvolution with the least error at the crossings of some heads."""
+    tried = []
+    for radius in PATCH_RADII if method in (DENOISED, RIDGE_DENOISED) else (0,):
+        voxels = [TuningVoxels.of(head, directions, radius) for head in validation]
+        for one in settings_of(method):
+            error = float(np.mean([some.error(one) for some in voxels]))
+            shape = (one.order, one.penalty, one.threshold)
+            tried.append(Setting(method, b_value, directions, *shape, radius, error))
+    best = min(tried, key=lambda one: one.crossing_error)
+    console.print(best, markup=False)
     return best
 
 
@@ -340,9 +359,9 @@ class TuningVoxels:
         known = FibreMap(head.name, head.fodf[rows], head.peaks[rows], None)
         return cls(denoised(dwi, radius) if radius else dwi, rows, known)
 
-    def error(self, one: Deconvolution) -> float:
+    def error(self, deconvolve: Predict) -> float:
         """The error of a deconvolution there, in degrees."""
-        found = score_fibres([replace(self.known, fodf=one(self.dwi, self.rows))])
+        found = score_fibres([replace(self.known, fodf=deconvolve(self.dwi, self.rows))])
         return float(found.rows[-1].columns["crossing_error"])
 
 

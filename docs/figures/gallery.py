@@ -7,26 +7,20 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 from tripq.networks import load_network
 from tripq.networks.apply import apply_model, load_model
-from tripq.networks.blocks import graph_radius, predict_blocks
+from tripq.networks.blocks import predict_blocks
 from tripq.scans import DWI
 from tripq.simulate import Anatomy, GradientTable, default_anatomy, simulate_scan
-from tripq.tasks.fibres.network import FibreNetwork
+from tripq.tasks.fibres.command import FibreCommands
 from tripq.tasks.fibres.peaks import find_peaks
 from tripq.tasks.fibres.simulate import simulate_fibres
-from tripq.tasks.fibres.task import FibreTask
 from tripq.tasks.lesions.simulate import simulate_subject
 from tripq.tasks.signal.command import SignalCommands
 from tripq.tasks.tissue.command import TissueCommands
 from tripq.tasks.tissue.simulated import label_scan
-from tripq.training import Budget, PatchDataModule, train
-
-STEPS = 100
-"""Of each training."""
 
 IMAGES = Path(__file__).parents[1] / "images"
 
@@ -92,19 +86,19 @@ def tissue_figure(anatomy: Anatomy) -> Figure:
 
 
 def fibres_figure(anatomy: Anatomy) -> Figure:
-    """The largest peak of every voxel of white matter, known and found, on b0."""
-    torch.manual_seed(0)
-    table = GradientTable.from_shells([1000.0], [20])
-    seen, unseen = (simulate_fibres(anatomy, table, seed, snr=20.0) for seed in (1, 2))
-    network = FibreNetwork(p_radius=6.0, p_features="8x0e + 4x2e + 2x4e")
-    patches = PatchDataModule([seen], FibreTask(), radius=graph_radius(network), box_size=10)
-    train(network, patches, Budget(steps=STEPS), learning_rate=4e-3)
-    found = find_peaks(predict_blocks(network, unseen.dwi))
-    dwi, white = unseen.dwi, unseen.peaks[:, 0].any(axis=1)
+    """The largest peak of every voxel of white matter, known and found by the included network."""
+    head = simulate_fibres(anatomy, GradientTable.from_shells([1000.0], [20]), seed=2, snr=20.0)
+    commands = FibreCommands()
+    found = apply_model(
+        load_model(commands.included_weights()), head.dwi, predict=commands.predict
+    ).output
+    dwi, white = head.dwi, head.peaks[:, 0].any(axis=1)
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     middle = dwi.mask.shape[2] // 2
     for axes, (title, peaks) in zip(
-        figure.subplots(1, 2), {"known": unseen.peaks, "found": found}.items(), strict=True
+        figure.subplots(1, 2),
+        {"known": head.peaks, "found": find_peaks(found)}.items(),
+        strict=True,
     ):
         axes.imshow(dwi.volume(dwi.b0)[:, :, middle].T, cmap="gray", origin="lower")
         along = dwi.volume(np.where(white[:, None], peaks[:, 0], 0))[:, :, middle]

@@ -11,7 +11,9 @@ from study import kept
 from study.pages import table, write_between
 
 NETWORK, VOXELWISE, CSD, DENOISED = "network", "voxelwise network", "CSD", "CSD after MP-PCA"
-METHODS = (NETWORK, VOXELWISE, CSD, DENOISED)
+RIDGE, RIDGE_DENOISED = "CSD with a ridge", "CSD with a ridge after MP-PCA"
+DECONVOLUTIONS = (CSD, DENOISED, RIDGE, RIDGE_DENOISED)
+METHODS = (NETWORK, VOXELWISE, *DECONVOLUTIONS)
 
 MAIN_B_VALUE = 1000.0
 """Of the table of all scores, in s/mm2."""
@@ -144,9 +146,9 @@ class Results:
         return float(np.mean(self.of_heads(score, method, b_value, directions)))
 
     def reference(self, b_value: float) -> float:
-        """Error at crossings of the better deconvolution from most directions."""
+        """Error at crossings of the best deconvolution from most directions."""
         most = max(directions for _, directions in self.cells())
-        return min(self.mean("crossing_error", name, b_value, most) for name in (CSD, DENOISED))
+        return min(self.mean("crossing_error", name, b_value, most) for name in DECONVOLUTIONS)
 
 
 def scores_table(results: Results) -> str:
@@ -189,7 +191,8 @@ def b_values_table(results: Results) -> str:
 def settings_table(results: Results) -> str:
     """What was chosen for the deconvolutions."""
     return table(
-        "method | b-value | directions | order | λ | τ | radius of MP-PCA | error that chose them",
+        "method | b-value | directions | order | λ or μ | τ | radius of MP-PCA | error that chose "
+        "them",
         [
             f"{one.method} | {one.b_value:.0f} | {one.directions} | {one.order} | {one.penalty:g} |"
             f" {one.threshold:g} | {one.patch_radius or '-'} | {one.crossing_error:.1f}°"

@@ -1,10 +1,10 @@
-"""Constrained spherical deconvolution of dipy, and how it is tuned."""
+"""Constrained spherical deconvolutions of dipy and of tripq, and how they are tuned."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from itertools import product
 
 import numpy as np
@@ -16,7 +16,9 @@ from signal_study.rivals import MPPCA
 from study.gradients import dipy_table
 
 from tripq.scans import DWI
+from tripq.scans.response import FLUID, RESPONSE_VOXELS, scale_by_response
 from tripq.scans.tensor import tensor_maps
+from tripq.so3.deconvolution import Deconvolution as Ridge
 from tripq.so3.fit import harmonics_at
 from tripq.so3.mrtrix import ORTHONORMAL
 
@@ -27,11 +29,7 @@ THRESHOLDS = (0.0, 0.1, 0.3, 0.6)
 PATCH_RADII = (1, 2)
 """Of MP-PCA, in voxels."""
 
-RESPONSE_VOXELS = 300
-"""The response is that of so many voxels with the highest FA, as in MRtrix' ``dwi2response fa``."""
-
-FLUID = 1.1e-3
-"""Mean diffusivity in mm2/s above which a voxel is none of the response: noise of fluid has FA."""
+RIDGES = (1e-9, 1e-8, 1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 
 
 @dataclass(frozen=True)
@@ -69,10 +67,36 @@ class Deconvolution:
 
 
 @dataclass(frozen=True)
-class Denoised:
-    """The same after MP-PCA of the whole scan."""
+class RidgeDeconvolution:
+    """The deconvolution with which networks start, by itself; see `tripq.so3.deconvolution`.
 
-    deconvolution: Deconvolution
+    Parameters
+    ----------
+    order : int
+        Highest of the harmonics.
+    penalty : float
+        The ridge.
+    threshold : float
+        Amplitude that values must not fall below: always 0.
+    """
+
+    order: int
+    penalty: float
+    threshold: float = 0.0
+
+    def __call__(self, dwi: DWI, rows: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Distributions in some voxels of a scan, (n, C), as of `tripq.so3.mrtrix`."""
+        scaled = scale_by_response(dwi)
+        q, signal = torch.from_numpy(scaled.q[1:]), torch.from_numpy(scaled.signal[rows, 1:])
+        found: NDArray[np.float32] = Ridge.of(q, self.order, self.penalty)(signal).numpy()
+        return found
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """A deconvolution after MP-PCA of the whole scan."""
+
+    deconvolution: Deconvolution | RidgeDeconvolution
     patch_radius: int
 
     def __call__(self, dwi: DWI, rows: NDArray[np.intp]) -> NDArray[np.float32]:
@@ -80,6 +104,7 @@ class Denoised:
         return self.deconvolution(denoised(dwi, self.patch_radius), rows)
 
 
+@lru_cache(maxsize=4)  # several methods take the same
 def denoised(dwi: DWI, patch_radius: int) -> DWI:
     """A scan after MP-PCA."""
     return replace(dwi, signal=MPPCA(patch_radius)(dwi).astype(np.float32))
@@ -112,5 +137,10 @@ def response_of(dwi: DWI) -> tuple[NDArray[np.float64], float]:
 
 
 def all_settings() -> list[Deconvolution]:
-    """Settings to choose from."""
+    """Settings of dipy's deconvolution to choose from."""
     return [Deconvolution(*one) for one in product(ORDERS, PENALTIES, THRESHOLDS)]
+
+
+def all_ridges() -> list[RidgeDeconvolution]:
+    """Settings of tripq's deconvolution to choose from."""
+    return [RidgeDeconvolution(max(ORDERS), one) for one in RIDGES]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.tasks.fibres.conftest import fibre_head
+from tests.tasks.fibres.conftest import scaled_head
 from tests.training.test_training import labelled_scan
 from tripq import PQGraph
 from tripq.filters.radial import Radial
@@ -132,17 +132,17 @@ def test_an_encoder_inside_a_network_of_ones_own_is_found(file: Path) -> None:
 
 
 def test_shells_are_taken_with_their_scales(file: Path) -> None:
-    """Products of higher orders are features of the fibres alone, and no input of the layers."""
-    source = trained(SignalPredictor(**SHELL))
+    source = trained(FibreNetwork(**SHELL, channels=3))
     save_network(source, file)
     network = FibreNetwork(**SHELL)
     taken = start_from(network, file)
-    dwi = fibre_head(0).dwi
-    signal, q = torch.from_numpy(dwi.signal[:, 1:]), torch.from_numpy(dwi.q[1:])
+    dwi = scaled_head(0).dwi
+    signal = torch.from_numpy(dwi.signal)
     graph = PQGraph.from_grid(dwi.mask, dwi.affine, dwi.q, 5.0)
+    ((scan, _),) = graph.by_scan(signal)
 
     def layers(one: Any) -> torch.Tensor:
-        return one.blocks[0](one.fit_shell(signal, q).features[:, one._taken], graph)
+        return one.blocks[0](one._features_of(signal, scan)[:, one._taken], graph)
 
     assert torch.equal(layers(network), layers(source))
     assert {"mean", "size", "noise"} < set(taken.tensors)
@@ -171,6 +171,12 @@ def test_shells_are_taken_with_their_scales(file: Path) -> None:
             LesionSegmenter(**SMALL),
             "its SignalPredictor is of the kind ShellNetwork, and this network needs one of the "
             "kind Encoder",
+        ),
+        (
+            SignalPredictor(**SHELL),
+            FibreNetwork(**SHELL),
+            "its SignalPredictor is of the kind ShellNetwork, and this network needs one of the "
+            "kind FibreNetwork",
         ),
         (
             ConvSegmenter(4, widths=(3,)),
@@ -222,16 +228,19 @@ def test_only_the_head_is_initialised(file: Path) -> None:
 
 
 def test_scales_of_shells_are_kept(file: Path) -> None:
-    scan, task = fibre_head(0), FibreTask()
-    save_network(trained(SignalPredictor(**SHELL)), file)
-    network, other = FibreNetwork(**SHELL), SignalPredictor(**SHELL)
-    for one, its in ((network, task), (other, SignalTask())):
+    scan = scaled_head(0)
+    for source, one, its in (
+        (FibreNetwork(**SHELL, channels=3), FibreNetwork(**SHELL), FibreTask()),
+        (SignalPredictor(**SHELL), SignalPredictor(**SHELL), SignalTask()),
+    ):
+        save_network(trained(source), file)
         taken = start_from(one, file)
         scales = [float(value) for value in (one.mean, one.noise, *one.size)]
         batch = PatchDataModule([scan], its, radius=5.0, box_size=6).first()
         its.initialise(one, batch, taken.modules)
         assert [float(value) for value in (one.mean, one.noise, *one.size)] == scales
-    assert any(bool(weight.detach().any()) for weight in network.start)  # solved
+        if isinstance(one, FibreNetwork):
+            assert any(bool(weight.detach().any()) for weight in one.start)  # solved
 
 
 def test_training_begins_with_what_was_taken(file: Path) -> None:

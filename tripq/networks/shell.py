@@ -48,7 +48,7 @@ class FittedShell:
     ----------
     coefficients : Tensor of shape (V, C)
         Of the fit.
-    features : Tensor of shape (V, irreps_shell_features.dim)
+    features : Tensor of shape (V, C')
         What the layers take: products of the coefficients in the voxel, the logarithm of its noise,
         |q|, the logarithms of `errors`, and the coefficients, scaled; and what the smoothing took
         from them, in units of their standard errors.
@@ -73,6 +73,8 @@ class ShellNetwork(Encoding):
         those up to `order`.
     head_on_neighbours : bool
         Whether the last layer takes the neighbours of a voxel, too.
+    beside : Irreps or str
+        Further features of a voxel, which a subclass appends to those of the shell.
     p_radius : float
         Radius of a layer's neighbourhood in mm.
     p_features : Irreps or str
@@ -91,7 +93,7 @@ class ShellNetwork(Encoding):
     Attributes
     ----------
     irreps_shell, irreps_features : Irreps
-        Of the coefficients and of the features of a `FittedShell`.
+        Of the coefficients, and of the features of a `FittedShell` with those `beside` it.
 
     Raises
     ------
@@ -119,6 +121,7 @@ class ShellNetwork(Encoding):
         *,
         product_order: int,
         head_on_neighbours: bool = True,
+        beside: o3.Irreps | str = "",
         p_radius: float = 4.0,
         p_features: o3.Irreps | str = "24x0e + 8x2e + 4x4e",
         n_p_layers: int = 1,
@@ -149,8 +152,8 @@ class ShellNetwork(Encoding):
         given = o3.Irreps([(1, (l, 1)) for _, _, l in self._products])
         given = given + o3.Irreps([(2 + len(orders), "0e")])
         given = given + self.irreps_shell + self.irreps_shell
-        self.irreps_features = given
-        self._taken, given = _up_to(order, given)
+        self.irreps_features = given + o3.Irreps(beside)
+        self._taken, given = _up_to(order, self.irreps_features)
         blocks: list[Block] = []
         for _ in range(n_p_layers):
             blocks.append(

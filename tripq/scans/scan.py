@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
@@ -14,6 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from tripq.scans.errors import DWIError
 from tripq.scans.shells import LIKE_B, SHELL_TOLERANCE, Shell, find_shells
+
+if TYPE_CHECKING:
+    from tripq.scans.response import Response
 
 B_REFERENCE = 1000.0
 """The b-value, in s/mm2, whose q-vectors have length 1: the most common shell in clinical scans."""
@@ -70,6 +73,8 @@ class DWI:
         See `tripq.scans.shells.SHELL_TOLERANCE`.
     b0_volumes : int, optional
         Number of b0 volumes in the mean.
+    response : tripq.scans.response.Response, optional
+        By which `signal` and `q` are scaled; None in a scan as it was read.
 
     Raises
     ------
@@ -108,6 +113,7 @@ class DWI:
     notes: tuple[str, ...] = ()
     shell_tolerance: float = SHELL_TOLERANCE
     b0_volumes: int = 1
+    response: Response | None = None
 
     def __post_init__(self) -> None:
         if self.mask.ndim != 3 or self.mask.dtype != np.bool_:

@@ -51,15 +51,19 @@ def tensor_maps(dwi: DWI) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     >>> f"{fa[0]:.3f}, {md[0]:.1e}"
     '0.000, 2.0e-03'
     """
+    values = tensor_values(dwi)
+    return anisotropy(values).astype(np.float32), values.mean(axis=1).astype(np.float32)
+
+
+def tensor_values(dwi: DWI) -> NDArray[np.floating]:
+    """Eigenvalues of the tensors of `tensor_maps`, (V, 3), ascending, in mm2/s."""
     x, y, z = dwi.q.T
     products = np.stack([x * x, y * y, z * z, x * y, x * z, y * z])
     logs = -np.log(np.maximum(dwi.signal, _LOWEST))
     xx, yy, zz, xy, xz, yz = (logs @ np.linalg.pinv(products).astype(np.float32)).T
     xy, xz, yz = xy / 2, xz / 2, yz / 2
     tensors = np.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], axis=1).reshape(-1, 3, 3)
-    values = np.maximum(np.linalg.eigvalsh(tensors), 0)
-    fa, md = _anisotropy(values), values.mean(axis=1)
-    return fa.astype(np.float32), (md / B_REFERENCE).astype(np.float32)
+    return np.maximum(np.linalg.eigvalsh(tensors), 0) / B_REFERENCE
 
 
 def main_directions(
@@ -91,10 +95,10 @@ def main_directions(
     fitted = logs @ np.linalg.pinv(design).T
     values, vectors = np.linalg.eigh(fitted[:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].reshape(-1, 3, 3))
     least = _LEAST_ATTENUATION / -design[:, :6].min()
-    return _anisotropy(np.maximum(values, least)), vectors[..., 2]
+    return anisotropy(np.maximum(values, least)), vectors[..., 2]
 
 
-def _anisotropy(values: NDArray[Any]) -> NDArray[Any]:
+def anisotropy(values: NDArray[Any]) -> NDArray[Any]:
     """Fractional anisotropy of tensors with the eigenvalues (V, 3), which are not negative."""
     squares = (values**2).sum(axis=1)
     spread = ((values - values.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)

@@ -23,6 +23,12 @@ def fibre_head(seed: int, number: int = 14, snr: float = 30.0) -> FibreScan:
     return simulate_fibres(small_anatomy(), table, seed, snr=snr)
 
 
+@cache
+def scaled_head(seed: int, number: int = 14) -> FibreScan:
+    """In units of its response, as networks take it."""
+    return fibre_head(seed, number).scaled()
+
+
 @pytest.fixture
 def head() -> FibreScan:
     return fibre_head(0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tasks.fibres.conftest import fibre_head
+from tests.tasks.fibres.conftest import scaled_head
 from tripq import PQGraph
 from tripq.networks import load_network, save_network
 from tripq.networks.blocks import predict_blocks
@@ -35,7 +35,7 @@ def test_the_distributions_turn_with_the_head(domain: str) -> None:
 
 
 def test_order_and_signs_of_directions_do_not_matter() -> None:
-    dwi, network = fibre_head(0).dwi, small()
+    dwi, network = scaled_head(0).dwi, small()
     rng = np.random.default_rng(0)
     columns = np.concatenate([[0], 1 + rng.permutation(len(dwi.q) - 1)])
     signs = rng.choice([-1.0, 1.0], size=(len(columns), 1))
@@ -47,7 +47,7 @@ def test_order_and_signs_of_directions_do_not_matter() -> None:
 
 
 def test_blocks_do_not_matter() -> None:
-    dwi, network = fibre_head(0).dwi, small()
+    dwi, network = scaled_head(0).dwi, small()
     whole, parts = (predict_blocks(network, dwi, max_voxels=n) for n in (100_000, 300))
     np.testing.assert_allclose(parts, whole, atol=1e-5 * np.abs(whole).max())
 
@@ -55,7 +55,7 @@ def test_blocks_do_not_matter() -> None:
 def test_the_linear_part_is_a_deconvolution() -> None:
     """Solved on one head, it knows shapes of another one."""
     network = FibreNetwork(p_features=SMALL, p_radius=5.0).eval()
-    scans = [fibre_head(seed) for seed in (1, 2)]
+    scans = [scaled_head(seed) for seed in (1, 2)]
     graphs = [PQGraph.from_grid(s.dwi.mask, s.dwi.affine, s.dwi.q, 5.0) for s in scans]
     signals = [torch.from_numpy(scan.dwi.signal) for scan in scans]
     known = [torch.from_numpy(FibreTask().target(scan)) for scan in scans]
@@ -78,7 +78,7 @@ def test_the_linear_part_is_a_deconvolution() -> None:
 
 def test_no_smaller_error_is_linear() -> None:
     network = FibreNetwork(p_features=SMALL, p_radius=5.0).eval()
-    scan = fibre_head(1)
+    scan = scaled_head(1)
     graph = PQGraph.from_grid(scan.dwi.mask, scan.dwi.affine, scan.dwi.q, 5.0)
     signal, known = torch.from_numpy(scan.dwi.signal), torch.from_numpy(scan.fodf)
     network.measure(signal, graph)
@@ -94,7 +94,7 @@ def test_no_smaller_error_is_linear() -> None:
 
 
 def test_the_largest_shell_is_used() -> None:
-    dwi, network = fibre_head(0).dwi, small()
+    dwi, network = scaled_head(0).dwi, small()
     few = np.sqrt(2) * dwi.q[1:4]
     signal = torch.from_numpy(dwi.signal)
     both = torch.cat([signal, torch.rand(len(signal), 3)], dim=1)
@@ -113,7 +113,7 @@ def test_numbers_out_of_range_are_refused() -> None:
 
 
 def test_it_is_kept_in_a_file(tmp_path: Path) -> None:
-    network, dwi = small(order=6, fit_order=2), fibre_head(0).dwi
+    network, dwi = small(order=6, fit_order=2), scaled_head(0).dwi
     network.error.fill_(0.3)
     save_network(network, tmp_path / "fibres.safetensors")
     again = load_network(tmp_path / "fibres.safetensors")
@@ -121,7 +121,7 @@ def test_it_is_kept_in_a_file(tmp_path: Path) -> None:
 
 
 def test_boxes_are_placed_on_white_matter() -> None:
-    scan = fibre_head(1)
+    scan = scaled_head(1)
     focus = FibreTask().focus(scan)
     assert 0 < focus.mean() < 1
     assert focus[scan.peaks[:, 0].any(axis=1)].all()  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tripq.scans import Frame
+from tripq.scans import DWI, Frame
 from tripq.tasks import Bar, Cohort, TaskCommands, Validation
 from tripq.tasks.datasets import read_all
 from tripq.tasks.fibres.names import FODF, PEAKS, describe_fodf, describe_peaks
@@ -117,6 +117,13 @@ class FibreCommands(TaskCommands["FibreConfig"]):
             f"{pooled['single_error']:.1f} degrees, at crossings {pooled['crossing_error']:.1f}.",
             write_page,
         )
+
+    def predict(self, network: nn.Module, dwi: DWI, /, **how: Any) -> NDArray[np.float32]:
+        """Orientation distributions of a scan; see `tripq.networks.blocks.predict_blocks`."""
+        from tripq.networks.blocks import predict_blocks
+        from tripq.scans.response import scale_by_response
+
+        return predict_blocks(network, scale_by_response(dwi), **how)
 
     def maps(self, model: Model, prediction: Prediction) -> Mapping[str, NDArray[Any]]:
         """Orientation distributions in MRtrix' harmonics, and their peaks."""

@@ -1,18 +1,18 @@
-r"""The network: fibre orientations from the harmonics of the signal of a voxel and its neighbours.
+r"""The network: fibre orientations from a scan in units of its response.
 
-The signal of a shell is a function on the sphere with the coefficients c of
-`tripq.so3.fit`.  The orientation distribution has the coefficients
+Two spherical deconvolutions (`tripq.so3.deconvolution`) that differ in their regularisation give
+distributions :math:`D_1, D_2` of every voxel, which are not negative.  The orientation distribution
+has the coefficients
 
 .. math::
     F_l = \sum_k a_{lk}\, X_{lk} + \sigma_l\, g_l(X),
 
-where X are features of order l of the voxel: the coefficients of the fit, and their products.  The
-first part is linear in them.  Its weights are solved by least squares on the first batch
-(`FibreNetwork.solve`): spherical deconvolution by harmonics, with second-order terms for orders
-above those of the fit.  g is an equivariant network, which also takes the noise and the properties
-of the table.  Layers on p-space collect the features up to the order of the fit from the
-neighbourhood, as some functions on the sphere and invariants of every voxel; products of these
-functions (`tripq.nn.products`) reach the orders above.  The last weights start at 0, and
+where X are features of order l of the voxel: those of the deconvolutions, the harmonics of the
+signal, and their products (`tripq.networks.shell`).  The first part is linear in them; its weights
+are solved by least squares on the first batch (`FibreNetwork.solve`).  g is an equivariant network.
+Layers on p-space collect the features up to the order of the fit from the neighbourhood, as some
+functions on the sphere and invariants of every voxel; products of these functions and of the
+deconvolutions (`tripq.nn.products`) reach the orders above.  The last weights start at 0, and
 :math:`\sigma_l` is the error of the first part.  So training starts at a deconvolution, and typical
 corrections are of size 1.
 """
@@ -38,8 +38,13 @@ from tripq.networks.shell import (
 )
 from tripq.nn.products import SphericalProducts, per_order
 from tripq.nn.residual import per_component, size_by_irrep
+from tripq.so3.deconvolution import Deconvolution
 from tripq.so3.fit import even_orders
-from tripq.so3.mrtrix import n_coefficients
+from tripq.so3.mrtrix import ORTHONORMAL, n_coefficients
+
+RIDGES = (1e-4, 2e-5)
+"""Regularisation of the deconvolutions: the least errors at crossings from 12 and from 32
+directions are near the first for b = 3000 s/mm2 and near the second for 1000."""
 
 _SCALARS = 16
 """Invariants of every voxel, from which the gates of the products are."""
@@ -50,9 +55,11 @@ _RIDGE = 1e-6  # of the mean square of the features, for the least squares
 class FibreNetwork(ShellNetwork):
     """Rotation-equivariant network from a diffusion scan to fibre orientation distributions.
 
-    The directions of a scan are reduced at once to harmonics, so that one set of weights serves
-    every gradient table.  Of several shells that with most directions is used, and of shells of
-    equal numbers that with the highest b-value.
+    Signal and q-vectors are those of a scan in units of its response
+    (`tripq.scans.response.scale_by_response`), so that a fibre has the same signal in all scans.
+    The directions of a scan are reduced at once to harmonics and to distributions, so that one set
+    of weights serves every gradient table.  Of several shells that with most directions is used,
+    and of shells of equal numbers that with the highest b-value.
 
     Parameters
     ----------
@@ -61,9 +68,11 @@ class FibreNetwork(ShellNetwork):
     order : int
         Highest order of the output: 2, 4, 6 or 8.
     fit_order : int
-        Highest order of the harmonics of the signal: 2, 4, 6 or 8.
+        Highest order of the harmonics of the signal, and of what layers take from the
+        neighbourhood: 2, 4, 6 or 8.
     channels, n_products : int
-        Number of functions on the sphere in every voxel, and of layers that multiply them.
+        Number of functions on the sphere in every voxel besides the deconvolutions, and of layers
+        that multiply all of them.
     p_features, n_p_layers, smoothing, p_radial, quadrature
         As in `tripq.networks.shell.ShellNetwork`.
 
@@ -90,9 +99,10 @@ class FibreNetwork(ShellNetwork):
     torch.Size([64, 45])
     """
 
+    encoder_kind = "FibreNetwork"
     encoder_arguments: ClassVar[Mapping[str, str]] = {
-        **ShellNetwork.encoder_arguments,
-        "order": "fit_order",
+        **{name: name for name in ShellNetwork.encoder_arguments},
+        "fit_order": "fit_order",
     }
 
     error: Tensor
@@ -105,8 +115,8 @@ class FibreNetwork(ShellNetwork):
         n_p_layers: int = 2,
         order: int = 8,
         fit_order: int = 4,
-        channels: int = 8,
-        n_products: int = 2,
+        channels: int = 14,
+        n_products: int = 3,
         smoothing: float = 0.004,
         p_radial: Radial = Radial("cosine", 2),
         quadrature: Quadrature = "integral",
@@ -117,10 +127,12 @@ class FibreNetwork(ShellNetwork):
                 f"channels and n_products must be 1 or more, not {channels} and {n_products}"
             )
         of_functions = [(channels, (l, 1)) for l in even_orders(fit_order)]
+        distribution = o3.Irreps([(1, (l, 1)) for l in even_orders(order)])
         super().__init__(
             o3.Irreps([(_SCALARS, "0e"), *of_functions]).simplify(),
             product_order=order,
             head_on_neighbours=False,
+            beside=distribution * len(RIDGES),
             p_radius=p_radius,
             p_features=p_features,
             n_p_layers=n_p_layers,
@@ -135,17 +147,19 @@ class FibreNetwork(ShellNetwork):
         self.fit_order = fit_order
         self.channels = channels
         self.n_products = n_products
-        self.irreps_out = o3.Irreps([(1, (l, 1)) for l in even_orders(order)])
+        self.irreps_out = distribution
+        n_functions = channels + len(RIDGES)
+        self._functions_order = max(order, fit_order)
         self.products = nn.ModuleList(
             SphericalProducts(
-                channels,
-                order_in=order if number else fit_order,
+                n_functions,
+                order_in=order if number else self._functions_order,
                 order_out=order,
                 n_scalars=_SCALARS,
             )
             for number in range(n_products)
         )
-        self.last = nn.Parameter(torch.zeros(len(self.irreps_out), channels, 1))
+        self.last = nn.Parameter(torch.zeros(len(self.irreps_out), n_functions, 1))
         self.isotropic = nn.Parameter(torch.zeros(_SCALARS))
         dims = [channels * (2 * l + 1) for l in even_orders(fit_order)]
         self._sizes = [_SCALARS, *dims]
@@ -163,9 +177,9 @@ class FibreNetwork(ShellNetwork):
         Parameters
         ----------
         signal : Tensor of shape (V, Q)
-            Signal divided by b0.
+            In units of the response.
         graph : PQGraph
-            The voxels, and their directions.
+            The voxels, and their directions in these units.
 
         Returns
         -------
@@ -183,25 +197,35 @@ class FibreNetwork(ShellNetwork):
 
     def _on_scan(self, signal: Tensor, scan: ScanGraph) -> Tensor:
         features = self._features_of(signal, scan)
-        correction = self._correction(self.on_voxels(features, PQGraph([scan])))
-        return self._deconvolved(features) + correction * per_component(self.error, self.irreps_out)
+        collected = self.on_voxels(features, PQGraph([scan]))
+        n = len(RIDGES) * self.irreps_out.dim
+        deconvolved = features[:, -n:].unflatten(1, (len(RIDGES), -1)).mT
+        correction = self._correction(collected, deconvolved)
+        return self._linear(features) + correction * per_component(self.error, self.irreps_out)
 
-    def _correction(self, collected: Tensor) -> Tensor:
-        """The correction, (V, irreps_out.dim), from invariants and functions of every voxel."""
+    def _correction(self, collected: Tensor, deconvolved: Tensor) -> Tensor:
+        """The correction, (V, irreps_out.dim), from what was collected and the deconvolutions."""
         scalars, *rest = collected.split(self._sizes, dim=1)
         parts = [part.unflatten(1, (self.channels, -1)).mT for part in rest]
-        functions = torch.cat(parts, dim=1)
+        functions = torch.cat(
+            [_up_to_order(x, self._functions_order) for x in (torch.cat(parts, 1), deconvolved)], 2
+        )
         for layer in self.products:
             functions = layer(functions, scalars)
         found = per_order(functions, self.last, self.order)[..., 0]
         return torch.cat([found[:, :1] + scalars @ self.isotropic[:, None], found[:, 1:]], dim=1)
 
     def _features_of(self, signal: Tensor, scan: ScanGraph) -> Tensor:
+        """Features of the shell, and the deconvolutions with the integral of the distribution."""
         q = shared_directions(scan)
         inputs = _largest(q.q_in, list(shells(q)))
-        return self.fit_shell(signal[:, inputs], q.q_in[inputs]).features
+        shell, q_in = signal[:, inputs], q.q_in[inputs]
+        deconvolved = [
+            ORTHONORMAL * Deconvolution.of(q_in, self.order, ridge)(shell) for ridge in RIDGES
+        ]
+        return torch.cat([self.fit_shell(shell, q_in).features, *deconvolved], dim=1)
 
-    def _deconvolved(self, features: Tensor) -> Tensor:
+    def _linear(self, features: Tensor) -> Tensor:
         """The part that is linear in the features, (V, irreps_out.dim)."""
         output = features.new_zeros(len(features), self.irreps_out.dim)
         for (l, columns), weight in zip(self._columns_of.items(), self.start, strict=True):
@@ -209,7 +233,7 @@ class FibreNetwork(ShellNetwork):
         return torch.cat([output[:, :1] + self.bias, output[:, 1:]], dim=1)
 
     def _columns(self, l: int) -> list[list[int]]:
-        """Columns of each feature of an order, coefficients and products, (features, 2 l + 1)."""
+        """Columns of each feature of an order, (features, 2 l + 1)."""
         described = zip(self.irreps_features, self.irreps_features.slices(), strict=True)
         return [
             list(range(columns.start, columns.stop))
@@ -240,8 +264,13 @@ class FibreNetwork(ShellNetwork):
             weight.copy_(solved[: len(weight)])
             if l == 0:
                 self.bias.copy_(solved[-1:])
-        residual = target - self._deconvolved(features.to(signal))
+        residual = target - self._linear(features.to(signal))
         self.error.copy_(size_by_irrep(residual, self.irreps_out))
+
+
+def _up_to_order(functions: Tensor, order: int) -> Tensor:
+    """Functions (V, C, channels) with zeros for the orders that they lack."""
+    return nn.functional.pad(functions, (0, 0, 0, n_coefficients(order) - functions.shape[1]))
 
 
 def _components(l: int) -> slice:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +13,12 @@ from numpy.typing import NDArray
 from tripq.scans import DWI, DWIError, Frame, read_dwi
 from tripq.scans.bids import BIDSScan, find_brain_mask
 from tripq.scans.nifti import check_grid, open_nifti, read_volumes
+from tripq.scans.response import scale_by_response
 from tripq.so3.mrtrix import from_mrtrix, highest_order
 from tripq.tasks.datasets import ReadableFiles
 from tripq.tasks.fibres.names import FODF
+
+Known = TypeVar("Known", bound="FibreScan")
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +30,7 @@ class FibreScan:
     name : str
         Of the scan.
     dwi : DWI
-        The scan, V voxels.
+        The scan, V voxels; for training and networks in units of its response (`scaled`).
     fodf : (V, C) float32 array
         Coefficients of the orientation distributions; orthonormal, in e3nn's basis.
     """
@@ -34,6 +38,10 @@ class FibreScan:
     name: str
     dwi: DWI
     fodf: NDArray[np.float32]
+
+    def scaled(self: Known) -> Known:
+        """The same with the scan in units of its response."""
+        return replace(self, dwi=scale_by_response(self.dwi))
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class FibreFiles(ReadableFiles):
         return {"fodf": scan.image(truth, FODF), "brain": find_brain_mask(scan, truth)}
 
     def read(self, frame: Frame) -> FibreScan:
-        """Read the voxels of the mask.
+        """Read the voxels of the mask, and scale the scan by its response.
 
         Raises
         ------
@@ -74,7 +82,8 @@ class FibreFiles(ReadableFiles):
             "the known distributions",
             f"the scan {self.scan}",
         )
-        return FibreScan(self.name, dwi, from_mrtrix(read_voxels(self.fodf, dwi.mask)))
+        fodf = from_mrtrix(read_voxels(self.fodf, dwi.mask))
+        return FibreScan(self.name, dwi, fodf).scaled()
 
 
 def read_voxels(path: Path, mask: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -25,7 +25,7 @@ class KnownFibres(Scan, Protocol):
 
     @property
     def dwi(self) -> DWI:
-        """The diffusion scan, V voxels."""
+        """The diffusion scan, V voxels, in units of its response."""
 
     @property
     def fodf(self) -> NDArray[np.float32]:
@@ -58,21 +58,28 @@ class FibreTask(Task):
         return white_matter(torch.from_numpy(self.target(scan))).numpy()
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Mean over the voxels of the squared distance of both functions on the sphere.
+        """Mean over the voxels of the relative squared distance of both functions on the sphere.
 
-        The harmonics are orthonormal, so it is the sum over the coefficients.  There is no penalty
-        on negative values: a distribution with sharp fibres that is cut off at an order has them
-        itself.
+        The harmonics are orthonormal, so it is the sum over the coefficients.  It is divided by
+        that of the target without its isotropic part, plus 1: a crossing of two fibres has half the
+        squared size of one fibre, and would count less.  There is no penalty on negative values: a
+        distribution with sharp fibres that is cut off at an order has them itself.
         """
-        return (output - target).square().sum(dim=-1).mean()
+        distance = (output - target).square().sum(dim=-1)
+        return (distance / (target[:, 1:].square().sum(dim=-1) + 1)).mean()
 
     def metric(self) -> Metric:
         """Mean angular correlation of the voxels of white matter."""
         return AngularCorrelation()
 
     def check(self, scans: Sequence[Scan], purpose: Literal["training", "validation"]) -> None:
-        """Reject scans whose truth has a lower order."""
+        """Reject scans as they were read, and those whose truth has a lower order."""
         for scan in scans:
+            if scan.dwi.response is None:
+                raise ValueError(
+                    f"{scan.dwi.path or 'scan'}: networks of fibres take scans in units of their "
+                    "response: use tripq.scans.response.scale_by_response, or FibreScan.scaled"
+                )
             if (n := self.target(scan).shape[1]) < self.n_coefficients:
                 raise ValueError(
                     f"{scan.dwi.path or 'scan'}: its known distributions have {n} coefficients; "
