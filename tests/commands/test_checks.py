@@ -56,7 +56,7 @@ CALLS = (
     ("train {in} --start {in}/none -o {out}", "none: no such file, and no task of this name"),
     ("train {in} --start {in}/dwi.bval -o {out}", "dwi.bval: not a complete safetensors file"),
     ("train {in} --start {in}/nameless.safetensors -o {out}", "its metadata names no network"),
-    ("train {in} --start fibres -o {out}", "no network of the task fibres comes with tripq"),
+    ("train {in} --start pretraining -o {out}", "no network of the task pretraining comes"),
     ("segment-bids {in}/none {out} participant", "none: no such folder."),
     ("segment-bids {in} {out} participant", "no diffusion scans"),
     ("segment-bids {in} {out} participant --masks none", "none: no such folder"),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from tripq.scans import DWI, DWIError
+from tripq.scans import DWI, DWIError, write_dwi
 from tripq.scans.response import Response, estimate_response, scale_by_response
 from tripq.simulate import GradientTable
+from tripq.training import Augmentation
 
 FIBRES = Rotation.random(40, random_state=0).as_matrix()[:, 0]
 
@@ -61,7 +64,34 @@ def test_a_scan_without_fibres_keeps_its_directions() -> None:
 
 def test_too_few_directions_are_an_error() -> None:
     dwi = scan(1.5e-3, 3e-4, (1000.0, 12))
-    with pytest.raises(DWIError, match=r"5 directions in the largest shell: .* need 6"):
+    with pytest.raises(DWIError, match=r"5 directions: .* need 6"):
         scale_by_response(dwi.with_samples(np.arange(6)))
-    with pytest.raises(DWIError, match="no shell"):
+    with pytest.raises(DWIError, match="no direction is diffusion-weighted"):
         scale_by_response(dwi.with_samples(np.arange(1)))
+
+
+def test_a_mask_without_white_matter_is_an_error() -> None:
+    dwi = scan(1.5e-3, 3e-4, (1000.0, 12), fluid=50)
+    fluid = np.arange(len(dwi.b0)) >= len(FIBRES)
+    with pytest.raises(DWIError, match="Is the mask that of the brain"):
+        scale_by_response(dwi.with_voxels(fluid[:, None, None]))
+
+
+def test_a_scaled_scan_is_not_scaled_again_and_is_no_measurement(tmp_path: Path) -> None:
+    scaled = scale_by_response(scan(1.5e-3, 3e-4, (1000.0, 12)))
+    assert scale_by_response(scaled) is scaled
+    with pytest.raises(DWIError, match="no measurement"):
+        write_dwi(scaled, tmp_path / "dwi.nii.gz")
+
+
+def test_noise_of_a_scaled_scan_is_scaled() -> None:
+    """The augmentation adds the same noise before and after the scaling."""
+    dwi = scan(1.5e-3, 3e-4, (3000.0, 30))
+    scaled = scale_by_response(dwi)
+    assert scaled.response is not None
+    augment = Augmentation(noise=0.1, bias=0.0, b0_error=0.0, dropped=0.0)
+    noisy, scaled_noisy = (
+        augment(x, np.random.default_rng(0), np.random.default_rng(1)) for x in (dwi, scaled)
+    )
+    expected = noisy.signal[:, 1:] * scaled.response.attenuation(dwi.b_values)[1:]
+    np.testing.assert_allclose(scaled_noisy.signal[:, 1:], expected, rtol=1e-5)

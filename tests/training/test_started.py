@@ -29,14 +29,14 @@ def test_all_arguments_are_those_of_the_same_network(tmp_path: Path) -> None:
     assert all(value == getattr(network, name) for name, value in vars(found).items())
 
 
-def test_the_encoder_of_another_network_has_other_names(tmp_path: Path) -> None:
-    """The order of the signal is the order of the fit of fibres."""
+def test_the_encoder_of_fibres_is_of_another_kind(tmp_path: Path) -> None:
+    """It takes scans in units of their response."""
     path = saved(SignalPredictor(p_features="4x0e", order=2, n_p_layers=2), tmp_path)
-    fibres = started_config(FibreConfig(), path).network
-    assert (fibres.fit_order, fibres.p_features, fibres.n_p_layers) == (2, "4x0e", 2)
-    assert (fibres.order, fibres.channels) == (8, FibreNetwork().channels)
+    with pytest.raises(CheckpointError, match="ShellNetwork, and this network needs one of the"):
+        started_config(FibreConfig(), path)
     path = saved(FibreNetwork(p_features="4x0e + 2x2e", order=6, fit_order=4), tmp_path)
-    assert started_config(SignalConfig(), path).network.order == 4
+    with pytest.raises(CheckpointError, match="FibreNetwork, and this network needs one of the"):
+        started_config(SignalConfig(), path)
 
 
 def test_the_radius_is_that_of_the_file(tmp_path: Path) -> None:

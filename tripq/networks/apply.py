@@ -32,6 +32,7 @@ from tripq.networks.blocks import (
     predict_blocks,
     receptive_field,
     statistics_bytes_per_voxel,
+    takes_scaled,
 )
 from tripq.networks.checkpoint import CheckpointError, load_network, read_notes
 from tripq.scans import DWI, DWIError, cubic_edge
@@ -365,6 +366,8 @@ def apply_model(
             )
             notes.append(cautions[-1])
     held = 0 if suited is dwi else dwi.signal.nbytes
+    if takes_scaled(model.network):
+        held += suited.signal.nbytes
     try:
         least = least_voxels(model.network, suited)
     except ValueError as error:

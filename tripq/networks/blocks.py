@@ -70,6 +70,14 @@ def reads_b0_contrast(network: nn.Module) -> bool:
     return any(getattr(module, "b0_contrast", False) for module in network.modules())
 
 
+def takes_scaled(network: nn.Module) -> bool:
+    """Whether a network takes scans that are scaled by their response.
+
+    See `tripq.scans.response`.
+    """
+    return any(getattr(module, "takes_scaled", False) for module in network.modules())
+
+
 def network_input(
     network: nn.Module, dwi: DWI, rows: NDArray[np.integer] | slice = slice(None)
 ) -> NDArray[np.float32]:
@@ -270,11 +278,12 @@ def predict_blocks(
     ValueError
         If the network is in training mode, or was made for another gradient table.
     DWIError
-        If b-values are higher than the network takes.
+        If b-values are higher than the network takes, or the scan is not scaled as it needs.
     """
     if network.training:
         raise ValueError("the network is in training mode: call network.eval() first")
     check_b_values(network, dwi)
+    _check_units(network, dwi)
     if max_voxels is None:
         max_voxels = max(1, int(BLOCK_BYTES / bytes_per_voxel(network, len(dwi.b_values))))
     blocks = split_blocks(dwi.mask, receptive_field(network, dwi.affine), max_voxels)
@@ -498,6 +507,17 @@ def check_b_values(network: nn.Module, dwi: DWI) -> None:
             f"{dwi.path or 'scan'}: b-values up to {dwi.b_values.max():.0f} s/mm2, but the network "
             f"takes no more than {highest:.0f}: remove the volumes above."
         )
+
+
+def _check_units(network: nn.Module, dwi: DWI) -> None:
+    if takes_scaled(network) == (dwi.response is not None):
+        return
+    wanted = (
+        "takes scans that are scaled by their response: tripq.scans.response.scale_by_response"
+        if takes_scaled(network)
+        else "takes scans as they were read, and this one is scaled by its response"
+    )
+    raise DWIError(f"{dwi.path or 'scan'}: a {type(network).__name__} {wanted}.")
 
 
 def _shrink(mask: NDArray[np.bool_], box: Box) -> Box | None:

@@ -73,7 +73,7 @@ class ShellNetwork(Encoding):
         those up to `order`.
     head_on_neighbours : bool
         Whether the last layer takes the neighbours of a voxel, too.
-    beside : Irreps or str
+    extra_features : Irreps or str
         Further features of a voxel, which a subclass appends to those of the shell.
     p_radius : float
         Radius of a layer's neighbourhood in mm.
@@ -93,7 +93,7 @@ class ShellNetwork(Encoding):
     Attributes
     ----------
     irreps_shell, irreps_features : Irreps
-        Of the coefficients, and of the features of a `FittedShell` with those `beside` it.
+        Of the coefficients, and of the features of a `FittedShell` with the extra ones.
 
     Raises
     ------
@@ -121,7 +121,7 @@ class ShellNetwork(Encoding):
         *,
         product_order: int,
         head_on_neighbours: bool = True,
-        beside: o3.Irreps | str = "",
+        extra_features: o3.Irreps | str = "",
         p_radius: float = 4.0,
         p_features: o3.Irreps | str = "24x0e + 8x2e + 4x4e",
         n_p_layers: int = 1,
@@ -152,7 +152,7 @@ class ShellNetwork(Encoding):
         given = o3.Irreps([(1, (l, 1)) for _, _, l in self._products])
         given = given + o3.Irreps([(2 + len(orders), "0e")])
         given = given + self.irreps_shell + self.irreps_shell
-        self.irreps_features = given + o3.Irreps(beside)
+        self.irreps_features = given + o3.Irreps(extra_features)
         self._taken, given = _up_to(order, self.irreps_features)
         blocks: list[Block] = []
         for _ in range(n_p_layers):
@@ -190,7 +190,7 @@ class ShellNetwork(Encoding):
         Parameters
         ----------
         signal : Tensor of shape (V, Q)
-            Signal divided by b0, of the directions of the shell.
+            Signal of the directions of the shell: divided by b0, or in units of the response.
         q : Tensor of shape (Q, 3)
             Their q-vectors.
         """

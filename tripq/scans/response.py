@@ -9,6 +9,9 @@ the response
 .. math::
     |q|^2 = b\, (\lambda_\parallel - \lambda_\perp), \qquad
     s(q) = \frac{S(b)}{S(0)}\, e^{b \lambda_\perp} .
+
+The difference of the diffusivities is at least 0.2e-3 mm2/s, so that a scan without fibres keeps
+its directions.
 """
 
 from __future__ import annotations
@@ -16,14 +19,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tripq.scans.errors import DWIError
 from tripq.scans.scan import B_REFERENCE, DWI
-from tripq.scans.shells import count_directions
+from tripq.scans.shells import TENSOR_DIRECTIONS, count_directions
 from tripq.scans.tensor import anisotropy, tensor_values
-
-FEWEST_DIRECTIONS = 6
-"""Of a shell: a tensor has six numbers."""
 
 RESPONSE_VOXELS = 300
 """The response is that of so many voxels with the highest FA, as in MRtrix' ``dwi2response fa``."""
@@ -32,10 +33,13 @@ RESPONSE_SHARE = 0.03
 """Of the voxels of a small scan, at most."""
 
 FLUID = 1.1e-3
-"""Mean diffusivity in mm2/s above which a voxel is none of the response: noise of fluid has FA."""
+"""Mean diffusivity in mm2/s above which a voxel is excluded: noise of fluid has a high FA."""
 
 _LEAST_DIFFERENCE = 2e-4
-"""Of both diffusivities, in mm2/s: a scan without fibres must not be scaled to nothing."""
+"""Of both diffusivities, in mm2/s."""
+
+_CHUNK = 50_000
+"""Voxels whose tensors are fitted at once."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,12 @@ class Response:
 
     @property
     def difference(self) -> float:
-        """By how much more water diffuses along the fibre, in mm2/s."""
+        """The difference that scales q-vectors: of both diffusivities, or 0.2e-3 mm2/s."""
         return max(self.axial - self.radial, _LEAST_DIFFERENCE)
+
+    def attenuation(self, b_values: NDArray[np.floating]) -> NDArray[np.float32]:
+        """The factors that scale the signal at b-values in s/mm2."""
+        return np.exp(b_values * self.radial).astype(np.float32)
 
 
 def estimate_response(dwi: DWI) -> Response:
@@ -68,8 +76,13 @@ def estimate_response(dwi: DWI) -> Response:
     Returns
     -------
     Response
-        Mean eigenvalues of the `RESPONSE_VOXELS` voxels with the highest FA that are no `FLUID`.
-        In a small scan they are `RESPONSE_SHARE` of the voxels.
+        Mean eigenvalues of the `RESPONSE_VOXELS` voxels with the highest FA that are no `FLUID`; in
+        a small scan, of at most `RESPONSE_SHARE` of them, and at least one.
+
+    Raises
+    ------
+    DWIError
+        If a shell has too few directions for a tensor, or all voxels are fluid.
 
     Examples
     --------
@@ -87,10 +100,23 @@ def estimate_response(dwi: DWI) -> Response:
     >>> f"{found.axial:.2e}, {found.radial:.2e}"
     '1.50e-03, 3.00e-04'
     """
-    values = tensor_values(dwi)
-    fa = np.where(values.mean(axis=1) > FLUID, 0, anisotropy(values))
-    number = max(1, min(RESPONSE_VOXELS, int(RESPONSE_SHARE * len(fa))))
-    chosen = values[np.argsort(-fa, kind="stable")[:number]].mean(axis=0)
+    name, given = dwi.path or "scan", count_directions(dwi.q)
+    if given < TENSOR_DIRECTIONS:
+        raise DWIError(
+            f"{name}: {given} directions: the response of a scan is that of its tensors, which "
+            f"need {TENSOR_DIRECTIONS}."
+        )
+    starts = range(0, len(dwi.b0), _CHUNK)
+    parts = [tensor_values(dwi.signal[one : one + _CHUNK], dwi.q) for one in starts]
+    values = np.concatenate(parts) if parts else np.empty((0, 3))
+    values = values[values.mean(axis=1) <= FLUID]
+    if not len(values):
+        raise DWIError(
+            f"{name}: no voxel has a mean diffusivity below {FLUID:.1e} mm2/s, so no white matter "
+            "shows the response. Is the mask that of the brain?"
+        )
+    number = max(1, min(RESPONSE_VOXELS, int(RESPONSE_SHARE * len(values))))
+    chosen = values[np.argsort(-anisotropy(values), kind="stable")[:number]].mean(axis=0)
     return Response(float(chosen[2]), float(chosen[:2].mean()))
 
 
@@ -106,26 +132,21 @@ def scale_by_response(dwi: DWI) -> DWI:
     Returns
     -------
     DWI
-        b0 and the shell; its b-values are those of the scan, signal and q-vectors are scaled.
+        b0 and the shell; its b-values are those of the scan, signal and q-vectors are scaled.  A
+        scan that is scaled already is returned as it is.
 
     Raises
     ------
     DWIError
-        If no shell has `FEWEST_DIRECTIONS`.
+        If the response cannot be estimated; see `estimate_response`.
     """
-    shell = max(dwi.shells, key=lambda one: (len(one), one.b_value), default=None)
-    if shell is None or (number := count_directions(dwi.q[shell.indices])) < FEWEST_DIRECTIONS:
-        found = "no shell" if shell is None else f"{number} directions in the largest shell"
-        raise DWIError(
-            f"{dwi.path or 'scan'}: {found}: the response of a scan is that of its tensors, which "
-            f"need {FEWEST_DIRECTIONS} directions."
-        )
-    one = dwi.with_samples(np.concatenate([[0], shell.indices]))
+    if dwi.response is not None:
+        return dwi
+    largest = max(dwi.shells, key=lambda shell: (len(shell), shell.b_value), default=None)
+    if largest is None:
+        raise DWIError(f"{dwi.path or 'scan'}: no direction is diffusion-weighted.")
+    one = dwi.with_samples(np.concatenate([[0], largest.indices]))
     response = estimate_response(one)
-    attenuation = np.exp(one.b_values * response.radial).astype(np.float32)
-    return replace(
-        one,
-        signal=one.signal * attenuation,
-        q=one.q * np.sqrt(B_REFERENCE * response.difference),
-        response=response,
-    )
+    signal = one.signal * response.attenuation(one.b_values)
+    q = one.q * np.sqrt(B_REFERENCE * response.difference)
+    return replace(one, signal=signal, q=q, response=response)

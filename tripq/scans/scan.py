@@ -74,7 +74,7 @@ class DWI:
     b0_volumes : int, optional
         Number of b0 volumes in the mean.
     response : tripq.scans.response.Response, optional
-        By which `signal` and `q` are scaled; None in a scan as it was read.
+        Response by which `signal` and `q` are scaled; None in a scan as it was read.
 
     Raises
     ------

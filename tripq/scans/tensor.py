@@ -51,15 +51,23 @@ def tensor_maps(dwi: DWI) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     >>> f"{fa[0]:.3f}, {md[0]:.1e}"
     '0.000, 2.0e-03'
     """
-    values = tensor_values(dwi)
+    values = tensor_values(dwi.signal, dwi.q)
     return anisotropy(values).astype(np.float32), values.mean(axis=1).astype(np.float32)
 
 
-def tensor_values(dwi: DWI) -> NDArray[np.floating]:
-    """Eigenvalues of the tensors of `tensor_maps`, (V, 3), ascending, in mm2/s."""
-    x, y, z = dwi.q.T
+def tensor_values(signal: NDArray[np.float32], q: NDArray[np.float64]) -> NDArray[np.floating]:
+    """Eigenvalues of the tensors of `tensor_maps`, (V, 3), ascending, in mm2/s.
+
+    Parameters
+    ----------
+    signal : (V, Q) float32 array
+        Divided by b0.
+    q : (Q, 3) array
+        q-vectors, see `DWI`.
+    """
+    x, y, z = q.T
     products = np.stack([x * x, y * y, z * z, x * y, x * z, y * z])
-    logs = -np.log(np.maximum(dwi.signal, _LOWEST))
+    logs = -np.log(np.maximum(signal, _LOWEST))
     xx, yy, zz, xy, xz, yz = (logs @ np.linalg.pinv(products).astype(np.float32)).T
     xy, xz, yz = xy / 2, xz / 2, yz / 2
     tensors = np.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], axis=1).reshape(-1, 3, 3)

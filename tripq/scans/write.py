@@ -82,10 +82,12 @@ def write_dwi(dwi: DWI, path: str | PathLike[str], frame: Frame = "fsl") -> None
     Raises
     ------
     DWIError
-        If the frame is unknown, the affine sheared (unless the frame is ``"world"``), or nothing
-        can be written at `path`.
+        If the frame is unknown, the affine sheared (unless the frame is ``"world"``), the scan
+        scaled by its response, or nothing can be written at `path`.
     """
     target = Path(path)
+    if dwi.response is not None:
+        raise DWIError(f"{target}: a scan that is scaled by its response is no measurement.")
     stem, _ = split_name(target)
     _check_not_the_scan(target, dwi)
     length = np.linalg.norm(dwi.q, axis=1)

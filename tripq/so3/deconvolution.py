@@ -1,4 +1,4 @@
-r"""Spherical deconvolution: distributions of fibres, nowhere negative, from the signal of a shell.
+r"""Spherical deconvolution: distributions of fibres from the signal of a shell.
 
 In a scan that is scaled by its response (`tripq.scans.response`), a fibre along u has the signal
 :math:`e^{-|q|^2 (g \cdot u)^2}` in the direction g, and a distribution F of fibres has the integral
@@ -16,7 +16,8 @@ minimises
     \quad \text{with} \quad F(u_i) \ge 0
 
 at some points (`constraint_points`), by the alternating direction method of multipliers (Boyd et
-al., Found Trends Mach Learn 3:1, 2011).  Every step is the same small matrix for all voxels.
+al., Found Trends Mach Learn 3:1, 2011).  Every step is the same small matrix for all voxels.  After
+the fixed number of steps small negative values are left.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from tripq.so3.fit import even_orders, harmonics_at
@@ -42,6 +44,9 @@ _POINTS = 160
 
 _EQUAL = 1e-6
 """Difference of lengths that rounding makes."""
+
+_SAME = 2.0
+"""Directions that are nearer to each other, in degrees, count as one; so do opposite ones."""
 
 _NODES = 64
 """Of Gauss-Legendre's rule for the response."""
@@ -88,26 +93,34 @@ def constraint_points(q: Tensor) -> Tensor:
     Returns
     -------
     Tensor of shape (N, 3)
-        Unit vectors: of all pairs of directions, of which each gives two, those at the least angles
-        until there are `_POINTS`; more where angles are equal.
+        Unit vectors.  A pair of directions has two bisectors; those of the pairs with the least
+        angles are taken until there are `_POINTS`, or more where angles are equal.
 
     Examples
     --------
     >>> constraint_points(torch.eye(3)).shape
     torch.Size([9, 3])
     """
-    directions = nn.functional.normalize(q, dim=-1)
-    one, other = torch.triu_indices(len(q), len(q), 1, device=q.device)
+    directions = _distinct(nn.functional.normalize(q, dim=-1))
+    one, other = torch.triu_indices(len(directions), len(directions), 1)
     halfway = torch.cat([directions[one] + directions[other], directions[one] - directions[other]])
     lengths = halfway.norm(dim=-1)  # 2 cos(angle / 2)
-    wanted = _POINTS - len(q)
-    if 0 < wanted < len(lengths):
-        halfway = halfway[lengths > lengths.sort(descending=True).values[wanted - 1] - _EQUAL]
-    elif wanted <= 0:
-        halfway = halfway[:0]
-    else:
-        halfway = halfway[lengths > _EQUAL]
-    return torch.cat([directions, nn.functional.normalize(halfway, dim=-1)])
+    wanted = min(max(_POINTS - len(directions), 0), len(lengths))
+    shortest = lengths.sort(descending=True).values[wanted - 1] if wanted else math.inf
+    chosen = halfway[lengths > shortest - _EQUAL]
+    return torch.cat([directions, nn.functional.normalize(chosen, dim=-1)])
+
+
+def _distinct(directions: Tensor) -> Tensor:
+    """Unit vectors without repetitions: of those within `_SAME` of each other, the main axis."""
+    near = (directions @ directions.T).abs() > math.cos(math.radians(_SAME))
+    number, cluster = connected_components(near.numpy(), directed=False)
+    if number == len(directions):
+        return directions
+    tensors = directions.new_zeros(number, 3, 3)
+    outer = directions[:, :, None] * directions[:, None, :]
+    tensors.index_add_(0, torch.from_numpy(cluster).long(), outer)
+    return torch.linalg.eigh(tensors).eigenvectors[..., -1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +171,7 @@ class Deconvolution:
             :math:`\mu`, positive: with 0 there would be many solutions from few directions.
         """
         penalty = _PENALTY * math.sqrt(ridge)
-        q = q.double()
+        q = q.double().cpu()  # small matrices; they are moved to the signal once
         factors = response_harmonics(float(q.square().sum(dim=-1).mean()), order)
         dims = torch.tensor([2 * l + 1 for l in even_orders(order)])
         of_harmonics = (factors / factors[0]).repeat_interleave(dims).to(q)
@@ -183,18 +196,19 @@ class Deconvolution:
         -------
         Tensor of shape (V, C)
             Coefficients of e3nn's harmonics, orthonormal.  The integral of a distribution is the
-            share of the voxel that its fibres have.
+            share of the voxel that its fibres have; signal of other tissue is taken for that of
+            fibres.
         """
         matrix, inverse, to_points, from_points = (
             x.to(signal) for x in (self.matrix, self.inverse, self.to_points, self.from_points)
         )
         wanted = signal @ matrix.T
         found = wanted @ inverse
-        excess = signal.new_zeros(len(signal), len(to_points))
+        multipliers = signal.new_zeros(len(signal), len(to_points))
         for _ in range(_STEPS):
-            values = found @ to_points.T + excess
-            excess = values.clamp(max=0)
-            # the values that are not negative, minus the multipliers
-            target = (values - 2 * excess) @ from_points.T
+            values = found @ to_points.T + multipliers
+            multipliers = values.clamp(max=0)
+            # the part of the values that is not negative, minus the multipliers
+            target = (values - 2 * multipliers) @ from_points.T
             found = (wanted + self.penalty * target) @ inverse
         return found

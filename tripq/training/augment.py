@@ -111,7 +111,8 @@ class Augmentation:
         if self.noise:
             level = (sigma * np.median(box.b0) / box.b0).astype(np.float32)
             b0 = add_rician_noise(b0, level / math.sqrt(box.b0_volumes), of_box)
-            signal = add_rician_noise(signal, level[:, None], of_box)
+            scale = 1.0 if box.response is None else box.response.attenuation(box.b_values[kept])
+            signal = add_rician_noise(signal, level[:, None] * scale, of_box)
         signal /= b0[:, None]
         signal[:, 0] = 1.0
         return replace(

@@ -1,8 +1,8 @@
 r"""The network: fibre orientations from a scan in units of its response.
 
-Two spherical deconvolutions (`tripq.so3.deconvolution`) that differ in their regularisation give
-distributions :math:`D_1, D_2` of every voxel, which are not negative.  The orientation distribution
-has the coefficients
+Two constrained spherical deconvolutions (`tripq.so3.deconvolution`) that differ in their
+regularisation give two distributions for every voxel.  The orientation distribution has the
+coefficients
 
 .. math::
     F_l = \sum_k a_{lk}\, X_{lk} + \sigma_l\, g_l(X),
@@ -36,6 +36,7 @@ from tripq.networks.shell import (
     shared_directions,
     shells,
 )
+from tripq.networks.signal import LARGEST_RATIO
 from tripq.nn.products import SphericalProducts, per_order
 from tripq.nn.residual import per_component, size_by_irrep
 from tripq.so3.deconvolution import Deconvolution
@@ -43,11 +44,10 @@ from tripq.so3.fit import even_orders
 from tripq.so3.mrtrix import ORTHONORMAL, n_coefficients
 
 RIDGES = (1e-4, 2e-5)
-"""Regularisation of the deconvolutions: the least errors at crossings from 12 and from 32
-directions are near the first for b = 3000 s/mm2 and near the second for 1000."""
+"""Of the deconvolutions: the first is near the best one for b = 3000 s/mm2, the second for 1000."""
 
 _SCALARS = 16
-"""Invariants of every voxel, from which the gates of the products are."""
+"""Invariants of every voxel that determine the gates of the products."""
 
 _RIDGE = 1e-6  # of the mean square of the features, for the least squares
 
@@ -105,6 +105,7 @@ class FibreNetwork(ShellNetwork):
         "fit_order": "fit_order",
     }
 
+    takes_scaled = True
     error: Tensor
 
     def __init__(
@@ -132,7 +133,7 @@ class FibreNetwork(ShellNetwork):
             o3.Irreps([(_SCALARS, "0e"), *of_functions]).simplify(),
             product_order=order,
             head_on_neighbours=False,
-            beside=distribution * len(RIDGES),
+            extra_features=distribution * len(RIDGES),
             p_radius=p_radius,
             p_features=p_features,
             n_p_layers=n_p_layers,
@@ -216,10 +217,10 @@ class FibreNetwork(ShellNetwork):
         return torch.cat([found[:, :1] + scalars @ self.isotropic[:, None], found[:, 1:]], dim=1)
 
     def _features_of(self, signal: Tensor, scan: ScanGraph) -> Tensor:
-        """Features of the shell, and the deconvolutions with the integral of the distribution."""
+        """Features of the shell, and the deconvolutions, scaled so that order 0 is the integral."""
         q = shared_directions(scan)
         inputs = _largest(q.q_in, list(shells(q)))
-        shell, q_in = signal[:, inputs], q.q_in[inputs]
+        shell, q_in = signal[:, inputs].clamp(max=LARGEST_RATIO), q.q_in[inputs]
         deconvolved = [
             ORTHONORMAL * Deconvolution.of(q_in, self.order, ridge)(shell) for ridge in RIDGES
         ]

@@ -18,7 +18,7 @@ from tripq.so3.mrtrix import from_mrtrix, highest_order
 from tripq.tasks.datasets import ReadableFiles
 from tripq.tasks.fibres.names import FODF
 
-Known = TypeVar("Known", bound="FibreScan")
+AnyFibreScan = TypeVar("AnyFibreScan", bound="FibreScan")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class FibreScan:
     dwi: DWI
     fodf: NDArray[np.float32]
 
-    def scaled(self: Known) -> Known:
+    def scaled(self: AnyFibreScan) -> AnyFibreScan:
         """The same with the scan in units of its response."""
         return replace(self, dwi=scale_by_response(self.dwi))
 

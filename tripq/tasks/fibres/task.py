@@ -60,10 +60,11 @@ class FibreTask(Task):
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Mean over the voxels of the relative squared distance of both functions on the sphere.
 
-        The harmonics are orthonormal, so it is the sum over the coefficients.  It is divided by
-        that of the target without its isotropic part, plus 1: a crossing of two fibres has half the
-        squared size of one fibre, and would count less.  There is no penalty on negative values: a
-        distribution with sharp fibres that is cut off at an order has them itself.
+        The harmonics are orthonormal, so the squared distance is the sum over the coefficients.  It
+        is divided by the sum of the squared coefficients of the target above order 0, plus 1: a
+        crossing of two fibres has half the sum of one fibre, and would count less.  There is no
+        penalty on negative values: a distribution with sharp fibres that is cut off at an order has
+        them itself.
         """
         distance = (output - target).square().sum(dim=-1)
         return (distance / (target[:, 1:].square().sum(dim=-1) + 1)).mean()
