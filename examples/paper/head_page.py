@@ -34,9 +34,21 @@ def found_in_healthy_heads(tests: Tests) -> str:
     people = len({row.person for row in tests.healthy})
     return (
         f"In {len(volumes)} scans of {people} healthy people, networks trained like this one, but "
-        f"without the person and the scanner, marked a median of {np.median(volumes):.2f} ml, at "
-        f"most {max(volumes):.2f} ml."
+        f"without the person and the scanner, marked a median of "
+        f"{median_of_people(tests.healthy, volumes):.2f} ml over the people, at most "
+        f"{max(volumes):.2f} ml in a scan."
     )
+
+
+def median_of_people(rows: Sequence[Healthy], volumes: Sequence[float]) -> float:
+    """Median over the people of the mean volume of each one's scans.
+
+    Some people have many scans, and would otherwise decide the median.
+    """
+    of_people: dict[str, list[float]] = {}
+    for row, volume in zip(rows, volumes, strict=True):
+        of_people.setdefault(row.person, []).append(volume)
+    return float(np.median([np.mean(some) for some in of_people.values()]))
 
 
 def count_found(rows: Sequence[Implanted]) -> tuple[int, int]:
@@ -111,10 +123,12 @@ def thresholds_table(tests: Tests) -> str:
         found = sum(row.found_at[number] for row in tests.implanted)
         lesions = sum(row.lesions for row in tests.implanted)
         lines.append(
-            f"{threshold:g} | {np.median(volumes):.2f} | {max(volumes):.2f} | {found} of {lesions}"
+            f"{threshold:g} | {median_of_people(tests.healthy, volumes):.2f} | "
+            f"{max(volumes):.2f} | {found} of {lesions}"
         )
     return table(
-        "threshold | marked in a healthy head, median, ml | at most, ml | implanted lesions found",
+        "threshold | marked in a healthy head, median of the people, ml | at most in a scan, ml | "
+        "implanted lesions found",
         lines,
     )
 
@@ -167,13 +181,15 @@ def networks_table(networks: Mapping[Recipe, Tests]) -> str:
         ]
         simulated = np.mean([row.average_precision for row in tests.simulated])
         lines.append(
-            f"{recipe.says} | {np.median(volumes):.2f} | {max(volumes):.2f} | "
+            f"{recipe.says} | {median_of_people(tests.healthy, volumes):.2f} | "
+            f"{max(volumes):.2f} | "
             f"{found} of {lesions} | {np.mean(precisions):.3f} "
             f"({min(precisions):.3f} to {max(precisions):.3f}) | {simulated:.3f} | "
             f"{pooled_calibration_error(tests.implanted):.4f}"
         )
     return table(
-        "network | marked in a healthy head, median, ml | at most, ml | implanted lesions found | "
+        "network | marked in a healthy head, median of the people, ml | at most in a scan, ml | "
+        "implanted lesions found | "
         "average precision, mean of the people (lowest to highest) | simulated | calibration error",
         lines,
     )

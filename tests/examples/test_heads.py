@@ -205,6 +205,17 @@ def test_a_network_with_the_heads_of_all(studio) -> None:  # type: ignore[no-unt
     assert float(notes["min_volume_ml"]) >= 0
 
 
+def test_people_with_many_scans_do_not_decide_the_median() -> None:
+    from paper.head_page import median_of_people
+    from paper.head_tests import Healthy
+
+    def row(person: str) -> Healthy:
+        return Healthy(person, person, "", "", "", 0, 0.0, 0, 0.0, 1.0, ())
+
+    rows = [row(person) for person in ("a", "b", "c", "c", "c", "c", "c")]
+    assert median_of_people(rows, [0.3, 0.2, 0.0, 0.0, 0.0, 0.0, 0.5]) == pytest.approx(0.2)
+
+
 def test_a_threshold_for_healthy_heads_marks_no_more_than_its_volume(studio) -> None:  # type: ignore[no-untyped-def]
     """On voxels of 0.064 ml there is room for one; with a lower threshold there would be two."""
     from train_on_heads import QUIET, Limits, quiet_threshold
