@@ -105,10 +105,10 @@ _FORWARD_WORDS = "forward"
 _PEAK_WORDS = "peak memory"
 
 GOALS = (
-    Goal("cpu", "block", _BOTH_WORDS, _BOTH, 3.5, "C", _C),
+    Goal("cpu", "block", _BOTH_WORDS, _BOTH, 1, "C", _C),
     Goal("cpu", "block", _PEAK_WORDS, _PEAK, 500, "MB"),
     Goal("cpu", "block", _FORWARD_WORDS, _FORWARD, 1, "C", _C),
-    Goal("cpu", "block2", _BOTH_WORDS, _BOTH, 2.5, "C", _C),
+    Goal("cpu", "block2", _BOTH_WORDS, _BOTH, 0.5, "C", _C),
     Goal("cpu", "block2", _PEAK_WORDS, _PEAK, 200, "MB"),
     Goal("cpu", "block2", _FORWARD_WORDS, _FORWARD, 1, "C", _C),
     Goal(
@@ -149,7 +149,7 @@ GOALS = (
         "segmenter-step",
         "training step, relative to convolutions",
         _BOTH,
-        1.3,
+        1.1,
         "times",
         Figure("conv-network", "forward_backward"),
     ),
