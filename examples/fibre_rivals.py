@@ -23,7 +23,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Annotated
 
@@ -222,17 +222,19 @@ class Study:
 
     def settings(self, b_value: float, directions: int) -> tuple[Setting, ...]:
         """What suits the heads of the validation best, for each of the deconvolutions."""
-        found: list[Setting] = []
-        for method in DECONVOLUTIONS:
+        validation = cache(partial(self.validation, b_value))
+
+        @cache  # methods share simulated heads and their MP-PCA
+        def voxels(radius: int) -> list[TuningVoxels]:
+            return [TuningVoxels.of(head, directions, radius) for head in validation()]
+
+        def chosen(method: str) -> tuple[Setting, ...]:
             name = f"settings-{method.replace(' ', '-')}-{b_value:.0f}-{directions}.json"
-            found += kept.read_or_make(
-                self.folder / name,
-                Setting,
-                lambda method=method: [  # type: ignore[misc]
-                    tune(method, self.validation(b_value), b_value, directions)
-                ],
+            return kept.read_or_make(
+                self.folder / name, Setting, lambda: [tune(method, voxels, b_value, directions)]
             )
-        return tuple(found)
+
+        return tuple(one for method in DECONVOLUTIONS for one in chosen(method))
 
     def rows(self, b_value: float, directions: int) -> tuple[Row, ...]:
         """Scores of all methods on the heads of the tests."""
@@ -317,14 +319,19 @@ def with_setting(one: Setting) -> Predict:
 
 
 def tune(
-    method: str, validation: Sequence[SimulatedFibres], b_value: float, directions: int
+    method: str,
+    voxels: Callable[[int], Sequence[TuningVoxels]],
+    b_value: float,
+    directions: int,
 ) -> Setting:
-    """The setting of a deconvolution with the least error at the crossings of some heads."""
+    """The setting of a deconvolution with the least error at the crossings of some heads.
+
+    `voxels` gives those of all heads after MP-PCA of a radius, or with 0 as they are.
+    """
     tried = []
     for radius in PATCH_RADII if method in (DENOISED, RIDGE_DENOISED) else (0,):
-        voxels = [TuningVoxels.of(head, directions, radius) for head in validation]
         for one in settings_of(method):
-            error = float(np.mean([some.error(one) for some in voxels]))
+            error = float(np.mean([some.error(one) for some in voxels(radius)]))
             shape = (one.order, one.penalty, one.threshold)
             tried.append(Setting(method, b_value, directions, *shape, radius, error))
     best = min(tried, key=lambda one: one.crossing_error)

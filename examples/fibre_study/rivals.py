@@ -104,7 +104,7 @@ class Denoised:
         return self.deconvolution(denoised(dwi, self.patch_radius), rows)
 
 
-@lru_cache(maxsize=4)  # several methods take the same
+@lru_cache(maxsize=1)  # two methods take the same scan, one after the other
 def denoised(dwi: DWI, patch_radius: int) -> DWI:
     """A scan after MP-PCA."""
     return replace(dwi, signal=MPPCA(patch_radius)(dwi).astype(np.float32))

@@ -139,7 +139,13 @@ def test_results_are_kept_and_written_into_the_page(
     ]
     csd = results.rows[0].scores["CSD"]
     assert csd["single_error"] < 15
-    assert [one.method for one in results.settings] == ["CSD", "CSD after MP-PCA"] * 2
+    deconvolutions = [
+        "CSD",
+        "CSD after MP-PCA",
+        "CSD with a ridge",
+        "CSD with a ridge after MP-PCA",
+    ]
+    assert [one.method for one in results.settings] == deconvolutions * 2
     assert [row.method for row in results.real] == list(results.rows[0].scores)
     written = page.read_text()
     assert written.count("| CSD after MP-PCA | 12 |") == 1
