@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tripq import PQGraph, PQTensorFieldLayer, Radial
 from tripq.backends import BACKENDS
 from tripq.backends.plan import Backend
+from tripq.backends.spectral import transforms
 from tripq.backends.spectral.stages import Layout, Operands, Stages, matrices
 from tripq.backends.spectral.tiles import Tiles
 
@@ -52,14 +53,47 @@ def test_tiles_hold_all_voxels_and_their_neighbours(shapes, radius, seed, larges
     margin = tuple(edges.steps.abs().amax(dim=0).tolist())
     tiles = Tiles.cut(edges.grid.voxels, margin, largest)
     smallest = math.prod(1 + 2 * m for m in margin)
-    assert math.prod(tiles.shape) <= 2 * max(largest, smallest)  # rounded up for the transform
+    assert math.prod(tiles.shape) <= max(largest, smallest)
     assert torch.cat(tiles.voxels).sort().values.equal(torch.arange(n_voxels))
     for source, voxels, places in zip(tiles.source, tiles.voxels, tiles.places, strict=True):
         ring = source.view(tiles.shape)
-        at = torch.stack(torch.unravel_index(places, tiles.shape), dim=1)
+        at = torch.stack(torch.unravel_index(places, tiles.core), dim=1)
         for t, step in enumerate(edges.steps):
             x, y, z = ((at - step) % torch.tensor(tiles.shape)).T
             assert ring[x, y, z].equal(edges.table[voxels, t])
+
+
+lengths = st.tuples(*[st.integers(1, 9)] * 3)
+
+
+@given(
+    shape=lengths,
+    cut=lengths,
+    n_boxes=st.integers(1, 3),
+    n_features=st.integers(1, 40),
+    cached=st.sampled_from([1, 3000, 1 << 21]),
+)
+def test_products_and_fast_transforms_are_the_fourier_transform(
+    shape, cut, n_boxes, n_features, cached
+):
+    core = tuple(min(c, n) for c, n in zip(cut, shape, strict=True))
+    inside = (slice(None), *(slice(c) for c in core))
+    rng = np.random.default_rng(0)
+    box = rng.normal(size=(n_boxes, *core, n_features))
+    ring = np.zeros((n_boxes, *shape, n_features))
+    ring[inside] = box
+    expected = np.fft.rfftn(ring, axes=(1, 2, 3)).reshape(n_boxes, -1, n_features)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transforms, "_CACHED", cached)
+        for there, back in (
+            (transforms.transform_by_products, transforms.transform_back_by_products),
+            (transforms.transform_by_fft, transforms.transform_back_by_fft),
+        ):
+            spectrum = there(torch.from_numpy(box), shape)
+            real, imaginary = spectrum.unbind(1)
+            np.testing.assert_allclose(real + 1j * imaginary, expected, rtol=0, atol=1e-11)
+            again = back(spectrum, shape, core)
+            np.testing.assert_allclose(again, box, rtol=0, atol=1e-12)
 
 
 def test_tiles_leave_empty_space_out():

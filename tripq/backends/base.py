@@ -46,6 +46,8 @@ class Request:
     differentiated_p, differentiated_q : bool
         Whether the p-offsets, and the q-vectors or quadrature weights, require gradients or carry
         tangents.
+    half : bool
+        Whether autocast lets convolutions compute in half precision.
     """
 
     edges: PEdges
@@ -56,6 +58,7 @@ class Request:
     budget: int
     differentiated_p: bool = False
     differentiated_q: bool = False
+    half: bool = False
 
     @classmethod
     def of(cls, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilter, budget: int) -> Request:
@@ -73,6 +76,7 @@ class Request:
             budget,
             any(_differentiated(t) for t in (edges.offsets, edges.weights) if t is not None),
             any(_differentiated(t) for t in of_q),
+            torch.is_autocast_enabled(filter.weight.device.type),
         )
 
     @property
@@ -235,7 +239,8 @@ class BackEnd:
     rates : mapping of str to float
         Multiply-adds in a nanosecond by kind of device: what it reached on the workloads of
         ``perf/profile.py``.  Machines differ, but only the ratios between back ends matter.  Those
-        of a GPU are rough, of trials on an H100 in float32.
+        of a GPU are rough, of trials on an H100 in float32.  ``"cpu, half"`` is the rate under
+        autocast, where it is another one.
     evaluate : callable
         ``evaluate(x, edges, q, filter, budget)``, see `tripq.backends`; for requests without an
         obstacle only.

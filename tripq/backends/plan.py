@@ -151,6 +151,7 @@ def make_plan(backend: Backend, request: Request) -> Plan:
         request.budget,
         request.differentiated_p,
         request.differentiated_q,
+        request.half,
         backend,
     )
     return plan
@@ -166,10 +167,13 @@ def _kept_plan(
     budget: int,
     differentiated_p: bool,
     differentiated_q: bool,
+    half: bool,
     backend: Backend,
 ) -> Plan:
     """A plan, kept as long as scan and filter exist; it holds only numbers."""
-    request = Request(edges, filter, q, dtype, device, budget, differentiated_p, differentiated_q)
+    request = Request(
+        edges, filter, q, dtype, device, budget, differentiated_p, differentiated_q, half
+    )
     if backend != "auto" and (why := BACKENDS[backend].obstacle(request)) is not None:
         raise ValueError(
             f'the {backend!r} back end cannot run here: {why}. backend="auto" chooses one that can'
@@ -198,7 +202,10 @@ def _estimate(back_end: BackEnd, request: Request) -> Estimate:
     work, item = back_end.cost(request), request.itemsize
     moved = (work.moved + request.features) * item
     held = (work.whole + request.features) * item + min(work.held * item, request.budget)
-    seconds = work.operations / back_end.rates[device] + moved / BANDWIDTH[device]
+    rate = back_end.rates[device]
+    if request.half:
+        rate = back_end.rates.get(f"{device}, half", rate)
+    seconds = work.operations / rate + moved / BANDWIDTH[device]
     return Estimate(back_end.name, work.operations, moved, held, seconds / 1e9)
 
 

@@ -35,11 +35,11 @@ from tripq.backends.spectral.stages import (
     Operands,
     Packed,
     Stages,
-    frequency_parts,
     matrices,
     multiply,
 )
 from tripq.backends.spectral.tiles import Tiles
+from tripq.backends.spectral.transforms import frequencies, transform, transform_back
 from tripq.kernels.launch import gradients_of_twin, higher_derivatives, needs_twin
 from tripq.kernels.operators import operator
 
@@ -78,8 +78,9 @@ def convolve_twin(x: Tensor, operands: Operands, layout: Layout, tiles: Tiles) -
         layout.channels, layout.directions, operands.embeddings, strict=True
     ):
         box = padded[:, directions[:, None], channels][tiles.source]  # (B, places, Q_i, C_i)
-        spectrum = _transform(box.movedim(1, -1), tiles)
-        product = torch.einsum("bqcf,qko->bfcko", spectrum, embedding.to(spectrum.dtype))
+        box = box.unflatten(1, tiles.shape)
+        spectrum = torch.fft.rfftn(box, dim=(1, 2, 3)).flatten(1, 3)
+        product = torch.einsum("bfqc,qko->bfcko", spectrum, embedding.to(spectrum.dtype))
         aggregated.append(product.flatten(2, 3))
     totals = []
     for s, run in enumerate(layout.runs):
@@ -89,18 +90,19 @@ def convolve_twin(x: Tensor, operands: Operands, layout: Layout, tiles: Tiles) -
                 torch.einsum("fp,pdc->fdc", operands.transfer[:, half], coefficients[s][half])
                 for half in (slice(0, layout.n_even), slice(layout.n_even, None))
             )
-            terms.append(torch.einsum("fdc,bfco->bodf", torch.complex(even, -odd), a[..., run]))
+            terms.append(torch.einsum("fdc,bfco->bfod", torch.complex(even, -odd), a[..., run]))
         totals.append(torch.stack(terms).sum(dim=0))
-    result = _transform_back(torch.cat(totals, dim=1), tiles).movedim(-1, 1).flatten(0, 1)
-    n_places = prod(tiles.shape)
-    places = torch.cat([b * n_places + at for b, at in enumerate(tiles.places)])
-    rows = result[places[torch.cat(tiles.voxels).argsort()]]
+    spectrum = torch.cat(totals, dim=2).unflatten(1, frequencies(tiles.shape))
+    x, y, z = tiles.core
+    box = torch.fft.irfftn(spectrum, s=tiles.shape, dim=(1, 2, 3))[:, :x, :y, :z]
+    places = torch.cat([b * prod(tiles.core) + at for b, at in enumerate(tiles.places)])
+    rows = box.flatten(0, 3)[places[torch.cat(tiles.voxels).argsort()]]
     return rows[:, layout.order.argsort()]
 
 
 def bytes_per_place(x: Tensor, n_out: int, dim_out: int) -> int:
-    """Memory per place of a tile: spectra, and working arrays of the transforms."""
-    return 3 * x.element_size() * (x.shape[1] * x.shape[2] + n_out * dim_out)
+    """Memory per place of a tile: spectra, and what is transformed."""
+    return 2 * x.element_size() * (x.shape[1] * x.shape[2] + n_out * dim_out)
 
 
 class _Convolution(torch.autograd.Function):
@@ -138,7 +140,10 @@ def _forward(x: Tensor, operands: Operands, layout: Layout, tiles: Tiles, budget
     for group in tiles.groups(bytes_per_place(x, n_out, dim_out), budget):
         n_tiles = len(group.voxels)
         spectra = _spectra(x, layout, group)
-        total = spectra[0].new_empty(n_tiles, n_out, dim_out, len(operands.transfer))
+        totals = [
+            x.new_empty(n_tiles, 2, len(operands.transfer), dim_out, run.stop - run.start)
+            for run in layout.runs
+        ]
         for part in stages.chunks(n_tiles, budget):
             rows = stages.rows(spectra, part)
             for s, run in enumerate(layout.runs):
@@ -149,9 +154,9 @@ def _forward(x: Tensor, operands: Operands, layout: Layout, tiles: Tiles, budget
                     with record_function("tripq: p-aggregation"):
                         for m, a in zip(matrices(mixed), matrices(aggregated), strict=True):
                             multiply(joined, a, m, beta=min(i, 1))
-                _combine(mixed, total[:, run, :, part])
+                _combine(mixed, totals[s][:, :, part])
         del spectra
-        _write(total, out, layout, group)
+        _write(totals, out, layout, group)
     return out
 
 
@@ -176,12 +181,12 @@ def _backward(
     for group in tiles.groups(bytes_per_place(x, operands.n_out, operands.dim_out), budget):
         n_tiles = len(group.voxels)
         spectra = _spectra(x, layout, group)
-        total = _read(grad, layout, group)
+        totals = _read(grad, layout, group)
         for part in stages.chunks(n_tiles, budget):
             rows = stages.rows(spectra, part)
             grad_rows = stages.grad_rows(rows)
             for s, run in enumerate(layout.runs):
-                mixed = _split(total[:, run, :, part], stages.mixed(n_tiles, part, run))
+                mixed = _split(totals[s][:, :, part], stages.mixed(n_tiles, part, run))
                 for i in range(len(rows)):
                     aggregated = stages.aggregate(i, s, rows[i])
                     if wanted.coefficients[i] or wanted.transfer:
@@ -198,9 +203,8 @@ def _backward(
                         flat = aggregated.reshape(-1, target[0].numel())
                         target += (read.T @ flat).view_as(target)
                     stages.aggregate_back(i, s, aggregated, grad_rows[i])
-            for spectrum, values in zip(spectra, grad_rows, strict=True):
-                parts = frequency_parts(spectrum, part)
-                parts.copy_(values.view(parts.shape))
+            for read, values in zip(rows, grad_rows, strict=True):
+                read.copy_(values)
         if needs_x:
             _add(spectra, grad_x, layout, group)
     grads.transfer.mul_(weights)
@@ -241,87 +245,78 @@ _fourier_backward = operator(
 
 @record_function("tripq: transforms")
 def _spectra(x: Tensor, layout: Layout, tiles: Tiles) -> list[Tensor]:
-    """The inputs in Fourier space, each (B, C_i, Q_i, F)."""
+    """The inputs in Fourier space, each (B, 2, F, C_i Q_i)."""
     n_tiles, n_places = tiles.source.shape
-    spectra = []
-    for channels, directions in zip(layout.channels, layout.directions, strict=True):
-        box = x.new_zeros(n_tiles, len(channels), len(directions), n_places)
-        for b, source in enumerate(tiles.source):
-            (places,) = (source < len(x)).nonzero(as_tuple=True)
-            rows = x[source[places][:, None, None], directions[:, None], channels]
-            box[b].index_copy_(2, places, rows.permute(2, 1, 0))
-        spectra.append(_transform(box, tiles))
-    return spectra
+    columns = layout.columns_in(x.shape[2])
+    boxes = [x.new_zeros(n_tiles, n_places, len(some)) for some in columns]
+    for b, source in enumerate(tiles.source):
+        (places,) = (source < len(x)).nonzero(as_tuple=True)
+        rows = x.flatten(1).index_select(0, source[places])
+        for box, some in zip(boxes, columns, strict=True):
+            box[b].index_copy_(0, places, rows.index_select(1, some))
+    return [transform(boxes.pop(0).unflatten(1, tiles.shape), tiles.shape) for _ in columns]
 
 
 @record_function("tripq: transforms")
 def _add(spectra: list[Tensor], x: Tensor, layout: Layout, tiles: Tiles) -> None:
     """The transpose of `_spectra` up to `Tiles.weights`, added to `x`."""
-    for spectrum, channels, directions in zip(
-        spectra, layout.channels, layout.directions, strict=True
-    ):
-        box = _transform_back(spectrum, tiles)
-        for b, source in enumerate(tiles.source):
-            (places,) = (source < len(x)).nonzero(as_tuple=True)
-            rows = box[b].index_select(2, places).permute(2, 1, 0)
-            x[source[places][:, None, None], directions[:, None], channels] += rows
+    columns = layout.columns_in(x.shape[2])
+    boxes = [transform_back(spectra.pop(0), tiles.shape, tiles.shape) for _ in columns]
+    for b, source in enumerate(tiles.source):
+        (places,) = (source < len(x)).nonzero(as_tuple=True)
+        rows = x.new_zeros(len(places), x[0].numel())
+        for box, some in zip(boxes, columns, strict=True):
+            rows.index_copy_(1, some, box[b].flatten(0, 2).index_select(0, places))
+        x.flatten(1).index_add_(0, source[places], rows)
 
 
 @record_function("tripq: transforms")
-def _write(total: Tensor, out: Tensor, layout: Layout, tiles: Tiles) -> None:
-    """Outputs in Fourier space, (B, Q_out, dim_out, F), to `out`; by shells, to save memory."""
-    for run in layout.runs:
-        box = _transform_back(total[:, run], tiles)
-        for b, (voxels, places) in enumerate(zip(tiles.voxels, tiles.places, strict=True)):
-            rows = box[b].index_select(2, places).permute(2, 0, 1)
-            out[voxels[:, None], layout.order[run]] = rows
+def _write(totals: list[Tensor], out: Tensor, layout: Layout, tiles: Tiles) -> None:
+    """Outputs of each shell in Fourier space, (B, 2, F, dim_out, Q), to `out`."""
+    columns = layout.columns_out(out.shape[2])
+    shape, core = tiles.shape, tiles.core
+    boxes = [transform_back(totals.pop(0).flatten(3), shape, core) for _ in columns]
+    for b, (voxels, places) in enumerate(zip(tiles.voxels, tiles.places, strict=True)):
+        rows = out.new_empty(len(voxels), out[0].numel())
+        for box, some in zip(boxes, columns, strict=True):
+            rows.index_copy_(1, some, box[b].flatten(0, 2).index_select(0, places))
+        out.flatten(1).index_copy_(0, voxels, rows)
 
 
 @record_function("tripq: transforms")
-def _read(grad: Tensor, layout: Layout, tiles: Tiles) -> Tensor:
+def _read(grad: Tensor, layout: Layout, tiles: Tiles) -> list[Tensor]:
     """The transpose of `_write`, up to `Tiles.weights`."""
-    n_tiles, n_places = tiles.source.shape
-    total = grad.new_empty(
-        n_tiles, *grad.shape[1:], prod(tiles.spectrum), dtype=grad.dtype.to_complex()
-    )
-    for run in layout.runs:
-        box = grad.new_zeros(n_tiles, run.stop - run.start, grad.shape[2], n_places)
-        for b, (voxels, places) in enumerate(zip(tiles.voxels, tiles.places, strict=True)):
-            rows = grad[voxels[:, None], layout.order[run]]
-            box[b].index_copy_(2, places, rows.permute(1, 2, 0))
-        total[:, run] = _transform(box, tiles)
-    return total
-
-
-def _transform(box: Tensor, tiles: Tiles) -> Tensor:
-    return torch.fft.rfftn(box.unflatten(-1, tiles.shape), dim=(-3, -2, -1)).flatten(-3)
-
-
-def _transform_back(spectrum: Tensor, tiles: Tiles) -> Tensor:
-    grid = spectrum.unflatten(-1, tiles.spectrum)
-    return torch.fft.irfftn(grid, s=tiles.shape, dim=(-3, -2, -1)).flatten(-3)
+    columns = layout.columns_out(grad.shape[2])
+    boxes = [grad.new_zeros(len(tiles.voxels), prod(tiles.core), len(some)) for some in columns]
+    for b, (voxels, places) in enumerate(zip(tiles.voxels, tiles.places, strict=True)):
+        rows = grad.flatten(1).index_select(0, voxels)
+        for box, some in zip(boxes, columns, strict=True):
+            box[b].index_copy_(0, places, rows.index_select(1, some))
+    return [
+        transform(boxes.pop(0).unflatten(1, tiles.core), tiles.shape).unflatten(
+            3, (grad.shape[2], -1)
+        )
+        for _ in columns
+    ]
 
 
 def _combine(mixed: Tensor, total: Tensor) -> None:
-    """Even and odd parts, (2 B, f, 2 dim_out, Q), to spectra (B, Q, dim_out, f)."""
-    real, imaginary = torch.view_as_real(total).unbind(-1)
+    """Even and odd parts, (2 B, f, 2 dim_out, Q), to spectra (B, 2, f, dim_out, Q)."""
     even, odd = _halves(mixed)
-    torch.add(even[0], odd[1], out=real)
-    torch.sub(even[1], odd[0], out=imaginary)
+    torch.add(even[:, 0], odd[:, 1], out=total[:, 0])
+    torch.sub(even[:, 1], odd[:, 0], out=total[:, 1])
 
 
 def _split(total: Tensor, mixed: Tensor) -> Tensor:
     """The transpose of `_combine`, written to `mixed`."""
-    real, imaginary = torch.view_as_real(total).unbind(-1)
     even, odd = _halves(mixed)
-    even[0].copy_(real)
-    even[1].copy_(imaginary)
-    torch.neg(imaginary, out=odd[0])
-    odd[1].copy_(real)
+    even.copy_(total)
+    torch.neg(total[:, 1], out=odd[:, 0])
+    odd[:, 1].copy_(total[:, 0])
     return mixed
 
 
 def _halves(mixed: Tensor) -> tuple[Tensor, Tensor]:
-    """Views (2, B, Q, dim_out, f) of even and odd parts."""
-    even, odd = mixed.unflatten(0, (2, -1)).permute(0, 1, 4, 3, 2).chunk(2, dim=3)
+    """Views (B, 2, f, dim_out, Q) of even and odd parts."""
+    even, odd = mixed.unflatten(0, (-1, 2)).chunk(2, dim=3)
     return even, odd

@@ -15,8 +15,9 @@ from tripq.backends.spectral.tiles import Tiles
 from tripq.infra.chunks import chunks
 
 # Bytes, for each thread of a CPU, that a stage takes for a few frequencies: they stay in the cache
-# of its core.  With twice as many the stages were slower, with half as many they were no faster.
-_CACHED = 1 << 23
+# of its core.  With four times as many the stages were slower, with half as many they were no
+# faster.
+_CACHED = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,18 @@ class Layout:
     order: Tensor
     n_even: int
 
+    def columns_in(self, dim_in: int) -> list[Tensor]:
+        """Where each input stands in the features of a voxel: (C_i Q_i,)."""
+        return [
+            (directions * dim_in + channels[:, None]).flatten()
+            for channels, directions in zip(self.channels, self.directions, strict=True)
+        ]
+
+    def columns_out(self, dim_out: int) -> list[Tensor]:
+        """Where the results of each shell stand there: (dim_out Q,)."""
+        components = torch.arange(dim_out, device=self.order.device)[:, None]
+        return [(self.order[run] * dim_out + components).flatten() for run in self.runs]
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -51,7 +64,7 @@ class Packed:
     voxels: tuple[Tensor, ...]
     places: tuple[Tensor, ...]
     tensors: tuple[Tensor, Tensor]  # order, source
-    sizes: tuple[int, ...]  # n_even, the shape of a tile, where the runs end
+    sizes: tuple[int, ...]  # n_even, the shapes of a tile and its core, where the runs end
 
     @classmethod
     def of(cls, layout: Layout, tiles: Tiles) -> Packed:
@@ -63,7 +76,7 @@ class Packed:
             tiles.voxels,
             tiles.places,
             (layout.order, tiles.source),
-            (layout.n_even, *tiles.shape, *ends),
+            (layout.n_even, *tiles.shape, *tiles.core, *ends),
         )
 
     def args(self) -> tuple[list[Tensor] | list[int], ...]:
@@ -81,10 +94,12 @@ class Packed:
         sizes: Sequence[int],
     ) -> tuple[Layout, Tiles]:
         """Layout and tiles from these arguments."""
-        (order, source), (n_even, x, y, z, *ends) = tensors, sizes
+        (order, source), (n_even, *shapes) = tensors, sizes
+        (x, y, z), (core_x, core_y, core_z), ends = shapes[:3], shapes[3:6], shapes[6:]
         runs = tuple(slice(*run) for run in pairwise([0, *ends]))
         layout = Layout(tuple(channels), tuple(directions), runs, order, n_even)
-        return layout, Tiles((x, y, z), source, tuple(voxels), tuple(places))
+        tiles = Tiles((x, y, z), (core_x, core_y, core_z), source, tuple(voxels), tuple(places))
+        return layout, tiles
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,11 +139,6 @@ class Operands:
     def dim_out(self) -> int:
         """Number of output components."""
         return self.coefficients[0].shape[2]
-
-
-def frequency_parts(spectrum: Tensor, part: slice) -> Tensor:
-    """Real and imaginary parts of some frequencies: (B, C, Q, F) to (2, B, f, C, Q)."""
-    return torch.view_as_real(spectrum[..., part]).permute(4, 0, 3, 1, 2)
 
 
 def matrices(t: Tensor) -> list[Tensor]:
@@ -190,11 +200,10 @@ class Stages:
 
     def rows(self, spectra: list[Tensor], part: slice) -> list[Tensor]:
         """Real and imaginary parts of the inputs, each (2 B, f, C_i, Q_i)."""
-        rows = []
-        for i, spectrum in enumerate(spectra):
-            parts = frequency_parts(spectrum, part)
-            rows.append(self._work(f"rows {i}", *parts.shape).copy_(parts).flatten(0, 1))
-        return rows
+        return [
+            spectrum.flatten(0, 1)[:, part].unflatten(2, (len(channels), -1))
+            for spectrum, channels in zip(spectra, self._layout.channels, strict=True)
+        ]
 
     def grad_rows(self, rows: list[Tensor]) -> list[Tensor]:
         """Room for the gradients of `rows`, which are zero at first."""
@@ -210,9 +219,9 @@ class Stages:
         """Stage 1: (2 B, f, C_i B_i, Q)."""
         embedding = self._embeddings[i][s]
         run = self._layout.runs[s]
-        flat = rows.flatten(0, 2)
-        product = self._work("aggregated", len(flat), embedding.shape[1])
-        torch.mm(flat, embedding, out=product)
+        flat = rows.flatten(1, 2)
+        product = self._work("aggregated", *flat.shape[:2], embedding.shape[1])
+        torch.bmm(flat, embedding.expand(len(flat), *embedding.shape), out=product)
         aggregated = product.view(*rows.shape[:2], -1, run.stop - run.start)
         if aggregated.shape[3] > 1:
             return aggregated

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
 from torch import Tensor
 
+from tripq.backends.spectral.transforms import Shape, frequency_weights, ring_length, transform
 from tripq.domain.voxels import flat_places
 from tripq.infra.chunks import chunks
-
-#: Numbers of voxels along the three axes.
-Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,15 +22,16 @@ class Tiles:
 
     Attributes
     ----------
-    shape : (int, int, int)
-        Of a tile.
+    shape, core : (int, int, int)
+        Of a tile and of its core, which holds its first places.
     source : Tensor of shape (B, places), int64
         The voxel at each place of each tile, or V where there is none.
     voxels, places : tuple of B Tensors, int64
-        The voxels in the core of each tile, and their places in it.
+        The voxels in the core of each tile, and their places in the core.
     """
 
     shape: Shape
+    core: Shape
     source: Tensor
     voxels: tuple[Tensor, ...]
     places: tuple[Tensor, ...]
@@ -54,7 +53,7 @@ class Tiles:
         volumes, *extent = (voxels.amax(dim=0) + 1).tolist()
         core, best, fewest = list(extent), list(extent), 0
         while True:
-            shape = _tile_shape(core, extent, margin)
+            shape = _tile_shape(core, extent, margin, voxels.device)
             number = len(_tile_of(voxels, core, extent).unique())
             total = number * prod(shape)
             if fewest == 0 or total < fewest:
@@ -73,8 +72,8 @@ class Tiles:
     def _of(
         cls, voxels: Tensor, core: list[int], extent: list[int], margin: Shape, volumes: int
     ) -> Tiles:
-        shape = _tile_shape(core, extent, margin)
         device = voxels.device
+        shape = _tile_shape(core, extent, margin, device)
         number = [-(-e // c) for e, c in zip(extent, core, strict=True)]
         padded = [(k - 1) * c + n for k, c, n in zip(number, core, shape, strict=True)]
         at = torch.full((volumes, *padded), len(voxels), device=device)
@@ -95,20 +94,23 @@ class Tiles:
             axes[2][:, None, None, :],
         ]
         inside = voxels[:, 1:] % torch.tensor(core, device=device)
-        places = flat_places(inside, shape)
+        places = flat_places(inside, tuple(core))
         order = tile.argsort(stable=True)
         counts = tile.bincount().tolist()
-        return cls(shape, source.flatten(1), order.split(counts), places[order].split(counts))
+        return cls(
+            shape,
+            (core[0], core[1], core[2]),
+            source.flatten(1),
+            order.split(counts),
+            places[order].split(counts),
+        )
 
     def groups(self, bytes_per_place: int, budget: int) -> Iterator[Tiles]:
         """A few tiles at a time, as many as the budget allows."""
         for some in chunks(len(self.voxels), bytes_per_place * prod(self.shape), budget):
-            yield Tiles(self.shape, self.source[some], self.voxels[some], self.places[some])
-
-    @property
-    def spectrum(self) -> Shape:
-        """Frequencies along the axes; of a real signal half of them are enough."""
-        return (self.shape[0], self.shape[1], self.shape[2] // 2 + 1)
+            yield replace(
+                self, source=self.source[some], voxels=self.voxels[some], places=self.places[some]
+            )
 
     def transfer(self, steps: Tensor, functions: Tensor, n_even: int) -> Tensor:
         """The Fourier transform of functions of the offset.
@@ -126,40 +128,27 @@ class Tiles:
             The real part for even ones, minus the imaginary part for odd ones.
         """
         places = flat_places(steps % steps.new_tensor(self.shape), self.shape)
-        box = functions.new_zeros(functions.shape[1], prod(self.shape), dtype=torch.float64)
+        box = functions.new_zeros(prod(self.shape), functions.shape[1], dtype=torch.float64)
         # Steps that are a whole ring apart share a place.
-        box = box.index_add(1, places, functions.T.double())
-        spectrum = torch.fft.rfftn(box.unflatten(1, self.shape), dim=(1, 2, 3)).flatten(1)
-        parts = torch.cat([spectrum[:n_even].real, -spectrum[n_even:].imag])
-        return parts.T.to(functions.dtype).contiguous()
+        box = box.index_add(0, places, functions.double()).view(1, *self.shape, -1)
+        ((real, imaginary),) = transform(box, self.shape)
+        parts = torch.cat([real[:, :n_even], -imaginary[:, n_even:]], dim=1)
+        return parts.to(functions.dtype)
 
     def weights(self, like: Tensor) -> Tensor:
         """How often each frequency (F,) counts in the inverse transform, over the places."""
-        nx, ny, nz = self.shape
-        twice = like.new_full((nz // 2 + 1,), 2.0)
-        twice[0] = 1.0
-        if nz % 2 == 0:
-            twice[-1] = 1.0
-        return twice.repeat(nx * ny) / (nx * ny * nz)
+        along_z = frequency_weights(self.shape, like)
+        return along_z.repeat(self.shape[0] * self.shape[1]) / prod(self.shape)
 
 
-def _tile_shape(core: Sequence[int], extent: Sequence[int], margin: Shape) -> Shape:
+def _tile_shape(
+    core: Sequence[int], extent: Sequence[int], margin: Shape, device: torch.device
+) -> Shape:
     """With room for the halo, of which one side suffices where nothing lies beyond."""
     return tuple(  # type: ignore[return-value]
-        _smooth(c + (m if c >= e else 2 * m)) for c, e, m in zip(core, extent, margin, strict=True)
+        ring_length(c + (m if c >= e else 2 * m), device)
+        for c, e, m in zip(core, extent, margin, strict=True)
     )
-
-
-def _smooth(n: int) -> int:
-    """The next number with small prime factors, for a fast Fourier transform."""
-    while True:
-        rest = n
-        for p in (2, 3, 5, 7):
-            while rest % p == 0:
-                rest //= p
-        if rest == 1:
-            return n
-        n += 1
 
 
 def _tile_of(voxels: Tensor, core: Sequence[int], extent: Sequence[int]) -> Tensor:
