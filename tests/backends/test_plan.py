@@ -80,6 +80,21 @@ def test_a_plan_says_why_and_what_it_takes():
     assert len(layer_of(filter="tp + p").explain(grid(BALL, 8)).plans) == 2
 
 
+def test_under_autocast_convolutions_count_as_faster_and_nothing_else():
+    layer, graph = layer_of(), grid(BALL, 8)
+
+    def seconds():
+        (plan,) = layer.explain(graph).plans
+        return {e.backend: e.seconds for e in (plan.chosen, *plan.alternatives)}
+
+    usual = seconds()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = seconds()
+    assert seconds() == usual
+    assert half.pop("dense") < usual.pop("dense")
+    assert half == usual
+
+
 def test_irregular_points_and_nodes_have_no_dense_filter():
     p, q = np.random.default_rng(0).uniform(-3, 3, (6, 3)), table_of(0, 6)
     for graph, why in (

@@ -47,14 +47,10 @@ def evaluate(
     assert edges.steps is not None
     if not filter.paths or not len(x):
         return empty_sum(x, q, filter)
-    largest = budget // bytes_per_place(x, len(q.q_out), filter.dim_out)
-    tiles = _tiles(edges.grid, edges.margin, largest)
     groups = _groups(filter, x.device)
     key = filter.constants_q(q, x.dtype)
     orders = tuple(group.orders for group in groups)
     on_q = keep(q, key and (orders, key), lambda: _OnQ.of(q, filter, orders, x.dtype))
-    key = filter.constants_p(edges, x.dtype)
-    transfer = keep(edges, key and (largest, key), lambda: _transfer(edges, filter, tiles, x.dtype))
     layout = Layout(
         tuple(group.index for group in groups for _ in on_q.into.directions),
         tuple(shell for _ in groups for shell in on_q.into.directions),
@@ -63,6 +59,13 @@ def evaluate(
         _n_even(filter),
     )
     coefficients = _coefficients(filter, groups, on_q.out, on_q.into)
+    largest = budget // bytes_per_place(x, len(q.q_out), filter.dim_out)
+    others = layout.work(coefficients) // (x[0].numel() + len(q.q_out) * filter.dim_out)
+    tiles = _tiles(edges.grid, edges.margin, largest, others)
+    key = filter.constants_p(edges, x.dtype)
+    transfer = keep(
+        edges, key and (tiles.shape, key), lambda: _transfer(edges, filter, tiles, x.dtype)
+    )
     return convolve(x, Operands(transfer, coefficients, on_q.embeddings), layout, tiles, budget)
 
 
@@ -75,8 +78,8 @@ def _transfer(edges: PEdges, filter: PQFilter, tiles: Tiles, dtype: torch.dtype)
 
 
 @kept_with_owner
-def _tiles(grid: VoxelGrid, margin: tuple[int, int, int], largest: int) -> Tiles:
-    return Tiles.cut(grid.voxels, margin, largest)
+def _tiles(grid: VoxelGrid, margin: tuple[int, int, int], largest: int, others: int) -> Tiles:
+    return Tiles.cut(grid.voxels, margin, largest, others)
 
 
 @dataclass(frozen=True, eq=False)

@@ -42,6 +42,18 @@ class Layout:
     order: Tensor
     n_even: int
 
+    def work(self, coefficients: Sequence[Tensor]) -> int:
+        """Multiply-adds at each place besides the transforms."""
+        total = 0
+        for matrices, directions in zip(coefficients, self.directions, strict=True):
+            _, n_functions, dim_out, width = matrices.shape
+            for run in self.runs:
+                n_out = run.stop - run.start
+                # At half as many frequencies as places, but for real and imaginary parts.
+                total += width * n_out * (len(directions) + 2 * dim_out)
+                total += width * n_functions * dim_out // 2
+        return total
+
     def columns_in(self, dim_in: int) -> list[Tensor]:
         """Where each input stands in the features of a voxel: (C_i Q_i,)."""
         return [

@@ -9,7 +9,13 @@ from math import prod
 import torch
 from torch import Tensor
 
-from tripq.backends.spectral.transforms import Shape, frequency_weights, ring_length, transform
+from tripq.backends.spectral.transforms import (
+    Shape,
+    frequency_weights,
+    ring_length,
+    transform,
+    work_of_transform,
+)
 from tripq.domain.voxels import flat_places
 from tripq.infra.chunks import chunks
 
@@ -37,8 +43,8 @@ class Tiles:
     places: tuple[Tensor, ...]
 
     @classmethod
-    def cut(cls, voxels: Tensor, margin: Shape, largest: int) -> Tiles:
-        """Tiles with as few places as possible in all, and at most `largest` in each.
+    def cut(cls, voxels: Tensor, margin: Shape, largest: int, others: int = 0) -> Tiles:
+        """Tiles that take as little work as possible in all, with at most `largest` places.
 
         Parameters
         ----------
@@ -48,6 +54,8 @@ class Tiles:
             How far neighbours reach along each axis.
         largest : int
             Number of places; a tile of a single voxel and its neighbours may have more.
+        others : int
+            Multiply-adds for each feature of a place, besides its transforms.
         """
         voxels = voxels - voxels.amin(dim=0)
         volumes, *extent = (voxels.amax(dim=0) + 1).tolist()
@@ -55,7 +63,7 @@ class Tiles:
         while True:
             shape = _tile_shape(core, extent, margin, voxels.device)
             number = len(_tile_of(voxels, core, extent).unique())
-            total = number * prod(shape)
+            total = number * prod(shape) * (others + work_of_transform(shape, voxels.device))
             if fewest == 0 or total < fewest:
                 best, fewest = list(core), total
             elif total > 2 * fewest:
