@@ -125,11 +125,12 @@ def write_cohorts(
     tested = [p for p in patients if any(p in split.test for split in splits)]
     trained = [p for p in patients if any(p in split.training for split in splits)]
     wanted = [(USUAL, list(patients)), (ROTATED, tested)]
-    wanted += [(condition, tested) for condition in plan.other_tables]
+    wanted += [(condition, tested) for condition in (*plan.other_tables, *plan.other_grids)]
     contenders = [c for some in candidates(plan).values() for c in some]
     if plan.variants:
         contenders += VARIANTS
         wanted += [(condition, trained) for condition in MORE_HEADS]
+    wanted += [(c.scans, list(patients)) for c in contenders if c.scans is not USUAL]
     shown = dict.fromkeys(condition for c in contenders for condition in c.more)
     wanted += [(condition, trained) for condition in shown]
     for condition, some in wanted:

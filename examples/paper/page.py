@@ -10,7 +10,19 @@ import numpy as np
 
 from paper import figures, statistics
 from paper.baselines import BASELINES
-from paper.plan import FULL, MORE_HEADS, MORE_TABLES, OTHER_TABLES, ROTATED, SMALL_LOAD, USUAL
+from paper.plan import (
+    COARSE,
+    FINE,
+    FULL,
+    MORE_HEADS,
+    MORE_TABLES,
+    OTHER_TABLES,
+    ROTATED,
+    SMALL_LOAD,
+    SUBSETS,
+    USUAL,
+    Condition,
+)
 from paper.results import Result, Results, Run, SubjectResult
 from paper.schedule import (
     CONTENDERS,
@@ -22,9 +34,13 @@ from paper.schedule import (
     tuning_runs,
 )
 from paper.statistics import Estimate, Score
+from tripq.training import Augmentation
 
 #: A split is counted where both are done.
 COMPARED = ("equivariant", "reference")
+
+#: Families of this project; the others are rivals.
+OURS = ("equivariant", "equivariant, sums")
 
 Subjects = list[list[SubjectResult]]
 
@@ -112,8 +128,8 @@ class _Page:
         some = f" ({len(runs)} of {self.plan.seeds} splits)"
         return label if len(runs) == self.plan.seeds else label + some
 
-    def _of(self, stage: str, contender: str) -> list[Result]:
-        runs = [Run(stage, contender, 1.0, seed) for seed in range(self.plan.seeds)]
+    def _of(self, stage: str, contender: str, fraction: float = 1.0) -> list[Result]:
+        runs = [Run(stage, contender, fraction, seed) for seed in range(self.plan.seeds)]
         return [self.results[run] for run in runs if run in self.results]
 
     def _beside_main(self, stage: str, name: str) -> tuple[list[Result], list[Result]]:
@@ -139,7 +155,7 @@ class _Page:
                         family: {
                             fraction: statistics.estimate(score, _tested(runs, USUAL.name))
                             for fraction in self.plan.fractions
-                            if (runs := self.main(family, fraction))
+                            if (runs := self._of("main", self.names[family], fraction))
                         }
                         for family in first
                     }
@@ -188,8 +204,10 @@ class _Page:
             self._conditions(
                 [condition.name for condition in self.plan.other_tables],
                 "usual",
-                variants=("tables",),
+                variants=("tables", "subsets"),
             ),
+            "## Other grids",
+            self._grids(),
             "## Small and large loads",
             self._loads(),
             "## More training heads",
@@ -300,7 +318,7 @@ class _Page:
         return {label: runs for label, runs in found.items() if runs}
 
     def _is_rival(self, family: str) -> bool:
-        return family not in COMPARED and self._has_run(family)
+        return family not in (*OURS, "reference") and self._has_run(family)
 
     def _lead(self, runs: list[Result]) -> float:
         """Of the equivariant network over some runs, in average precision on their splits."""
@@ -311,7 +329,7 @@ class _Page:
         """What people would take instead of the reference, and what it costs."""
         rows = []
         for family in self.plan.families:
-            if family == "equivariant":
+            if family in OURS:
                 continue
             if not self._has_run(family):
                 rows.append([family, "not yet run", *[""] * 7])
@@ -384,8 +402,8 @@ class _Page:
     def _fractions(self) -> str:
         rows = []
         for fraction in self.plan.fractions:
-            for family in self.names:
-                if not (runs := self.main(family, fraction)):
+            for family, name in self.names.items():
+                if not (runs := self._of("main", name, fraction)):
                     continue
                 gains = ["", ""]
                 if family != "equivariant":
@@ -443,12 +461,50 @@ class _Page:
             "networks on maps always leave them out. No network of the comparison was trained with "
             "a second shell."
             + (
-                " More gradient tables: trained also with scans of the same patients with "
-                f"{', '.join(condition.says for condition in MORE_TABLES)}."
+                " More gradient tables: network with sums, trained also with scans of the same "
+                f"patients with {', '.join(condition.says for condition in MORE_TABLES)}. "
+                "Directions left out: every training batch has a random part of the directions of "
+                f"the one table, at least {_fewest(SUBSETS)}."
                 if "tables" in variants
                 else ""
             )
         )
+
+    def _grids(self) -> str:
+        """Networks on grids that they were not trained on, and networks that were."""
+        there = {FINE: self._of("variants", "at-fine"), COARSE: self._of("variants", "at-coarse")}
+        networks = {
+            "equivariant": self.main("equivariant"),
+            CONTENDERS["grids"].says: self._of("variants", "grids"),
+            CONTENDERS["at-fine"].says: there[FINE],
+            CONTENDERS["at-coarse"].says: there[COARSE],
+        }
+        rows = []
+        for label, runs in networks.items():
+            for condition in (USUAL, FINE, COARSE):
+                if some := [run for run in runs if condition.name in run.tests]:
+                    scores = _row(VOXELWISE, _tested(some, condition.name))
+                    change = self._change(condition, some, there.get(condition, []))
+                    rows.append([self._splits(label, some), condition.says, *scores, change])
+        if not rows:
+            return "Not yet run."
+        return (
+            "The same heads and gradient table on other grids. Nothing is resampled. The last "
+            "column compares with the network trained on voxels of that size, on the splits that "
+            "both have done; the radius of all networks is 1.5 voxels of their training.\n\n"
+            + _table(["network", "test", *VOXELWISE, "change of average precision"], rows)
+        )
+
+    @staticmethod
+    def _change(condition: Condition, runs: list[Result], there: list[Result]) -> str:
+        """In average precision, from networks trained under a condition to others tested in it."""
+        common = {run.run.seed for run in runs} & {run.run.seed for run in there}
+        if not common or runs is there:
+            return ""
+        ours, theirs = (
+            _tested(_of_seeds(some, list(common)), condition.name) for some in (runs, there)
+        )
+        return _percent(statistics.ratio(statistics.average_precision, ours, theirs))
 
     def _heads(self) -> str:
         rows = []
@@ -582,6 +638,11 @@ class _Page:
                 rows,
             )
         )
+
+
+def _fewest(augmentation: Augmentation) -> int:
+    """Of the usual directions, how many always remain."""
+    return math.ceil((1 - augmentation.dropped) * np.count_nonzero(~USUAL.table.b0))
 
 
 def _of_seeds(runs: Sequence[Result], seeds: Sequence[int]) -> list[Result]:

@@ -17,11 +17,13 @@ from torch import nn
 from paper.rivals import MapConvSegmenter, MapResNetSegmenter
 from tripq.filters.radial import Radial
 from tripq.networks.conv import ConvSegmenter
+from tripq.nn.batch_norm import Normalization
 from tripq.nn.layer import Group
 from tripq.scans import B_REFERENCE
 from tripq.simulate import GradientTable, random_rotation
 from tripq.so3.paths import Selection
 from tripq.tasks.lesions.segmenter import LesionSegmenter
+from tripq.training import Augmentation
 
 #: Shares of the training scans of the paper.
 FRACTIONS = (0.066, 0.132, 0.263, 0.658, 1.0)
@@ -188,6 +190,16 @@ OTHER_TABLES = (
     Condition("shells", "two shells", GradientTable.from_shells([1000.0, 2000.0], [32, 32])),
 )
 
+#: The same heads and table on other grids, and one between them to train on.
+FINE = Condition("fine", "voxels of 1.5 mm", _TABLE, voxel_size=1.5)
+COARSE = Condition("coarse", "voxels of 3 mm", _TABLE, voxel_size=3.0)
+MIDDLE = Condition("middle", "voxels of 2 mm", _TABLE, voxel_size=2.0)
+OTHER_GRIDS = (FINE, COARSE)
+
+
+#: Boxes with a part of the directions, 10 of 32 at least, and no other change.
+SUBSETS = Augmentation(noise=0.0, bias=0.0, b0_error=0.0, dropped=0.7, field=0.0, contrast=0.0)
+
 
 # -- networks ------------------------------------------------------------------------------------
 
@@ -218,6 +230,12 @@ class Contender:
         In which the training patients are shown, too.
     package : str, optional
         That the network needs, of the extra ``bench``.
+    scans : Condition
+        In which it is trained and validated; if it is not the usual one, it is tested in it alone.
+    any_grid : bool
+        Whether it is tested on other grids than those of its training.
+    augment : Augmentation, optional
+        Of the boxes in training.
     """
 
     name: str
@@ -230,6 +248,9 @@ class Contender:
     weight_decay: float
     more: tuple[Condition, ...] = ()
     package: str | None = None
+    scans: Condition = USUAL
+    any_grid: bool = False
+    augment: Augmentation | None = None
 
     @property
     def installed(self) -> bool:
@@ -238,6 +259,13 @@ class Contender:
 
 
 RADIUS = 1.8  # voxels: of a layer's neighbourhood, 27 of them
+
+_Q, _P = "24x0e + 8x2e + 4x4e", "24x0e + 6x1o + 8x2e"
+_Q_SMALL, _P_SMALL = "16x0e + 8x2e + 4x4e", "16x0e + 4x1o + 4x2e"
+
+#: Irreps of the network that is small and as good; it is shipped, too.
+SMALL = {"q_features": _Q_SMALL, "p_features": _P_SMALL}
+LARGER = {"q_features": _Q, "p_features": _P}
 
 
 def _equivariant(
@@ -272,6 +300,61 @@ def _equivariant(
 
     return Contender(
         name, says, build, rate, steps, every=200, settle=True, weight_decay=1e-2, more=more
+    )
+
+
+def _integral(
+    name: str,
+    says: str,
+    *,
+    features: dict[str, str] = SMALL,
+    radius: float = 1.5,
+    normalize: Normalization = "batch",
+    steps: int = 2400,
+    more: tuple[Condition, ...] = TILTED,
+    scans: Condition = USUAL,
+    any_grid: bool = True,
+    augment: Augmentation | None = None,
+) -> Contender:
+    """The defaults of `LesionSegmenter`; the radius is in voxels."""
+
+    def build(voxel_size: float) -> nn.Module:
+        return LesionSegmenter(p_radius=radius * voxel_size, normalize=normalize, **features)
+
+    return Contender(
+        name,
+        says,
+        build,
+        learning_rate=5e-3,
+        steps=steps,
+        every=200,
+        settle=normalize == "batch",
+        weight_decay=1e-2,
+        more=more,
+        scans=scans,
+        any_grid=any_grid,
+        augment=augment,
+    )
+
+
+def _larger(
+    name: str,
+    says: str,
+    *,
+    more: tuple[Condition, ...] = TILTED,
+    scans: Condition = USUAL,
+    any_grid: bool = True,
+    augment: Augmentation | None = None,
+) -> Contender:
+    return _integral(
+        name,
+        says,
+        features=LARGER,
+        steps=1600,
+        more=more,
+        scans=scans,
+        any_grid=any_grid,
+        augment=augment,
     )
 
 
@@ -339,12 +422,7 @@ def _residual(
     )
 
 
-_Q, _P = "24x0e + 8x2e + 4x4e", "24x0e + 6x1o + 8x2e"
-_Q_SMALL, _P_SMALL = "16x0e + 8x2e + 4x4e", "16x0e + 4x1o + 4x2e"
 _WIDTHS = (48, 48, 32)
-
-#: Irreps of the network that is small and as good; it is shipped, too.
-SMALL = {"q_features": _Q_SMALL, "p_features": _P_SMALL}
 
 #: Without order 4: with l_p of 2 at most these filters have no path to it.
 _Q_TWO = "16x0e + 8x2e"
@@ -399,16 +477,22 @@ def _turned_harmonics(
 #: From these, tuning takes the network that is best on the validation patients; as many of each.
 CANDIDATES = {
     "equivariant": (
-        _equivariant("eq-small", "small", _Q_SMALL, _P_SMALL),
-        _equivariant("eq-small-fast", "small, rate 1e-2", _Q_SMALL, _P_SMALL, rate=1e-2),
-        _equivariant("eq-small-tilts", "small, more poses", _Q_SMALL, _P_SMALL, more=TILTED),
-        _equivariant("eq", "default", _Q, _P, steps=800),
+        _integral("int", "small, more poses, local norms", normalize="local"),
+        _integral("int-batch", "small, more poses"),
+        _larger("int-larger", "default, more poses"),
+        _integral("int-wide", "small, more poses, radius of 4.4 mm", radius=1.76, steps=1200),
     ),
     "reference": (
         _convolutional("conv-48", "48, 48, 32 channels", _WIDTHS),
         _convolutional("conv-48-fast", "48, 48, 32 channels, rate 3e-3", _WIDTHS, rate=3e-3),
         _convolutional("conv-48-tilts", "48, 48, 32 channels, more poses", _WIDTHS, more=TILTED),
         _convolutional("conv-64", "64, 64, 64, 64 channels", (64,) * 4, steps=4000),
+    ),
+    "equivariant, sums": (
+        _equivariant("eq-small", "small", _Q_SMALL, _P_SMALL),
+        _equivariant("eq-small-fast", "small, rate 1e-2", _Q_SMALL, _P_SMALL, rate=1e-2),
+        _equivariant("eq-small-tilts", "small, more poses", _Q_SMALL, _P_SMALL, more=TILTED),
+        _equivariant("eq", "default", _Q, _P, steps=800),
     ),
     "invariant maps": _convolutions_on("invariants", "inv"),
     "tensor maps": _convolutions_on("tensor", "tensor"),
@@ -439,6 +523,10 @@ VARIANTS = (
     _joint("diff", 'filter "diff"', filter="diff", q=_Q_TWO),
     _joint("p-only", 'filter "p": mean signal only', filter="p", q=_Q_TWO),
     _equivariant("tables", "more gradient tables", _Q_SMALL, _P_SMALL, more=MORE_TABLES),
+    _larger("subsets", "equivariant, directions left out", any_grid=False, augment=SUBSETS),
+    _larger("grids", "equivariant, trained at 2.5 and 2 mm", more=(*TILTED, MIDDLE)),
+    _larger("at-fine", "equivariant, trained at 1.5 mm", more=(), scans=FINE),
+    _larger("at-coarse", "equivariant, trained at 3 mm", more=(), scans=COARSE),
     _equivariant("signed", "not antipodal", _Q_SMALL + " + 4x1o", _P_SMALL, antipodal=False),
     _equivariant("mirror", "O(3)", _Q_SMALL, _P_SMALL, group="O3"),
     _convolutional("conv-turned", "reference, all poses", _WIDTHS, more=(TURNED,)),
@@ -483,6 +571,8 @@ class Plan:
         Whether to train `VARIANTS`, and the best of each family on `MORE_HEADS` and for longer.
     other_tables : tuple of Condition
         Tests with other gradient tables.
+    other_grids : tuple of Condition
+        Tests on other grids, of networks that take any.
     box_size, n_boxes : int
         Of a batch.
     largest_steps : int, optional
@@ -502,6 +592,7 @@ class Plan:
     candidates: int | None = None
     variants: bool = True
     other_tables: tuple[Condition, ...] = OTHER_TABLES
+    other_grids: tuple[Condition, ...] = OTHER_GRIDS
     box_size: int = 20
     n_boxes: int = 2
     largest_steps: int | None = None
@@ -512,6 +603,11 @@ class Plan:
         """Steps of a network at most; twice as many to see whether more would help."""
         steps = contender.steps if self.largest_steps is None else self.largest_steps
         return 2 * steps if longer else steps
+
+    def edge(self, contender: Contender) -> float:
+        """Of the voxels that a network is trained on, mm; of a cube of their volume."""
+        edges = np.broadcast_to(contender.scans.voxel_size or self.voxel_size, 3)
+        return float(np.cbrt(np.prod(edges)))
 
     def every(self, contender: Contender) -> int:
         """Steps between two validations."""
@@ -531,6 +627,7 @@ QUICK = Plan(
     candidates=1,
     variants=False,
     other_tables=OTHER_TABLES[1:2],
+    other_grids=(),
     box_size=10,
     largest_steps=40,
 )

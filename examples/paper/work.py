@@ -57,10 +57,10 @@ def train_and_test(
     """
     steps = plan.steps(contender, longer=run.stage == "longer")
     torch.manual_seed(run.seed)
-    network = contender.build(plan.voxel_size)
+    network = contender.build(plan.edge(contender))
     training = split.share(run.fraction)
-    validation = scans.load(USUAL, split.validation)
-    conditions = (USUAL, *contender.more, *(MORE_HEADS if run.stage == "heads" else ()))
+    validation = scans.load(contender.scans, split.validation)
+    conditions = (contender.scans, *contender.more, *(MORE_HEADS if run.stage == "heads" else ()))
     shown = [subject for condition in conditions for subject in scans.load(condition, training)]
     patches = PatchDataModule(
         shown,
@@ -69,6 +69,7 @@ def train_and_test(
         box_size=plan.box_size,
         n_boxes=plan.n_boxes,
         seed=run.seed,
+        augment=contender.augment,
         validation=validation,
     )
     record = train(
@@ -94,12 +95,12 @@ def train_and_test(
         {
             "caution": CAUTION,
             "threshold": f"{threshold:.4f}",
-            "voxel_size_mm": f"{plan.voxel_size:g}",
+            "voxel_size_mm": f"{plan.edge(contender):g}",
             "run": run.key,
         },
     )
     tests = {}
-    for name, subjects in _tests(run, network, plan, split, scans).items():
+    for name, subjects in _tests(run, contender, network, plan, split, scans).items():
         maps = [segment(network, subject.dwi, device=device) for subject in subjects]
         tests[name] = score_maps(subjects, maps, threshold)
         if name == USUAL.name:
@@ -118,7 +119,7 @@ def train_and_test(
             "conditions": [condition.name for condition in conditions],
             "batch_norms_settled": contender.settle,
             "precision": record.precision,
-            "voxel_size_mm": plan.voxel_size,
+            "voxel_size_mm": plan.edge(contender),
             "snr": SNR,
             "training": list(training),
             "validation": list(split.validation),
@@ -163,7 +164,7 @@ def score_maps(subjects: Sequence[LabelledSubject], maps: Maps, threshold: float
 
 
 def _tests(
-    run: Run, network: nn.Module, plan: Plan, split: Split, scans: Scans
+    run: Run, contender: Contender, network: nn.Module, plan: Plan, split: Split, scans: Scans
 ) -> dict[str, list[LabelledSubject]]:
     """The test subjects under each condition that the network can take.
 
@@ -171,9 +172,11 @@ def _tests(
     """
     if run.stage == "tuning":
         return {}  # choices are made on the validation patients alone
+    if contender.scans is not USUAL:
+        return {contender.scans.name: scans.load(contender.scans, split.test)}
     conditions: tuple[Condition, ...] = (USUAL, ROTATED)
     if run.fraction == 1.0:
-        conditions += plan.other_tables
+        conditions += plan.other_tables + (plan.other_grids if contender.any_grid else ())
     fixed = isinstance(network, ConvSegmenter)
     tests = {}
     for condition in conditions:

@@ -25,7 +25,7 @@ from tripq.tasks.lesions.datasets import OpenMS, open_ms
 pytestmark = pytest.mark.usefixtures("few_settling")
 
 #: The first candidate of each family that needs no other package.
-NETWORKS = ("eq-small", "conv-48", "inv-48", "tensor-48")
+NETWORKS = ("int", "conv-48", "inv-48", "tensor-48")
 CENTRES = {
     "01": (-20.0, -20.0, 21.0),
     "02": (20.0, -20.0, 21.0),
@@ -154,7 +154,7 @@ def test_networks_are_tested_on_other_tables_as_they_can_take_them(out: Path) ->
         if line["run"]["stage"] == "main" and line["run"]["fraction"] == 1.0
     }
     both = {"usual", "rotated"}
-    assert tests["eq-small"] == both | {"fewer", "shells", "shells, trained shell"}
+    assert tests["int"] == both | {"fewer", "shells", "shells, trained shell"}
     assert tests["inv-48"] == tests["tensor-48"] == both | {"fewer", "shells"}
     resampled = {"rotated, resampled", "fewer, resampled", "shells, resampled"}
     assert tests["conv-48"] == both | resampled
@@ -232,7 +232,7 @@ def test_a_finished_run_is_not_repeated_and_a_missing_one_is(  # type: ignore[no
     assert path.read_bytes() == before
 
     kept = before.decode().splitlines(keepends=True)
-    (lost,) = (line for line in kept if '"main", "contender": "eq-small", "fraction": 0.5' in line)
+    (lost,) = (line for line in kept if '"main", "contender": "int", "fraction": 0.5' in line)
     path.write_text("".join(line for line in kept if line != lost))
     assert program.reproduce(plan, sources, out, jobs=1) == []
     again = path.read_text().splitlines(keepends=True)
@@ -266,10 +266,10 @@ def test_a_run_that_fails_does_not_stop_the_others(program, plan, sources, out, 
     plan = dataclasses.replace(plan, families=plan.families[:2])
     (broken / "cohorts").symlink_to(out / "cohorts")
     (broken / "runs").mkdir()
-    (broken / "runs" / "tuning-eq-small-100-0").write_text("a file where a folder should be")
+    (broken / "runs" / "tuning-int-100-0").write_text("a file where a folder should be")
     failures = program.reproduce(plan, sources, broken, jobs=2)
     assert len(failures) == 1
-    assert "tuning-eq-small-100-0" in failures[0]
+    assert "tuning-int-100-0" in failures[0]
     assert [line["run"]["contender"] for line in lines(broken)] == ["conv-48"]
 
 
@@ -330,3 +330,64 @@ def test_splits_never_share_patients(program: ModuleType) -> None:
         assert [len(split.share(f)) for f in program.FULL.fractions] == [1, 2, 4, 10, 15]
         assert split.validation == splits[0].validation
     assert len({patient for split in splits for patient in split.test}) == 12
+
+
+def test_a_network_of_another_grid_is_tested_there_alone(  # type: ignore[no-untyped-def]
+    program, plan, sources, out: Path, tmp_path: Path
+) -> None:
+    from paper.cohort import Scans
+    from paper.plan import COARSE, split_patients
+    from paper.results import Run
+    from paper.schedule import CONTENDERS
+    from paper.work import train_and_test
+
+    coarse = dataclasses.replace(COARSE, voxel_size=4.5)
+    contender = dataclasses.replace(CONTENDERS["at-coarse"], scans=coarse)
+    (split,) = split_patients(sources.patients, plan.n_validation, plan.n_test, plan.seeds)
+    scans = Scans(tmp_path / "cohorts")
+    scans.write(sources, coarse, sources.patients, plan.voxel_size)
+    run = Run("variants", "at-coarse", 1.0, 0)
+    result = train_and_test(
+        run, contender, plan, split, scans, tmp_path / "run", "cpu", lambda progress: None
+    )
+    assert set(result.tests) == {"coarse"}
+    assert result.settings["conditions"] == ["coarse"]
+    assert result.settings["voxel_size_mm"] == pytest.approx(4.5)
+
+
+def test_a_network_of_integrals_is_tested_on_other_grids(  # type: ignore[no-untyped-def]
+    program, plan, sources, out: Path, tmp_path: Path
+) -> None:
+    from paper.cohort import Scans
+    from paper.plan import COARSE, split_patients
+    from paper.results import Run
+    from paper.schedule import CONTENDERS
+    from paper.work import train_and_test
+
+    coarse = dataclasses.replace(COARSE, voxel_size=4.5)
+    plan = dataclasses.replace(plan, other_tables=(), other_grids=(coarse,))
+    (split,) = split_patients(sources.patients, plan.n_validation, plan.n_test, plan.seeds)
+    (tmp_path / "cohorts").mkdir()
+    for cohort in (out / "cohorts").iterdir():
+        (tmp_path / "cohorts" / cohort.name).symlink_to(cohort)
+    scans = Scans(tmp_path / "cohorts")
+    scans.write(sources, coarse, split.test, plan.voxel_size)
+    for name, grids in (("int", {"coarse"}), ("conv-48", set())):
+        contender = dataclasses.replace(CONTENDERS[name], more=())
+        result = train_and_test(
+            Run("main", name, 1.0, 0), contender, plan, split, scans, tmp_path / name, "cpu",
+            lambda progress: None,
+        )  # fmt: skip
+        assert grids == set(result.tests) & {"coarse"}
+
+
+def test_the_page_compares_with_networks_of_the_grid(out: Path) -> None:
+    from paper.page import _Page
+    from paper.plan import FINE
+    from paper.results import Results
+
+    results = [r for r in Results(out / "results.jsonl").of("main") if "usual" in r.tests]
+    (run,) = [r for r in results if r.run.contender == "int" and r.run.fraction == 1.0]
+    fine = dataclasses.replace(run, tests={FINE.name: run.tests["usual"]})
+    assert _Page._change(FINE, [fine], [fine]).startswith("+0.0 %")
+    assert _Page._change(FINE, [fine], []) == ""

@@ -283,5 +283,11 @@ def test_without_monai_its_networks_are_named_and_left_out(
         rivals.MapResNetSegmenter()
     monkeypatch.setattr("paper.plan.find_spec", lambda package: None)
     plan = installed(QUICK)
-    assert plan.families == ("equivariant", "reference", "invariant maps", "tensor maps")
+    assert plan.families == (
+        "equivariant",
+        "reference",
+        "equivariant, sums",
+        "invariant maps",
+        "tensor maps",
+    )
     assert not any(run.contender.startswith("seg-") for run in tuning_runs(plan))
