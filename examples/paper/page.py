@@ -34,7 +34,6 @@ from paper.schedule import (
     tuning_runs,
 )
 from paper.statistics import Estimate, Score
-from tripq.training import Augmentation
 
 #: A split is counted where both are done.
 COMPARED = ("equivariant", "reference")
@@ -155,7 +154,8 @@ class _Page:
                         family: {
                             fraction: statistics.estimate(score, _tested(runs, USUAL.name))
                             for fraction in self.plan.fractions
-                            if (runs := self._of("main", self.names[family], fraction))
+                            if len(runs := self._of("main", self.names[family], fraction))
+                            == self.plan.seeds
                         }
                         for family in first
                     }
@@ -463,8 +463,9 @@ class _Page:
             + (
                 " More gradient tables: network with sums, trained also with scans of the same "
                 f"patients with {', '.join(condition.says for condition in MORE_TABLES)}. "
-                "Directions left out: every training batch has a random part of the directions of "
-                f"the one table, at least {_fewest(SUBSETS)}."
+                "Directions left out: as the equivariant network of the comparison, if that has "
+                "the features of the default, but each training batch has a random part of the "
+                f"directions of the one table, at least {100 * (1 - SUBSETS.dropped):.0f} %."
                 if "tables" in variants
                 else ""
             )
@@ -490,8 +491,10 @@ class _Page:
             return "Not yet run."
         return (
             "The same heads and gradient table on other grids. Nothing is resampled. The last "
-            "column compares with the network trained on voxels of that size, on the splits that "
-            "both have done; the radius of all networks is 1.5 voxels of their training.\n\n"
+            "column compares with a network that was trained on voxels of that size alone, on the "
+            "splits that both have done. That network has the features of the default and a "
+            "radius of 1.5 of its voxels, and saw each patient in one pose, the others in three; "
+            "all boxes have as many voxels, so that finer ones are smaller.\n\n"
             + _table(["network", "test", *VOXELWISE, "change of average precision"], rows)
         )
 
@@ -499,7 +502,7 @@ class _Page:
     def _change(condition: Condition, runs: list[Result], there: list[Result]) -> str:
         """In average precision, from networks trained under a condition to others tested in it."""
         common = {run.run.seed for run in runs} & {run.run.seed for run in there}
-        if not common or runs is there:
+        if not common or runs[0].run.contender == there[0].run.contender:
             return ""
         ours, theirs = (
             _tested(_of_seeds(some, list(common)), condition.name) for some in (runs, there)
@@ -557,7 +560,7 @@ class _Page:
     def _table_of(self, stage: str, says: Mapping[str, str]) -> str:
         rows = []
         for name, label in says.items():
-            if runs := self._of(stage, name):
+            if runs := [run for run in self._of(stage, name) if USUAL.name in run.tests]:
                 weights = f"{runs[0].weights:,}" if runs[0].weights else ""
                 rows.append([label, weights, str(len(runs)), *_row(VOXELWISE, _tested(runs))])
         if not rows:
@@ -638,11 +641,6 @@ class _Page:
                 rows,
             )
         )
-
-
-def _fewest(augmentation: Augmentation) -> int:
-    """Of the usual directions, how many always remain."""
-    return math.ceil((1 - augmentation.dropped) * np.count_nonzero(~USUAL.table.b0))
 
 
 def _of_seeds(runs: Sequence[Result], seeds: Sequence[int]) -> list[Result]:

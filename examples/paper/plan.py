@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
@@ -337,25 +338,7 @@ def _integral(
     )
 
 
-def _larger(
-    name: str,
-    says: str,
-    *,
-    more: tuple[Condition, ...] = TILTED,
-    scans: Condition = USUAL,
-    any_grid: bool = True,
-    augment: Augmentation | None = None,
-) -> Contender:
-    return _integral(
-        name,
-        says,
-        features=LARGER,
-        steps=1600,
-        more=more,
-        scans=scans,
-        any_grid=any_grid,
-        augment=augment,
-    )
+_larger = partial(_integral, features=LARGER, steps=1600)
 
 
 def _convolutional(

@@ -149,6 +149,23 @@ def test_outputs_and_gradients_are_those_of_the_definition(filter, antipodal, ir
     assert all(result[0].norm() > 0 for result in results.values() if result)
 
 
+def test_features_may_be_a_view_of_others():
+    graph = patches((3, 3, 2), radius=2.8)
+    layer = PQTensorFieldLayer(
+        IRREPS, IRREPS, 2.8, lmax_p=2, lmax_q=2, quadrature="sum", backend="fourier"
+    ).double()
+    rows = torch.randn(4, graph.n_voxels, layer.irreps_in.dim, dtype=torch.float64)
+    outputs = []
+    for x in (rows.transpose(0, 1), rows.transpose(0, 1).contiguous()):
+        x.requires_grad_()
+        y = layer(x, graph)
+        (gradient,) = torch.autograd.grad(y.square().sum(), x)
+        outputs.append((y, gradient))
+    for view, copy in zip(*outputs, strict=True):
+        assert copy.norm() > 0
+        torch.testing.assert_close(view, copy, rtol=0, atol=0)
+
+
 def lengths_of(*lengths: float) -> np.ndarray:
     """A gradient table with these |q|."""
     directions = np.random.default_rng(0).normal(size=(len(lengths), 3))

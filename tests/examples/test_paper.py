@@ -381,13 +381,33 @@ def test_a_network_of_integrals_is_tested_on_other_grids(  # type: ignore[no-unt
         assert grids == set(result.tests) & {"coarse"}
 
 
-def test_the_page_compares_with_networks_of_the_grid(out: Path) -> None:
+def test_the_page_compares_with_networks_of_the_grid(program, plan, sources, out: Path) -> None:  # type: ignore[no-untyped-def]
+    from paper.cohort import Scans
     from paper.page import _Page
-    from paper.plan import FINE
-    from paper.results import Results
+    from paper.plan import FINE, split_patients
+    from paper.results import Results, Run
+    from paper.schedule import Experiment
 
-    results = [r for r in Results(out / "results.jsonl").of("main") if "usual" in r.tests]
-    (run,) = [r for r in results if r.run.contender == "int" and r.run.fraction == 1.0]
-    fine = dataclasses.replace(run, tests={FINE.name: run.tests["usual"]})
-    assert _Page._change(FINE, [fine], [fine]).startswith("+0.0 %")
-    assert _Page._change(FINE, [fine], []) == ""
+    results = Results(out / "results.jsonl")
+    (run,) = (r for r in results.of("main") if r.run.key == "main-int-100-0")
+    tested = run.tests["usual"]
+    (subject,) = tested.subjects
+    # Every lesion voxel above every healthy voxel: average precision 1.
+    sick, healthy = (
+        subject.scores.lesion_voxels,
+        subject.scores.voxels - subject.scores.lesion_voxels,
+    )
+    sure = tuple((0 if i else healthy, sick) for i in range(len(subject.curve)))
+    perfect = dataclasses.replace(tested, subjects=(dataclasses.replace(subject, curve=sure),))
+    results._results[run.run] = dataclasses.replace(run, tests={**run.tests, FINE.name: tested})
+    there = dataclasses.replace(
+        run, run=Run("variants", "at-fine", 1.0, 0), tests={FINE.name: perfect}
+    )
+    results._results[there.run] = there
+    splits = split_patients(sources.patients, plan.n_validation, plan.n_test, plan.seeds)
+    page = _Page(results, Experiment(plan, splits, Scans(out / "cohorts"), out, "cpu"))
+    rows = [line for line in page._grids().splitlines() if f"| {FINE.says} |" in line]
+    changes = [row.split("|")[-2].strip() for row in rows]
+    assert changes[0].startswith("-")
+    assert changes[1:] == [""]
+    assert page._table_of("variants", {"at-fine": "elsewhere"}) == "Not yet run."

@@ -46,8 +46,8 @@ class Request:
     differentiated_p, differentiated_q : bool
         Whether the p-offsets, and the q-vectors or quadrature weights, require gradients or carry
         tangents.
-    half : bool
-        Whether autocast lets convolutions compute in half precision.
+    bfloat16 : bool
+        Whether autocast lets convolutions compute in bfloat16.
     """
 
     edges: PEdges
@@ -58,7 +58,7 @@ class Request:
     budget: int
     differentiated_p: bool = False
     differentiated_q: bool = False
-    half: bool = False
+    bfloat16: bool = False
 
     @classmethod
     def of(cls, edges: PEdges, q: QSpace | NodeSpace, filter: PQFilter, budget: int) -> Request:
@@ -76,7 +76,7 @@ class Request:
             budget,
             any(_differentiated(t) for t in (edges.offsets, edges.weights) if t is not None),
             any(_differentiated(t) for t in of_q),
-            torch.is_autocast_enabled(filter.weight.device.type),
+            _in_bfloat16(filter.weight),
         )
 
     @property
@@ -154,6 +154,16 @@ class Request:
     def features(self) -> int:
         """Numbers of the input and the output."""
         return self.n_voxels * (self.n_in * self.filter.dim_in + self.n_out * self.filter.dim_out)
+
+
+def _in_bfloat16(weight: Tensor) -> bool:
+    """Whether convolutions with some weights compute in bfloat16 under autocast."""
+    kind = weight.device.type
+    return (
+        torch.is_autocast_enabled(kind)
+        and torch.get_autocast_dtype(kind) == torch.bfloat16
+        and weight.dtype != torch.float64
+    )
 
 
 def _differentiated(t: Tensor) -> bool:
@@ -239,8 +249,8 @@ class BackEnd:
     rates : mapping of str to float
         Multiply-adds in a nanosecond by kind of device: what it reached on the workloads of
         ``perf/profile.py``.  Machines differ, but only the ratios between back ends matter.  Those
-        of a GPU are rough, of trials on an H100 in float32.  ``"cpu, half"`` is the rate under
-        autocast, where it is another one.
+        of a GPU are rough, of trials on an H100 in float32.  ``"cpu, bfloat16"`` is the rate under
+        autocast, if it is another one, on processors with instructions for it.
     evaluate : callable
         ``evaluate(x, edges, q, filter, budget)``, see `tripq.backends`; for requests without an
         obstacle only.

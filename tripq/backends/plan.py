@@ -16,6 +16,7 @@ import torch
 
 from tripq.backends import BACKENDS
 from tripq.backends.base import BackEnd, Request
+from tripq.backends.precision import has_bfloat16
 from tripq.domain.nodes import NodeSpace
 from tripq.domain.qspace import QSpace
 from tripq.domain.voxels import PEdges
@@ -151,7 +152,7 @@ def make_plan(backend: Backend, request: Request) -> Plan:
         request.budget,
         request.differentiated_p,
         request.differentiated_q,
-        request.half,
+        request.bfloat16,
         backend,
     )
     return plan
@@ -167,12 +168,12 @@ def _kept_plan(
     budget: int,
     differentiated_p: bool,
     differentiated_q: bool,
-    half: bool,
+    bfloat16: bool,
     backend: Backend,
 ) -> Plan:
     """A plan, kept as long as scan and filter exist; it holds only numbers."""
     request = Request(
-        edges, filter, q, dtype, device, budget, differentiated_p, differentiated_q, half
+        edges, filter, q, dtype, device, budget, differentiated_p, differentiated_q, bfloat16
     )
     if backend != "auto" and (why := BACKENDS[backend].obstacle(request)) is not None:
         raise ValueError(
@@ -203,8 +204,8 @@ def _estimate(back_end: BackEnd, request: Request) -> Estimate:
     moved = (work.moved + request.features) * item
     held = (work.whole + request.features) * item + min(work.held * item, request.budget)
     rate = back_end.rates[device]
-    if request.half:
-        rate = back_end.rates.get(f"{device}, half", rate)
+    if request.bfloat16 and has_bfloat16(device):
+        rate = back_end.rates.get(f"{device}, bfloat16", rate)
     seconds = work.operations / rate + moved / BANDWIDTH[device]
     return Estimate(back_end.name, work.operations, moved, held, seconds / 1e9)
 

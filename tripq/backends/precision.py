@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from threading import Lock
@@ -22,6 +22,15 @@ Evaluate = Callable[[Tensor, PEdges, QSpace | NodeSpace, PQFilter, int], Tensor]
 
 
 _HALF = (torch.bfloat16, torch.float16)
+
+
+def has_bfloat16(device: str) -> bool:
+    """Whether a kind of device has instructions for bfloat16; without them it is far slower."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    # Older versions of torch do not report the capabilities of a processor.
+    able: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return device == "cpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def check_dtype(x: Tensor, weight: Tensor) -> None:

@@ -8,7 +8,7 @@ import math
 import pickle
 import signal
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -21,6 +21,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
 from torch import Tensor, nn
 
+from tripq.backends.precision import has_bfloat16
 from tripq.infra.distributed import connected
 from tripq.infra.files import read_json, write_text
 from tripq.infra.rank import Rank
@@ -156,15 +157,7 @@ def choose_precision(precision: Precision, device: str) -> Literal["32-true", "b
     """
     if precision != "auto":
         return precision
-    return "bf16-mixed" if _has_bfloat16(device) else "32-true"
-
-
-def _has_bfloat16(device: str) -> bool:
-    if device.startswith("cuda"):
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    # Older versions of torch do not report the capabilities of a processor.
-    able: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return device == "cpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return "bf16-mixed" if has_bfloat16(device) else "32-true"
 
 
 def training_state(folder: str | PathLike[str]) -> Literal["new", "interrupted", "finished"]:

@@ -93,16 +93,17 @@ def convolve_twin(x: Tensor, operands: Operands, layout: Layout, tiles: Tiles) -
             terms.append(torch.einsum("fdc,bfco->bfod", torch.complex(even, -odd), a[..., run]))
         totals.append(torch.stack(terms).sum(dim=0))
     spectrum = torch.cat(totals, dim=2).unflatten(1, frequencies(tiles.shape))
-    x, y, z = tiles.core
-    box = torch.fft.irfftn(spectrum, s=tiles.shape, dim=(1, 2, 3))[:, :x, :y, :z]
+    core = (slice(None), *(slice(n) for n in tiles.core))
+    box = torch.fft.irfftn(spectrum, s=tiles.shape, dim=(1, 2, 3))[core]
     places = torch.cat([b * prod(tiles.core) + at for b, at in enumerate(tiles.places)])
     rows = box.flatten(0, 3)[places[torch.cat(tiles.voxels).argsort()]]
     return rows[:, layout.order.argsort()]
 
 
 def bytes_per_place(x: Tensor, n_out: int, dim_out: int) -> int:
-    """Memory per place of a tile: spectra, and what is transformed."""
-    return 2 * x.element_size() * (x.shape[1] * x.shape[2] + n_out * dim_out)
+    """Memory per place of a tile: spectra, what is transformed, and copies of a GPU."""
+    arrays = 2 if x.device.type == "cpu" else 4
+    return arrays * x.element_size() * (x.shape[1] * x.shape[2] + n_out * dim_out)
 
 
 class _Convolution(torch.autograd.Function):
@@ -172,8 +173,7 @@ def _backward(
     """Gradients of `x` and of the operands; of those that are not needed, something."""
     stages = Stages(operands, layout)
     needs_x, *needs = needed
-    grad_x = torch.zeros_like(x)
-    # Contiguous: filled by views.
+    grad_x = x.new_zeros(x.shape)  # contiguous: filled by views
     grads = Operands.unpack([t.new_zeros(t.shape) for t in operands.pack()])
     wanted = Operands.unpack(needs)  # type: ignore[arg-type]  # a truth value for each tensor
     weights = tiles.weights(x)[:, None]
@@ -205,6 +205,7 @@ def _backward(
                     stages.aggregate_back(i, s, aggregated, grad_rows[i])
             for read, values in zip(rows, grad_rows, strict=True):
                 read.copy_(values)
+        del totals
         if needs_x:
             _add(spectra, grad_x, layout, group)
     grads.transfer.mul_(weights)
@@ -249,9 +250,10 @@ def _spectra(x: Tensor, layout: Layout, tiles: Tiles) -> list[Tensor]:
     n_tiles, n_places = tiles.source.shape
     columns = layout.columns_in(x.shape[2])
     boxes = [x.new_zeros(n_tiles, n_places, len(some)) for some in columns]
+    features = x.flatten(1)
     for b, source in enumerate(tiles.source):
         (places,) = (source < len(x)).nonzero(as_tuple=True)
-        rows = x.flatten(1).index_select(0, source[places])
+        rows = features.index_select(0, source[places])
         for box, some in zip(boxes, columns, strict=True):
             box[b].index_copy_(0, places, rows.index_select(1, some))
     return [transform(boxes.pop(0).unflatten(1, tiles.shape), tiles.shape) for _ in columns]
@@ -259,7 +261,7 @@ def _spectra(x: Tensor, layout: Layout, tiles: Tiles) -> list[Tensor]:
 
 @record_function("tripq: transforms")
 def _add(spectra: list[Tensor], x: Tensor, layout: Layout, tiles: Tiles) -> None:
-    """The transpose of `_spectra` up to `Tiles.weights`, added to `x`."""
+    """The transpose of `_spectra` up to `Tiles.weights`, added to `x`, which is contiguous."""
     columns = layout.columns_in(x.shape[2])
     boxes = [transform_back(spectra.pop(0), tiles.shape, tiles.shape) for _ in columns]
     for b, source in enumerate(tiles.source):
@@ -288,8 +290,9 @@ def _read(grad: Tensor, layout: Layout, tiles: Tiles) -> list[Tensor]:
     """The transpose of `_write`, up to `Tiles.weights`."""
     columns = layout.columns_out(grad.shape[2])
     boxes = [grad.new_zeros(len(tiles.voxels), prod(tiles.core), len(some)) for some in columns]
+    features = grad.flatten(1)
     for b, (voxels, places) in enumerate(zip(tiles.voxels, tiles.places, strict=True)):
-        rows = grad.flatten(1).index_select(0, voxels)
+        rows = features.index_select(0, voxels)
         for box, some in zip(boxes, columns, strict=True):
             box[b].index_copy_(0, places, rows.index_select(1, some))
     return [

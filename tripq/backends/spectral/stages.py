@@ -27,7 +27,7 @@ class Layout:
     Attributes
     ----------
     channels, directions : tuple of I Tensors of shape (C_i,) and (Q_i,), int64
-        Input channels and input directions of each of I inputs.
+        Input channels and input directions of each of I inputs; no feature is in two inputs.
     runs : tuple of S slices
         The output directions of each shell.
     order : Tensor of shape (Q_out,), int64

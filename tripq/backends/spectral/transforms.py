@@ -4,8 +4,9 @@ Boxes and spectra have the places or frequencies first and the features last, as
 elsewhere.  Along the last axis of the grid half of the frequencies are enough.
 
 On a CPU each axis is one product with a matrix of cosines and sines.  Tiles are a few dozen voxels
-long: there this takes about as long as a fast Fourier transform, but nothing needs another order in
-memory, which takes longer than either.  Places that are zero, or not wanted, take no time.
+long: there this takes about as long as a fast Fourier transform, but voxels stay the rows of all
+arrays, and a transposition would take longer than either.  Places that are zero, or not wanted,
+take no time.
 """
 
 from __future__ import annotations
@@ -184,6 +185,7 @@ def _of_complex(n: int, places: int, dtype: torch.dtype) -> Tensor:
 
 def _waves(n: int, n_frequencies: int, places: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines (frequency, place) on a ring of n places, float64."""
-    turns = torch.arange(n_frequencies)[:, None] * torch.arange(places) % n
+    f, p = (torch.arange(m, device="cpu") for m in (n_frequencies, places))
+    turns = f[:, None] * p % n
     angle = 2 * pi / n * turns.double()
     return angle.cos(), angle.sin()
