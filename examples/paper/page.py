@@ -318,7 +318,7 @@ class _Page:
         return {label: runs for label, runs in found.items() if runs}
 
     def _is_rival(self, family: str) -> bool:
-        return family not in (*OURS, "reference") and self._has_run(family)
+        return family not in (*OURS, *COMPARED) and self._has_run(family)
 
     def _lead(self, runs: list[Result]) -> float:
         """Of the equivariant network over some runs, in average precision on their splits."""
@@ -463,9 +463,9 @@ class _Page:
             + (
                 " More gradient tables: network with sums, trained also with scans of the same "
                 f"patients with {', '.join(condition.says for condition in MORE_TABLES)}. "
-                "Directions left out: as the equivariant network of the comparison, if that has "
-                "the features of the default, but each training batch has a random part of the "
-                f"directions of the one table, at least {100 * (1 - SUBSETS.dropped):.0f} %."
+                "Directions left out: integrals and the features of the default; of each scan, a "
+                "training batch has a random part of the directions, at least "
+                f"{100 * (1 - SUBSETS.dropped):.0f} %."
                 if "tables" in variants
                 else ""
             )
@@ -501,13 +501,10 @@ class _Page:
     @staticmethod
     def _change(condition: Condition, runs: list[Result], there: list[Result]) -> str:
         """In average precision, from networks trained under a condition to others tested in it."""
-        common = {run.run.seed for run in runs} & {run.run.seed for run in there}
+        common = sorted({run.run.seed for run in runs} & {run.run.seed for run in there})
         if not common or runs[0].run.contender == there[0].run.contender:
             return ""
-        ours, theirs = (
-            _tested(_of_seeds(some, list(common)), condition.name) for some in (runs, there)
-        )
-        return _percent(statistics.ratio(statistics.average_precision, ours, theirs))
+        return _gain(_of_seeds(runs, common), _of_seeds(there, common), condition.name)
 
     def _heads(self) -> str:
         rows = []
@@ -671,9 +668,10 @@ def _percent(estimate: Estimate) -> str:
     return f"{value:+.1f} % ({low:+.1f} to {high:+.1f})"
 
 
-def _gain(runs: Sequence[Result], over: Sequence[Result]) -> str:
-    """In average precision on the usual scans."""
-    return _percent(statistics.ratio(statistics.average_precision, _tested(runs), _tested(over)))
+def _gain(runs: Sequence[Result], over: Sequence[Result], name: str = USUAL.name) -> str:
+    """In average precision under a condition."""
+    ours, theirs = (_tested(some, name) for some in (runs, over))
+    return _percent(statistics.ratio(statistics.average_precision, ours, theirs))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

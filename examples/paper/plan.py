@@ -197,7 +197,6 @@ COARSE = Condition("coarse", "voxels of 3 mm", _TABLE, voxel_size=3.0)
 MIDDLE = Condition("middle", "voxels of 2 mm", _TABLE, voxel_size=2.0)
 OTHER_GRIDS = (FINE, COARSE)
 
-
 #: Boxes with a part of the directions, 10 of 32 at least, and no other change.
 SUBSETS = Augmentation(noise=0.0, bias=0.0, b0_error=0.0, dropped=0.7, field=0.0, contrast=0.0)
 
@@ -338,6 +337,7 @@ def _integral(
     )
 
 
+#: With the features that are the default of `LesionSegmenter`.
 _larger = partial(_integral, features=LARGER, steps=1600)
 
 

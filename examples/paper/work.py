@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -117,6 +118,7 @@ def train_and_test(
             "largest_steps": steps,
             "boxes": f"{plan.n_boxes} of {plan.box_size} voxels",
             "conditions": [condition.name for condition in conditions],
+            "augmentation": contender.augment and asdict(contender.augment),
             "batch_norms_settled": contender.settle,
             "precision": record.precision,
             "voxel_size_mm": plan.edge(contender),

@@ -336,13 +336,13 @@ def test_a_network_of_another_grid_is_tested_there_alone(  # type: ignore[no-unt
     program, plan, sources, out: Path, tmp_path: Path
 ) -> None:
     from paper.cohort import Scans
-    from paper.plan import COARSE, split_patients
+    from paper.plan import COARSE, SUBSETS, split_patients
     from paper.results import Run
     from paper.schedule import CONTENDERS
     from paper.work import train_and_test
 
     coarse = dataclasses.replace(COARSE, voxel_size=4.5)
-    contender = dataclasses.replace(CONTENDERS["at-coarse"], scans=coarse)
+    contender = dataclasses.replace(CONTENDERS["at-coarse"], scans=coarse, augment=SUBSETS)
     (split,) = split_patients(sources.patients, plan.n_validation, plan.n_test, plan.seeds)
     scans = Scans(tmp_path / "cohorts")
     scans.write(sources, coarse, sources.patients, plan.voxel_size)
@@ -353,6 +353,7 @@ def test_a_network_of_another_grid_is_tested_there_alone(  # type: ignore[no-unt
     assert set(result.tests) == {"coarse"}
     assert result.settings["conditions"] == ["coarse"]
     assert result.settings["voxel_size_mm"] == pytest.approx(4.5)
+    assert result.settings["augmentation"]["dropped"] == SUBSETS.dropped
 
 
 def test_a_network_of_integrals_is_tested_on_other_grids(  # type: ignore[no-untyped-def]

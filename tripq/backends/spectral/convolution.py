@@ -203,8 +203,8 @@ def _backward(
                         flat = aggregated.reshape(-1, target[0].numel())
                         target += (read.T @ flat).view_as(target)
                     stages.aggregate_back(i, s, aggregated, grad_rows[i])
-            for read, values in zip(rows, grad_rows, strict=True):
-                read.copy_(values)
+            for parts, values in zip(rows, grad_rows, strict=True):
+                parts.copy_(values)
         del totals
         if needs_x:
             _add(spectra, grad_x, layout, group)
@@ -261,7 +261,10 @@ def _spectra(x: Tensor, layout: Layout, tiles: Tiles) -> list[Tensor]:
 
 @record_function("tripq: transforms")
 def _add(spectra: list[Tensor], x: Tensor, layout: Layout, tiles: Tiles) -> None:
-    """The transpose of `_spectra` up to `Tiles.weights`, added to `x`, which is contiguous."""
+    """The transpose of `_spectra` up to `Tiles.weights`, added to `x`, which is contiguous.
+
+    The list is emptied, so that no spectrum is held for longer than it is needed.
+    """
     columns = layout.columns_in(x.shape[2])
     boxes = [transform_back(spectra.pop(0), tiles.shape, tiles.shape) for _ in columns]
     for b, source in enumerate(tiles.source):
@@ -274,7 +277,10 @@ def _add(spectra: list[Tensor], x: Tensor, layout: Layout, tiles: Tiles) -> None
 
 @record_function("tripq: transforms")
 def _write(totals: list[Tensor], out: Tensor, layout: Layout, tiles: Tiles) -> None:
-    """Outputs of each shell in Fourier space, (B, 2, F, dim_out, Q), to `out`."""
+    """Outputs of each shell in Fourier space, (B, 2, F, dim_out, Q), to `out`.
+
+    The list is emptied, so that no spectrum is held for longer than it is needed.
+    """
     columns = layout.columns_out(out.shape[2])
     shape, core = tiles.shape, tiles.core
     boxes = [transform_back(totals.pop(0).flatten(3), shape, core) for _ in columns]

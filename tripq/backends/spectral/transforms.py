@@ -1,7 +1,7 @@
 r"""Fourier transforms of boxes of a grid.
 
-Boxes and spectra have the places or frequencies first and the features last, as features are held
-elsewhere.  Along the last axis of the grid half of the frequencies are enough.
+Boxes and spectra have places or frequencies first and features last, as layers do.  Along the last
+axis of the grid half of the frequencies are enough.
 
 On a CPU each axis is one product with a matrix of cosines and sines.  Tiles are a few dozen voxels
 long: there this takes about as long as a fast Fourier transform, but voxels stay the rows of all
